@@ -1,0 +1,294 @@
+//! Attention of new queries over the compressed cache: heads of unlike length, grouped queries, no copy of K or V.
+//!
+//! Online softmax: rows go by in blocks; each query keeps its maximum, its sum and a weighted sum of values, rescaled when
+//! the maximum grows. Each kept row is read once for all query heads of its group.
+
+use crate::backend::{Backend, KEY_BLOCK, RowStat};
+use crate::error::{ErrorKind, Result, ensure};
+use crate::params::{Shape, scale_or_default, split, validate_logit_options};
+use crate::view::{Dtype, Tensor, TensorMut};
+use crate::workspace::{Carver, size_of_carve};
+
+/// New tokens that go over the cache together.
+const QUERY_TILE: usize = 8;
+
+/// Options of [`attend`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AttendParams<'a> {
+    /// Factor on `q · k`. `None`: `1 / sqrt(head_dim_k)`.
+    pub scale: Option<f32>,
+    /// Logit soft-cap, as in `ScoreParams`.
+    pub softcap: Option<f32>,
+    /// Whether each head's last `n_new` rows are the new tokens' own, so that query `t` sees all rows but the last
+    /// `n_new − 1 − t`. Otherwise every query sees every row.
+    pub causal: bool,
+    /// Each query sees rows of the last so many positions, its own included. Needs `positions`.
+    pub sliding_window: Option<usize>,
+    /// Where the rows stand in the text.
+    pub positions: Option<Positions<'a>>,
+}
+
+/// True positions of the rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Positions<'a> {
+    /// Positions of each head's first rows, as `select` returned them.
+    pub kept_indices: &'a [u32],
+    /// Their prefix sum, `n_kv_heads + 1` entries.
+    pub cu_kept: &'a [u32],
+    /// Position of each head's next row after the kept ones; later rows count on from there.
+    pub n_base: u32,
+}
+
+impl Positions<'_> {
+    fn of(&self, head: usize, row: usize) -> u64 {
+        let kept = &self.kept_indices[self.cu_kept[head] as usize..self.cu_kept[head + 1] as usize];
+        match kept.get(row) {
+            Some(&position) => position as u64,
+            None => self.n_base as u64 + (row - kept.len()) as u64,
+        }
+    }
+
+    fn validate(&self, n_kv_heads: usize) -> Result<()> {
+        ensure(self.cu_kept.len() > n_kv_heads, ErrorKind::BufferSize, c"cu_kept")?;
+        ensure(self.cu_kept[..=n_kv_heads].is_sorted(), ErrorKind::Indices, c"cu_kept")?;
+        let n = self.cu_kept[n_kv_heads] as usize;
+        ensure(n <= self.kept_indices.len(), ErrorKind::BufferSize, c"kept_indices")
+    }
+}
+
+/// What [`attend`] reads.
+#[derive(Clone, Copy, Debug)]
+pub struct AttendInputs<'a> {
+    /// New queries after RoPE: `[n_new, n_q_heads, head_dim_k]`.
+    pub q: Tensor<'a>,
+    /// Keys: `[rows of each head, n_kv_heads, head_dim_k]`.
+    pub k: Tensor<'a>,
+    /// Values: `[rows of each head, n_kv_heads, head_dim_v]`.
+    pub v: Tensor<'a>,
+}
+
+struct Buffers<'a> {
+    q: &'a mut [f32],
+    /// `[KEY_BLOCK, rows]`: logits, then weights.
+    tile: &'a mut [f32],
+    acc: &'a mut [f32],
+    max: &'a mut [f32],
+    sum: &'a mut [f64],
+}
+
+impl<'a> Buffers<'a> {
+    fn carve(c: &mut Carver<'a>, shape: &Shape) -> Result<Self> {
+        let rows = shape.group_size() * QUERY_TILE.min(shape.n_tokens);
+        Ok(Self {
+            q: c.take(rows * shape.head_dim_k)?,
+            tile: c.take(rows * KEY_BLOCK)?,
+            acc: c.take(rows * shape.head_dim_v)?,
+            max: c.take(rows)?,
+            sum: c.take(rows)?,
+        })
+    }
+}
+
+/// Bytes of workspace that one part of [`attend`] needs. `shape.n_tokens` is the number of new queries; `shape.window` is
+/// not used.
+pub fn workspace_size(shape: &Shape) -> Result<usize> {
+    shape.validate()?;
+    size_of_carve(|c| Buffers::carve(c, shape))
+}
+
+/// Attention of `shape.n_tokens` new queries over the rows of `k` and `v`, for the KV heads of one part.
+///
+/// `out` is f32 `[n_new, n_q_heads, head_dim_v]`; `lse`, if wanted, f32 `[n_new, n_q_heads, 1]`. A query that sees no
+/// row gets zeros and −∞. Parts write different query heads. The result does not depend on `n_parts`.
+#[expect(clippy::too_many_arguments, reason = "the C function's arguments, one to one")]
+pub fn attend(
+    backend: Backend,
+    shape: &Shape,
+    params: &AttendParams,
+    inputs: &AttendInputs,
+    out: &TensorMut,
+    lse: Option<&TensorMut>,
+    part: usize,
+    n_parts: usize,
+    workspace: &mut [u8],
+) -> Result<()> {
+    attend_in(backend, shape, params, inputs, out, lse, part, n_parts, &mut Carver::over(workspace)?)
+}
+
+#[expect(clippy::too_many_arguments, reason = "the C function's arguments, one to one")]
+pub(crate) fn attend_in(
+    backend: Backend,
+    shape: &Shape,
+    params: &AttendParams,
+    inputs: &AttendInputs,
+    out: &TensorMut,
+    lse: Option<&TensorMut>,
+    part: usize,
+    n_parts: usize,
+    carver: &mut Carver,
+) -> Result<()> {
+    shape.validate()?;
+    validate_logit_options(params.scale, params.softcap)?;
+    let n_new = shape.n_tokens;
+    let fits = |t: &Tensor, heads: usize, dim: usize, rows: &dyn Fn(usize) -> bool| {
+        t.n_heads() == heads && t.dim() == dim && (0..heads).all(rows)
+    };
+    let AttendInputs { q, k, v } = inputs;
+    ensure(fits(q, shape.n_q_heads, shape.head_dim_k, &|h| q.rows(h) >= n_new), ErrorKind::Shape, c"q")?;
+    ensure(
+        fits(k, shape.n_kv_heads, shape.head_dim_k, &|h| !params.causal || k.rows(h) >= n_new),
+        ErrorKind::Shape,
+        c"k",
+    )?;
+    ensure(fits(v, shape.n_kv_heads, shape.head_dim_v, &|h| v.rows(h) >= k.rows(h)), ErrorKind::Shape, c"v")?;
+    let result = |t: &TensorMut, dim: usize, name| {
+        let t = t.as_tensor();
+        ensure(t.dtype() == Dtype::F32, ErrorKind::Dtype, name)?;
+        ensure(fits(&t, shape.n_q_heads, dim, &|h| t.rows(h) >= n_new), ErrorKind::Shape, name)
+    };
+    result(out, shape.head_dim_v, c"out")?;
+    lse.map_or(Ok(()), |lse| result(lse, 1, c"lse"))?;
+    match (&params.positions, params.sliding_window) {
+        (Some(positions), _) => positions.validate(shape.n_kv_heads)?,
+        (None, Some(_)) => return ensure(false, ErrorKind::Null, c"kept_indices"),
+        (None, None) => {}
+    }
+    let heads = split(shape.n_kv_heads, part, n_parts)?;
+    let mut b = Buffers::carve(carver, shape)?;
+    for head in heads {
+        for first in (0..n_new).step_by(QUERY_TILE) {
+            let n = QUERY_TILE.min(n_new - first);
+            let tile = Tile { backend, shape, params, inputs, head, first, n };
+            tile.run(&mut b).map_err(|e| e.at_head(head).at_layer(shape.layer))?;
+            tile.write(&b, out, lse);
+        }
+    }
+    Ok(())
+}
+
+/// `n` new tokens' queries of one KV head's group, from token `first` on.
+struct Tile<'a> {
+    backend: Backend,
+    shape: &'a Shape,
+    params: &'a AttendParams<'a>,
+    inputs: &'a AttendInputs<'a>,
+    head: usize,
+    first: usize,
+    n: usize,
+}
+
+impl Tile<'_> {
+    fn n_queries(&self) -> usize {
+        self.n * self.shape.group_size()
+    }
+
+    /// Token and query head of the tile's `r`-th query.
+    fn query(&self, r: usize) -> (usize, usize) {
+        let group = self.shape.group_size();
+        (self.first + r / group, self.head * group + r % group)
+    }
+
+    /// The rows that new token `t` sees.
+    fn visible(&self, t: usize) -> core::ops::Range<usize> {
+        let n_rows = self.inputs.k.rows(self.head);
+        let end = if self.params.causal { n_rows - (self.shape.n_tokens - 1 - t) } else { n_rows };
+        let begin = match (self.params.sliding_window, &self.params.positions) {
+            (Some(swa), Some(positions)) if end > 0 => {
+                // A query's own row is its last visible one; without `causal` it comes after all rows.
+                let own = if self.params.causal {
+                    positions.of(self.head, end - 1)
+                } else {
+                    positions.of(self.head, end) + t as u64
+                };
+                let oldest = (own + 1).saturating_sub(swa as u64);
+                // Positions ascend along the rows.
+                partition_point(end, |row| positions.of(self.head, row) < oldest)
+            }
+            _ => 0,
+        };
+        begin..end
+    }
+
+    fn run(&self, b: &mut Buffers) -> Result<()> {
+        let kernels = self.backend.kernels;
+        let (dk, dv, n) = (self.shape.head_dim_k, self.shape.head_dim_v, self.n_queries());
+        let AttendInputs { q, k, v } = self.inputs;
+        let scale = scale_or_default(self.params.scale, dk);
+        for (r, row) in b.q[..n * dk].chunks_exact_mut(dk).enumerate() {
+            let (t, h) = self.query(r);
+            q.widen(h, t, row);
+            row.iter_mut().for_each(|x| *x *= scale);
+        }
+        b.acc.fill(0.0);
+        b.max.fill(RowStat::EMPTY.max);
+        b.sum.fill(RowStat::EMPTY.sum);
+        let begin = (self.first..self.first + self.n).map(|t| self.visible(t).start).min().unwrap_or(0);
+        let end = self.visible(self.first + self.n - 1).end;
+        for block in (begin..end).step_by(KEY_BLOCK) {
+            let rows = block..end.min(block + KEY_BLOCK);
+            for (row, logits) in rows.clone().zip(b.tile.chunks_exact_mut(n)) {
+                (kernels.dot)(k, self.head, row, &b.q[..n * dk], logits);
+            }
+            let tile = &mut b.tile[..rows.len() * n];
+            ensure(tile.iter().all(|x| x.is_finite()), ErrorKind::NonFinite, c"q or k")?;
+            if let Some(cap) = self.params.softcap {
+                (kernels.softcap)(tile, cap);
+            }
+            for r in 0..n {
+                let sees = self.visible(self.query(r).0);
+                let mut logits = [0.0f32; KEY_BLOCK];
+                let mut n_seen = 0;
+                for (i, row) in rows.clone().enumerate() {
+                    if sees.contains(&row) {
+                        logits[n_seen] = tile[i * n + r];
+                        n_seen += 1;
+                    }
+                }
+                let old = b.max[r];
+                let mut stat = RowStat { max: old, sum: b.sum[r] };
+                if n_seen > 0 {
+                    (kernels.row_stats)(&logits[..n_seen], &mut stat);
+                }
+                (b.max[r], b.sum[r]) = (stat.max, stat.sum);
+                if stat.max > old && old > RowStat::EMPTY.max {
+                    let shrink = crate::backend::scalar::exp(old - stat.max);
+                    b.acc[r * dv..(r + 1) * dv].iter_mut().for_each(|x| *x *= shrink);
+                }
+                for (i, row) in rows.clone().enumerate() {
+                    let weight = &mut tile[i * n + r];
+                    *weight = if sees.contains(&row) { crate::backend::scalar::exp(*weight - stat.max) } else { 0.0 };
+                }
+            }
+            for (row, weights) in rows.clone().zip(b.tile.chunks_exact(n)) {
+                (kernels.add_scaled)(v, self.head, row, weights, &mut b.acc[..n * dv]);
+            }
+        }
+        ensure(b.acc[..n * dv].iter().all(|x| x.is_finite()), ErrorKind::NonFinite, c"v")
+    }
+
+    fn write(&self, b: &Buffers, out: &TensorMut, lse: Option<&TensorMut>) {
+        let dv = self.shape.head_dim_v;
+        let mut values = [0.0f32; crate::params::MAX_HEAD_DIM];
+        for r in 0..self.n_queries() {
+            let (t, h) = self.query(r);
+            let inverse = if b.sum[r] > 0.0 { (1.0 / b.sum[r]) as f32 } else { 0.0 };
+            for (value, &x) in values.iter_mut().zip(&b.acc[r * dv..(r + 1) * dv]) {
+                *value = x * inverse;
+            }
+            out.write_row(h, t, &values[..dv]);
+            if let Some(lse) = lse {
+                lse.write_row(h, t, &[(b.max[r] as f64 + libm::log(b.sum[r])) as f32]);
+            }
+        }
+    }
+}
+
+/// How many of the first `n` indices satisfy `before`, which holds up to some index and not from there on.
+fn partition_point(n: usize, before: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (0, n);
+    while low < high {
+        let middle = (low + high) / 2;
+        if before(middle) { low = middle + 1 } else { high = middle }
+    }
+    low
+}

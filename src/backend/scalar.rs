@@ -1,0 +1,155 @@
+//! The complete backend, in safe Rust: every slot, every element type, every stride.
+//!
+//! Loops run over fixed blocks of f32 without branches, so that a compiler can vectorise them; sums run in one fixed
+//! order, so that the result does not depend on who does.
+
+use super::{KEY_BLOCK, Kernels, RowStat};
+use crate::view::Tensor;
+
+/// The scalar table.
+pub(crate) static KERNELS: Kernels = Kernels {
+    name: "scalar",
+    pack_keys,
+    logits,
+    softcap,
+    row_stats,
+    add_exp,
+    l1_norm,
+    pool_max,
+    dot,
+    add_scaled,
+};
+
+fn pack_keys(k: &Tensor, head: usize, first: usize, n: usize, panel: &mut [f32]) {
+    if n < KEY_BLOCK {
+        panel.fill(0.0);
+    }
+    for i in 0..n {
+        k.for_each(head, first + i, |c, x| panel[c * KEY_BLOCK + i] = x);
+    }
+}
+
+fn logits(q: &[f32], panel: &[f32], tile: &mut [f32]) -> bool {
+    let d = panel.len() / KEY_BLOCK;
+    let mut poison = [0.0f32; KEY_BLOCK];
+    for (row, out) in q.chunks_exact(d).zip(tile.chunks_exact_mut(KEY_BLOCK)) {
+        let mut acc = [0.0f32; KEY_BLOCK];
+        for (&x, keys) in row.iter().zip(panel.chunks_exact(KEY_BLOCK)) {
+            for i in 0..KEY_BLOCK {
+                acc[i] += x * keys[i];
+            }
+        }
+        for i in 0..KEY_BLOCK {
+            // 0 · x is 0 for every finite x, and NaN for the others.
+            poison[i] += 0.0 * acc[i];
+        }
+        out.copy_from_slice(&acc);
+    }
+    poison.iter().all(|p| *p == 0.0)
+}
+
+fn softcap(x: &mut [f32], cap: f32) {
+    x.iter_mut().for_each(|x| *x = cap * libm::tanhf(*x / cap));
+}
+
+fn row_stats(logits: &[f32], stat: &mut RowStat) {
+    let max = logits.iter().fold(stat.max, |m, &x| if x > m { x } else { m });
+    if max > stat.max {
+        // exp(−inf) of the first block is a clean zero here, since EMPTY's sum is zero.
+        stat.sum *= exp(stat.max - max) as f64;
+        stat.max = max;
+    }
+    let mut exps = [0.0f32; KEY_BLOCK];
+    for block in logits.chunks(KEY_BLOCK) {
+        for (e, &x) in exps.iter_mut().zip(block) {
+            *e = exp(x - max);
+        }
+        stat.sum += exps[..block.len()].iter().sum::<f32>() as f64;
+    }
+}
+
+fn add_exp(logits: &[f32], lse: f32, sums: &mut [f32]) {
+    for (sum, &x) in sums.iter_mut().zip(logits) {
+        *sum += exp(x - lse);
+    }
+}
+
+fn l1_norm(v: &Tensor, head: usize, row: usize) -> f32 {
+    // Eight sums side by side, added pairwise at the end.
+    let mut sums = [0.0f32; 8];
+    v.for_each(head, row, |c, x| sums[c % 8] += x.abs());
+    pairwise(sums)
+}
+
+fn pool_max(x: &[f32], kernel: usize, out: &mut [f32]) {
+    let n = out.len();
+    out.copy_from_slice(&x[..n]);
+    for shift in 1..kernel {
+        for (o, &x) in out.iter_mut().zip(&x[shift..shift + n]) {
+            *o = if x > *o { x } else { *o };
+        }
+    }
+}
+
+fn dot(k: &Tensor, head: usize, row: usize, q: &[f32], out: &mut [f32]) {
+    let d = k.dim();
+    for (q, out) in q.chunks_exact(d).zip(out) {
+        let mut sums = [0.0f32; 8];
+        k.for_each(head, row, |c, x| sums[c % 8] += q[c] * x);
+        *out = pairwise(sums);
+    }
+}
+
+fn add_scaled(v: &Tensor, head: usize, row: usize, weights: &[f32], acc: &mut [f32]) {
+    let d = v.dim();
+    for (&w, acc) in weights.iter().zip(acc.chunks_exact_mut(d)) {
+        v.for_each(head, row, |c, x| acc[c] += w * x);
+    }
+}
+
+fn pairwise(s: [f32; 8]) -> f32 {
+    ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]))
+}
+
+/// `e^x` within 2 ulp; 0 below −87.3, where the result would be subnormal; capped at `e^88`, near the largest f32.
+///
+/// Cody-Waite reduction `x = n·ln 2 + r`, then a degree-6 polynomial in `r` (Cephes' coefficients), without a branch.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    // Adding and subtracting 1.5 · 2²³ rounds to an integer without a call.
+    const ROUND: f32 = 12_582_912.0;
+    const LN2_HI: f32 = 0.693_359_4;
+    const LN2_LO: f32 = -2.121_944_4e-4;
+    let z = if x > -87.3 { x } else { -87.3 };
+    let z = if z < 88.0 { z } else { 88.0 };
+    let n = (z * core::f32::consts::LOG2_E + ROUND) - ROUND;
+    let r = (z - n * LN2_HI) - n * LN2_LO;
+    let p = 1.987_569_1e-4;
+    let p = p * r + 1.398_2e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 5e-1;
+    let y = p * (r * r) + r + 1.0;
+    let scale = f32::from_bits((((n as i32) + 127) as u32) << 23);
+    if x > -87.3 { y * scale } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::exp;
+
+    #[test]
+    fn exp_is_within_two_ulp_and_ends_in_zero() {
+        let mut x = -87.2f32;
+        while x < 20.0 {
+            let want = libm::exp(x as f64);
+            let ulp = f32::EPSILON as f64 * want;
+            assert!((exp(x) as f64 - want).abs() <= 2.0 * ulp, "exp({x})");
+            x += 0.000_37;
+        }
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(-100.0), 0.0);
+    }
+}

@@ -1,0 +1,439 @@
+//! Compress while prefilling: after layer `l`'s attention, layers `0..=l` share the total by their entropies, so layer `l`
+//! is compressed and earlier layers are compressed further.
+//!
+//! The state keeps, for each entry that is still in some layer's cache, its score and its position; nothing about
+//! evicted ones. It ends in exactly the kept sets that compressing all layers at once gives:
+//!
+//! - A layer's real share only shrinks as layers arrive. Rounded by largest remainders it could still grow by one, and so
+//!   could a head's count under a floor. So before the last layer shares are rounded up and floors are added to free
+//!   competition instead of replacing a part of it: at most one entry per layer, or α of the budget where there is a
+//!   floor, waits for the last push. That push rounds exactly.
+//! - A smaller top-b is a subset of a larger one, ties included, since the tie rule is a total order.
+//!
+//! The caller moves the rows: after each push, [`Cascade::layer`] says for each layer which of the rows that the caller's
+//! cache holds now are to be kept. Peak memory of K and V: the final total, plus one layer's full cache, plus the
+//! entries in waiting.
+//!
+//! Source: arXiv 2509.09754, section 4.3.
+
+use crate::budget::{self, MAX_LAYERS, Rounding};
+use crate::entropy::entropy;
+use crate::error::{Error, ErrorKind, Result, ensure};
+use crate::params::{HeadFloor, SelectParams, Shape};
+use crate::select::{self, Buffers, Dense, Entries, entry_key, evicted_share};
+use crate::workspace::{Carver, size_of_carve};
+
+/// What a cascade is told once.
+#[derive(Clone, Copy, Debug)]
+pub struct CascadeParams<'a> {
+    /// Sizes of each layer; `layer`, `n_q_heads` and the head dimensions are not used.
+    pub shape: Shape,
+    /// Layers that will be pushed.
+    pub n_layers: usize,
+    /// Prefix entries to keep over all layers: `total_entries` of the budget.
+    pub total: u64,
+    /// Floors, sinks and the protected mask, the same for every layer.
+    pub select: SelectParams<'a>,
+}
+
+impl CascadeParams<'_> {
+    fn validate(&self) -> Result<()> {
+        self.shape.validate()?;
+        ensure(self.n_layers > 0 && self.n_layers <= MAX_LAYERS, ErrorKind::Shape, c"n_layers")?;
+        self.select.validate(self.shape.prefix_len())?;
+        let minimum = self.minimum() as u128 * self.n_layers as u128;
+        ensure(minimum <= self.total_or_all() as u128, ErrorKind::Budget, c"total")
+    }
+
+    fn total_or_all(&self) -> u64 {
+        self.total.min(self.shape.prefix_entries().saturating_mul(self.n_layers as u64))
+    }
+
+    /// Protected entries of a layer.
+    fn minimum(&self) -> u64 {
+        self.select.n_protected(self.shape.prefix_len()) as u64 * self.shape.n_kv_heads as u64
+    }
+
+    fn window_rows(&self) -> usize {
+        self.shape.n_tokens - self.shape.prefix_len()
+    }
+
+    /// Most rows that are held at a time, windows included.
+    fn capacity(&self) -> Result<usize> {
+        let (layers, heads) = (self.n_layers as u64, self.shape.n_kv_heads as u64);
+        let overflow = Error::new(ErrorKind::Overflow, c"total");
+        // Shares rounded up, and what a floor may add to them.
+        let shares = self.total_or_all().checked_add(layers).ok_or(overflow)?;
+        let floors = match self.select.head_floor {
+            HeadFloor::None => 0,
+            _ => libm::ceil(self.select.alpha * shares as f64) as u64 + layers * heads,
+        };
+        let prefix = shares.saturating_add(floors).min(self.shape.prefix_entries() * layers);
+        let rows = (heads * layers).checked_mul(self.window_rows() as u64).and_then(|w| w.checked_add(prefix));
+        rows.and_then(|n| usize::try_from(n).ok()).ok_or(overflow)
+    }
+}
+
+/// Words of the header, which lets C find the state again.
+mod header {
+    pub const WORDS: usize = 16;
+    pub const MAGIC: usize = 0;
+    pub const N_TOKENS: usize = 1;
+    pub const N_KV_HEADS: usize = 2;
+    pub const WINDOW: usize = 3;
+    pub const N_LAYERS: usize = 4;
+    pub const TOTAL: usize = 5;
+    pub const HEAD_FLOOR: usize = 6;
+    pub const ALPHA: usize = 7;
+    pub const N_SINK: usize = 8;
+    pub const HAS_MASK: usize = 9;
+    pub const N_PUSHED: usize = 10;
+    /// "lavacsc1"
+    pub const MAGIC_VALUE: u64 = u64::from_le_bytes(*b"lavacsc1");
+}
+
+/// A cascade in the caller's memory.
+pub struct Cascade<'a> {
+    params: CascadeParams<'a>,
+    header: &'a mut [u64],
+    entropies: &'a mut [f64],
+    masses: &'a mut [f64],
+    shares: &'a mut [f64],
+    targets: &'a mut [u64],
+    capacities: &'a mut [u64],
+    minimums: &'a mut [u64],
+    /// First row of each layer in the arrays below.
+    starts: &'a mut [u64],
+    /// `[n_layers, n_kv_heads + 1]`: rows per head now.
+    cu_kept: &'a mut [u32],
+    /// `[n_layers, n_kv_heads + 1]`: rows per head before the last push.
+    cu_rows: &'a mut [u32],
+    scores: &'a mut [f32],
+    kept_indices: &'a mut [u32],
+    rows: &'a mut [u32],
+    buffers: Buffers<'a>,
+}
+
+/// What a layer holds after a push.
+#[derive(Clone, Copy, Debug)]
+pub struct CascadeLayer<'a> {
+    /// True token positions kept by each head, ascending, window included.
+    pub kept_indices: &'a [u32],
+    /// Exclusive prefix sum of the counts, `n_kv_heads + 1` entries.
+    pub cu_kept: &'a [u32],
+    /// Which of the rows that the head had before this push are kept: what `compact` is to gather. For the layer just
+    /// pushed these are token positions.
+    pub rows: &'a [u32],
+    /// Prefix sum of the row counts before this push.
+    pub cu_rows: &'a [u32],
+    /// Prefix entries kept now; after the last push exactly the layer's budget.
+    pub budget: u64,
+    /// Normalised entropy.
+    pub entropy: f64,
+    /// ΣS over the layer's prefix.
+    pub mass: f64,
+    /// Share of `mass` evicted so far.
+    pub evicted_share: f64,
+}
+
+/// Entries of a layer that has been compressed before.
+struct Ragged<'a> {
+    scores: &'a [f32],
+    positions: &'a [u32],
+    cu: &'a [u32],
+    window_rows: usize,
+    select: SelectParams<'a>,
+}
+
+impl Entries for Ragged<'_> {
+    fn n_heads(&self) -> usize {
+        self.cu.len() - 1
+    }
+    fn len(&self, head: usize) -> usize {
+        (self.cu[head + 1] - self.cu[head]) as usize - self.window_rows
+    }
+    #[inline(always)]
+    fn score(&self, head: usize, i: usize) -> f32 {
+        self.scores[self.cu[head] as usize + i]
+    }
+    #[inline(always)]
+    fn is_protected(&self, head: usize, i: usize) -> bool {
+        self.select.protects(self.positions[self.cu[head] as usize + i] as usize)
+    }
+}
+
+/// Bytes of state that a cascade needs.
+pub fn state_size(params: &CascadeParams) -> Result<usize> {
+    params.validate()?;
+    size_of_carve(|c| {
+        let mask = params.select.protected_mask.map(|_| &[][..]);
+        let select = SelectParams { protected_mask: mask, ..params.select };
+        Cascade::carve(c, CascadeParams { select, ..*params })
+    })
+}
+
+impl<'a> Cascade<'a> {
+    /// Starts a cascade in `memory`, at least [`state_size`] bytes aligned to 16.
+    pub fn new(params: &CascadeParams, memory: &'a mut [u8]) -> Result<Self> {
+        Self::init(params, &mut Carver::over(memory)?)
+    }
+
+    pub(crate) fn init(params: &CascadeParams, carver: &mut Carver<'a>) -> Result<Self> {
+        use header::*;
+        params.validate()?;
+        let head = carver.take::<u64>(WORDS)?;
+        // The mask is copied: the caller's need not outlive this call.
+        let mask: Option<&'a [u8]> = match params.select.protected_mask {
+            None => None,
+            Some(mask) => {
+                let copy = carver.take::<u8>(params.shape.prefix_len())?;
+                copy.copy_from_slice(&mask[..params.shape.prefix_len()]);
+                Some(copy)
+            }
+        };
+        let own = CascadeParams {
+            select: SelectParams { protected_mask: mask, ..params.select },
+            shape: params.shape,
+            ..*params
+        };
+        let state = Self::carve_rest(carver, own, head)?;
+        state.header[N_TOKENS] = params.shape.n_tokens as u64;
+        state.header[N_KV_HEADS] = params.shape.n_kv_heads as u64;
+        state.header[WINDOW] = params.shape.window as u64;
+        state.header[N_LAYERS] = params.n_layers as u64;
+        state.header[TOTAL] = params.total;
+        state.header[HEAD_FLOOR] = params.select.head_floor as u64;
+        state.header[ALPHA] = params.select.alpha.to_bits();
+        state.header[N_SINK] = params.select.n_sink as u64;
+        state.header[HAS_MASK] = params.select.protected_mask.is_some() as u64;
+        state.header[N_PUSHED] = 0;
+        state.header[MAGIC] = MAGIC_VALUE;
+        Ok(state)
+    }
+
+    /// Finds a cascade again in memory that [`Cascade::init`] has filled.
+    pub(crate) fn reopen(carver: &mut Carver<'a>) -> Result<Self> {
+        use header::*;
+        let head = carver.take::<u64>(WORDS)?;
+        let bad = Error::new(ErrorKind::State, c"state");
+        ensure(head[MAGIC] == MAGIC_VALUE, ErrorKind::State, c"state")?;
+        let size = |word: u64| usize::try_from(word).map_err(|_| bad);
+        let shape = Shape {
+            layer: 0,
+            n_tokens: size(head[N_TOKENS])?,
+            n_q_heads: size(head[N_KV_HEADS])?,
+            n_kv_heads: size(head[N_KV_HEADS])?,
+            head_dim_k: 1,
+            head_dim_v: 1,
+            window: size(head[WINDOW])?,
+        };
+        shape.validate().map_err(|_| bad)?;
+        let mask: Option<&'a [u8]> =
+            if head[HAS_MASK] != 0 { Some(carver.take::<u8>(shape.prefix_len())?) } else { None };
+        let head_floor = match head[HEAD_FLOOR] {
+            0 => HeadFloor::None,
+            1 => HeadFloor::Guaranteed,
+            2 => HeadFloor::Affine,
+            _ => return Err(bad),
+        };
+        let select = SelectParams {
+            head_floor,
+            alpha: f64::from_bits(head[ALPHA]),
+            n_sink: size(head[N_SINK])?,
+            protected_mask: mask,
+        };
+        let params = CascadeParams { shape, n_layers: size(head[N_LAYERS])?, total: head[TOTAL], select };
+        params.validate().map_err(|_| bad)?;
+        ensure(head[N_PUSHED] <= head[N_LAYERS], ErrorKind::State, c"state")?;
+        Self::carve_rest(carver, params, head)
+    }
+
+    fn carve(c: &mut Carver<'a>, params: CascadeParams<'a>) -> Result<Self> {
+        let head = c.take(header::WORDS)?;
+        if params.select.protected_mask.is_some() {
+            c.take::<u8>(params.shape.prefix_len())?;
+        }
+        Self::carve_rest(c, params, head)
+    }
+
+    fn carve_rest(c: &mut Carver<'a>, params: CascadeParams<'a>, header: &'a mut [u64]) -> Result<Self> {
+        let n = params.n_layers;
+        let heads = params.shape.n_kv_heads;
+        let cu = n.checked_mul(heads + 1).ok_or(Error::new(ErrorKind::Overflow, c"n_layers"))?;
+        let capacity = params.capacity()?;
+        Ok(Self {
+            params,
+            header,
+            entropies: c.take(n)?,
+            masses: c.take(n)?,
+            shares: c.take(n)?,
+            targets: c.take(n)?,
+            capacities: c.take(n)?,
+            minimums: c.take(n)?,
+            starts: c.take(n)?,
+            cu_kept: c.take(cu)?,
+            cu_rows: c.take(cu)?,
+            scores: c.take(capacity)?,
+            kept_indices: c.take(capacity)?,
+            rows: c.take(capacity)?,
+            buffers: Buffers::carve(c, heads)?,
+        })
+    }
+
+    /// Layers pushed so far.
+    pub fn n_pushed(&self) -> usize {
+        self.header[header::N_PUSHED] as usize
+    }
+
+    /// Layers that will be pushed.
+    pub fn n_layers(&self) -> usize {
+        self.params.n_layers
+    }
+
+    /// Scores that a push takes.
+    pub fn prefix_entries(&self) -> usize {
+        self.params.shape.prefix_entries() as usize
+    }
+
+    /// Takes the next layer's scores, `[n_kv_heads, prefix_len]`, and decides anew what every layer so far keeps.
+    ///
+    /// On an error the cascade is as it was.
+    pub fn push(&mut self, scores: &[f32]) -> Result<()> {
+        let layer = self.n_pushed();
+        let n_layers = self.params.n_layers;
+        let shape = self.params.shape;
+        let prefix_len = shape.prefix_len();
+        ensure(layer < n_layers, ErrorKind::State, c"state")?;
+        ensure(scores.len() as u64 >= shape.prefix_entries(), ErrorKind::BufferSize, c"scores")?;
+        let scores = &scores[..shape.prefix_entries() as usize];
+        let at = |e: Error| e.at_layer(layer as u32);
+        let spread = entropy(scores, shape.n_kv_heads, prefix_len).map_err(at)?;
+
+        self.entropies[layer] = spread.entropy;
+        self.masses[layer] = spread.mass;
+        self.capacities[layer] = shape.prefix_entries();
+        self.minimums[layer] = self.params.minimum();
+        let n = layer + 1;
+        let rounding = if n == n_layers { Rounding::Exact } else { Rounding::Up };
+        budget::share(
+            &self.entropies[..n],
+            &self.capacities[..n],
+            Some(&self.minimums[..n]),
+            self.params.total,
+            rounding,
+            &mut self.targets[..n],
+        )
+        .map_err(at)?;
+
+        let mut at_row = 0;
+        for l in 0..layer {
+            at_row = self.shrink(l, rounding, at_row);
+        }
+        self.append(layer, scores, rounding, at_row);
+        self.header[header::N_PUSHED] = n as u64;
+        Ok(())
+    }
+
+    fn cu_range(&self, layer: usize) -> core::ops::Range<usize> {
+        let width = self.params.shape.n_kv_heads + 1;
+        layer * width..(layer + 1) * width
+    }
+
+    /// Compresses an earlier layer further and moves what is left of it to row `to`. Returns the row behind it.
+    fn shrink(&mut self, layer: usize, rounding: Rounding, mut to: usize) -> usize {
+        let cu_range = self.cu_range(layer);
+        let heads = self.params.shape.n_kv_heads;
+        let window_rows = self.params.window_rows();
+        let from = self.starts[layer] as usize;
+        self.cu_rows[cu_range.clone()].copy_from_slice(&self.cu_kept[cu_range.clone()]);
+        let cu_rows = &self.cu_rows[cu_range.clone()];
+        let n_rows = cu_rows[heads] as usize;
+        let entries = Ragged {
+            scores: &self.scores[from..from + n_rows],
+            positions: &self.kept_indices[from..from + n_rows],
+            cu: cu_rows,
+            window_rows,
+            select: self.params.select,
+        };
+        let budget = self.targets[layer].min((n_rows - heads * window_rows) as u64);
+        select::plan(&entries, &self.params.select, budget, rounding, &mut self.buffers);
+
+        self.starts[layer] = to as u64;
+        let start = to;
+        let mut kept_mass = 0.0;
+        let cu_kept = &mut self.cu_kept[cu_range];
+        for head in 0..heads {
+            let (begin, end) = (cu_rows[head] as usize, cu_rows[head + 1] as usize);
+            let mut keep = self.buffers.keeper(head);
+            for row in 0..end - begin {
+                // `to` never passes `at`: rows move towards the front only.
+                let at = from + begin + row;
+                let (score, position) = (self.scores[at], self.kept_indices[at]);
+                let in_window = row >= end - begin - window_rows;
+                if in_window || keep(entry_key(score, self.params.select.protects(position as usize))) {
+                    (self.scores[to], self.kept_indices[to], self.rows[to]) = (score, position, row as u32);
+                    kept_mass += if in_window { 0.0 } else { score as f64 };
+                    to += 1;
+                }
+            }
+            cu_kept[head + 1] = (to - start) as u32;
+        }
+        self.settle(layer, to - start, kept_mass);
+        to
+    }
+
+    /// Takes in the new layer from row `to` on.
+    fn append(&mut self, layer: usize, scores: &[f32], rounding: Rounding, mut to: usize) {
+        let cu_range = self.cu_range(layer);
+        let shape = self.params.shape;
+        let prefix_len = shape.prefix_len();
+        let select = self.params.select;
+        let entries = Dense { scores, n_kv_heads: shape.n_kv_heads, prefix_len, params: select };
+        select::plan(&entries, &select, self.targets[layer], rounding, &mut self.buffers);
+        self.starts[layer] = to as u64;
+        let start = to;
+        let mut kept_mass = 0.0;
+        for head in 0..shape.n_kv_heads {
+            let mut keep = self.buffers.keeper(head);
+            for position in 0..shape.n_tokens {
+                let in_window = position >= prefix_len;
+                let score = if in_window { 0.0 } else { entries.score(head, position) };
+                if in_window || keep(entries.key(head, position)) {
+                    (self.scores[to], self.kept_indices[to], self.rows[to]) = (score, position as u32, position as u32);
+                    kept_mass += score as f64;
+                    to += 1;
+                }
+            }
+            self.cu_kept[cu_range.start + head + 1] = (to - start) as u32;
+            self.cu_rows[cu_range.start + head + 1] = ((head + 1) * shape.n_tokens) as u32;
+        }
+        self.cu_kept[cu_range.start] = 0;
+        self.cu_rows[cu_range.start] = 0;
+        self.settle(layer, to - start, kept_mass);
+    }
+
+    fn settle(&mut self, layer: usize, n_rows: usize, kept_mass: f64) {
+        let shape = &self.params.shape;
+        let kept = (n_rows - shape.n_kv_heads * self.params.window_rows()) as u64;
+        self.targets[layer] = kept;
+        self.shares[layer] = evicted_share(kept == shape.prefix_entries(), self.masses[layer], kept_mass);
+    }
+
+    /// What layer `layer` keeps after the last push.
+    pub fn layer(&self, layer: usize) -> Result<CascadeLayer<'_>> {
+        ensure(layer < self.n_pushed(), ErrorKind::State, c"layer").map_err(|e| e.at_layer(layer as u32))?;
+        let cu_kept = &self.cu_kept[self.cu_range(layer)];
+        let start = self.starts[layer] as usize;
+        let range = start..start + cu_kept[cu_kept.len() - 1] as usize;
+        Ok(CascadeLayer {
+            kept_indices: &self.kept_indices[range.clone()],
+            cu_kept,
+            rows: &self.rows[range],
+            cu_rows: &self.cu_rows[self.cu_range(layer)],
+            budget: self.targets[layer],
+            entropy: self.entropies[layer],
+            mass: self.masses[layer],
+            evicted_share: self.shares[layer],
+        })
+    }
+}

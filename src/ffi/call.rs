@@ -1,0 +1,224 @@
+//! Crossing the boundary: structs of any version in, spans that must not overlap, a status out.
+
+use core::ffi::{CStr, c_void};
+use core::mem::{MaybeUninit, align_of, size_of};
+use core::ops::Range;
+
+use super::types::*;
+use crate::error::{Error, ErrorKind, Result, ensure};
+use crate::view::{Rows, Strides, Tensor};
+use crate::workspace::Carver;
+
+/// A struct whose first field is `struct_size: u32` and which grows at its end.
+///
+/// # Safety
+/// `repr(C)`, `struct_size` first, and every bit pattern is a value.
+pub(crate) unsafe trait Versioned: Copy {
+    /// Size of its first version.
+    const FIRST_SIZE: usize;
+}
+
+/// Larger than any struct will be: an uninitialised `struct_size` is told from a newer caller's.
+const MAX_STRUCT_SIZE: usize = 4096;
+
+fn check_pointer<T>(p: *const T, name: &'static CStr) -> Result<()> {
+    ensure(!p.is_null(), ErrorKind::Null, name)?;
+    ensure((p as usize).is_multiple_of(align_of::<T>()), ErrorKind::Alignment, name)
+}
+
+/// The caller's idea of the struct's size.
+///
+/// # Safety
+/// `p` must be NULL or point to a struct with its `struct_size` set.
+unsafe fn struct_size<T: Versioned>(p: *const T, name: &'static CStr) -> Result<usize> {
+    check_pointer(p, name)?;
+    // SAFETY: not NULL, aligned; the caller promises the first field.
+    let size = unsafe { (p as *const u32).read() } as usize;
+    ensure((T::FIRST_SIZE..=MAX_STRUCT_SIZE).contains(&size), ErrorKind::StructSize, name)?;
+    Ok(size)
+}
+
+/// Reads a struct of an older, the same or a newer version.
+///
+/// # Safety
+/// `p` must be NULL or point to as many readable bytes as its `struct_size` says.
+pub(crate) unsafe fn read_struct<T: Versioned>(p: *const T, name: &'static CStr) -> Result<T> {
+    // SAFETY: the caller's promise.
+    let size = unsafe { struct_size(p, name)? };
+    let known = size.min(size_of::<T>());
+    let mut value = MaybeUninit::<T>::zeroed();
+    // SAFETY: `size` bytes are readable, `known` of them fit into `value`; any bit pattern is a T.
+    let (value, tail) = unsafe {
+        core::ptr::copy_nonoverlapping(p as *const u8, value.as_mut_ptr() as *mut u8, known);
+        (value.assume_init(), core::slice::from_raw_parts((p as *const u8).add(known), size - known))
+    };
+    ensure(tail.iter().all(|&b| b == 0), ErrorKind::StructSize, name)?;
+    Ok(value)
+}
+
+/// Checks an out-struct before any work is done.
+///
+/// # Safety
+/// As for [`read_struct`].
+pub(crate) unsafe fn check_out_struct<T: Versioned>(p: *mut T, name: &'static CStr) -> Result<()> {
+    // SAFETY: the caller's promise.
+    unsafe { struct_size(p, name).map(|_| ()) }
+}
+
+/// Writes as much of `value` as the caller's version has, and keeps the caller's `struct_size`.
+///
+/// # Safety
+/// `p` must have passed [`check_out_struct`] and be writable.
+pub(crate) unsafe fn write_struct<T: Versioned>(p: *mut T, value: T) {
+    // SAFETY: checked: aligned, `struct_size` bytes long; the first four bytes are the size itself.
+    unsafe {
+        let known = ((p as *const u32).read() as usize).min(size_of::<T>());
+        let from = &raw const value as *const u8;
+        core::ptr::copy_nonoverlapping(from.add(4), (p as *mut u8).add(4), known - 4);
+    }
+}
+
+/// Runs a call and reports how it went. No panic gets out.
+///
+/// # Safety
+/// `error` must be NULL or point to a `lava_error` with its `struct_size` set.
+pub(crate) unsafe fn run(error: *mut lava_error, call: impl FnOnce() -> Result<()>) -> lava_status {
+    // SAFETY: the caller's promise.
+    if !error.is_null() && unsafe { check_out_struct(error, c"error") }.is_err() {
+        return LAVA_ERR_STRUCT_SIZE;
+    }
+    #[cfg(feature = "std")]
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call))
+        .unwrap_or(Err(Error::new(ErrorKind::Internal, c"")));
+    #[cfg(not(feature = "std"))]
+    let result = call();
+    let status = result.map_or_else(|e| e.kind as lava_status, |()| LAVA_OK);
+    if !error.is_null() {
+        let report = lava_error {
+            struct_size: 0,
+            status,
+            layer: result.err().and_then(|e| e.layer).unwrap_or(LAVA_NONE),
+            head: result.err().and_then(|e| e.head).unwrap_or(LAVA_NONE),
+            argument: result.err().map_or(c"", |e| e.argument).as_ptr(),
+            message: status_message(status).as_ptr(),
+        };
+        // SAFETY: checked above.
+        unsafe { write_struct(error, report) };
+    }
+    status
+}
+
+/// A status in words.
+pub(crate) fn status_message(status: lava_status) -> &'static CStr {
+    match status {
+        LAVA_OK => c"ok",
+        _ => ErrorKind::from_status(status).map_or(c"unknown status", ErrorKind::message),
+    }
+}
+
+/// `n` elements to read.
+///
+/// # Safety
+/// `p` must be NULL or readable over `n` elements for `'a`.
+pub(crate) unsafe fn slice<'a, T>(p: *const T, n: usize, name: &'static CStr) -> Result<&'a [T]> {
+    check_pointer(p, name)?;
+    ensure(n <= isize::MAX as usize / size_of::<T>(), ErrorKind::Overflow, name)?;
+    // SAFETY: not NULL, aligned, readable by the caller's promise, not too long.
+    Ok(unsafe { core::slice::from_raw_parts(p, n) })
+}
+
+/// `n` elements to write.
+///
+/// # Safety
+/// `p` must be NULL or writable over `n` elements for `'a`, by nobody else; initialised or of a type that is only written.
+pub(crate) unsafe fn slice_mut<'a, T>(p: *mut T, n: usize, name: &'static CStr) -> Result<&'a mut [T]> {
+    check_pointer(p, name)?;
+    ensure(n <= isize::MAX as usize / size_of::<T>(), ErrorKind::Overflow, name)?;
+    // SAFETY: not NULL, aligned, writable by the caller's promise, not too long.
+    Ok(unsafe { core::slice::from_raw_parts_mut(p, n) })
+}
+
+/// A caller's tensor.
+///
+/// # Safety
+/// `p` must be NULL or point to a `lava_tensor` that tells the truth about its memory for `'a`.
+pub(crate) unsafe fn tensor<'a>(
+    p: *const lava_tensor,
+    rows: Rows<'a>,
+    n_heads: usize,
+    dim: usize,
+    name: &'static CStr,
+) -> Result<Tensor<'a>> {
+    // SAFETY: the caller's promises, here and below.
+    let t = unsafe { read_struct(p, name)? };
+    let row_start =
+        if t.row_start.is_null() { None } else { Some(unsafe { slice(t.row_start, n_heads, c"row_start")? }) };
+    let strides = Strides { token: t.stride_token, head: t.stride_head, dim: t.stride_dim, row_start };
+    let dtype = super::types::dtype(t.dtype)?;
+    // SAFETY: `size` bytes from `data` are the caller's to give.
+    unsafe { Tensor::from_raw(t.data as *mut u8, t.size, dtype, strides, rows, n_heads, dim) }
+}
+
+/// A carver over a caller's workspace.
+///
+/// # Safety
+/// `p` must be NULL or writable over `size` bytes for `'a`, by nobody else.
+pub(crate) unsafe fn workspace<'a>(p: *mut c_void, size: usize) -> Result<Carver<'a>> {
+    // SAFETY: the caller's promise.
+    unsafe { Carver::over_raw(p as *mut u8, size) }
+}
+
+/// Memory that a call touches: what it writes must not be touched twice.
+#[derive(Default)]
+pub(crate) struct Memory {
+    spans: [(Range<usize>, bool, &'static CStr); 16],
+    n: usize,
+}
+
+impl Memory {
+    fn add(mut self, start: usize, bytes: usize, written: bool, name: &'static CStr) -> Self {
+        self.spans[self.n] = (start..start.saturating_add(bytes), written, name);
+        self.n += 1;
+        self
+    }
+
+    pub fn reads<T>(self, p: *const T, n: usize, name: &'static CStr) -> Self {
+        let n = if p.is_null() { 0 } else { n };
+        self.add(p as usize, n.saturating_mul(size_of::<T>()), false, name)
+    }
+
+    pub fn writes<T>(self, p: *mut T, n: usize, name: &'static CStr) -> Self {
+        let n = if p.is_null() { 0 } else { n };
+        self.add(p as usize, n.saturating_mul(size_of::<T>()), true, name)
+    }
+
+    pub fn reads_tensor(self, t: &Tensor, name: &'static CStr) -> Self {
+        let span = t.span();
+        self.add(span.start, span.len(), false, name)
+    }
+
+    pub fn writes_tensor(self, t: &Tensor, name: &'static CStr) -> Self {
+        let span = t.span();
+        self.add(span.start, span.len(), true, name)
+    }
+
+    /// An error naming what is written and shared.
+    pub fn check(self) -> Result<()> {
+        let spans = &self.spans[..self.n];
+        for (i, (a, written, name)) in spans.iter().enumerate() {
+            let shared = spans.iter().enumerate().any(|(j, (b, ..))| {
+                i != j && !a.is_empty() && !b.is_empty() && a.start < b.end && b.start < a.end
+            });
+            ensure(!(*written && shared), ErrorKind::Overlap, name)?;
+        }
+        Ok(())
+    }
+}
+
+impl Error {
+    /// The same error, naming the tensor it was found in instead of the tensor's field.
+    pub(crate) fn of(mut self, argument: &'static CStr) -> Self {
+        self.argument = argument;
+        self
+    }
+}

@@ -1,0 +1,12 @@
+//! The C ABI: every `lava_*` function checks its arguments, makes views, calls the stage and maps the result to a status.
+//!
+//! The doc comments of these functions are the text of `include/lava.h`, so they speak to a C programmer.
+
+mod call;
+mod functions;
+mod types;
+
+pub use functions::*;
+pub use types::*;
+
+pub(crate) use call::*;

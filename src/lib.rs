@@ -1,0 +1,57 @@
+//! KV-cache compression for inference engines: LAVa (arXiv 2509.09754) over the caller's own buffers.
+//!
+//! After prefill, each entry of the cache gets a score: the attention that the last `window` prompt tokens pay it, times
+//! the largest L1 norm among its head's values. Layers share a total by the entropy of their scores, heads of a layer
+//! compete for its budget, and what loses is evicted. No training, no attention matrix, no allocation.
+//!
+//! | stage | file | in → out |
+//! |---|---|---|
+//! | look at a caller's buffer | [`view`] | pointer, element type, strides → rows of f32 |
+//! | sizes and options | [`params`] | numbers → checked numbers |
+//! | window attention, pooling, value norm, group reduction | [`score`] | Q, K, V → scores |
+//! | entropy | [`entropy`] | scores → one number a layer |
+//! | layer and head budgets | [`budget`] | weights, total → integers that sum exactly |
+//! | selection | [`select`] | scores, budget → `kept_indices`, `cu_kept` |
+//! | eviction | [`compact`] | cache, kept rows → smaller cache |
+//! | the same while prefilling | [`cascade`] | each layer's scores as it arrives → all layers' kept rows |
+//! | decoding | [`attend`] | new queries, compressed cache → attention output |
+//!
+//! Around them: [`backend`] (the seam for SIMD and other kernels), [`workspace`] (the caller's scratch memory),
+//! `ffi` (the C ABI, `include/lava.h`), and `reference` (the whole method in plain f64 loops, the oracle of the tests).
+//!
+//! Features: `std` (default; panics are caught at the C boundary, `half` uses the CPU's conversions), `capi` (default;
+//! the `lava_*` functions), `ffi-panic-handler` (for C programs without a Rust runtime).
+#![cfg_attr(not(feature = "std"), no_std)]
+#![deny(missing_docs, unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks, clippy::missing_safety_doc)]
+
+#[forbid(unsafe_code)]
+pub mod attend;
+pub mod backend;
+#[forbid(unsafe_code)]
+pub mod budget;
+#[forbid(unsafe_code)]
+pub mod cascade;
+#[forbid(unsafe_code)]
+pub mod compact;
+#[forbid(unsafe_code)]
+pub mod entropy;
+#[forbid(unsafe_code)]
+pub mod error;
+#[cfg(feature = "capi")]
+pub mod ffi;
+#[forbid(unsafe_code)]
+pub mod params;
+#[cfg(feature = "std")]
+#[forbid(unsafe_code)]
+pub mod reference;
+#[forbid(unsafe_code)]
+pub mod score;
+#[forbid(unsafe_code)]
+pub mod select;
+pub mod view;
+pub mod workspace;
+
+pub use backend::Backend;
+pub use error::{Error, ErrorKind, Result};
+pub use params::{GroupReduce, HeadFloor, Pool, ScoreParams, SelectParams, Shape, ValueSpan};
+pub use view::{Dtype, Rows, Strides, Tensor, TensorMut};

@@ -1,0 +1,235 @@
+//! Shapes and options, validated once: past this file no stage meets a bad size.
+
+use crate::error::{ErrorKind, Result, ensure};
+
+/// Head dimensions go up to this (DeepSeek's MLA keys have 576).
+pub const MAX_HEAD_DIM: usize = 576;
+/// Pooling kernels go up to this.
+pub const MAX_POOL_KERNEL: usize = 127;
+
+/// The sizes of one attention layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Which layer this is: used in errors only.
+    pub layer: u32,
+    /// N: tokens in the cache, the observation window included.
+    pub n_tokens: usize,
+    /// Query heads; a multiple of `n_kv_heads`.
+    pub n_q_heads: usize,
+    /// KV heads.
+    pub n_kv_heads: usize,
+    /// Elements of a query and of a key.
+    pub head_dim_k: usize,
+    /// Elements of a value.
+    pub head_dim_v: usize,
+    /// w: the last tokens, always kept, whose queries do the scoring.
+    pub window: usize,
+}
+
+impl Shape {
+    /// Checks that the sizes fit together and that `n_kv_heads · n_tokens` is below 2³².
+    pub fn validate(&self) -> Result<()> {
+        ensure(self.n_tokens > 0, ErrorKind::Shape, c"n_tokens")?;
+        ensure(self.n_kv_heads > 0, ErrorKind::Shape, c"n_kv_heads")?;
+        ensure(self.n_q_heads > 0 && self.n_q_heads.is_multiple_of(self.n_kv_heads), ErrorKind::Shape, c"n_q_heads")?;
+        ensure((1..=MAX_HEAD_DIM).contains(&self.head_dim_k), ErrorKind::Shape, c"head_dim_k")?;
+        ensure((1..=MAX_HEAD_DIM).contains(&self.head_dim_v), ErrorKind::Shape, c"head_dim_v")?;
+        ensure(self.window > 0, ErrorKind::Shape, c"window")?;
+        let entries = (self.n_tokens as u64).checked_mul(self.n_kv_heads as u64);
+        ensure(entries.is_some_and(|n| n <= u32::MAX as u64), ErrorKind::Overflow, c"n_tokens")?;
+        let rows = (self.window as u64).checked_mul(self.n_q_heads as u64);
+        ensure(rows.is_some_and(|n| n <= u32::MAX as u64), ErrorKind::Overflow, c"window")
+    }
+
+    /// Query heads that share one KV head.
+    pub fn group_size(&self) -> usize {
+        self.n_q_heads / self.n_kv_heads
+    }
+
+    /// P = N − w: the tokens that compete. Zero when the window covers everything.
+    pub fn prefix_len(&self) -> usize {
+        self.n_tokens.saturating_sub(self.window)
+    }
+
+    /// Prefix entries of the layer: `n_kv_heads · prefix_len`.
+    pub fn prefix_entries(&self) -> u64 {
+        self.n_kv_heads as u64 * self.prefix_len() as u64
+    }
+}
+
+/// How attention is smoothed along the tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Pool {
+    /// Largest of the neighbourhood, clipped at both ends of the prefix.
+    #[default]
+    Max = 0,
+    /// Mean of the neighbourhood; positions outside the prefix count as zero.
+    Avg = 1,
+}
+
+/// How the query heads of one KV head become one score.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(i32)]
+pub enum GroupReduce {
+    /// The largest.
+    #[default]
+    Max = 0,
+    /// The mean.
+    Mean = 1,
+}
+
+/// Which tokens' values enter `vmax`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(i32)]
+pub enum ValueSpan {
+    /// The prefix, as the authors' released code does.
+    #[default]
+    Prefix = 0,
+    /// All tokens, as the paper's text says.
+    All = 1,
+}
+
+/// Options of scoring. The default is the paper's setting.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ScoreParams {
+    /// Factor on `q · k`. `None`: `1 / sqrt(head_dim_k)`.
+    pub scale: Option<f32>,
+    /// Logit soft-cap `c`: logits become `c · tanh(s / c)`. `None`: no cap.
+    pub softcap: Option<f32>,
+    /// Each query sees this many keys, its own included. `None`: all earlier ones.
+    pub sliding_window: Option<usize>,
+    /// Pooling along tokens.
+    pub pool: Pool,
+    /// Width of the pooling, odd, at most [`MAX_POOL_KERNEL`]; 1 pools nothing.
+    pub pool_kernel: usize,
+    /// Reduction over the query heads of a group.
+    pub group_reduce: GroupReduce,
+    /// Tokens that `vmax` is taken over.
+    pub value_span: ValueSpan,
+}
+
+impl Default for ScoreParams {
+    fn default() -> Self {
+        Self {
+            scale: None,
+            softcap: None,
+            sliding_window: None,
+            pool: Pool::Max,
+            pool_kernel: 7,
+            group_reduce: GroupReduce::Max,
+            value_span: ValueSpan::Prefix,
+        }
+    }
+}
+
+impl ScoreParams {
+    /// Checks every option's range.
+    pub fn validate(&self) -> Result<()> {
+        let odd = self.pool_kernel % 2 == 1 && self.pool_kernel <= MAX_POOL_KERNEL;
+        ensure(odd, ErrorKind::Argument, c"pool_kernel")?;
+        validate_logit_options(self.scale, self.softcap)
+    }
+}
+
+/// Checks a scale and a soft-cap: finite, and the cap positive.
+pub(crate) fn validate_logit_options(scale: Option<f32>, softcap: Option<f32>) -> Result<()> {
+    ensure(scale.is_none_or(f32::is_finite), ErrorKind::Argument, c"scale")?;
+    ensure(softcap.is_none_or(|c| c.is_finite() && c > 0.0), ErrorKind::Argument, c"softcap")
+}
+
+/// The scale to use: the caller's, or `1 / sqrt(head_dim_k)`.
+pub(crate) fn scale_or_default(scale: Option<f32>, head_dim_k: usize) -> f32 {
+    scale.unwrap_or_else(|| (1.0 / libm::sqrt(head_dim_k as f64)) as f32)
+}
+
+/// What each head of a layer is promised before its entries compete.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(i32)]
+pub enum HeadFloor {
+    /// Nothing: the largest scores of the layer win. The paper's rule.
+    #[default]
+    None = 0,
+    /// Each head's top `⌊α · b / n_kv_heads⌋` are kept first, the rest compete.
+    Guaranteed = 1,
+    /// Counts are `h · (1 − α) + α · b / n_kv_heads`, rounded so that they sum to `b`. The released code's rule, made exact.
+    Affine = 2,
+}
+
+/// Options of selection. The default is the paper's setting.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SelectParams<'a> {
+    /// The head floor's mode.
+    pub head_floor: HeadFloor,
+    /// α in [0, 1]: how much of the budget the floor takes. Unused with [`HeadFloor::None`].
+    pub alpha: f64,
+    /// This many first tokens are kept in every head.
+    pub n_sink: usize,
+    /// One byte per prefix token: non-zero is kept in every head.
+    pub protected_mask: Option<&'a [u8]>,
+}
+
+impl SelectParams<'_> {
+    /// The paper's preset: no head floor.
+    pub fn paper() -> Self {
+        Self::default()
+    }
+
+    /// The preset of the authors' released code: an affine floor with α = 0.2, here with exact totals.
+    pub fn released() -> Self {
+        Self { head_floor: HeadFloor::Affine, alpha: 0.2, ..Self::default() }
+    }
+
+    /// Checks α, and the mask's length against the prefix.
+    pub fn validate(&self, prefix_len: usize) -> Result<()> {
+        ensure((0.0..=1.0).contains(&self.alpha), ErrorKind::Argument, c"alpha")?;
+        ensure(self.protected_mask.is_none_or(|m| m.len() >= prefix_len), ErrorKind::BufferSize, c"protected_mask")
+    }
+
+    /// Whether prefix token `position` is kept whatever its score.
+    pub fn protects(&self, position: usize) -> bool {
+        position < self.n_sink || self.protected_mask.is_some_and(|m| m[position] != 0)
+    }
+
+    /// How many prefix tokens are protected.
+    pub fn n_protected(&self, prefix_len: usize) -> usize {
+        match self.protected_mask {
+            None => self.n_sink.min(prefix_len),
+            Some(_) => (0..prefix_len).filter(|&i| self.protects(i)).count(),
+        }
+    }
+}
+
+/// Prefix entries to keep over the whole model: `(budget − window) · n_layers · n_kv_heads`, and at most all of them.
+///
+/// `budget` is the average number of tokens kept per KV head per layer, window included.
+pub fn total_entries(shape: &Shape, budget: usize, n_layers: usize) -> Result<u64> {
+    shape.validate()?;
+    ensure(n_layers > 0 && n_layers <= crate::budget::MAX_LAYERS, ErrorKind::Shape, c"n_layers")?;
+    let per_head = shape.prefix_len().min(prefix_budget(shape, budget, c"budget")?);
+    Ok(per_head as u64 * n_layers as u64 * shape.n_kv_heads as u64)
+}
+
+/// The budget that a ratio of the tokens means: `⌊ratio · n_tokens⌋`.
+pub fn budget_from_ratio(shape: &Shape, ratio: f64) -> Result<usize> {
+    shape.validate()?;
+    ensure((0.0..=1.0).contains(&ratio), ErrorKind::Argument, c"ratio")?;
+    let budget = (ratio * shape.n_tokens as f64) as usize;
+    prefix_budget(shape, budget, c"ratio")?;
+    Ok(budget)
+}
+
+/// Prefix tokens that `budget` leaves for a head. Below the window is an error, unless the window covers everything.
+fn prefix_budget(shape: &Shape, budget: usize, argument: &'static core::ffi::CStr) -> Result<usize> {
+    let fits = budget >= shape.window || shape.prefix_len() == 0;
+    ensure(fits, ErrorKind::Budget, argument).map_err(|e| e.at_layer(shape.layer))?;
+    Ok(budget.saturating_sub(shape.window))
+}
+
+/// Which of `n_parts` equal shares of `n` items `part` does: a contiguous range, the same for everybody who asks.
+pub(crate) fn split(n: usize, part: usize, n_parts: usize) -> Result<core::ops::Range<usize>> {
+    ensure(n_parts > 0, ErrorKind::Argument, c"n_parts")?;
+    ensure(part < n_parts, ErrorKind::Argument, c"part")?;
+    let at = |p: usize| (n as u64 * p as u64 / n_parts as u64) as usize;
+    Ok(at(part)..at(part + 1))
+}

@@ -1,0 +1,1 @@
+//! The whole method in plain f64 loops.

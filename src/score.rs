@@ -1,0 +1,351 @@
+//! Stages 1 to 5: queries of the window, keys and values → one f32 score per prefix entry.
+//!
+//! ```text
+//! A[h, j, i] = softmax_i(scale · q_j·k_i)       over all keys that query j sees
+//! a[h, i]    = 1/w Σ_j A[h, j, i]               for i < P
+//! S[g, i]    = vmax[g] · max_{h in g} maxpool(a)[h, i]     vmax[g] = max_i ‖V[i, g]‖₁
+//! ```
+//!
+//! The attention matrix is never stored. Keys go by in blocks, twice: the first pass collects each query row's maximum
+//! and sum (its log-sum-exp), the second sums `exp(logit − lse)` down the columns. A caller that already has the
+//! log-sum-exp saves the first pass. Each block of keys is widened and transposed once for all query rows of its group.
+//!
+//! Source: arXiv 2509.09754, section 4.1. The work of one KV head touches nobody else's, so heads are the unit of
+//! `(part, n_parts)`.
+
+use core::ops::Range;
+
+use crate::backend::{Backend, KEY_BLOCK, Kernels, RowStat};
+use crate::error::{ErrorKind, Result, ensure};
+use crate::params::{
+    GroupReduce, MAX_POOL_KERNEL, Pool, ScoreParams, Shape, ValueSpan, scale_or_default, split,
+};
+use crate::view::Tensor;
+use crate::workspace::{Carver, size_of_carve};
+
+/// What scoring reads.
+#[derive(Clone, Copy, Debug)]
+pub struct ScoreInputs<'a> {
+    /// The last w queries after RoPE: `[window, n_q_heads, head_dim_k]`.
+    pub q: Tensor<'a>,
+    /// Keys after RoPE: `[n_tokens, n_kv_heads, head_dim_k]`.
+    pub k: Tensor<'a>,
+    /// Values: `[n_tokens, n_kv_heads, head_dim_v]`.
+    pub v: Tensor<'a>,
+    /// Natural log-sum-exp of each window query's scaled, capped, masked logits: f32 `[window, n_q_heads, 1]`.
+    pub lse: Option<Tensor<'a>>,
+}
+
+/// Buffers of one part.
+struct Buffers<'a> {
+    /// Queries of one group, scaled: `[group_size · window, head_dim_k]`.
+    q: &'a mut [f32],
+    /// One block of keys, transposed: `[head_dim_k, KEY_BLOCK]`.
+    panel: &'a mut [f32],
+    /// Logits of one query head against the block: `[window, KEY_BLOCK]`.
+    tile: &'a mut [f32],
+    /// Per query row: its maximum, then its log-sum-exp.
+    max: &'a mut [f32],
+    /// Per query row: its sum.
+    sum: &'a mut [f64],
+    /// One query head's attention: `[prefix_len]`, only where each head must be pooled by itself.
+    head_row: &'a mut [f32],
+}
+
+impl<'a> Buffers<'a> {
+    fn carve(c: &mut Carver<'a>, shape: &Shape, params: &ScoreParams) -> Result<Self> {
+        let rows = shape.group_size() * shape.window;
+        Ok(Self {
+            q: c.take(rows.saturating_mul(shape.head_dim_k))?,
+            panel: c.take(shape.head_dim_k * KEY_BLOCK)?,
+            tile: c.take(shape.window.saturating_mul(KEY_BLOCK))?,
+            max: c.take(rows)?,
+            sum: c.take(rows)?,
+            head_row: c.take(if reduce_first(shape, params) { 0 } else { shape.prefix_len() })?,
+        })
+    }
+}
+
+/// Whether the group may be reduced before pooling: the two commute if both are maxima or both are means, or if there is
+/// nothing to reduce or to pool. This is the common case, and it needs no row per query head.
+fn reduce_first(shape: &Shape, params: &ScoreParams) -> bool {
+    let alike = matches!(
+        (params.pool, params.group_reduce),
+        (Pool::Max, GroupReduce::Max) | (Pool::Avg, GroupReduce::Mean)
+    );
+    alike || shape.group_size() == 1 || params.pool_kernel == 1
+}
+
+/// Bytes of workspace that one part of [`score`] needs.
+pub fn workspace_size(shape: &Shape, params: &ScoreParams) -> Result<usize> {
+    shape.validate()?;
+    params.validate()?;
+    size_of_carve(|c| Buffers::carve(c, shape, params))
+}
+
+/// Scores the KV heads of one part.
+///
+/// `scores` is `[heads of the part, prefix_len]`, where the part's heads are `part_heads(shape, part, n_parts)`. Each part
+/// needs a workspace of its own. The scores do not depend on `n_parts`. On an error `scores` may be partly written.
+pub fn score(
+    backend: Backend,
+    shape: &Shape,
+    params: &ScoreParams,
+    inputs: &ScoreInputs,
+    part: usize,
+    n_parts: usize,
+    workspace: &mut [u8],
+    scores: &mut [f32],
+) -> Result<()> {
+    let mut carver = Carver::over(workspace)?;
+    score_in(backend, shape, params, inputs, part, n_parts, &mut carver, scores)
+}
+
+/// The KV heads that `part` of `n_parts` works on.
+pub fn part_heads(shape: &Shape, part: usize, n_parts: usize) -> Result<Range<usize>> {
+    split(shape.n_kv_heads, part, n_parts)
+}
+
+#[expect(clippy::too_many_arguments, reason = "the C function's arguments, one to one")]
+pub(crate) fn score_in(
+    backend: Backend,
+    shape: &Shape,
+    params: &ScoreParams,
+    inputs: &ScoreInputs,
+    part: usize,
+    n_parts: usize,
+    carver: &mut Carver,
+    scores: &mut [f32],
+) -> Result<()> {
+    shape.validate()?;
+    params.validate()?;
+    check_inputs(shape, inputs)?;
+    let heads = part_heads(shape, part, n_parts)?;
+    let prefix = shape.prefix_len();
+    ensure(scores.len() >= heads.len() * prefix, ErrorKind::BufferSize, c"scores")?;
+    let mut buffers = Buffers::carve(carver, shape, params)?;
+    if prefix == 0 {
+        return Ok(()); // the window covers everything: nothing competes
+    }
+    for (head, out) in heads.zip(scores.chunks_exact_mut(prefix)) {
+        let task = Task { kernels: backend.kernels, shape, params, inputs, head };
+        task.run(&mut buffers, out).map_err(|e| e.at_head(head).at_layer(shape.layer))?;
+    }
+    Ok(())
+}
+
+/// That the tensors have the shape they should.
+fn check_inputs(shape: &Shape, inputs: &ScoreInputs) -> Result<()> {
+    let fits = |t: &Tensor, rows: usize, heads: usize, dim: usize| {
+        t.n_heads() == heads && t.dim() == dim && (0..heads).all(|h| t.rows(h) >= rows)
+    };
+    let window = if shape.prefix_len() == 0 { 0 } else { shape.window };
+    ensure(fits(&inputs.q, window, shape.n_q_heads, shape.head_dim_k), ErrorKind::Shape, c"q")?;
+    ensure(fits(&inputs.k, shape.n_tokens, shape.n_kv_heads, shape.head_dim_k), ErrorKind::Shape, c"k")?;
+    ensure(fits(&inputs.v, shape.n_tokens, shape.n_kv_heads, shape.head_dim_v), ErrorKind::Shape, c"v")?;
+    match &inputs.lse {
+        None => Ok(()),
+        Some(lse) => {
+            ensure(lse.dtype() == crate::view::Dtype::F32, ErrorKind::Dtype, c"lse")?;
+            ensure(fits(lse, window, shape.n_q_heads, 1), ErrorKind::Shape, c"lse")
+        }
+    }
+}
+
+/// One KV head.
+struct Task<'a> {
+    kernels: &'static Kernels,
+    shape: &'a Shape,
+    params: &'a ScoreParams,
+    inputs: &'a ScoreInputs<'a>,
+    head: usize,
+}
+
+impl Task<'_> {
+    fn run(&self, b: &mut Buffers, out: &mut [f32]) -> Result<()> {
+        let (shape, params) = (self.shape, self.params);
+        let vmax = self.value_max()?;
+        self.load_queries(b.q);
+        match &self.inputs.lse {
+            Some(lse) => self.load_lse(lse, b.max)?,
+            None => self.collect_lse(b)?,
+        }
+        let group = shape.group_size();
+        if reduce_first(shape, params) {
+            self.sum_columns(b, 0..group, out)?;
+            pool(self.kernels, params, out);
+        } else {
+            out.fill(0.0);
+            for h in 0..group {
+                let row = core::mem::take(&mut b.head_row);
+                self.sum_columns(b, h..h + 1, row)?;
+                pool(self.kernels, params, row);
+                self.reduce_into(row, out);
+                b.head_row = row;
+            }
+        }
+        // Attention is a mean over the window; a mean over the group is folded in. `vmax` is last: all else is at most 1.
+        let mean = if params.group_reduce == GroupReduce::Mean { group } else { 1 };
+        let factor = 1.0 / (shape.window * mean) as f32;
+        let mut largest = 0.0f32;
+        for s in out.iter_mut() {
+            *s = *s * factor * vmax;
+            largest = if *s > largest { *s } else { largest };
+        }
+        ensure(largest.is_finite(), ErrorKind::NonFinite, c"scores")
+    }
+
+    /// Stage 4: `max ‖V[i]‖₁` over the prefix, or over all tokens. Every row is read, so that every NaN is found.
+    fn value_max(&self) -> Result<f32> {
+        let span = match self.params.value_span {
+            ValueSpan::Prefix => self.shape.prefix_len(),
+            ValueSpan::All => self.shape.n_tokens,
+        };
+        let mut max = 0.0f32;
+        for i in 0..self.shape.n_tokens {
+            let norm = (self.kernels.l1_norm)(&self.inputs.v, self.head, i);
+            ensure(norm.is_finite(), ErrorKind::NonFinite, c"v")?;
+            max = if i < span && norm > max { norm } else { max };
+        }
+        Ok(max)
+    }
+
+    /// The group's queries, scaled, one query head behind the other.
+    fn load_queries(&self, q: &mut [f32]) {
+        let (w, d) = (self.shape.window, self.shape.head_dim_k);
+        let scale = scale_or_default(self.params.scale, d);
+        for (r, row) in q.chunks_exact_mut(d).enumerate() {
+            self.inputs.q.widen(self.query_head(r / w), r % w, row);
+            row.iter_mut().for_each(|x| *x *= scale);
+        }
+    }
+
+    fn query_head(&self, in_group: usize) -> usize {
+        self.head * self.shape.group_size() + in_group
+    }
+
+    fn load_lse(&self, lse: &Tensor, out: &mut [f32]) -> Result<()> {
+        for (r, out) in out.iter_mut().enumerate() {
+            lse.for_each(self.query_head(r / self.shape.window), r % self.shape.window, |_, x| *out = x);
+            ensure(out.is_finite(), ErrorKind::NonFinite, c"lse")?;
+        }
+        // The second pass stops at the prefix; the window's keys are looked at here.
+        let mut finite = true;
+        for i in self.shape.prefix_len()..self.shape.n_tokens {
+            self.inputs.k.for_each(self.head, i, |_, x| finite &= x.is_finite());
+        }
+        ensure(finite, ErrorKind::NonFinite, c"k")
+    }
+
+    /// First pass: each query row's log-sum-exp over all keys it sees, left in `b.max`.
+    fn collect_lse(&self, b: &mut Buffers) -> Result<()> {
+        let w = self.shape.window;
+        b.max.fill(RowStat::EMPTY.max);
+        b.sum.fill(RowStat::EMPTY.sum);
+        for first in (0..self.shape.n_tokens).step_by(KEY_BLOCK) {
+            let n = KEY_BLOCK.min(self.shape.n_tokens - first);
+            (self.kernels.pack_keys)(&self.inputs.k, self.head, first, n, b.panel);
+            for h in 0..self.shape.group_size() {
+                self.logits(b.q, b.panel, b.tile, h)?;
+                for (j, row) in b.tile.chunks_exact(KEY_BLOCK).enumerate() {
+                    let sees = self.visible(j, first, n);
+                    if !sees.is_empty() {
+                        let r = h * w + j;
+                        let mut stat = RowStat { max: b.max[r], sum: b.sum[r] };
+                        (self.kernels.row_stats)(&row[sees], &mut stat);
+                        (b.max[r], b.sum[r]) = (stat.max, stat.sum);
+                    }
+                }
+            }
+        }
+        for (max, sum) in b.max.iter_mut().zip(b.sum.iter()) {
+            // Every query sees its own key, so the sum is at least 1.
+            *max = (*max as f64 + libm::log(*sum)) as f32;
+        }
+        Ok(())
+    }
+
+    /// Second pass: for each prefix key, the sum over the window of its attention, reduced over `heads` of the group.
+    fn sum_columns(&self, b: &mut Buffers, heads: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let w = self.shape.window;
+        for (block, out) in out.chunks_mut(KEY_BLOCK).enumerate() {
+            let (first, n) = (block * KEY_BLOCK, out.len());
+            (self.kernels.pack_keys)(&self.inputs.k, self.head, first, n, b.panel);
+            out.fill(0.0);
+            for h in heads.clone() {
+                self.logits(b.q, b.panel, b.tile, h)?;
+                let mut sums = [0.0f32; KEY_BLOCK];
+                for (j, row) in b.tile.chunks_exact(KEY_BLOCK).enumerate() {
+                    let sees = self.visible(j, first, n);
+                    (self.kernels.add_exp)(&row[sees.clone()], b.max[h * w + j], &mut sums[sees]);
+                }
+                self.reduce_into(&sums[..n], out);
+            }
+        }
+        Ok(())
+    }
+
+    fn logits(&self, q: &[f32], panel: &[f32], tile: &mut [f32], in_group: usize) -> Result<()> {
+        let rows = self.shape.window * self.shape.head_dim_k;
+        let finite = (self.kernels.logits)(&q[in_group * rows..][..rows], panel, tile);
+        ensure(finite, ErrorKind::NonFinite, c"q or k")?;
+        if let Some(cap) = self.params.softcap {
+            (self.kernels.softcap)(tile, cap);
+        }
+        Ok(())
+    }
+
+    /// Which of the keys `first .. first + n` window query `j` sees, as a range within the block.
+    fn visible(&self, j: usize, first: usize, n: usize) -> Range<usize> {
+        let position = self.shape.prefix_len() + j;
+        let oldest = self.params.sliding_window.map_or(0, |swa| (position + 1).saturating_sub(swa));
+        let begin = oldest.saturating_sub(first).min(n);
+        let end = (position + 1).saturating_sub(first).min(n);
+        begin..end.max(begin)
+    }
+
+    /// Stage 5, without the mean's division.
+    fn reduce_into(&self, from: &[f32], into: &mut [f32]) {
+        for (o, &x) in into.iter_mut().zip(from) {
+            *o = match self.params.group_reduce {
+                GroupReduce::Max if x > *o => x,
+                GroupReduce::Max => *o,
+                GroupReduce::Mean => *o + x,
+            };
+        }
+    }
+}
+
+/// Stage 3, in place: block by block through the stack, each block with `radius` neighbours on both sides. Positions outside
+/// the prefix are zero: the smallest score for a maximum, and what the field's average counts.
+fn pool(kernels: &Kernels, params: &ScoreParams, x: &mut [f32]) {
+    const BLOCK: usize = 256;
+    const MAX_RADIUS: usize = MAX_POOL_KERNEL / 2;
+    let kernel = params.pool_kernel;
+    let radius = kernel / 2;
+    if radius == 0 {
+        return;
+    }
+    let mut around = [0.0f32; BLOCK + 2 * MAX_RADIUS];
+    for first in (0..x.len()).step_by(BLOCK) {
+        let n = BLOCK.min(x.len() - first);
+        // The left neighbours have been overwritten in x; the last block's copy still has them.
+        if first > 0 {
+            around.copy_within(BLOCK..BLOCK + radius, 0);
+        }
+        let right = (first + n + radius).min(x.len());
+        let filled = radius + right - first;
+        around[radius..filled].copy_from_slice(&x[first..right]);
+        around[filled..].fill(0.0);
+        let out = &mut x[first..first + n];
+        match params.pool {
+            Pool::Max => (kernels.pool_max)(&around[..n + kernel - 1], kernel, out),
+            Pool::Avg => {
+                for (i, o) in out.iter_mut().enumerate() {
+                    *o = around[i..i + kernel].iter().sum::<f32>() / kernel as f32;
+                }
+            }
+        }
+    }
+}
+
