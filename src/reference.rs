@@ -1,1 +1,196 @@
-//! The whole method in plain f64 loops.
+//! The whole method in plain f64 loops: the oracle of every test, and the place to read what is computed.
+//!
+//! Nothing here is fast or shares code with the stages it checks. Arrays are nested the way the formulas index them.
+//!
+//! Source: arXiv 2509.09754; stage numbers as in the README's page on the method.
+
+use crate::params::{GroupReduce, HeadFloor, Pool, ScoreParams, SelectParams, ValueSpan};
+
+/// `x[token][head][element]`.
+pub type Heads = Vec<Vec<Vec<f64>>>;
+
+/// Logit of one query and one key.
+fn logit(q: &[f64], k: &[f64], scale: Option<f32>, softcap: Option<f32>) -> f64 {
+    let scale = scale.map_or(1.0 / (q.len() as f64).sqrt(), f64::from);
+    let s = scale * q.iter().zip(k).map(|(a, b)| a * b).sum::<f64>();
+    softcap.map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh())
+}
+
+/// Softmax, where `None` is a key that is not seen. Also the log-sum-exp.
+fn softmax(logits: &[Option<f64>]) -> (Vec<f64>, f64) {
+    let max = logits.iter().flatten().fold(f64::NEG_INFINITY, |m, &x| m.max(x));
+    let exps: Vec<f64> = logits.iter().map(|l| l.map_or(0.0, |x| (x - max).exp())).collect();
+    let sum: f64 = exps.iter().sum();
+    let lse = if sum > 0.0 { max + sum.ln() } else { f64::NEG_INFINITY };
+    (exps.iter().map(|e| if sum > 0.0 { e / sum } else { 0.0 }).collect(), lse)
+}
+
+/// Log-sum-exp of the window's queries: `lse[j][h]`.
+pub fn log_sum_exp(q: &Heads, k: &Heads, params: &ScoreParams) -> Vec<Vec<f64>> {
+    let group = q[0].len() / k[0].len();
+    (0..q.len()).map(|j| (0..q[0].len()).map(|h| window_attention(q, k, params, j, h, h / group).1).collect()).collect()
+}
+
+/// Stage 1, one row: attention of window query `j`, query head `h`, over all keys of KV head `g`.
+fn window_attention(q: &Heads, k: &Heads, params: &ScoreParams, j: usize, h: usize, g: usize) -> (Vec<f64>, f64) {
+    let position = k.len() - q.len() + j;
+    let logits: Vec<Option<f64>> = (0..k.len())
+        .map(|i| {
+            let causal = i <= position;
+            let in_window = params.sliding_window.is_none_or(|swa| i + swa > position);
+            (causal && in_window).then(|| logit(&q[j][h], &k[i][g], params.scale, params.softcap))
+        })
+        .collect();
+    softmax(&logits)
+}
+
+/// Stages 1 to 5: `scores[g][i]`.
+pub fn scores(q: &Heads, k: &Heads, v: &Heads, params: &ScoreParams) -> Vec<Vec<f64>> {
+    let (w, n_q_heads, n_kv_heads) = (q.len(), q[0].len(), k[0].len());
+    let (prefix, group) = (k.len() - w, n_q_heads / n_kv_heads);
+    let radius = params.pool_kernel / 2;
+    let mut scores = vec![];
+    for g in 0..n_kv_heads {
+        // Stage 4: the largest L1 norm among the head's values.
+        let span = if params.value_span == ValueSpan::All { v.len() } else { prefix };
+        let vmax = v[..span].iter().map(|t| t[g].iter().map(|x| x.abs()).sum::<f64>()).fold(0.0, f64::max);
+        let mut pooled = vec![];
+        for h in g * group..(g + 1) * group {
+            // Stages 1 and 2: attention, averaged over the window.
+            let mut a = vec![0.0; prefix];
+            for j in 0..w {
+                let row = window_attention(q, k, params, j, h, g).0;
+                for i in 0..prefix {
+                    a[i] += row[i] / w as f64;
+                }
+            }
+            // Stage 3: pooling along the tokens.
+            pooled.push(
+                (0..prefix)
+                    .map(|i| {
+                        let near = &a[i.saturating_sub(radius)..(i + radius + 1).min(prefix)];
+                        match params.pool {
+                            Pool::Max => near.iter().copied().fold(0.0, f64::max),
+                            Pool::Avg => near.iter().sum::<f64>() / params.pool_kernel as f64,
+                        }
+                    })
+                    .collect::<Vec<f64>>(),
+            );
+        }
+        // Stage 5: one score per KV head.
+        scores.push(
+            (0..prefix)
+                .map(|i| {
+                    let column = pooled.iter().map(|p| p[i]);
+                    vmax * match params.group_reduce {
+                        GroupReduce::Max => column.fold(0.0, f64::max),
+                        GroupReduce::Mean => column.sum::<f64>() / group as f64,
+                    }
+                })
+                .collect(),
+        );
+    }
+    scores
+}
+
+/// Stage 6: normalised entropy of a layer's scores.
+pub fn entropy(scores: &[f32]) -> f64 {
+    let mass: f64 = scores.iter().map(|&s| f64::from(s)).sum();
+    if scores.len() < 2 || mass == 0.0 {
+        return 0.0;
+    }
+    let p = scores.iter().map(|&s| f64::from(s) / mass).filter(|&p| p > 0.0);
+    -p.map(|p| p * p.ln()).sum::<f64>() / (scores.len() as f64).ln()
+}
+
+/// Layer budgets: proportional, capped, exact. Weights whose products with `total` are whole numbers below 2⁵³ make every
+/// remainder exact.
+pub fn layer_budgets(weights: &[f64], capacities: &[u64], total: u64) -> Vec<u64> {
+    let n = weights.len();
+    let total = total.min(capacities.iter().sum());
+    let mut budgets: Vec<Option<u64>> = vec![None; n];
+    loop {
+        let open: Vec<usize> = (0..n).filter(|&l| budgets[l].is_none()).collect();
+        let rest = (total - budgets.iter().flatten().sum::<u64>()) as f64;
+        let sum: f64 = open.iter().map(|&l| weights[l]).sum();
+        let weight = |l: usize| if sum == 0.0 { 1.0 } else { weights[l] };
+        let sum = if sum == 0.0 { open.len() as f64 } else { sum };
+        let full: Vec<usize> =
+            open.iter().copied().filter(|&l| rest * weight(l) > capacities[l] as f64 * sum).collect();
+        if !full.is_empty() {
+            full.iter().for_each(|&l| budgets[l] = Some(capacities[l]));
+            continue;
+        }
+        let floor = |l: usize| ((rest * weight(l) - rest * weight(l) % sum) / sum).round() as u64;
+        let mut by_remainder = open.clone();
+        by_remainder.sort_by(|&a, &b| (rest * weight(b) % sum).total_cmp(&(rest * weight(a) % sum)).then(a.cmp(&b)));
+        let left = rest as u64 - open.iter().map(|&l| floor(l)).sum::<u64>();
+        for (rank, &l) in by_remainder.iter().enumerate() {
+            budgets[l] = Some(floor(l) + u64::from((rank as u64) < left));
+        }
+        return budgets.into_iter().flatten().collect();
+    }
+}
+
+/// Selection by sorting: each head's kept prefix positions, ascending. `scores[g][i]`.
+pub fn select(scores: &[Vec<f32>], params: &SelectParams, budget: u64) -> Vec<Vec<usize>> {
+    let heads = scores.len();
+    let mut order: Vec<(usize, usize)> = (0..heads).flat_map(|g| (0..scores[g].len()).map(move |i| (g, i))).collect();
+    // Protected first, then by score; ties to the lower head, then the lower token (the order they are in).
+    order.sort_by(|&(g, i), &(h, j)| {
+        params.protects(j).cmp(&params.protects(i)).then(scores[h][j].total_cmp(&scores[g][i]))
+    });
+    let best_of = |g: usize, n: usize| order.iter().filter(|e| e.0 == g).take(n).copied().collect::<Vec<_>>();
+    let budget = budget as usize;
+    let billionths = (params.alpha * 1e9).round() as u128;
+    let kept: Vec<(usize, usize)> = match params.head_floor {
+        HeadFloor::None => order[..budget].to_vec(),
+        HeadFloor::Guaranteed => {
+            let floor = (billionths * budget as u128 / (1_000_000_000 * heads as u128)) as usize;
+            let mut kept: Vec<_> = (0..heads).flat_map(|g| best_of(g, floor)).collect();
+            let rest: Vec<_> = order.iter().filter(|e| !kept.contains(e)).copied().collect();
+            kept.extend(&rest[..budget - kept.len()]);
+            kept
+        }
+        HeadFloor::Affine => {
+            // Quotas in units of one billionth of a head's share, so that they are whole numbers.
+            let unit = 1_000_000_000 * heads as u128;
+            let quota = |g: usize| {
+                let free = order[..budget].iter().filter(|e| e.0 == g).count() as u128;
+                (1_000_000_000 - billionths) * free * heads as u128 + billionths * budget as u128
+            };
+            let mut counts: Vec<usize> = (0..heads).map(|g| (quota(g) / unit) as usize).collect();
+            let mut by_remainder: Vec<usize> = (0..heads).collect();
+            by_remainder.sort_by_key(|&g| (std::cmp::Reverse(quota(g) % unit), g));
+            let left = budget - counts.iter().sum::<usize>();
+            by_remainder[..left].iter().for_each(|&g| counts[g] += 1);
+            (0..heads).flat_map(|g| best_of(g, counts[g])).collect()
+        }
+    };
+    (0..heads)
+        .map(|g| {
+            let mut head: Vec<usize> = kept.iter().filter(|e| e.0 == g).map(|e| e.1).collect();
+            head.sort_unstable();
+            head
+        })
+        .collect()
+}
+
+/// Attention of one query over one head's rows, `None` where a row is not seen: the output, and the log-sum-exp.
+pub fn attend(
+    q: &[f64],
+    rows: &[Option<(&[f64], &[f64])>],
+    dim_v: usize,
+    scale: Option<f32>,
+    softcap: Option<f32>,
+) -> (Vec<f64>, f64) {
+    let logits: Vec<Option<f64>> = rows.iter().map(|r| r.map(|(k, _)| logit(q, k, scale, softcap))).collect();
+    let (weights, lse) = softmax(&logits);
+    let mut out = vec![0.0; dim_v];
+    for (weight, row) in weights.iter().zip(rows) {
+        if let Some((_, v)) = row {
+            out.iter_mut().zip(*v).for_each(|(o, x)| *o += weight * x);
+        }
+    }
+    (out, lse)
+}

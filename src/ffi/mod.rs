@@ -4,6 +4,8 @@
 
 mod call;
 mod functions;
+#[cfg(all(feature = "ffi-panic-handler", not(feature = "std"), not(test)))]
+mod no_runtime;
 mod types;
 
 pub use functions::*;

@@ -1,0 +1,533 @@
+//! Every stage against the f64 reference, through one checker per stage, for every backend and with sizes that straddle
+//! every block edge.
+
+use half::{bf16, f16};
+use lava::attend::{AttendInputs, AttendParams, Positions};
+use lava::cascade::{Cascade, CascadeParams};
+use lava::reference::{self, Heads};
+use lava::score::ScoreInputs;
+use lava::*;
+use proptest::prelude::*;
+
+/// A reproducible stream of numbers (splitmix64).
+#[derive(Clone)]
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// In [-1, 1).
+    fn real(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    fn reals(&mut self, n: usize, size: f64) -> Vec<f64> {
+        (0..n).map(|_| self.real() * size).collect()
+    }
+}
+
+/// A tensor's elements in memory, in its element type, and the same numbers for the reference.
+struct Data {
+    f32: Vec<f32>,
+    f16: Vec<f16>,
+    bf16: Vec<bf16>,
+    dtype: Dtype,
+    values: Heads,
+    dims: (usize, usize, usize),
+}
+
+impl Data {
+    fn new(random: &mut Random, dtype: Dtype, (tokens, heads, dim): (usize, usize, usize), size: f64) -> Self {
+        let raw = random.reals(tokens * heads * dim, size);
+        let f32: Vec<f32> = raw.iter().map(|&x| x as f32).collect();
+        let f16: Vec<f16> = raw.iter().map(|&x| f16::from_f64(x)).collect();
+        let bf16: Vec<bf16> = raw.iter().map(|&x| bf16::from_f64(x)).collect();
+        // What the library sees: rounded to the element type.
+        let at = |i: usize| match dtype {
+            Dtype::F32 => f32[i] as f64,
+            Dtype::F16 => f16[i].to_f64(),
+            Dtype::BF16 => bf16[i].to_f64(),
+        };
+        let values = (0..tokens)
+            .map(|t| (0..heads).map(|h| (0..dim).map(|c| at((t * heads + h) * dim + c)).collect()).collect())
+            .collect();
+        Self { f32, f16, bf16, dtype, values, dims: (tokens, heads, dim) }
+    }
+
+    fn view(&self) -> Tensor<'_> {
+        let (tokens, heads, dim) = self.dims;
+        let (strides, rows) = (Strides::token_major(heads, dim), Rows::Same(tokens));
+        match self.dtype {
+            Dtype::F32 => Tensor::from_slice(&self.f32, strides, rows, heads, dim),
+            Dtype::F16 => Tensor::from_slice(&self.f16, strides, rows, heads, dim),
+            Dtype::BF16 => Tensor::from_slice(&self.bf16, strides, rows, heads, dim),
+        }
+        .expect("a dense tensor is valid")
+    }
+}
+
+fn aligned(bytes: usize) -> Vec<u128> {
+    vec![0; bytes.div_ceil(16)]
+}
+
+fn bytes(memory: &mut [u128]) -> &mut [u8] {
+    // SAFETY: u128s are bytes too, and the slice covers exactly their memory.
+    unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr() as *mut u8, size_of_val(memory)) }
+}
+
+fn run_score(backend: Backend, shape: &Shape, params: &ScoreParams, inputs: &ScoreInputs) -> Result<Vec<f32>> {
+    let mut scores = vec![f32::NAN; shape.n_kv_heads * shape.prefix_len()];
+    let mut workspace = aligned(score::workspace_size(shape, params)?);
+    score::score(backend, shape, params, inputs, 0, 1, bytes(&mut workspace), &mut scores)?;
+    Ok(scores)
+}
+
+/// Scores against the reference.
+///
+/// Bound: a logit is a sum of `d` products in f32, off by at most about `d · 2⁻²⁴ · Σ|q·k|`, here below 1e-5 relative to 1;
+/// `exp` turns that into a relative error of the attention; all else adds a few ulp. 2e-5 of the largest score holds all.
+fn check_score(backend: Backend, shape: &Shape, params: &ScoreParams, dtypes: [Dtype; 3], seed: u64, with_lse: bool) {
+    let mut random = Random(seed);
+    let Shape { n_tokens: n, n_q_heads, n_kv_heads, head_dim_k, head_dim_v, window, .. } = *shape;
+    let q = Data::new(&mut random, dtypes[0], (window, n_q_heads, head_dim_k), 2.0);
+    let k = Data::new(&mut random, dtypes[1], (n, n_kv_heads, head_dim_k), 2.0);
+    let v = Data::new(&mut random, dtypes[2], (n, n_kv_heads, head_dim_v), 2.0);
+    let lse: Vec<f32> =
+        reference::log_sum_exp(&q.values, &k.values, params).iter().flatten().map(|&x| x as f32).collect();
+    let lse = Tensor::from_slice(&lse, Strides::token_major(n_q_heads, 1), Rows::Same(window), n_q_heads, 1);
+    let lse = with_lse.then(|| lse.expect("a dense tensor is valid"));
+    let inputs = ScoreInputs { q: q.view(), k: k.view(), v: v.view(), lse };
+    let got = run_score(backend, shape, params, &inputs).expect("valid input");
+    let want: Vec<f64> = reference::scores(&q.values, &k.values, &v.values, params).concat();
+    let largest = want.iter().copied().fold(0.0, f64::max);
+    for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+        assert!(
+            (*got as f64 - want).abs() <= 2e-5 * largest,
+            "{} entry {i}: {got} for {want}, {shape:?} {params:?} {dtypes:?}",
+            backend.name()
+        );
+    }
+}
+
+fn backends() -> Vec<Backend> {
+    vec![Backend::scalar(), Backend::detect()]
+}
+
+fn shape(n_tokens: usize, heads: (usize, usize), dims: (usize, usize), window: usize) -> Shape {
+    Shape {
+        layer: 3,
+        n_tokens,
+        n_q_heads: heads.0,
+        n_kv_heads: heads.1,
+        head_dim_k: dims.0,
+        head_dim_v: dims.1,
+        window,
+    }
+}
+
+#[test]
+fn scores_at_every_block_edge() {
+    // 32 keys are a block, 256 a block of the pooling.
+    for prefix in [1, 2, 6, 7, 31, 32, 33, 63, 64, 65, 255, 256, 257, 300] {
+        for backend in backends() {
+            let shape = shape(prefix + 5, (4, 2), (16, 16), 5);
+            check_score(backend, &shape, &ScoreParams::default(), [Dtype::F32; 3], prefix as u64, false);
+        }
+    }
+}
+
+#[test]
+fn scores_of_every_head_dim() {
+    for dim in [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 80, 96, 127, 128, 192, 256, 575, 576] {
+        for backend in backends() {
+            let params = ScoreParams { scale: Some(0.05), ..Default::default() };
+            check_score(backend, &shape(70, (2, 1), (dim, 577 - dim), 6), &params, [Dtype::F32; 3], dim as u64, false);
+        }
+    }
+}
+
+#[test]
+fn scores_with_every_option_and_dtype() {
+    let dtypes = [Dtype::F32, Dtype::F16, Dtype::BF16];
+    let mut seed = 0;
+    for pool in [Pool::Max, Pool::Avg] {
+        for group_reduce in [GroupReduce::Max, GroupReduce::Mean] {
+            for (pool_kernel, heads) in [(1, (6, 2)), (7, (6, 2)), (3, (2, 2)), (127, (4, 1))] {
+                for (softcap, sliding_window, value_span) in [
+                    (None, None, ValueSpan::Prefix),
+                    (Some(1.5), Some(40), ValueSpan::All),
+                    (None, Some(9), ValueSpan::Prefix),
+                ] {
+                    let params = ScoreParams {
+                        scale: None,
+                        softcap,
+                        sliding_window,
+                        pool,
+                        pool_kernel,
+                        group_reduce,
+                        value_span,
+                    };
+                    seed += 1;
+                    let dtypes = [dtypes[seed % 3], dtypes[seed / 3 % 3], dtypes[seed / 9 % 3]];
+                    for backend in backends() {
+                        let shape = shape(150, heads, (24, 20), 8);
+                        check_score(backend, &shape, &params, dtypes, seed as u64, seed % 2 == 0);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn scoring_needs_at_most_a_tenth_of_the_layer() {
+    let real = [(1024, (8, 2), 32), (4096, (32, 8), 128), (32768, (32, 8), 128), (8192, (8, 8), 64)];
+    for (n_tokens, heads, dim) in real {
+        let shape = shape(n_tokens, heads, (dim, dim), 32);
+        let layer = n_tokens * heads.1 * dim * 2 * 2; // f16 K and V
+        let size = score::workspace_size(&shape, &ScoreParams::default()).unwrap();
+        assert!(size * 10 <= layer, "{size} bytes to score {layer}");
+    }
+}
+
+/// Kept sets against sorting.
+fn check_select(scores: &[Vec<f32>], window: usize, params: &SelectParams, budget: u64) {
+    let prefix = scores[0].len();
+    let shape = shape(prefix + window, (scores.len(), scores.len()), (1, 1), window);
+    let mut workspace = aligned(select::workspace_size(&shape).unwrap());
+    let mut kept = vec![u32::MAX; select::n_kept(&shape, budget).unwrap() as usize];
+    let mut cu = vec![u32::MAX; scores.len() + 1];
+    let flat = scores.concat();
+    let done = select::select(&shape, params, &flat, budget, bytes(&mut workspace), &mut kept, &mut cu).unwrap();
+    let want = reference::select(scores, params, budget);
+    for (g, want) in want.iter().enumerate() {
+        let want: Vec<u32> = want.iter().copied().chain(prefix..prefix + window).map(|i| i as u32).collect();
+        assert_eq!(&kept[cu[g] as usize..cu[g + 1] as usize], want, "head {g} of {scores:?} {params:?} {budget}");
+    }
+    let mass: f64 = flat.iter().map(|&s| s as f64).sum();
+    let kept_mass: f64 = want.iter().zip(scores).flat_map(|(w, s)| w.iter().map(|&i| s[i] as f64)).sum();
+    if mass > 0.0 {
+        assert!((done.evicted_share - (1.0 - kept_mass / mass)).abs() < 1e-12);
+    }
+    assert_eq!(done.everything_kept, budget as usize == flat.len());
+}
+
+fn floors() -> impl Strategy<Value = (HeadFloor, f64)> {
+    let alpha = prop_oneof![Just(0.0), Just(0.2), Just(0.5), Just(1.0), 0.0..1.0f64];
+    (prop_oneof![Just(HeadFloor::None), Just(HeadFloor::Guaranteed), Just(HeadFloor::Affine)], alpha)
+}
+
+/// Few different values: plateaus everywhere. Or many.
+fn layer_scores(heads: usize, prefix: usize, levels: usize, seed: u64) -> Vec<Vec<f32>> {
+    let mut random = Random(seed);
+    (0..heads).map(|_| (0..prefix).map(|_| random.below(levels) as f32 * 0.37).collect()).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn selection_is_what_sorting_gives(
+        (heads, prefix, window) in (1usize..6, 1usize..90, 1usize..5),
+        levels in prop_oneof![Just(1usize), Just(2), Just(5), Just(1_000_000)],
+        seed: u64, (head_floor, alpha) in floors(), n_sink in 0usize..6, masked: bool, fill in 0.0..=1.0f64,
+    ) {
+        let scores = layer_scores(heads, prefix, levels, seed);
+        let mask: Vec<u8> = (0..prefix).map(|i| (masked && (i * 7 + 3) % 11 == 0) as u8).collect();
+        let params = SelectParams { head_floor, alpha, n_sink, protected_mask: masked.then_some(&mask) };
+        let least = (heads * params.n_protected(prefix)) as u64;
+        let budget = least + ((heads * prefix) as u64 - least).min((fill * (heads * prefix) as f64) as u64);
+        check_select(&scores, window, &params, budget);
+    }
+
+    #[test]
+    fn layer_budgets_are_exact(
+        layers in prop::collection::vec((0u32..64, 0u64..300), 1..12), total in 0u64..2500,
+    ) {
+        // Weights are multiples of 1/64: every product is exact in the reference.
+        let weights: Vec<f64> = layers.iter().map(|l| l.0 as f64 / 64.0).collect();
+        let capacities: Vec<u64> = layers.iter().map(|l| l.1).collect();
+        let mut budgets = vec![0; layers.len()];
+        budget::layer_budgets(&weights, &capacities, None, total, &mut budgets).unwrap();
+        prop_assert_eq!(&budgets, &reference::layer_budgets(&weights, &capacities, total));
+        prop_assert_eq!(budgets.iter().sum::<u64>(), total.min(capacities.iter().sum()));
+    }
+
+    #[test]
+    fn layer_budgets_respect_both_bounds(
+        layers in prop::collection::vec((0.0..1.0f64, 0u64..100, 0u64..200), 1..12), extra in 0u64..1500,
+    ) {
+        let weights: Vec<f64> = layers.iter().map(|l| l.0).collect();
+        let minimums: Vec<u64> = layers.iter().map(|l| l.1).collect();
+        let capacities: Vec<u64> = layers.iter().map(|l| l.1 + l.2).collect();
+        let total = minimums.iter().sum::<u64>() + extra;
+        let mut budgets = vec![0; layers.len()];
+        budget::layer_budgets(&weights, &capacities, Some(&minimums), total, &mut budgets).unwrap();
+        prop_assert_eq!(budgets.iter().sum::<u64>(), total.min(capacities.iter().sum()));
+        // One level λ explains all: a layer between its bounds has λ · weight, give or take its rounding.
+        let mut level = (f64::NEG_INFINITY, f64::INFINITY);
+        for l in 0..layers.len() {
+            prop_assert!((minimums[l]..=capacities[l]).contains(&budgets[l]));
+            if weights[l] > 1e-6 {
+                let (b, w) = (budgets[l] as f64, weights[l]);
+                if budgets[l] > minimums[l] { level.0 = level.0.max((b - 1.0) / w); }
+                if budgets[l] < capacities[l] { level.1 = level.1.min((b + 1.0) / w); }
+            }
+        }
+        prop_assert!(level.0 <= level.1 + 1e-9, "{level:?} {weights:?} {minimums:?} {capacities:?} {budgets:?}");
+    }
+
+    #[test]
+    fn a_cascade_ends_where_one_shot_does(
+        (n_layers, heads, prefix, window) in (1usize..7, 1usize..4, 1usize..40, 1usize..4),
+        levels in prop_oneof![Just(2usize), Just(7), Just(1_000_000)],
+        seed: u64, (head_floor, alpha) in floors(), n_sink in 0usize..3, fill in 0.0..=1.1f64,
+    ) {
+        let select_params = SelectParams { head_floor, alpha, n_sink, protected_mask: None };
+        let shape = shape(prefix + window, (heads, heads), (1, 1), window);
+        let all = (n_layers * heads * prefix) as u64;
+        let least = (n_layers * heads * n_sink.min(prefix)) as u64;
+        let total = ((fill * all as f64) as u64).max(least);
+        let params = CascadeParams { shape, n_layers, total, select: select_params };
+        let mut memory = aligned(cascade::state_size(&params).unwrap());
+        let mut cascade = Cascade::new(&params, bytes(&mut memory)).unwrap();
+        // Layers of very unlike entropy: some almost constant, some with a single score.
+        let layers: Vec<Vec<f32>> = (0..n_layers).map(|l| {
+            let mut scores = layer_scores(heads, prefix, levels, seed ^ (l as u64 * 77)).concat();
+            if (seed >> l) & 3 == 0 { let keep = l % scores.len(); for (i, s) in scores.iter_mut().enumerate() { if i != keep { *s *= 1e-6; } } }
+            scores
+        }).collect();
+        // The positions that the caller's cache holds, moved along by `rows` alone.
+        let mut held: Vec<Vec<Vec<u32>>> = vec![];
+        for (l, scores) in layers.iter().enumerate() {
+            cascade.push(scores).unwrap();
+            held.push(vec![(0..shape.n_tokens as u32).collect(); heads]);
+            for (j, layer_held) in held.iter_mut().enumerate() {
+                let now = cascade.layer(j).unwrap();
+                for (g, head) in layer_held.iter_mut().enumerate() {
+                    let range = now.cu_kept[g] as usize..now.cu_kept[g + 1] as usize;
+                    prop_assert_eq!((now.cu_rows[g + 1] - now.cu_rows[g]) as usize, head.len());
+                    *head = now.rows[range.clone()].iter().map(|&r| head[r as usize]).collect();
+                    prop_assert_eq!(&now.kept_indices[range], &head[..]);
+                }
+            }
+            if head_floor == HeadFloor::None {
+                let kept: u64 = (0..=l).map(|j| cascade.layer(j).unwrap().budget).sum();
+                prop_assert!(kept <= total + n_layers as u64);
+            }
+        }
+        prop_assert!(cascade.push(&layers[0]).is_err());
+
+        let entropies: Vec<f64> = layers.iter().map(|s| entropy::entropy(s, heads, prefix).unwrap().entropy).collect();
+        let capacities = vec![(heads * prefix) as u64; n_layers];
+        let minimums = vec![(heads * n_sink.min(prefix)) as u64; n_layers];
+        let mut budgets = vec![0; n_layers];
+        budget::layer_budgets(&entropies, &capacities, Some(&minimums), total, &mut budgets).unwrap();
+        let mut workspace = aligned(select::workspace_size(&shape).unwrap());
+        for (l, scores) in layers.iter().enumerate() {
+            let mut kept = vec![0; select::n_kept(&shape, budgets[l]).unwrap() as usize];
+            let mut cu = vec![0; heads + 1];
+            let done = select::select(&shape, &select_params, scores, budgets[l], bytes(&mut workspace), &mut kept, &mut cu).unwrap();
+            let end = cascade.layer(l).unwrap();
+            prop_assert_eq!(end.kept_indices, &kept[..]);
+            prop_assert_eq!(end.cu_kept, &cu[..]);
+            prop_assert_eq!(end.budget, done.budget);
+            prop_assert_eq!(end.evicted_share.to_bits(), done.evicted_share.to_bits());
+            prop_assert_eq!(end.mass.to_bits(), done.mass.to_bits());
+        }
+    }
+
+    #[test]
+    fn the_smallest_budget_for_a_share(
+        n in 1usize..200, levels in prop_oneof![Just(1usize), Just(2), Just(9), Just(1_000_000)], seed: u64, epsilon in 0.0..=1.0f64,
+    ) {
+        let scores = layer_scores(1, n, levels, seed).concat();
+        let mut workspace = aligned(select::budget_for_share_workspace_size().unwrap());
+        let budget = select::budget_for_share(&scores, epsilon, bytes(&mut workspace)).unwrap();
+        let mut sorted = scores.clone();
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        let mass: f64 = scores.iter().map(|&s| s as f64).sum();
+        let evicted = |b: u64| sorted[b as usize..].iter().map(|&s| s as f64).sum::<f64>() / mass.max(1e-300);
+        prop_assert!(evicted(budget) <= epsilon + 1e-9);
+        prop_assert!(budget == 0 || evicted(budget - 1) >= epsilon - 1e-9);
+    }
+}
+
+#[test]
+fn entropy_agrees_with_the_reference() {
+    for (heads, prefix) in [(1, 2), (1, 7), (2, 8), (3, 9), (8, 1000)] {
+        let scores = layer_scores(heads, prefix, 1000, 5).concat();
+        let got = entropy::entropy(&scores, heads, prefix).unwrap().entropy;
+        assert!((got - reference::entropy(&scores)).abs() < 1e-13);
+    }
+}
+
+/// Attention over a ragged cache against the reference.
+///
+/// Bound: weights are off by the logits' error (see `check_score`), below 1e-5 relative; values are at most 2.
+fn check_attend(backend: Backend, shape: &Shape, n_rows: &[u32], params: &AttendParams, dtype: Dtype, seed: u64) {
+    let mut random = Random(seed);
+    let Shape { n_tokens: n_new, n_q_heads, n_kv_heads, head_dim_k: dk, head_dim_v: dv, .. } = *shape;
+    // Rows of all heads one behind the other, with a gap of one row after each.
+    let row_start: Vec<u32> = (0..n_kv_heads).map(|h| n_rows[..h].iter().map(|n| n + 1).sum()).collect();
+    let total = n_rows.iter().map(|n| n + 1).sum::<u32>() as usize;
+    let q = Data::new(&mut random, Dtype::F32, (n_new, n_q_heads, dk), 2.0);
+    let k = Data::new(&mut random, dtype, (total, 1, dk), 2.0);
+    let v = Data::new(&mut random, dtype, (total, 1, dv), 2.0);
+    fn ragged<'a>(d: &'a Data, start: &'a [u32], rows: &'a [u32]) -> Tensor<'a> {
+        let (strides, rows, dim) = (Strides::ragged(start, d.dims.2), Rows::PerHead(rows), d.dims.2);
+        match d.dtype {
+            Dtype::F32 => Tensor::from_slice(&d.f32, strides, rows, start.len(), dim),
+            Dtype::F16 => Tensor::from_slice(&d.f16, strides, rows, start.len(), dim),
+            Dtype::BF16 => Tensor::from_slice(&d.bf16, strides, rows, start.len(), dim),
+        }
+        .expect("a ragged tensor is valid")
+    }
+    let inputs =
+        AttendInputs { q: q.view(), k: ragged(&k, &row_start, n_rows), v: ragged(&v, &row_start, n_rows) };
+    let mut out = vec![f32::NAN; n_new * n_q_heads * dv];
+    let mut lse = vec![f32::NAN; n_new * n_q_heads];
+    let mut workspace = aligned(attend::workspace_size(shape).unwrap());
+    let dense = |dim| (Strides::token_major(n_q_heads, dim), Rows::Same(n_new));
+    {
+        let out = TensorMut::from_slice(&mut out, dense(dv).0, dense(dv).1, n_q_heads, dv).unwrap();
+        let lse = TensorMut::from_slice(&mut lse, dense(1).0, dense(1).1, n_q_heads, 1).unwrap();
+        attend::attend(backend, shape, params, &inputs, &out, Some(&lse), 0, 1, bytes(&mut workspace)).unwrap();
+    }
+    let position = |h: usize, r: usize| {
+        let p = params.positions.as_ref().unwrap();
+        let kept = &p.kept_indices[p.cu_kept[h] as usize..p.cu_kept[h + 1] as usize];
+        kept.get(r).map_or_else(|| p.n_base as usize + r - kept.len(), |&i| i as usize)
+    };
+    for t in 0..n_new {
+        for hq in 0..n_q_heads {
+            let h = hq / (n_q_heads / n_kv_heads);
+            let n = n_rows[h] as usize;
+            let seen = if params.causal { n - (n_new - 1 - t) } else { n };
+            let rows: Vec<_> = (0..n)
+                .map(|r| {
+                    let near = params.sliding_window.is_none_or(|swa| position(h, r) + swa > position(h, seen - 1));
+                    let at = row_start[h] as usize + r;
+                    (r < seen && near).then(|| (&k.values[at][0][..], &v.values[at][0][..]))
+                })
+                .collect();
+            let (want, want_lse) = reference::attend(&q.values[t][hq], &rows, dv, params.scale, params.softcap);
+            for c in 0..dv {
+                let got = out[(t * n_q_heads + hq) * dv + c] as f64;
+                assert!((got - want[c]).abs() <= 4e-5, "{got} for {}, {shape:?} {n_rows:?} {params:?}", want[c]);
+            }
+            let got = lse[t * n_q_heads + hq] as f64;
+            assert!(got == want_lse || (got - want_lse).abs() <= 2e-5, "lse {got} for {want_lse}");
+        }
+    }
+}
+
+#[test]
+fn attention_over_ragged_rows() {
+    for backend in backends() {
+        for (seed, rows) in [[1, 2], [31, 32], [33, 64], [65, 3], [200, 1]].into_iter().enumerate() {
+            for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+                let one = shape(1, (6, 2), (24, 40), 1);
+                let params = AttendParams { causal: true, ..Default::default() };
+                check_attend(backend, &one, &rows, &params, dtype, seed as u64);
+                let capped = AttendParams { softcap: Some(2.0), scale: Some(0.3), ..Default::default() };
+                check_attend(backend, &shape(3, (6, 2), (24, 40), 1), &rows, &capped, dtype, seed as u64);
+            }
+        }
+        // A chunk of new tokens, longer than a tile of queries.
+        let chunk = shape(19, (4, 2), (16, 16), 1);
+        let causal = AttendParams { causal: true, ..Default::default() };
+        check_attend(backend, &chunk, &[19, 70], &causal, Dtype::F16, 9);
+        // Kept positions with holes, then the new tokens; the window reaches into the holes.
+        let kept: Vec<u32> = (0..12).map(|i| i * 5).chain((0..30).map(|i| i * 2)).collect();
+        let positions = Positions { kept_indices: &kept, cu_kept: &[0, 12, 42], n_base: 60 };
+        for swa in [1, 4, 25, 1000] {
+            let params = AttendParams {
+                sliding_window: Some(swa),
+                positions: Some(positions),
+                causal: true,
+                ..Default::default()
+            };
+            check_attend(backend, &shape(5, (4, 2), (16, 16), 1), &[17, 35], &params, Dtype::F32, 10);
+        }
+    }
+}
+
+#[test]
+fn a_query_that_sees_nothing_gets_zeros() {
+    let shape = shape(2, (2, 2), (4, 4), 1);
+    check_attend(Backend::scalar(), &shape, &[0, 3], &AttendParams::default(), Dtype::F32, 1);
+}
+
+#[test]
+fn compaction_moves_rows_in_every_layout() {
+    let (n, heads, dim) = (40usize, 3usize, 5usize);
+    let mut random = Random(8);
+    let value = |t: usize, h: usize, c: usize| (t * 100 + h * 10 + c) as f32;
+    let layouts = [
+        Strides::token_major(heads, dim),
+        Strides::head_major(n, dim),
+        // Transposed, and padded in every direction.
+        Strides { token: 1, head: (dim * n) as i64, dim: n as i64, row_start: None },
+        Strides { token: 64, head: 14, dim: 2, row_start: None },
+    ];
+    for strides in layouts {
+        let mut kept = vec![];
+        let mut cu = vec![0u32];
+        for _ in 0..heads {
+            kept.extend((0..n as u32).filter(|_| random.below(3) > 0));
+            cu.push(kept.len() as u32);
+        }
+        let at = |t: usize, h: usize, c: usize| {
+            t * strides.token as usize + h * strides.head as usize + c * strides.dim as usize
+        };
+        let mut memory = vec![-1.0f32; at(n - 1, heads - 1, dim - 1) + 1];
+        for (t, h, c) in (0..n).flat_map(|t| (0..heads).flat_map(move |h| (0..dim).map(move |c| (t, h, c)))) {
+            memory[at(t, h, c)] = value(t, h, c);
+        }
+        let before = memory.clone();
+
+        let mut ragged = vec![-1.0f32; kept.len() * dim];
+        {
+            let src = Tensor::from_slice(&memory, strides, Rows::Same(n), heads, dim).unwrap();
+            let dst =
+                TensorMut::from_slice(&mut ragged, Strides::ragged(&cu, dim), Rows::Cu(&cu), heads, dim).unwrap();
+            compact::compact(&src, &dst, &kept, &cu, 0..heads).unwrap();
+        }
+        let in_place = TensorMut::from_slice(&mut memory, strides, Rows::Same(n), heads, dim).unwrap();
+        compact::compact(&in_place.as_tensor(), &in_place, &kept, &cu, 0..heads).unwrap();
+        let mut untouched = before.clone();
+        for h in 0..heads {
+            for (r, &t) in kept[cu[h] as usize..cu[h + 1] as usize].iter().enumerate() {
+                for c in 0..dim {
+                    let want = value(t as usize, h, c);
+                    assert_eq!(ragged[(cu[h] as usize + r) * dim + c], want);
+                    assert_eq!(memory[at(r, h, c)], want, "in place, {strides:?}");
+                    untouched[at(r, h, c)] = want;
+                }
+            }
+        }
+        assert_eq!(memory, untouched, "rows behind the kept ones are as they were");
+    }
+}
+
+#[test]
+fn bad_indices_move_nothing() {
+    let mut memory: Vec<f32> = (0..12).map(|i| i as f32).collect();
+    let before = memory.clone();
+    let tensor = TensorMut::from_slice(&mut memory, Strides::token_major(1, 2), Rows::Same(6), 1, 2).unwrap();
+    for (rows, cu) in [(vec![2, 1], [0, 2]), (vec![1, 1], [0, 2]), (vec![5, 6], [0, 2]), (vec![1, 2], [2, 0])] {
+        let error = compact::compact(&tensor.as_tensor(), &tensor, &rows, &cu, 0..1).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Indices);
+    }
+    assert_eq!(memory, before);
+}
