@@ -349,3 +349,37 @@ fn pool(kernels: &Kernels, params: &ScoreParams, x: &mut [f32]) {
     }
 }
 
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pooling_in_place_sees_what_was_there() {
+        for n in [1, 2, 255, 256, 257, 511, 512, 513, 700] {
+            for kernel in [1, 3, 7, 63, 127] {
+                for mode in [Pool::Max, Pool::Avg] {
+                    // Falling and rising runs: a neighbour more or less shows.
+                    let x: Vec<f32> = (0..n).map(|i| ((i * 37) % 101) as f32 + (i as f32 - 300.0).abs()).collect();
+                    let radius = kernel / 2;
+                    let want = |i: usize| {
+                        let near = &x[i.saturating_sub(radius)..(i + radius + 1).min(n)];
+                        match mode {
+                            Pool::Max => near.iter().copied().fold(0.0, f32::max),
+                            Pool::Avg => near.iter().sum::<f32>() / kernel as f32,
+                        }
+                    };
+                    let mut got = x.clone();
+                    pool(
+                        Backend::scalar().kernels,
+                        &ScoreParams { pool: mode, pool_kernel: kernel, ..Default::default() },
+                        &mut got,
+                    );
+                    for i in 0..n {
+                        assert!((got[i] - want(i)).abs() <= 1e-5 * want(i), "{i} of {n}, kernel {kernel}, {mode:?}");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -226,10 +226,14 @@ fn floors() -> impl Strategy<Value = (HeadFloor, f64)> {
     (prop_oneof![Just(HeadFloor::None), Just(HeadFloor::Guaranteed), Just(HeadFloor::Affine)], alpha)
 }
 
-/// Few different values: plateaus everywhere. Or many.
+/// Few different values: plateaus everywhere. Or many. Some heads far above the others, so that floors matter.
 fn layer_scores(heads: usize, prefix: usize, levels: usize, seed: u64) -> Vec<Vec<f32>> {
     let mut random = Random(seed);
-    (0..heads).map(|_| (0..prefix).map(|_| random.below(levels) as f32 * 0.37).collect()).collect()
+    let mut head = |_| {
+        let size = [0.37, 0.37, 3.7, 37.0][random.below(4)];
+        (0..prefix).map(|_| random.below(levels) as f32 * size).collect()
+    };
+    (0..heads).map(&mut head).collect()
 }
 
 proptest! {
@@ -288,7 +292,7 @@ proptest! {
 
     #[test]
     fn a_cascade_ends_where_one_shot_does(
-        (n_layers, heads, prefix, window) in (1usize..7, 1usize..4, 1usize..40, 1usize..4),
+        (n_layers, heads, prefix, window) in (1usize..7, 1usize..6, 1usize..40, 1usize..4),
         levels in prop_oneof![Just(2usize), Just(7), Just(1_000_000)],
         seed: u64, (head_floor, alpha) in floors(), n_sink in 0usize..3, fill in 0.0..=1.1f64,
     ) {
@@ -360,6 +364,14 @@ proptest! {
         prop_assert!(evicted(budget) <= epsilon + 1e-9);
         prop_assert!(budget == 0 || evicted(budget - 1) >= epsilon - 1e-9);
     }
+}
+
+#[test]
+fn bounds_that_cancel_are_both_kept() {
+    // Shares 2 and 8; one layer needs one more, the other can take one less.
+    let mut budgets = [0; 2];
+    budget::layer_budgets(&[0.2, 0.8], &[10, 7], Some(&[3, 0]), 10, &mut budgets).unwrap();
+    assert_eq!(budgets, [3, 7]);
 }
 
 #[test]
