@@ -256,7 +256,11 @@ impl Tile<'_> {
                 }
                 for (i, row) in rows.clone().enumerate() {
                     let weight = &mut tile[i * n + r];
-                    *weight = if sees.contains(&row) { crate::backend::scalar::exp(*weight - stat.max) } else { 0.0 };
+                    *weight = if sees.contains(&row) {
+                        crate::backend::scalar::exp(*weight - stat.max)
+                    } else {
+                        0.0
+                    };
                 }
             }
             for (row, weights) in rows.clone().zip(b.tile.chunks_exact(n)) {

@@ -58,7 +58,8 @@ pub(crate) fn share(
     ensure(budgets.len() >= n, ErrorKind::BufferSize, c"budgets")?;
     let mut largest = 0.0f64;
     for (l, &w) in weights.iter().enumerate() {
-        ensure(w.is_finite() && w >= 0.0, ErrorKind::NonFinite, c"weights").map_err(|e| e.at_layer(l as u32))?;
+        ensure(w.is_finite() && w >= 0.0, ErrorKind::NonFinite, c"weights")
+            .map_err(|e| e.at_layer(l as u32))?;
         largest = largest.max(w);
     }
     let minimum = |l: usize| minimums.map_or(0, |m| m[l]);
@@ -128,7 +129,13 @@ pub(crate) fn share(
 /// Exact: each gets its floor, and those with the largest remainders one more, ties to the lower index, so that they sum
 /// to `total`. The remainders are compared pairwise instead of being stored and sorted, since there is no memory to
 /// store them in: quadratic in the number of layers or heads, microseconds for tens of them.
-fn round(rounding: Rounding, denominator: u128, total: u128, numerator: impl Fn(usize) -> u128, out: &mut [u64]) {
+fn round(
+    rounding: Rounding,
+    denominator: u128,
+    total: u128,
+    numerator: impl Fn(usize) -> u128,
+    out: &mut [u64],
+) {
     let n = out.len();
     if rounding == Rounding::Up {
         for (i, slot) in out.iter_mut().enumerate().filter(|(_, slot)| **slot == OPEN) {

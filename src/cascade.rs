@@ -69,7 +69,8 @@ impl CascadeParams<'_> {
             _ => libm::ceil(self.select.alpha * shares as f64) as u64 + layers * heads,
         };
         let prefix = shares.saturating_add(floors).min(self.shape.prefix_entries() * layers);
-        let rows = (heads * layers).checked_mul(self.window_rows() as u64).and_then(|w| w.checked_add(prefix));
+        let rows =
+            (heads * layers).checked_mul(self.window_rows() as u64).and_then(|w| w.checked_add(prefix));
         rows.and_then(|n| usize::try_from(n).ok()).ok_or(overflow)
     }
 }
@@ -399,7 +400,8 @@ impl<'a> Cascade<'a> {
                 let in_window = position >= prefix_len;
                 let score = if in_window { 0.0 } else { entries.score(head, position) };
                 if in_window || keep(entries.key(head, position)) {
-                    (self.scores[to], self.kept_indices[to], self.rows[to]) = (score, position as u32, position as u32);
+                    (self.scores[to], self.kept_indices[to], self.rows[to]) =
+                        (score, position as u32, position as u32);
                     kept_mass += score as f64;
                     to += 1;
                 }

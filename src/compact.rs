@@ -13,13 +13,7 @@ use crate::view::{Tensor, TensorMut};
 
 /// Checks, for the given heads, that `rows[cu[h] .. cu[h+1]]` is strictly ascending and below the head's number of rows in
 /// `src`, and that `dst` has room for them.
-pub fn check_rows(
-    src: &Tensor,
-    dst: &Tensor,
-    rows: &[u32],
-    cu: &[u32],
-    heads: Range<usize>,
-) -> Result<()> {
+pub fn check_rows(src: &Tensor, dst: &Tensor, rows: &[u32], cu: &[u32], heads: Range<usize>) -> Result<()> {
     ensure(cu.len() > heads.end, ErrorKind::BufferSize, c"cu_kept")?;
     ensure(heads.end <= src.n_heads() && src.n_heads() == dst.n_heads(), ErrorKind::Shape, c"dst")?;
     ensure(src.dim() == dst.dim(), ErrorKind::Shape, c"dst")?;

@@ -47,7 +47,9 @@ impl ErrorKind {
     pub const fn message(self) -> &'static CStr {
         match self {
             Self::Null => c"a required pointer is NULL",
-            Self::StructSize => c"struct_size is not one this library knows; initialise structs with lava.h's functions",
+            Self::StructSize => {
+                c"struct_size is not one this library knows; initialise structs with lava.h's functions"
+            }
             Self::Argument => c"an option is out of range",
             Self::Shape => c"the sizes do not fit together",
             Self::Stride => c"strides must be positive and give every element memory of its own",
@@ -69,8 +71,8 @@ impl ErrorKind {
     pub fn from_status(status: i32) -> Option<Self> {
         use ErrorKind::*;
         [
-            Null, StructSize, Argument, Shape, Stride, Alignment, Overlap, BufferSize, Workspace, Overflow, Dtype, Budget,
-            NonFinite, Indices, State, Internal,
+            Null, StructSize, Argument, Shape, Stride, Alignment, Overlap, BufferSize, Workspace, Overflow,
+            Dtype, Budget, NonFinite, Indices, State, Internal,
         ]
         .into_iter()
         .find(|kind| *kind as i32 == status)

@@ -31,7 +31,11 @@ impl Shape {
     pub fn validate(&self) -> Result<()> {
         ensure(self.n_tokens > 0, ErrorKind::Shape, c"n_tokens")?;
         ensure(self.n_kv_heads > 0, ErrorKind::Shape, c"n_kv_heads")?;
-        ensure(self.n_q_heads > 0 && self.n_q_heads.is_multiple_of(self.n_kv_heads), ErrorKind::Shape, c"n_q_heads")?;
+        ensure(
+            self.n_q_heads > 0 && self.n_q_heads.is_multiple_of(self.n_kv_heads),
+            ErrorKind::Shape,
+            c"n_q_heads",
+        )?;
         ensure((1..=MAX_HEAD_DIM).contains(&self.head_dim_k), ErrorKind::Shape, c"head_dim_k")?;
         ensure((1..=MAX_HEAD_DIM).contains(&self.head_dim_v), ErrorKind::Shape, c"head_dim_v")?;
         ensure(self.window > 0, ErrorKind::Shape, c"window")?;
@@ -183,7 +187,11 @@ impl SelectParams<'_> {
     /// Checks α, and the mask's length against the prefix.
     pub fn validate(&self, prefix_len: usize) -> Result<()> {
         ensure((0.0..=1.0).contains(&self.alpha), ErrorKind::Argument, c"alpha")?;
-        ensure(self.protected_mask.is_none_or(|m| m.len() >= prefix_len), ErrorKind::BufferSize, c"protected_mask")
+        ensure(
+            self.protected_mask.is_none_or(|m| m.len() >= prefix_len),
+            ErrorKind::BufferSize,
+            c"protected_mask",
+        )
     }
 
     /// Whether prefix token `position` is kept whatever its score.

@@ -28,11 +28,20 @@ fn softmax(logits: &[Option<f64>]) -> (Vec<f64>, f64) {
 /// Log-sum-exp of the window's queries: `lse[j][h]`.
 pub fn log_sum_exp(q: &Heads, k: &Heads, params: &ScoreParams) -> Vec<Vec<f64>> {
     let group = q[0].len() / k[0].len();
-    (0..q.len()).map(|j| (0..q[0].len()).map(|h| window_attention(q, k, params, j, h, h / group).1).collect()).collect()
+    (0..q.len())
+        .map(|j| (0..q[0].len()).map(|h| window_attention(q, k, params, j, h, h / group).1).collect())
+        .collect()
 }
 
 /// Stage 1, one row: attention of window query `j`, query head `h`, over all keys of KV head `g`.
-fn window_attention(q: &Heads, k: &Heads, params: &ScoreParams, j: usize, h: usize, g: usize) -> (Vec<f64>, f64) {
+fn window_attention(
+    q: &Heads,
+    k: &Heads,
+    params: &ScoreParams,
+    j: usize,
+    h: usize,
+    g: usize,
+) -> (Vec<f64>, f64) {
     let position = k.len() - q.len() + j;
     let logits: Vec<Option<f64>> = (0..k.len())
         .map(|i| {
@@ -123,7 +132,8 @@ pub fn layer_budgets(weights: &[f64], capacities: &[u64], total: u64) -> Vec<u64
         }
         let floor = |l: usize| ((rest * weight(l) - rest * weight(l) % sum) / sum).round() as u64;
         let mut by_remainder = open.clone();
-        by_remainder.sort_by(|&a, &b| (rest * weight(b) % sum).total_cmp(&(rest * weight(a) % sum)).then(a.cmp(&b)));
+        by_remainder
+            .sort_by(|&a, &b| (rest * weight(b) % sum).total_cmp(&(rest * weight(a) % sum)).then(a.cmp(&b)));
         let left = rest as u64 - open.iter().map(|&l| floor(l)).sum::<u64>();
         for (rank, &l) in by_remainder.iter().enumerate() {
             budgets[l] = Some(floor(l) + u64::from((rank as u64) < left));
@@ -135,7 +145,8 @@ pub fn layer_budgets(weights: &[f64], capacities: &[u64], total: u64) -> Vec<u64
 /// Selection by sorting: each head's kept prefix positions, ascending. `scores[g][i]`.
 pub fn select(scores: &[Vec<f32>], params: &SelectParams, budget: u64) -> Vec<Vec<usize>> {
     let heads = scores.len();
-    let mut order: Vec<(usize, usize)> = (0..heads).flat_map(|g| (0..scores[g].len()).map(move |i| (g, i))).collect();
+    let mut order: Vec<(usize, usize)> =
+        (0..heads).flat_map(|g| (0..scores[g].len()).map(move |i| (g, i))).collect();
     // Protected first, then by score; ties to the lower head, then the lower token (the order they are in).
     order.sort_by(|&(g, i), &(h, j)| {
         params.protects(j).cmp(&params.protects(i)).then(scores[h][j].total_cmp(&scores[g][i]))

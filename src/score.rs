@@ -87,6 +87,7 @@ pub fn workspace_size(shape: &Shape, params: &ScoreParams) -> Result<usize> {
 ///
 /// `scores` is `[heads of the part, prefix_len]`, where the part's heads are `part_heads(shape, part, n_parts)`. Each part
 /// needs a workspace of its own. The scores do not depend on `n_parts`. On an error `scores` may be partly written.
+#[expect(clippy::too_many_arguments, reason = "the C function's arguments, one to one")]
 pub fn score(
     backend: Backend,
     shape: &Shape,
@@ -349,7 +350,6 @@ fn pool(kernels: &Kernels, params: &ScoreParams, x: &mut [f32]) {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -360,7 +360,8 @@ mod tests {
             for kernel in [1, 3, 7, 63, 127] {
                 for mode in [Pool::Max, Pool::Avg] {
                     // Falling and rising runs: a neighbour more or less shows.
-                    let x: Vec<f32> = (0..n).map(|i| ((i * 37) % 101) as f32 + (i as f32 - 300.0).abs()).collect();
+                    let x: Vec<f32> =
+                        (0..n).map(|i| ((i * 37) % 101) as f32 + (i as f32 - 300.0).abs()).collect();
                     let radius = kernel / 2;
                     let want = |i: usize| {
                         let near = &x[i.saturating_sub(radius)..(i + radius + 1).min(n)];
@@ -376,7 +377,10 @@ mod tests {
                         &mut got,
                     );
                     for i in 0..n {
-                        assert!((got[i] - want(i)).abs() <= 1e-5 * want(i), "{i} of {n}, kernel {kernel}, {mode:?}");
+                        assert!(
+                            (got[i] - want(i)).abs() <= 1e-5 * want(i),
+                            "{i} of {n}, kernel {kernel}, {mode:?}"
+                        );
                     }
                 }
             }

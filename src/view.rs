@@ -175,7 +175,9 @@ impl<'a> Tensor<'a> {
         dim: usize,
     ) -> Result<Self> {
         // SAFETY: the slice is readable for 'a over its whole length, and a Tensor never writes.
-        unsafe { Self::from_raw(data.as_ptr() as *mut u8, size_of_val(data), T::DTYPE, strides, rows, n_heads, dim) }
+        unsafe {
+            Self::from_raw(data.as_ptr() as *mut u8, size_of_val(data), T::DTYPE, strides, rows, n_heads, dim)
+        }
     }
 
     /// A view of raw memory, checked against `size` bytes.
@@ -232,7 +234,8 @@ impl<'a> Tensor<'a> {
                 (token, 0, reach(&mut [(stride_dim, dim), (token, end), (0, 1)])?)
             }
         };
-        let extent = if max_rows == 0 { Some(0) } else { reach.and_then(|last| (last + 1).checked_mul(dtype.size())) };
+        let extent =
+            if max_rows == 0 { Some(0) } else { reach.and_then(|last| (last + 1).checked_mul(dtype.size())) };
         match extent {
             Some(extent) if extent <= size && extent <= isize::MAX as usize => Ok(Self {
                 data,

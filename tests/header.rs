@@ -5,7 +5,8 @@ use std::path::Path;
 #[test]
 fn header_is_fresh() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let config = cbindgen::Config::from_file(root.join("include/cbindgen.toml")).expect("include/cbindgen.toml");
+    let config =
+        cbindgen::Config::from_file(root.join("include/cbindgen.toml")).expect("include/cbindgen.toml");
     let mut made = Vec::new();
     cbindgen::Builder::new()
         .with_config(config)

@@ -46,7 +46,12 @@ struct Data {
 }
 
 impl Data {
-    fn new(random: &mut Random, dtype: Dtype, (tokens, heads, dim): (usize, usize, usize), size: f64) -> Self {
+    fn new(
+        random: &mut Random,
+        dtype: Dtype,
+        (tokens, heads, dim): (usize, usize, usize),
+        size: f64,
+    ) -> Self {
         let raw = random.reals(tokens * heads * dim, size);
         let f32: Vec<f32> = raw.iter().map(|&x| x as f32).collect();
         let f16: Vec<f16> = raw.iter().map(|&x| f16::from_f64(x)).collect();
@@ -84,7 +89,12 @@ fn bytes(memory: &mut [u128]) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr() as *mut u8, size_of_val(memory)) }
 }
 
-fn run_score(backend: Backend, shape: &Shape, params: &ScoreParams, inputs: &ScoreInputs) -> Result<Vec<f32>> {
+fn run_score(
+    backend: Backend,
+    shape: &Shape,
+    params: &ScoreParams,
+    inputs: &ScoreInputs,
+) -> Result<Vec<f32>> {
     let mut scores = vec![f32::NAN; shape.n_kv_heads * shape.prefix_len()];
     let mut workspace = aligned(score::workspace_size(shape, params)?);
     score::score(backend, shape, params, inputs, 0, 1, bytes(&mut workspace), &mut scores)?;
@@ -95,7 +105,14 @@ fn run_score(backend: Backend, shape: &Shape, params: &ScoreParams, inputs: &Sco
 ///
 /// Bound: a logit is a sum of `d` products in f32, off by at most about `d · 2⁻²⁴ · Σ|q·k|`, here below 1e-5 relative to 1;
 /// `exp` turns that into a relative error of the attention; all else adds a few ulp. 2e-5 of the largest score holds all.
-fn check_score(backend: Backend, shape: &Shape, params: &ScoreParams, dtypes: [Dtype; 3], seed: u64, with_lse: bool) {
+fn check_score(
+    backend: Backend,
+    shape: &Shape,
+    params: &ScoreParams,
+    dtypes: [Dtype; 3],
+    seed: u64,
+    with_lse: bool,
+) {
     let mut random = Random(seed);
     let Shape { n_tokens: n, n_q_heads, n_kv_heads, head_dim_k, head_dim_v, window, .. } = *shape;
     let q = Data::new(&mut random, dtypes[0], (window, n_q_heads, head_dim_k), 2.0);
@@ -150,7 +167,14 @@ fn scores_of_every_head_dim() {
     for dim in [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 80, 96, 127, 128, 192, 256, 575, 576] {
         for backend in backends() {
             let params = ScoreParams { scale: Some(0.05), ..Default::default() };
-            check_score(backend, &shape(70, (2, 1), (dim, 577 - dim), 6), &params, [Dtype::F32; 3], dim as u64, false);
+            check_score(
+                backend,
+                &shape(70, (2, 1), (dim, 577 - dim), 6),
+                &params,
+                [Dtype::F32; 3],
+                dim as u64,
+                false,
+            );
         }
     }
 }
@@ -207,11 +231,16 @@ fn check_select(scores: &[Vec<f32>], window: usize, params: &SelectParams, budge
     let mut kept = vec![u32::MAX; select::n_kept(&shape, budget).unwrap() as usize];
     let mut cu = vec![u32::MAX; scores.len() + 1];
     let flat = scores.concat();
-    let done = select::select(&shape, params, &flat, budget, bytes(&mut workspace), &mut kept, &mut cu).unwrap();
+    let done =
+        select::select(&shape, params, &flat, budget, bytes(&mut workspace), &mut kept, &mut cu).unwrap();
     let want = reference::select(scores, params, budget);
     for (g, want) in want.iter().enumerate() {
         let want: Vec<u32> = want.iter().copied().chain(prefix..prefix + window).map(|i| i as u32).collect();
-        assert_eq!(&kept[cu[g] as usize..cu[g + 1] as usize], want, "head {g} of {scores:?} {params:?} {budget}");
+        assert_eq!(
+            &kept[cu[g] as usize..cu[g + 1] as usize],
+            want,
+            "head {g} of {scores:?} {params:?} {budget}"
+        );
     }
     let mass: f64 = flat.iter().map(|&s| s as f64).sum();
     let kept_mass: f64 = want.iter().zip(scores).flat_map(|(w, s)| w.iter().map(|&i| s[i] as f64)).sum();
@@ -386,7 +415,14 @@ fn entropy_agrees_with_the_reference() {
 /// Attention over a ragged cache against the reference.
 ///
 /// Bound: weights are off by the logits' error (see `check_score`), below 1e-5 relative; values are at most 2.
-fn check_attend(backend: Backend, shape: &Shape, n_rows: &[u32], params: &AttendParams, dtype: Dtype, seed: u64) {
+fn check_attend(
+    backend: Backend,
+    shape: &Shape,
+    n_rows: &[u32],
+    params: &AttendParams,
+    dtype: Dtype,
+    seed: u64,
+) {
     let mut random = Random(seed);
     let Shape { n_tokens: n_new, n_q_heads, n_kv_heads, head_dim_k: dk, head_dim_v: dv, .. } = *shape;
     // Rows of all heads one behind the other, with a gap of one row after each.
@@ -413,7 +449,8 @@ fn check_attend(backend: Backend, shape: &Shape, n_rows: &[u32], params: &Attend
     {
         let out = TensorMut::from_slice(&mut out, dense(dv).0, dense(dv).1, n_q_heads, dv).unwrap();
         let lse = TensorMut::from_slice(&mut lse, dense(1).0, dense(1).1, n_q_heads, 1).unwrap();
-        attend::attend(backend, shape, params, &inputs, &out, Some(&lse), 0, 1, bytes(&mut workspace)).unwrap();
+        attend::attend(backend, shape, params, &inputs, &out, Some(&lse), 0, 1, bytes(&mut workspace))
+            .unwrap();
     }
     let position = |h: usize, r: usize| {
         let p = params.positions.as_ref().unwrap();
@@ -427,15 +464,21 @@ fn check_attend(backend: Backend, shape: &Shape, n_rows: &[u32], params: &Attend
             let seen = if params.causal { n - (n_new - 1 - t) } else { n };
             let rows: Vec<_> = (0..n)
                 .map(|r| {
-                    let near = params.sliding_window.is_none_or(|swa| position(h, r) + swa > position(h, seen - 1));
+                    let near =
+                        params.sliding_window.is_none_or(|swa| position(h, r) + swa > position(h, seen - 1));
                     let at = row_start[h] as usize + r;
                     (r < seen && near).then(|| (&k.values[at][0][..], &v.values[at][0][..]))
                 })
                 .collect();
-            let (want, want_lse) = reference::attend(&q.values[t][hq], &rows, dv, params.scale, params.softcap);
+            let (want, want_lse) =
+                reference::attend(&q.values[t][hq], &rows, dv, params.scale, params.softcap);
             for c in 0..dv {
                 let got = out[(t * n_q_heads + hq) * dv + c] as f64;
-                assert!((got - want[c]).abs() <= 4e-5, "{got} for {}, {shape:?} {n_rows:?} {params:?}", want[c]);
+                assert!(
+                    (got - want[c]).abs() <= 4e-5,
+                    "{got} for {}, {shape:?} {n_rows:?} {params:?}",
+                    want[c]
+                );
             }
             let got = lse[t * n_q_heads + hq] as f64;
             assert!(got == want_lse || (got - want_lse).abs() <= 2e-5, "lse {got} for {want_lse}");
@@ -512,7 +555,8 @@ fn compaction_moves_rows_in_every_layout() {
         {
             let src = Tensor::from_slice(&memory, strides, Rows::Same(n), heads, dim).unwrap();
             let dst =
-                TensorMut::from_slice(&mut ragged, Strides::ragged(&cu, dim), Rows::Cu(&cu), heads, dim).unwrap();
+                TensorMut::from_slice(&mut ragged, Strides::ragged(&cu, dim), Rows::Cu(&cu), heads, dim)
+                    .unwrap();
             compact::compact(&src, &dst, &kept, &cu, 0..heads).unwrap();
         }
         let in_place = TensorMut::from_slice(&mut memory, strides, Rows::Same(n), heads, dim).unwrap();
@@ -537,7 +581,8 @@ fn bad_indices_move_nothing() {
     let mut memory: Vec<f32> = (0..12).map(|i| i as f32).collect();
     let before = memory.clone();
     let tensor = TensorMut::from_slice(&mut memory, Strides::token_major(1, 2), Rows::Same(6), 1, 2).unwrap();
-    for (rows, cu) in [(vec![2, 1], [0, 2]), (vec![1, 1], [0, 2]), (vec![5, 6], [0, 2]), (vec![1, 2], [2, 0])] {
+    for (rows, cu) in [(vec![2, 1], [0, 2]), (vec![1, 1], [0, 2]), (vec![5, 6], [0, 2]), (vec![1, 2], [2, 0])]
+    {
         let error = compact::compact(&tensor.as_tensor(), &tensor, &rows, &cu, 0..1).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Indices);
     }

@@ -149,10 +149,13 @@ pub(crate) unsafe fn tensor<'a>(
     dim: usize,
     name: &'static CStr,
 ) -> Result<Tensor<'a>> {
-    // SAFETY: the caller's promises, here and below.
+    // SAFETY: the caller's promise about `p`.
     let t = unsafe { read_struct(p, name)? };
-    let row_start =
-        if t.row_start.is_null() { None } else { Some(unsafe { slice(t.row_start, n_heads, c"row_start")? }) };
+    let row_start = match t.row_start.is_null() {
+        true => None,
+        // SAFETY: not NULL, so the caller promises one entry per head.
+        false => Some(unsafe { slice(t.row_start, n_heads, c"row_start")? }),
+    };
     let strides = Strides { token: t.stride_token, head: t.stride_head, dim: t.stride_dim, row_start };
     let dtype = super::types::dtype(t.dtype)?;
     // SAFETY: `size` bytes from `data` are the caller's to give.

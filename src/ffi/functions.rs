@@ -3,6 +3,8 @@
 //! Every function here is `unsafe` for the same reason, stated once in the header: pointers must be NULL or lead to as
 //! much memory as the comment says, readable or writable as it says, for the length of the call.
 #![allow(clippy::missing_safety_doc)]
+// Brackets in these comments are C shapes and indices, not links.
+#![allow(rustdoc::broken_intra_doc_links)]
 // Each unsafe block below relies on that contract of the C header and on nothing else, unless it says so.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
@@ -110,7 +112,8 @@ pub unsafe extern "C" fn lava_score_workspace_size(
 ) -> lava_status {
     unsafe {
         run(error, || {
-            let (shape, params) = (read_struct(shape, c"shape")?.check()?, read_struct(params, c"params")?.check()?);
+            let (shape, params) =
+                (read_struct(shape, c"shape")?.check()?, read_struct(params, c"params")?.check()?);
             let out = slice_mut(size, 1, c"size")?;
             out[0] = score::workspace_size(&shape, &params)?;
             Ok(())
@@ -412,7 +415,10 @@ pub unsafe extern "C" fn lava_select(
 /// size: receives the bytes; untouched on error.
 /// Errors: NULL. Any thread.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn lava_budget_for_share_workspace_size(size: *mut usize, error: *mut lava_error) -> lava_status {
+pub unsafe extern "C" fn lava_budget_for_share_workspace_size(
+    size: *mut usize,
+    error: *mut lava_error,
+) -> lava_status {
     unsafe {
         run(error, || {
             let out = slice_mut(size, 1, c"size")?;
@@ -508,7 +514,8 @@ pub unsafe extern "C" fn lava_compact(
                 true => Rows::Same(shape.n_tokens),
                 false => Rows::Cu(slice(cu_rows, n_heads + 1, c"cu_rows")?),
             };
-            let view = |t, rows, dim, name| tensor(t, rows, n_heads, dim, name).map_err(|e: Error| e.of(name));
+            let view =
+                |t, rows, dim, name| tensor(t, rows, n_heads, dim, name).map_err(|e: Error| e.of(name));
             let after = Rows::Cu(cu_kept);
             let k = (
                 view(k_src, before, shape.head_dim_k, c"k_src")?,
@@ -529,7 +536,11 @@ pub unsafe extern "C" fn lava_compact(
                 compact::check_rows(&src, &dst, rows, cu_kept, 0..n_heads)
                     .map_err(|e| if e.argument == c"dst" { e.of(name) } else { e }.at_layer(shape.layer))?;
                 let apart = src.is_disjoint(&dst);
-                ensure(apart || dst.is_in_place_of(&src, rows, cu_kept, n_parts == 1), ErrorKind::Overlap, name)?;
+                ensure(
+                    apart || dst.is_in_place_of(&src, rows, cu_kept, n_parts == 1),
+                    ErrorKind::Overlap,
+                    name,
+                )?;
                 let index = Memory::default()
                     .reads(rows.as_ptr(), rows.len(), c"kept_indices")
                     .reads(cu_kept.as_ptr(), cu_kept.len(), c"cu_kept")
@@ -614,7 +625,10 @@ pub unsafe extern "C" fn lava_cascade_init(
                 .writes(state as *mut u8, state_size, c"state")
                 .check()?;
             ensure(state_size >= cascade::state_size(&params)?, ErrorKind::Workspace, c"state")?;
-            Cascade::init(&params, &mut super::call::workspace(state, state_size).map_err(|e| e.of(c"state"))?)?;
+            Cascade::init(
+                &params,
+                &mut super::call::workspace(state, state_size).map_err(|e| e.of(c"state"))?,
+            )?;
             Ok(())
         })
     }
@@ -756,7 +770,8 @@ pub unsafe extern "C" fn lava_attend(
             let params = read_struct(params, c"params")?.check(&shape)?;
             let rows = Rows::PerHead(slice(n_rows, shape.n_kv_heads, c"n_rows")?);
             let new = Rows::Same(shape.n_tokens);
-            let view = |t, rows, heads, dim, name| tensor(t, rows, heads, dim, name).map_err(|e: Error| e.of(name));
+            let view =
+                |t, rows, heads, dim, name| tensor(t, rows, heads, dim, name).map_err(|e: Error| e.of(name));
             let inputs = AttendInputs {
                 q: view(q, new, shape.n_q_heads, shape.head_dim_k, c"q")?,
                 k: view(k, rows, shape.n_kv_heads, shape.head_dim_k, c"k")?,

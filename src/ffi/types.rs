@@ -1,5 +1,8 @@
 //! The C structs, with their sizes pinned.
 
+// Brackets in these comments are C shapes and indices, not links.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 use core::ffi::{c_char, c_void};
 use core::mem::{offset_of, size_of};
 
