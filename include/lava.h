@@ -104,7 +104,7 @@
 /**
  * Most layers that share a total.
  */
-#define LAVA_MAX_LAYERS 65536
+#define LAVA_MAX_LAYERS 1024
 
 /**
  * In lava_error: no layer or head is to blame.
@@ -149,8 +149,9 @@ typedef struct lava_shape {
      */
     uint32_t head_dim_v;
     /**
-     * w: the last tokens of the prompt. Their queries score the others; they are always kept. At least 1.
-     * The prefix is the n_tokens - window tokens before it, or nothing if the window is longer.
+     * w: the last tokens of the prompt. Their queries score the others; they are always kept. At least 1, and
+     * n_q_heads * window below 2^32. The prefix is the n_tokens - window tokens before it, or nothing if the window is
+     * longer.
      */
     uint32_t window;
 } lava_shape;
@@ -629,7 +630,7 @@ lava_status lava_score(const struct lava_shape *shape,
  * scores: f32 [n_kv_heads, n_tokens - window], not negative.
  * entropy: receives a number in [0, 1]; 0 where there is nothing to spread. The same bits on every machine.
  * mass: NULL, or receives sum(scores).
- * Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, NONFINITE. Outputs untouched on error. Any thread.
+ * Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, OVERLAP, NONFINITE. Outputs untouched on error. Any thread.
  */
 lava_status lava_entropy(const struct lava_shape *shape,
                          const float *scores,
@@ -664,7 +665,7 @@ lava_status lava_layer_budgets(uint32_t n_layers,
 /**
  * Rows that lava_select keeps for a layer budget: the entries that kept_indices needs.
  *
- * n_kept: receives min(budget, all) + n_kv_heads * window; untouched on error.
+ * n_kept: receives min(budget, all) + n_kv_heads * min(window, n_tokens); untouched on error.
  * Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW. Any thread.
  */
 lava_status lava_n_kept(const struct lava_shape *shape,
@@ -727,8 +728,7 @@ lava_status lava_budget_for_share_workspace_size(size_t *size, struct lava_error
  * scores: f32 [n_kv_heads, n_tokens - window], finite, not negative.
  * epsilon: in [0, 1].
  * workspace: lava_budget_for_share_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN.
- * budget: receives prefix entries, for lava_select; untouched on error. Sums are in f64: where epsilon is met to the last
- *     digits, the budget may be one off.
+ * budget: receives prefix entries, for lava_select; untouched on error. The share holds to within 1e-12.
  * Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, ARGUMENT, OVERLAP, WORKSPACE, NONFINITE. Any thread.
  */
 lava_status lava_budget_for_share(const struct lava_shape *shape,

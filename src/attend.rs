@@ -3,7 +3,8 @@
 //! Online softmax: rows go by in blocks; each query keeps its maximum, its sum and a weighted sum of values, rescaled when
 //! the maximum grows. Each kept row is read once for all query heads of its group.
 
-use crate::backend::{Backend, KEY_BLOCK, RowStat};
+use crate::backend::scalar::exp;
+use crate::backend::{Backend, KEY_BLOCK, UNSEEN};
 use crate::error::{ErrorKind, Result, ensure};
 use crate::params::{Shape, scale_or_default, split, validate_logit_options};
 use crate::view::{Dtype, Tensor, TensorMut};
@@ -69,10 +70,11 @@ pub struct AttendInputs<'a> {
 
 struct Buffers<'a> {
     q: &'a mut [f32],
-    /// `[KEY_BLOCK, rows]`: logits, then weights.
+    /// `[queries, KEY_BLOCK]`: logits, then weights.
     tile: &'a mut [f32],
     acc: &'a mut [f32],
     max: &'a mut [f32],
+    old_max: &'a mut [f32],
     sum: &'a mut [f64],
 }
 
@@ -84,6 +86,7 @@ impl<'a> Buffers<'a> {
             tile: c.take(rows * KEY_BLOCK)?,
             acc: c.take(rows * shape.head_dim_v)?,
             max: c.take(rows)?,
+            old_max: c.take(rows)?,
             sum: c.take(rows)?,
         })
     }
@@ -206,7 +209,7 @@ impl Tile<'_> {
             }
             _ => 0,
         };
-        begin..end
+        begin.min(end)..end
     }
 
     fn run(&self, b: &mut Buffers) -> Result<()> {
@@ -220,52 +223,32 @@ impl Tile<'_> {
             row.iter_mut().for_each(|x| *x *= scale);
         }
         b.acc.fill(0.0);
-        b.max.fill(RowStat::EMPTY.max);
-        b.sum.fill(RowStat::EMPTY.sum);
+        b.max.fill(UNSEEN);
+        b.sum.fill(0.0);
         let begin = (self.first..self.first + self.n).map(|t| self.visible(t).start).min().unwrap_or(0);
         let end = self.visible(self.first + self.n - 1).end;
-        for block in (begin..end).step_by(KEY_BLOCK) {
-            let rows = block..end.min(block + KEY_BLOCK);
-            for (row, logits) in rows.clone().zip(b.tile.chunks_exact_mut(n)) {
-                (kernels.dot)(k, self.head, row, &b.q[..n * dk], logits);
-            }
-            let tile = &mut b.tile[..rows.len() * n];
-            ensure(tile.iter().all(|x| x.is_finite()), ErrorKind::NonFinite, c"q or k")?;
+        for first in (begin..end).step_by(KEY_BLOCK) {
+            let n_rows = KEY_BLOCK.min(end - first);
+            let tile = &mut b.tile[..n * KEY_BLOCK];
+            let finite = (kernels.dots)(k, self.head, first, n_rows, &b.q[..n * dk], tile);
+            ensure(finite, ErrorKind::NonFinite, c"q or k")?;
             if let Some(cap) = self.params.softcap {
                 (kernels.softcap)(tile, cap);
             }
-            for r in 0..n {
+            for (r, row) in tile.chunks_exact_mut(KEY_BLOCK).enumerate() {
                 let sees = self.visible(self.query(r).0);
-                let mut logits = [0.0f32; KEY_BLOCK];
-                let mut n_seen = 0;
-                for (i, row) in rows.clone().enumerate() {
-                    if sees.contains(&row) {
-                        logits[n_seen] = tile[i * n + r];
-                        n_seen += 1;
-                    }
-                }
-                let old = b.max[r];
-                let mut stat = RowStat { max: old, sum: b.sum[r] };
-                if n_seen > 0 {
-                    (kernels.row_stats)(&logits[..n_seen], &mut stat);
-                }
-                (b.max[r], b.sum[r]) = (stat.max, stat.sum);
-                if stat.max > old && old > RowStat::EMPTY.max {
-                    let shrink = crate::backend::scalar::exp(old - stat.max);
-                    b.acc[r * dv..(r + 1) * dv].iter_mut().for_each(|x| *x *= shrink);
-                }
-                for (i, row) in rows.clone().enumerate() {
-                    let weight = &mut tile[i * n + r];
-                    *weight = if sees.contains(&row) {
-                        crate::backend::scalar::exp(*weight - stat.max)
-                    } else {
-                        0.0
-                    };
+                row[..sees.start.saturating_sub(first).min(n_rows)].fill(UNSEEN);
+                row[sees.end.saturating_sub(first).min(n_rows)..].fill(UNSEEN);
+            }
+            b.old_max.copy_from_slice(b.max);
+            (kernels.softmax_rows)(tile, &mut b.max[..n], &mut b.sum[..n]);
+            for (r, acc) in b.acc[..n * dv].chunks_exact_mut(dv).enumerate() {
+                if b.max[r] > b.old_max[r] {
+                    let shrink = exp(b.old_max[r] - b.max[r]);
+                    acc.iter_mut().for_each(|x| *x *= shrink);
                 }
             }
-            for (row, weights) in rows.clone().zip(b.tile.chunks_exact(n)) {
-                (kernels.add_scaled)(v, self.head, row, weights, &mut b.acc[..n * dv]);
-            }
+            (kernels.add_values)(v, self.head, first, n_rows, tile, &mut b.acc[..n * dv]);
         }
         ensure(b.acc[..n * dv].iter().all(|x| x.is_finite()), ErrorKind::NonFinite, c"v")
     }

@@ -7,7 +7,7 @@
 use crate::error::{ErrorKind, Result, ensure};
 
 /// Most layers that a total can be shared among.
-pub const MAX_LAYERS: usize = 1 << 16;
+pub const MAX_LAYERS: usize = 1024;
 
 /// Weights are integers in units of 2⁻⁵².
 const GRID: f64 = (1u64 << 52) as f64;

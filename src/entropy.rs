@@ -47,7 +47,8 @@ pub fn entropy(scores: &[f32], n_kv_heads: usize, prefix_len: usize) -> Result<L
 
 /// ΣS of a layer's scores, head by head: the same bits wherever it is asked for.
 pub(crate) fn mass(scores: &[f32], prefix_len: usize) -> f64 {
-    scores.chunks(prefix_len.max(1)).map(|head| lane_sum(head, |s| s)).sum()
+    // Not `sum()`: of nothing that is -0.0.
+    scores.chunks(prefix_len.max(1)).fold(0.0, |mass, head| mass + lane_sum(head, |s| s))
 }
 
 fn lane_sum(head: &[f32], f: impl Fn(f64) -> f64) -> f64 {

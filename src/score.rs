@@ -6,16 +6,20 @@
 //! S[g, i]    = vmax[g] · max_{h in g} maxpool(a)[h, i]     vmax[g] = max_i ‖V[i, g]‖₁
 //! ```
 //!
-//! The attention matrix is never stored. Keys go by in blocks, twice: the first pass collects each query row's maximum
-//! and sum (its log-sum-exp), the second sums `exp(logit − lse)` down the columns. A caller that already has the
-//! log-sum-exp saves the first pass. Each block of keys is widened and transposed once for all query rows of its group.
+//! The attention matrix is never stored whole. Keys go by in blocks; each block is widened and transposed once for all
+//! query rows that look at it. What a column sum needs, each row's log-sum-exp, is known only behind the last key. Three ways:
+//!
+//! - The caller has the log-sum-exp: one pass.
+//! - There is memory for the exponentials of some query heads over all keys (within a tenth of the layer's own size): one
+//!   pass leaves `exp(logit − maximum so far)` there, a second, without arithmetic to speak of, weighs and sums it.
+//! - There is not: the logits are computed twice. Short prompts end up here, where it does not matter.
 //!
 //! Source: arXiv 2509.09754, section 4.1. The work of one KV head touches nobody else's, so heads are the unit of
 //! `(part, n_parts)`.
 
 use core::ops::Range;
 
-use crate::backend::{Backend, KEY_BLOCK, Kernels, RowStat};
+use crate::backend::{Backend, KEY_BLOCK, Kernels, UNSEEN};
 use crate::error::{ErrorKind, Result, ensure};
 use crate::params::{
     GroupReduce, MAX_POOL_KERNEL, Pool, ScoreParams, Shape, ValueSpan, scale_or_default, split,
@@ -44,17 +48,34 @@ struct Buffers<'a> {
     panel: &'a mut [f32],
     /// Logits of one query head against the block: `[window, KEY_BLOCK]`.
     tile: &'a mut [f32],
-    /// Per query row: its maximum, then its log-sum-exp.
+    /// Per query row: its maximum, and behind the last key its log-sum-exp.
     max: &'a mut [f32],
     /// Per query row: its sum.
     sum: &'a mut [f64],
     /// One query head's attention: `[prefix_len]`, only where each head must be pooled by itself.
     head_row: &'a mut [f32],
+    /// Exponentials of `stored_heads` query heads over the prefix, block by block: `[blocks, rows, KEY_BLOCK]`. Or nothing.
+    exps: &'a mut [f32],
+    /// The maximum that each of them was taken with: `[blocks, rows]`.
+    exps_max: &'a mut [f32],
 }
 
 impl<'a> Buffers<'a> {
     fn carve(c: &mut Carver<'a>, shape: &Shape, params: &ScoreParams) -> Result<Self> {
+        if shape.prefix_len() == 0 {
+            return Ok(Self {
+                q: &mut [],
+                panel: &mut [],
+                tile: &mut [],
+                max: &mut [],
+                sum: &mut [],
+                head_row: &mut [],
+                exps: &mut [],
+                exps_max: &mut [],
+            });
+        }
         let rows = shape.group_size() * shape.window;
+        let stored = stored_heads(shape) * shape.window * shape.prefix_len().div_ceil(KEY_BLOCK);
         Ok(Self {
             q: c.take(rows.saturating_mul(shape.head_dim_k))?,
             panel: c.take(shape.head_dim_k * KEY_BLOCK)?,
@@ -62,8 +83,21 @@ impl<'a> Buffers<'a> {
             max: c.take(rows)?,
             sum: c.take(rows)?,
             head_row: c.take(if reduce_first(shape, params) { 0 } else { shape.prefix_len() })?,
+            exps: c.take(stored.saturating_mul(KEY_BLOCK))?,
+            exps_max: c.take(stored)?,
         })
     }
+}
+
+/// Query heads whose exponentials are kept at a time: as many of a group as fit into a twelfth of the layer's K and V in
+/// f16, so that all work memory stays below a tenth; at most the group, and a divisor of it.
+fn stored_heads(shape: &Shape) -> usize {
+    let layer = 2 * shape.n_tokens * shape.n_kv_heads * (shape.head_dim_k + shape.head_dim_v);
+    let one_head = 4 * shape.window * shape.prefix_len();
+    // Where the other buffers alone take a good part of the tenth, nothing is left to store into.
+    let fixed = 4 * shape.group_size() * shape.window * shape.head_dim_k;
+    let fits = (layer / 12).saturating_sub(fixed) / one_head.max(1);
+    (1..=shape.group_size().min(fits)).rev().find(|n| shape.group_size().is_multiple_of(*n)).unwrap_or(0)
 }
 
 /// Whether the group may be reduced before pooling: the two commute if both are maxima or both are means, or if there is
@@ -153,6 +187,15 @@ fn check_inputs(shape: &Shape, inputs: &ScoreInputs) -> Result<()> {
     }
 }
 
+/// Where the second pass finds the exponentials.
+#[derive(Clone, Copy, PartialEq)]
+enum Columns {
+    /// Computed again, with the log-sum-exp known.
+    Recompute,
+    /// Stored, so many query heads at a time.
+    Store(usize),
+}
+
 /// One KV head.
 struct Task<'a> {
     kernels: &'static Kernels,
@@ -167,48 +210,66 @@ impl Task<'_> {
         let (shape, params) = (self.shape, self.params);
         let vmax = self.value_max()?;
         self.load_queries(b.q);
-        match &self.inputs.lse {
-            Some(lse) => self.load_lse(lse, b.max)?,
-            None => self.collect_lse(b)?,
-        }
         let group = shape.group_size();
-        if reduce_first(shape, params) {
-            self.sum_columns(b, 0..group, out)?;
-            pool(self.kernels, params, out);
-        } else {
-            out.fill(0.0);
-            for h in 0..group {
+        let step = match &self.inputs.lse {
+            Some(lse) => {
+                self.load_lse(lse, b.max)?;
+                Columns::Recompute
+            }
+            None if stored_heads(shape) > 0 => Columns::Store(stored_heads(shape)),
+            None => {
+                self.first_pass(b, 0..group, false)?;
+                Columns::Recompute
+            }
+        };
+        out.fill(0.0);
+        // Heads that are reduced before pooling go as far together as memory allows, others one by one.
+        let together = match step {
+            Columns::Store(n) if reduce_first(shape, params) => n,
+            Columns::Store(_) => 1,
+            Columns::Recompute if reduce_first(shape, params) => group,
+            Columns::Recompute => 1,
+        };
+        for first in (0..group).step_by(together) {
+            let heads = first..first + together;
+            if let Columns::Store(_) = step {
+                self.first_pass(b, heads.clone(), true)?;
+            }
+            if reduce_first(shape, params) {
+                self.sum_columns(b, heads, step, out)?;
+            } else {
                 let row = core::mem::take(&mut b.head_row);
-                self.sum_columns(b, h..h + 1, row)?;
+                row.fill(0.0);
+                self.sum_columns(b, heads, step, row)?;
                 pool(self.kernels, params, row);
                 self.reduce_into(row, out);
                 b.head_row = row;
             }
         }
+        if reduce_first(shape, params) {
+            pool(self.kernels, params, out);
+        }
         // Attention is a mean over the window; a mean over the group is folded in. `vmax` is last: all else is at most 1.
         let mean = if params.group_reduce == GroupReduce::Mean { group } else { 1 };
         let factor = 1.0 / (shape.window * mean) as f32;
-        let mut largest = 0.0f32;
+        let mut finite = true;
         for s in out.iter_mut() {
             *s = *s * factor * vmax;
-            largest = if *s > largest { *s } else { largest };
+            finite &= s.is_finite();
         }
-        ensure(largest.is_finite(), ErrorKind::NonFinite, c"scores")
+        ensure(finite, ErrorKind::NonFinite, c"scores")
     }
 
     /// Stage 4: `max ‖V[i]‖₁` over the prefix, or over all tokens. Every row is read, so that every NaN is found.
     fn value_max(&self) -> Result<f32> {
-        let span = match self.params.value_span {
-            ValueSpan::Prefix => self.shape.prefix_len(),
-            ValueSpan::All => self.shape.n_tokens,
-        };
-        let mut max = 0.0f32;
-        for i in 0..self.shape.n_tokens {
-            let norm = (self.kernels.l1_norm)(&self.inputs.v, self.head, i);
-            ensure(norm.is_finite(), ErrorKind::NonFinite, c"v")?;
-            max = if i < span && norm > max { norm } else { max };
-        }
-        Ok(max)
+        let (prefix, n) = (self.shape.prefix_len(), self.shape.n_tokens);
+        let in_prefix = (self.kernels.max_l1)(&self.inputs.v, self.head, 0, prefix);
+        let in_window = (self.kernels.max_l1)(&self.inputs.v, self.head, prefix, n - prefix);
+        ensure(in_prefix.is_finite() && in_window.is_finite(), ErrorKind::NonFinite, c"v")?;
+        Ok(match self.params.value_span {
+            ValueSpan::Prefix => in_prefix,
+            ValueSpan::All => in_prefix.max(in_window),
+        })
     }
 
     /// The group's queries, scaled, one query head behind the other.
@@ -238,47 +299,63 @@ impl Task<'_> {
         ensure(finite, ErrorKind::NonFinite, c"k")
     }
 
-    /// First pass: each query row's log-sum-exp over all keys it sees, left in `b.max`.
-    fn collect_lse(&self, b: &mut Buffers) -> Result<()> {
+    /// Log-sum-exp of the rows of `heads` over all keys that they see, into `b.max`; if `store`, the exponentials of the
+    /// prefix stay in `b.exps`.
+    fn first_pass(&self, b: &mut Buffers, heads: Range<usize>, store: bool) -> Result<()> {
         let w = self.shape.window;
-        b.max.fill(RowStat::EMPTY.max);
-        b.sum.fill(RowStat::EMPTY.sum);
+        let rows = heads.start * w..heads.end * w;
+        b.max[rows.clone()].fill(UNSEEN);
+        b.sum[rows.clone()].fill(0.0);
         for first in (0..self.shape.n_tokens).step_by(KEY_BLOCK) {
             let n = KEY_BLOCK.min(self.shape.n_tokens - first);
             (self.kernels.pack_keys)(&self.inputs.k, self.head, first, n, b.panel);
-            for h in 0..self.shape.group_size() {
-                self.logits(b.q, b.panel, b.tile, h)?;
-                for (j, row) in b.tile.chunks_exact(KEY_BLOCK).enumerate() {
-                    let sees = self.visible(j, first, n);
-                    if !sees.is_empty() {
-                        let r = h * w + j;
-                        let mut stat = RowStat { max: b.max[r], sum: b.sum[r] };
-                        (self.kernels.row_stats)(&row[sees], &mut stat);
-                        (b.max[r], b.sum[r]) = (stat.max, stat.sum);
-                    }
+            for h in heads.clone() {
+                let own = h * w..(h + 1) * w;
+                let slot = (first / KEY_BLOCK * heads.len() + h - heads.start) * w;
+                let keep = store && first < self.shape.prefix_len();
+                let tile =
+                    if keep { &mut b.exps[slot * KEY_BLOCK..(slot + w) * KEY_BLOCK] } else { &mut *b.tile };
+                self.logits(b.q, b.panel, tile, h, first, n)?;
+                (self.kernels.softmax_rows)(tile, &mut b.max[own.clone()], &mut b.sum[own.clone()]);
+                if keep {
+                    b.exps_max[slot..slot + w].copy_from_slice(&b.max[own]);
                 }
             }
         }
-        for (max, sum) in b.max.iter_mut().zip(b.sum.iter()) {
+        for r in rows {
             // Every query sees its own key, so the sum is at least 1.
-            *max = (*max as f64 + libm::log(*sum)) as f32;
+            b.max[r] = (b.max[r] as f64 + libm::log(b.sum[r])) as f32;
         }
         Ok(())
     }
 
-    /// Second pass: for each prefix key, the sum over the window of its attention, reduced over `heads` of the group.
-    fn sum_columns(&self, b: &mut Buffers, heads: Range<usize>, out: &mut [f32]) -> Result<()> {
+    /// For each prefix key, the sum over the window of its attention, reduced over `heads` of the group into `out`.
+    fn sum_columns(
+        &self,
+        b: &mut Buffers,
+        heads: Range<usize>,
+        step: Columns,
+        out: &mut [f32],
+    ) -> Result<()> {
         let w = self.shape.window;
         for (block, out) in out.chunks_mut(KEY_BLOCK).enumerate() {
             let (first, n) = (block * KEY_BLOCK, out.len());
-            (self.kernels.pack_keys)(&self.inputs.k, self.head, first, n, b.panel);
-            out.fill(0.0);
+            if step == Columns::Recompute {
+                (self.kernels.pack_keys)(&self.inputs.k, self.head, first, n, b.panel);
+            }
             for h in heads.clone() {
-                self.logits(b.q, b.panel, b.tile, h)?;
+                let lse = &b.max[h * w..(h + 1) * w];
                 let mut sums = [0.0f32; KEY_BLOCK];
-                for (j, row) in b.tile.chunks_exact(KEY_BLOCK).enumerate() {
-                    let sees = self.visible(j, first, n);
-                    (self.kernels.add_exp)(&row[sees.clone()], b.max[h * w + j], &mut sums[sees]);
+                match step {
+                    Columns::Recompute => {
+                        self.logits(b.q, b.panel, b.tile, h, first, n)?;
+                        (self.kernels.add_exp_rows)(b.tile, lse, &mut sums);
+                    }
+                    Columns::Store(_) => {
+                        let slot = (block * heads.len() + h - heads.start) * w;
+                        let exps = &b.exps[slot * KEY_BLOCK..(slot + w) * KEY_BLOCK];
+                        (self.kernels.add_weighted_rows)(exps, &b.exps_max[slot..slot + w], lse, &mut sums);
+                    }
                 }
                 self.reduce_into(&sums[..n], out);
             }
@@ -286,12 +363,31 @@ impl Task<'_> {
         Ok(())
     }
 
-    fn logits(&self, q: &[f32], panel: &[f32], tile: &mut [f32], in_group: usize) -> Result<()> {
+    /// Logits of query head `in_group` against the packed keys `first .. first + n`; `UNSEEN` where the query does not look.
+    fn logits(
+        &self,
+        q: &[f32],
+        panel: &[f32],
+        tile: &mut [f32],
+        in_group: usize,
+        first: usize,
+        n: usize,
+    ) -> Result<()> {
         let rows = self.shape.window * self.shape.head_dim_k;
         let finite = (self.kernels.logits)(&q[in_group * rows..][..rows], panel, tile);
         ensure(finite, ErrorKind::NonFinite, c"q or k")?;
         if let Some(cap) = self.params.softcap {
             (self.kernels.softcap)(tile, cap);
+        }
+        let all_seen = n == KEY_BLOCK
+            && first + n <= self.shape.prefix_len() + 1
+            && self.params.sliding_window.is_none_or(|swa| first + swa >= self.shape.n_tokens);
+        if !all_seen {
+            for (j, row) in tile.chunks_exact_mut(KEY_BLOCK).enumerate() {
+                let sees = self.visible(j, first, n);
+                row[..sees.start].fill(UNSEEN);
+                row[sees.end..].fill(UNSEEN);
+            }
         }
         Ok(())
     }

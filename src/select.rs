@@ -387,8 +387,8 @@ fn carve_share<'a>(c: &mut Carver<'a>) -> Result<(&'a mut [u32], &'a mut [f64])>
     Ok((c.take(BUCKETS)?, c.take(BUCKETS)?))
 }
 
-/// The smallest layer budget whose evicted share of score mass is at most `epsilon`, without head floors or protected
-/// entries. Sums are in f64; where `epsilon` is hit to the last digits, the budget may be one off.
+/// The smallest layer budget whose evicted share of score mass is at most `epsilon`, give or take 1e-12, without head
+/// floors or protected entries.
 ///
 /// `scores` is `[n_kv_heads, prefix_len]`, not negative.
 pub fn budget_for_share(scores: &[f32], epsilon: f64, workspace: &mut [u8]) -> Result<u64> {
@@ -400,7 +400,8 @@ pub(crate) fn budget_for_share_in(scores: &[f32], epsilon: f64, carver: &mut Car
     ensure(scores.iter().all(|s| *s >= 0.0 && s.is_finite()), ErrorKind::NonFinite, c"scores")?;
     let (counts, masses) = carve_share(carver)?;
     let mass: f64 = scores.iter().map(|&s| s as f64).sum();
-    let wanted = mass * (1.0 - epsilon);
+    // Less than f64 sums in another order may differ by would ask for entries that add nothing.
+    let wanted = mass * (1.0 - epsilon - 1e-12);
     // As in `kth_largest`, but a digit is settled by the mass above it instead of the count.
     let (mut budget, mut kept) = (0u64, 0.0f64);
     let (mut prefix, mut fixed_bits) = (0u32, 0u32);

@@ -143,6 +143,8 @@ pub struct Tensor<'a> {
     stride_head: usize,
     stride_dim: usize,
     row_start: Option<&'a [u32]>,
+    /// The strides as they were given, those that are never used too.
+    declared: (i64, i64, i64),
     /// Bytes from `data` to the end of the last element.
     extent: usize,
     _memory: PhantomData<&'a [u8]>,
@@ -247,6 +249,7 @@ impl<'a> Tensor<'a> {
                 stride_head,
                 stride_dim,
                 row_start: strides.row_start,
+                declared: (strides.token, strides.head, strides.dim),
                 extent,
                 _memory: PhantomData,
             }),
@@ -325,6 +328,11 @@ impl<'a> Tensor<'a> {
         self.for_each(h, r, |i, x| out[i] = x);
     }
 
+    /// The ragged cache's first rows, if it is one.
+    pub(crate) fn row_start(&self) -> &'a [u32] {
+        self.row_start.map_or(&[], |s| &s[..self.n_heads])
+    }
+
     /// Addresses from the first element to the end of the last.
     pub(crate) fn span(&self) -> Range<usize> {
         self.data as usize..self.data as usize + self.extent
@@ -340,36 +348,35 @@ impl<'a> Tensor<'a> {
         let same = self.dtype.size() == other.dtype.size()
             && self.row_start.is_none()
             && other.row_start.is_none()
-            && self.stride_token == other.stride_token
-            && self.stride_head == other.stride_head
             && self.n_heads == other.n_heads
-            && self.stride_dim == other.stride_dim;
-        if !same {
+            && self.declared == other.declared;
+        let (token, head, dim) = self.declared;
+        let (Ok(token), Ok(head), Ok(dim), true) =
+            (usize::try_from(token), usize::try_from(head), usize::try_from(dim), same)
+        else {
             return false;
-        }
+        };
         let (lo, hi) = if a.start <= b.start { (self, other) } else { (other, self) };
         let apart = (hi.data as usize - lo.data as usize) / self.dtype.size();
-        let width = |t: &Tensor| (t.dim - 1) * t.stride_dim + 1;
+        let width = |t: &Tensor| (t.dim - 1).saturating_mul(dim).saturating_add(1);
         // Within one period, lo's elements come first, then hi's, then the next period begins.
-        let fits = |period: usize, inner: usize, axis_extent: usize| {
-            let delta = if axis_extent > 1 && period > 0 { apart % period } else { return false };
-            delta >= inner + width(lo) && delta + inner + width(hi) <= period
+        let fits = |period: usize, inner: usize| {
+            period > 0 && {
+                let delta = apart % period;
+                delta >= inner.saturating_add(width(lo))
+                    && delta.saturating_add(inner).saturating_add(width(hi)) <= period
+            }
         };
-        let rows = self.rows.of(0).max(other.rows.of(0));
-        let heads_reach = (self.n_heads - 1) * self.stride_head;
-        let rows_reach = (rows - 1) * self.stride_token;
+        let most_rows = |t: &Tensor| (0..t.n_heads).map(|h| t.rows.of(h)).max().unwrap_or(0);
+        let rows = most_rows(self).max(most_rows(other));
+        let heads_reach = (self.n_heads - 1).saturating_mul(head);
+        let rows_reach = rows.saturating_sub(1).saturating_mul(token);
         // The longer of the two outer strides may be the period of all that lies inside it; the shorter one too, if it
         // divides the longer.
-        if self.stride_token >= self.stride_head {
-            fits(self.stride_token, heads_reach, rows)
-                || (self.stride_head > 0
-                    && self.stride_token.is_multiple_of(self.stride_head)
-                    && fits(self.stride_head, 0, self.n_heads))
+        if token >= head {
+            fits(token, heads_reach) || (head > 0 && token.is_multiple_of(head) && fits(head, 0))
         } else {
-            fits(self.stride_head, rows_reach, self.n_heads)
-                || (self.stride_token > 0
-                    && self.stride_head.is_multiple_of(self.stride_token)
-                    && fits(self.stride_token, 0, rows))
+            fits(head, rows_reach) || (token > 0 && head.is_multiple_of(token) && fits(token, 0))
         }
     }
 

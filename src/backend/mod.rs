@@ -13,44 +13,35 @@ use crate::view::Tensor;
 /// Keys per block of a tile. Two AVX-512 or four AVX2 registers of f32.
 pub const KEY_BLOCK: usize = 32;
 
-/// Largest logit of a query row so far, and the sum of `exp(logit − max)`.
-#[derive(Clone, Copy, Debug)]
-pub struct RowStat {
-    /// The largest logit seen.
-    pub max: f32,
-    /// Sum over the logits seen of `exp(logit − max)`. In f64, so that the length of the row costs no precision.
-    pub sum: f64,
-}
+/// A key that a query does not see. `exp` of it is 0 whatever is subtracted.
+pub(crate) const UNSEEN: f32 = f32::NEG_INFINITY;
 
-impl RowStat {
-    /// Nothing seen yet.
-    pub const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
-}
-
-/// One entry per inner loop.
+/// One entry per inner loop. A tile is `[rows, KEY_BLOCK]`, a panel `[dim, KEY_BLOCK]`, both f32 without gaps.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
     pub name: &'static str,
-    /// `pack_keys(k, head, first, n, panel)`: `panel[c · KEY_BLOCK + i] = k[first + i, head, c]` in f32 for `i < n`, zero
-    /// for the other `i`. `panel` has `dim · KEY_BLOCK` elements.
+    /// `pack_keys(k, head, first, n, panel)`: `panel[c, i] = k[first + i, head, c]` for `i < n`, zero for the other `i`.
     pub pack_keys: fn(&Tensor, usize, usize, usize, &mut [f32]),
-    /// `logits(q, panel, tile) -> finite`: `tile[r · KEY_BLOCK + i] = Σ_c q[r · d + c] · panel[c · KEY_BLOCK + i]`, with
-    /// `d = panel.len() / KEY_BLOCK` and `q.len() / d` rows. False if any result is NaN or infinite.
+    /// `logits(q, panel, tile) -> finite`: `tile[r, i] = Σ_c q[r, c] · panel[c, i]`. False if any result is NaN or infinite.
     pub logits: fn(&[f32], &[f32], &mut [f32]) -> bool,
+    /// `dots(k, head, first, n, q, tile) -> finite`: the same for `n` keys that were not packed; `tile[r, i]` is `UNSEEN` for
+    /// `i ≥ n`. Better than packing for a few queries.
+    pub dots: fn(&Tensor, usize, usize, usize, &[f32], &mut [f32]) -> bool,
     /// `softcap(x, cap)`: `x = cap · tanh(x / cap)`.
     pub softcap: fn(&mut [f32], f32),
-    /// `row_stats(logits, stat)`: takes the logits of some keys into a row's statistics.
-    pub row_stats: fn(&[f32], &mut RowStat),
-    /// `add_exp(logits, lse, sums)`: `sums[i] += exp(logits[i] − lse)`.
-    pub add_exp: fn(&[f32], f32, &mut [f32]),
-    /// `l1_norm(v, head, row)`: Σ|v|; NaN or infinite if any element is.
-    pub l1_norm: fn(&Tensor, usize, usize) -> f32,
+    /// `softmax_rows(tile, max, sum)`: takes each row's logits into the row's running maximum and into its sum of
+    /// `exp(logit − maximum)`, and replaces the logits by `exp(logit − maximum)`.
+    pub softmax_rows: fn(&mut [f32], &mut [f32], &mut [f64]),
+    /// `add_exp_rows(tile, lse, sums)`: `sums[i] += Σ_r exp(tile[r, i] − lse[r])`.
+    pub add_exp_rows: fn(&[f32], &[f32], &mut [f32; KEY_BLOCK]),
+    /// `add_weighted_rows(tile, max, lse, sums)`: `sums[i] += Σ_r exp(max[r] − lse[r]) · tile[r, i]`.
+    pub add_weighted_rows: fn(&[f32], &[f32], &[f32], &mut [f32; KEY_BLOCK]),
+    /// `max_l1(v, head, first, n)`: the largest `Σ|v|` of `n` rows; NaN or infinite if any element is.
+    pub max_l1: fn(&Tensor, usize, usize, usize) -> f32,
     /// `pool_max(x, kernel, out)`: `out[i] = max(x[i .. i + kernel])`.
     pub pool_max: fn(&[f32], usize, &mut [f32]),
-    /// `dot(k, head, row, q, out)`: `out[r] = q_r · k[row, head]` for the `out.len()` queries in `q`.
-    pub dot: fn(&Tensor, usize, usize, &[f32], &mut [f32]),
-    /// `add_scaled(v, head, row, weights, acc)`: `acc_r += weights[r] · v[row, head]` for each of the `weights.len()` rows.
-    pub add_scaled: fn(&Tensor, usize, usize, &[f32], &mut [f32]),
+    /// `add_values(v, head, first, n, tile, acc)`: `acc[r, c] += Σ_i tile[r, i] · v[first + i, head, c]` for `i < n`.
+    pub add_values: fn(&Tensor, usize, usize, usize, &[f32], &mut [f32]),
 }
 
 /// A set of kernels that this machine can run.

@@ -3,7 +3,7 @@
 //! Loops run over fixed blocks of f32 without branches, so that a compiler can vectorise them; sums run in one fixed
 //! order, so that the result does not depend on who does.
 
-use super::{KEY_BLOCK, Kernels, RowStat};
+use super::{KEY_BLOCK, Kernels, UNSEEN};
 use crate::view::Tensor;
 
 /// The scalar table.
@@ -11,16 +11,17 @@ pub(crate) static KERNELS: Kernels = Kernels {
     name: "scalar",
     pack_keys,
     logits,
+    dots,
     softcap,
-    row_stats,
-    add_exp,
-    l1_norm,
+    softmax_rows,
+    add_exp_rows,
+    add_weighted_rows,
+    max_l1,
     pool_max,
-    dot,
-    add_scaled,
+    add_values,
 };
 
-fn pack_keys(k: &Tensor, head: usize, first: usize, n: usize, panel: &mut [f32]) {
+pub(super) fn pack_keys(k: &Tensor, head: usize, first: usize, n: usize, panel: &mut [f32]) {
     if n < KEY_BLOCK {
         panel.fill(0.0);
     }
@@ -48,37 +49,64 @@ fn logits(q: &[f32], panel: &[f32], tile: &mut [f32]) -> bool {
     poison.iter().all(|p| *p == 0.0)
 }
 
+pub(super) fn dots(k: &Tensor, head: usize, first: usize, n: usize, q: &[f32], tile: &mut [f32]) -> bool {
+    let mut finite = true;
+    for (q, out) in q.chunks_exact(k.dim()).zip(tile.chunks_exact_mut(KEY_BLOCK)) {
+        for (i, out) in out[..n].iter_mut().enumerate() {
+            // Eight sums side by side, added pairwise at the end.
+            let mut sums = [0.0f32; 8];
+            k.for_each(head, first + i, |c, x| sums[c % 8] += q[c] * x);
+            *out = pairwise(sums);
+            finite &= out.is_finite();
+        }
+        out[n..].fill(UNSEEN);
+    }
+    finite
+}
+
 fn softcap(x: &mut [f32], cap: f32) {
     x.iter_mut().for_each(|x| *x = cap * libm::tanhf(*x / cap));
 }
 
-fn row_stats(logits: &[f32], stat: &mut RowStat) {
-    let max = logits.iter().fold(stat.max, |m, &x| if x > m { x } else { m });
-    if max > stat.max {
-        // exp(−inf) of the first block is a clean zero here, since EMPTY's sum is zero.
-        stat.sum *= exp(stat.max - max) as f64;
-        stat.max = max;
-    }
-    let mut exps = [0.0f32; KEY_BLOCK];
-    for block in logits.chunks(KEY_BLOCK) {
-        for (e, &x) in exps.iter_mut().zip(block) {
-            *e = exp(x - max);
+fn softmax_rows(tile: &mut [f32], max: &mut [f32], sum: &mut [f64]) {
+    for (r, row) in tile.chunks_exact_mut(KEY_BLOCK).enumerate() {
+        let largest = row.iter().fold(max[r], |m, &x| if x > m { x } else { m });
+        if largest > max[r] {
+            sum[r] *= exp(max[r] - largest) as f64;
+            max[r] = largest;
         }
-        stat.sum += exps[..block.len()].iter().sum::<f32>() as f64;
+        row.iter_mut().for_each(|x| *x = exp(*x - largest));
+        sum[r] += row.iter().sum::<f32>() as f64;
     }
 }
 
-fn add_exp(logits: &[f32], lse: f32, sums: &mut [f32]) {
-    for (sum, &x) in sums.iter_mut().zip(logits) {
-        *sum += exp(x - lse);
+fn add_exp_rows(tile: &[f32], lse: &[f32], sums: &mut [f32; KEY_BLOCK]) {
+    for (row, lse) in tile.chunks_exact(KEY_BLOCK).zip(lse) {
+        for i in 0..KEY_BLOCK {
+            sums[i] += exp(row[i] - lse);
+        }
     }
 }
 
-fn l1_norm(v: &Tensor, head: usize, row: usize) -> f32 {
-    // Eight sums side by side, added pairwise at the end.
-    let mut sums = [0.0f32; 8];
-    v.for_each(head, row, |c, x| sums[c % 8] += x.abs());
-    pairwise(sums)
+fn add_weighted_rows(tile: &[f32], max: &[f32], lse: &[f32], sums: &mut [f32; KEY_BLOCK]) {
+    for ((row, max), lse) in tile.chunks_exact(KEY_BLOCK).zip(max).zip(lse) {
+        let weight = exp(max - lse);
+        for i in 0..KEY_BLOCK {
+            sums[i] += weight * row[i];
+        }
+    }
+}
+
+pub(super) fn max_l1(v: &Tensor, head: usize, first: usize, n: usize) -> f32 {
+    let (mut max, mut poison) = (0.0f32, 0.0f32);
+    for i in first..first + n {
+        let mut sums = [0.0f32; 8];
+        v.for_each(head, i, |c, x| sums[c % 8] += x.abs());
+        let norm = pairwise(sums);
+        poison += 0.0 * norm;
+        max = if norm > max { norm } else { max };
+    }
+    max + poison
 }
 
 fn pool_max(x: &[f32], kernel: usize, out: &mut [f32]) {
@@ -91,19 +119,12 @@ fn pool_max(x: &[f32], kernel: usize, out: &mut [f32]) {
     }
 }
 
-fn dot(k: &Tensor, head: usize, row: usize, q: &[f32], out: &mut [f32]) {
-    let d = k.dim();
-    for (q, out) in q.chunks_exact(d).zip(out) {
-        let mut sums = [0.0f32; 8];
-        k.for_each(head, row, |c, x| sums[c % 8] += q[c] * x);
-        *out = pairwise(sums);
-    }
-}
-
-fn add_scaled(v: &Tensor, head: usize, row: usize, weights: &[f32], acc: &mut [f32]) {
-    let d = v.dim();
-    for (&w, acc) in weights.iter().zip(acc.chunks_exact_mut(d)) {
-        v.for_each(head, row, |c, x| acc[c] += w * x);
+pub(super) fn add_values(v: &Tensor, head: usize, first: usize, n: usize, tile: &[f32], acc: &mut [f32]) {
+    for (row, acc) in tile.chunks_exact(KEY_BLOCK).zip(acc.chunks_exact_mut(v.dim())) {
+        for i in 0..n {
+            let weight = row[i];
+            v.for_each(head, first + i, |c, x| acc[c] += weight * x);
+        }
     }
 }
 
@@ -111,7 +132,8 @@ fn pairwise(s: [f32; 8]) -> f32 {
     ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]))
 }
 
-/// `e^x` within 2 ulp; 0 below −87.3, where the result would be subnormal; capped at `e^88`, near the largest f32.
+/// `e^x` within 2 ulp; 0 for NaN and below −87.3, where the result would be subnormal; capped at `e^88`, near the largest
+/// f32. So `exp(UNSEEN − x)` is 0 for every `x`, `UNSEEN` included.
 ///
 /// Cody-Waite reduction `x = n·ln 2 + r`, then a degree-6 polynomial in `r` (Cephes' coefficients), without a branch.
 #[inline(always)]
@@ -137,7 +159,7 @@ pub(crate) fn exp(x: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::exp;
+    use super::*;
 
     #[test]
     fn exp_is_within_two_ulp_and_ends_in_zero() {
@@ -151,5 +173,6 @@ mod tests {
         assert_eq!(exp(0.0), 1.0);
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp(-100.0), 0.0);
+        assert_eq!(exp(UNSEEN - UNSEEN), 0.0);
     }
 }

@@ -174,7 +174,7 @@ pub(crate) unsafe fn workspace<'a>(p: *mut c_void, size: usize) -> Result<Carver
 /// Memory that a call touches: what it writes must not be touched twice.
 #[derive(Default)]
 pub(crate) struct Memory {
-    spans: [(Range<usize>, bool, &'static CStr); 16],
+    spans: [(Range<usize>, bool, &'static CStr); 24],
     n: usize,
 }
 
@@ -196,13 +196,16 @@ impl Memory {
     }
 
     pub fn reads_tensor(self, t: &Tensor, name: &'static CStr) -> Self {
-        let span = t.span();
-        self.add(span.start, span.len(), false, name)
+        self.tensor(t, false, name)
     }
 
     pub fn writes_tensor(self, t: &Tensor, name: &'static CStr) -> Self {
-        let span = t.span();
-        self.add(span.start, span.len(), true, name)
+        self.tensor(t, true, name)
+    }
+
+    fn tensor(self, t: &Tensor, written: bool, name: &'static CStr) -> Self {
+        let (span, row_start) = (t.span(), t.row_start());
+        self.add(span.start, span.len(), written, name).reads(row_start.as_ptr(), row_start.len(), name)
     }
 
     /// An error naming what is written and shared.

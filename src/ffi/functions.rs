@@ -215,7 +215,7 @@ unsafe fn slice_mut_checked<T>(p: *mut T, name: &'static core::ffi::CStr) -> Res
 /// scores: f32 [n_kv_heads, n_tokens - window], not negative.
 /// entropy: receives a number in [0, 1]; 0 where there is nothing to spread. The same bits on every machine.
 /// mass: NULL, or receives sum(scores).
-/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, NONFINITE. Outputs untouched on error. Any thread.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, OVERLAP, NONFINITE. Outputs untouched on error. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_entropy(
     shape: *const lava_shape,
@@ -227,6 +227,11 @@ pub unsafe extern "C" fn lava_entropy(
     unsafe {
         run(error, || {
             let shape = read_struct(shape, c"shape")?.check()?;
+            Memory::default()
+                .reads(scores, shape.prefix_entries() as usize, c"scores")
+                .writes(entropy, 1, c"entropy")
+                .writes(mass, 1, c"mass")
+                .check()?;
             let scores = scores_of(&shape, scores)?;
             let out = slice_mut(entropy, 1, c"entropy")?;
             let spread = entropy::entropy(scores, shape.n_kv_heads, shape.prefix_len())
@@ -296,7 +301,7 @@ pub unsafe extern "C" fn lava_layer_budgets(
 
 /// Rows that lava_select keeps for a layer budget: the entries that kept_indices needs.
 ///
-/// n_kept: receives min(budget, all) + n_kv_heads * window; untouched on error.
+/// n_kept: receives min(budget, all) + n_kv_heads * min(window, n_tokens); untouched on error.
 /// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_n_kept(
@@ -434,8 +439,7 @@ pub unsafe extern "C" fn lava_budget_for_share_workspace_size(
 /// scores: f32 [n_kv_heads, n_tokens - window], finite, not negative.
 /// epsilon: in [0, 1].
 /// workspace: lava_budget_for_share_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN.
-/// budget: receives prefix entries, for lava_select; untouched on error. Sums are in f64: where epsilon is met to the last
-///     digits, the budget may be one off.
+/// budget: receives prefix entries, for lava_select; untouched on error. The share holds to within 1e-12.
 /// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, ARGUMENT, OVERLAP, WORKSPACE, NONFINITE. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_budget_for_share(
@@ -791,6 +795,13 @@ pub unsafe extern "C" fn lava_attend(
                 .writes(workspace as *mut u8, workspace_size, c"workspace");
             if let Some(lse) = &lse {
                 memory = memory.writes_tensor(lse, c"lse");
+            }
+            if let Some(p) = &params.positions {
+                memory = memory.reads(p.kept_indices.as_ptr(), p.kept_indices.len(), c"kept_indices").reads(
+                    p.cu_kept.as_ptr(),
+                    p.cu_kept.len(),
+                    c"cu_kept",
+                );
             }
             memory.check()?;
             let mut carver = super::call::workspace(workspace, workspace_size)?;

@@ -90,7 +90,7 @@ const _: () = assert!(LAVA_MAX_HEAD_DIM as usize == crate::params::MAX_HEAD_DIM)
 pub const LAVA_MAX_POOL_KERNEL: u32 = 127;
 const _: () = assert!(LAVA_MAX_POOL_KERNEL as usize == crate::params::MAX_POOL_KERNEL);
 /// Most layers that share a total.
-pub const LAVA_MAX_LAYERS: u32 = 65536;
+pub const LAVA_MAX_LAYERS: u32 = 1024;
 const _: () = assert!(LAVA_MAX_LAYERS as usize == crate::budget::MAX_LAYERS);
 /// In lava_error: no layer or head is to blame.
 pub const LAVA_NONE: u32 = u32::MAX;
@@ -114,8 +114,9 @@ pub struct lava_shape {
     pub head_dim_k: u32,
     /// Elements of a value, 1 to LAVA_MAX_HEAD_DIM.
     pub head_dim_v: u32,
-    /// w: the last tokens of the prompt. Their queries score the others; they are always kept. At least 1.
-    /// The prefix is the n_tokens - window tokens before it, or nothing if the window is longer.
+    /// w: the last tokens of the prompt. Their queries score the others; they are always kept. At least 1, and
+    /// n_q_heads * window below 2^32. The prefix is the n_tokens - window tokens before it, or nothing if the window is
+    /// longer.
     pub window: u32,
 }
 
