@@ -4,7 +4,7 @@
 //! the maximum grows. Each kept row is read once for all query heads of its group.
 
 use crate::backend::scalar::exp;
-use crate::backend::{Backend, KEY_BLOCK, UNSEEN};
+use crate::backend::{Backend, Block, KEY_BLOCK, UNSEEN};
 use crate::error::{ErrorKind, Result, ensure};
 use crate::params::{Shape, scale_or_default, split, validate_logit_options};
 use crate::view::{Dtype, Tensor, TensorMut};
@@ -230,7 +230,8 @@ impl Tile<'_> {
         for first in (begin..end).step_by(KEY_BLOCK) {
             let n_rows = KEY_BLOCK.min(end - first);
             let tile = &mut b.tile[..n * KEY_BLOCK];
-            let finite = (kernels.dots)(k, self.head, first, n_rows, &b.q[..n * dk], tile);
+            let finite =
+                (kernels.dots)(&Block { tensor: k, head: self.head, first, n: n_rows }, &b.q[..n * dk], tile);
             ensure(finite, ErrorKind::NonFinite, c"q or k")?;
             if let Some(cap) = self.params.softcap {
                 (kernels.softcap)(tile, cap);
@@ -248,7 +249,11 @@ impl Tile<'_> {
                     acc.iter_mut().for_each(|x| *x *= shrink);
                 }
             }
-            (kernels.add_values)(v, self.head, first, n_rows, tile, &mut b.acc[..n * dv]);
+            (kernels.add_values)(
+                &Block { tensor: v, head: self.head, first, n: n_rows },
+                tile,
+                &mut b.acc[..n * dv],
+            );
         }
         ensure(b.acc[..n * dv].iter().all(|x| x.is_finite()), ErrorKind::NonFinite, c"v")
     }

@@ -19,7 +19,7 @@
 
 use core::ops::Range;
 
-use crate::backend::{Backend, KEY_BLOCK, Kernels, UNSEEN};
+use crate::backend::{Backend, Block, KEY_BLOCK, Kernels, UNSEEN};
 use crate::error::{ErrorKind, Result, ensure};
 use crate::params::{
     GroupReduce, MAX_POOL_KERNEL, Pool, ScoreParams, Shape, ValueSpan, scale_or_default, split,
@@ -260,11 +260,15 @@ impl Task<'_> {
         ensure(finite, ErrorKind::NonFinite, c"scores")
     }
 
+    fn block<'t>(&self, tensor: &'t Tensor<'t>, first: usize, n: usize) -> Block<'t> {
+        Block { tensor, head: self.head, first, n }
+    }
+
     /// Stage 4: `max ‖V[i]‖₁` over the prefix, or over all tokens. Every row is read, so that every NaN is found.
     fn value_max(&self) -> Result<f32> {
         let (prefix, n) = (self.shape.prefix_len(), self.shape.n_tokens);
-        let in_prefix = (self.kernels.max_l1)(&self.inputs.v, self.head, 0, prefix);
-        let in_window = (self.kernels.max_l1)(&self.inputs.v, self.head, prefix, n - prefix);
+        let in_prefix = (self.kernels.max_l1)(&self.block(&self.inputs.v, 0, prefix));
+        let in_window = (self.kernels.max_l1)(&self.block(&self.inputs.v, prefix, n - prefix));
         ensure(in_prefix.is_finite() && in_window.is_finite(), ErrorKind::NonFinite, c"v")?;
         Ok(match self.params.value_span {
             ValueSpan::Prefix => in_prefix,
@@ -308,7 +312,7 @@ impl Task<'_> {
         b.sum[rows.clone()].fill(0.0);
         for first in (0..self.shape.n_tokens).step_by(KEY_BLOCK) {
             let n = KEY_BLOCK.min(self.shape.n_tokens - first);
-            (self.kernels.pack_keys)(&self.inputs.k, self.head, first, n, b.panel);
+            (self.kernels.pack_keys)(&self.block(&self.inputs.k, first, n), b.panel);
             for h in heads.clone() {
                 let own = h * w..(h + 1) * w;
                 let slot = (first / KEY_BLOCK * heads.len() + h - heads.start) * w;
@@ -341,7 +345,7 @@ impl Task<'_> {
         for (block, out) in out.chunks_mut(KEY_BLOCK).enumerate() {
             let (first, n) = (block * KEY_BLOCK, out.len());
             if step == Columns::Recompute {
-                (self.kernels.pack_keys)(&self.inputs.k, self.head, first, n, b.panel);
+                (self.kernels.pack_keys)(&self.block(&self.inputs.k, first, n), b.panel);
             }
             for h in heads.clone() {
                 let lse = &b.max[h * w..(h + 1) * w];

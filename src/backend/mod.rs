@@ -16,17 +16,26 @@ pub const KEY_BLOCK: usize = 32;
 /// A key that a query does not see. `exp` of it is 0 whatever is subtracted.
 pub(crate) const UNSEEN: f32 = f32::NEG_INFINITY;
 
+/// Rows `first .. first + n` of one head.
+#[derive(Clone, Copy)]
+pub(crate) struct Block<'a> {
+    pub tensor: &'a Tensor<'a>,
+    pub head: usize,
+    pub first: usize,
+    pub n: usize,
+}
+
 /// One entry per inner loop. A tile is `[rows, KEY_BLOCK]`, a panel `[dim, KEY_BLOCK]`, both f32 without gaps.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
     pub name: &'static str,
-    /// `pack_keys(k, head, first, n, panel)`: `panel[c, i] = k[first + i, head, c]` for `i < n`, zero for the other `i`.
-    pub pack_keys: fn(&Tensor, usize, usize, usize, &mut [f32]),
+    /// `pack_keys(keys, panel)`: `panel[c, i] = keys[i, c]`, zero for `i ≥ n`.
+    pub pack_keys: fn(&Block, &mut [f32]),
     /// `logits(q, panel, tile) -> finite`: `tile[r, i] = Σ_c q[r, c] · panel[c, i]`. False if any result is NaN or infinite.
     pub logits: fn(&[f32], &[f32], &mut [f32]) -> bool,
-    /// `dots(k, head, first, n, q, tile) -> finite`: the same for `n` keys that were not packed; `tile[r, i]` is `UNSEEN` for
-    /// `i ≥ n`. Better than packing for a few queries.
-    pub dots: fn(&Tensor, usize, usize, usize, &[f32], &mut [f32]) -> bool,
+    /// `dots(keys, q, tile) -> finite`: the same for keys that were not packed; `tile[r, i]` is `UNSEEN` for `i ≥ n`. Better
+    /// than packing for a few queries.
+    pub dots: fn(&Block, &[f32], &mut [f32]) -> bool,
     /// `softcap(x, cap)`: `x = cap · tanh(x / cap)`.
     pub softcap: fn(&mut [f32], f32),
     /// `softmax_rows(tile, max, sum)`: takes each row's logits into the row's running maximum and into its sum of
@@ -35,13 +44,14 @@ pub(crate) struct Kernels {
     /// `add_exp_rows(tile, lse, sums)`: `sums[i] += Σ_r exp(tile[r, i] − lse[r])`.
     pub add_exp_rows: fn(&[f32], &[f32], &mut [f32; KEY_BLOCK]),
     /// `add_weighted_rows(tile, max, lse, sums)`: `sums[i] += Σ_r exp(max[r] − lse[r]) · tile[r, i]`.
+    #[expect(clippy::type_complexity, reason = "a type of its own would hide the shapes")]
     pub add_weighted_rows: fn(&[f32], &[f32], &[f32], &mut [f32; KEY_BLOCK]),
-    /// `max_l1(v, head, first, n)`: the largest `Σ|v|` of `n` rows; NaN or infinite if any element is.
-    pub max_l1: fn(&Tensor, usize, usize, usize) -> f32,
+    /// `max_l1(values)`: the largest `Σ|v|` of the rows; NaN or infinite if any element is.
+    pub max_l1: fn(&Block) -> f32,
     /// `pool_max(x, kernel, out)`: `out[i] = max(x[i .. i + kernel])`.
     pub pool_max: fn(&[f32], usize, &mut [f32]),
-    /// `add_values(v, head, first, n, tile, acc)`: `acc[r, c] += Σ_i tile[r, i] · v[first + i, head, c]` for `i < n`.
-    pub add_values: fn(&Tensor, usize, usize, usize, &[f32], &mut [f32]),
+    /// `add_values(values, tile, acc)`: `acc[r, c] += Σ_i tile[r, i] · values[i, c]`.
+    pub add_values: fn(&Block, &[f32], &mut [f32]),
 }
 
 /// A set of kernels that this machine can run.

@@ -3,8 +3,7 @@
 //! Loops run over fixed blocks of f32 without branches, so that a compiler can vectorise them; sums run in one fixed
 //! order, so that the result does not depend on who does.
 
-use super::{KEY_BLOCK, Kernels, UNSEEN};
-use crate::view::Tensor;
+use super::{Block, KEY_BLOCK, Kernels, UNSEEN};
 
 /// The scalar table.
 pub(crate) static KERNELS: Kernels = Kernels {
@@ -21,12 +20,20 @@ pub(crate) static KERNELS: Kernels = Kernels {
     add_values,
 };
 
-pub(super) fn pack_keys(k: &Tensor, head: usize, first: usize, n: usize, panel: &mut [f32]) {
-    if n < KEY_BLOCK {
+impl Block<'_> {
+    /// Calls `f(c, value)` for each element of the block's row `i`.
+    #[inline(always)]
+    fn for_each(&self, i: usize, f: impl FnMut(usize, f32)) {
+        self.tensor.for_each(self.head, self.first + i, f);
+    }
+}
+
+pub(super) fn pack_keys(keys: &Block, panel: &mut [f32]) {
+    if keys.n < KEY_BLOCK {
         panel.fill(0.0);
     }
-    for i in 0..n {
-        k.for_each(head, first + i, |c, x| panel[c * KEY_BLOCK + i] = x);
+    for i in 0..keys.n {
+        keys.for_each(i, |c, x| panel[c * KEY_BLOCK + i] = x);
     }
 }
 
@@ -49,17 +56,17 @@ fn logits(q: &[f32], panel: &[f32], tile: &mut [f32]) -> bool {
     poison.iter().all(|p| *p == 0.0)
 }
 
-pub(super) fn dots(k: &Tensor, head: usize, first: usize, n: usize, q: &[f32], tile: &mut [f32]) -> bool {
+pub(super) fn dots(keys: &Block, q: &[f32], tile: &mut [f32]) -> bool {
     let mut finite = true;
-    for (q, out) in q.chunks_exact(k.dim()).zip(tile.chunks_exact_mut(KEY_BLOCK)) {
-        for (i, out) in out[..n].iter_mut().enumerate() {
+    for (q, out) in q.chunks_exact(keys.tensor.dim()).zip(tile.chunks_exact_mut(KEY_BLOCK)) {
+        for (i, out) in out[..keys.n].iter_mut().enumerate() {
             // Eight sums side by side, added pairwise at the end.
             let mut sums = [0.0f32; 8];
-            k.for_each(head, first + i, |c, x| sums[c % 8] += q[c] * x);
+            keys.for_each(i, |c, x| sums[c % 8] += q[c] * x);
             *out = pairwise(sums);
             finite &= out.is_finite();
         }
-        out[n..].fill(UNSEEN);
+        out[keys.n..].fill(UNSEEN);
     }
     finite
 }
@@ -97,11 +104,11 @@ fn add_weighted_rows(tile: &[f32], max: &[f32], lse: &[f32], sums: &mut [f32; KE
     }
 }
 
-pub(super) fn max_l1(v: &Tensor, head: usize, first: usize, n: usize) -> f32 {
+pub(super) fn max_l1(values: &Block) -> f32 {
     let (mut max, mut poison) = (0.0f32, 0.0f32);
-    for i in first..first + n {
+    for i in 0..values.n {
         let mut sums = [0.0f32; 8];
-        v.for_each(head, i, |c, x| sums[c % 8] += x.abs());
+        values.for_each(i, |c, x| sums[c % 8] += x.abs());
         let norm = pairwise(sums);
         poison += 0.0 * norm;
         max = if norm > max { norm } else { max };
@@ -119,11 +126,11 @@ fn pool_max(x: &[f32], kernel: usize, out: &mut [f32]) {
     }
 }
 
-pub(super) fn add_values(v: &Tensor, head: usize, first: usize, n: usize, tile: &[f32], acc: &mut [f32]) {
-    for (row, acc) in tile.chunks_exact(KEY_BLOCK).zip(acc.chunks_exact_mut(v.dim())) {
-        for i in 0..n {
+pub(super) fn add_values(values: &Block, tile: &[f32], acc: &mut [f32]) {
+    for (row, acc) in tile.chunks_exact(KEY_BLOCK).zip(acc.chunks_exact_mut(values.tensor.dim())) {
+        for i in 0..values.n {
             let weight = row[i];
-            v.for_each(head, first + i, |c, x| acc[c] += weight * x);
+            values.for_each(i, |c, x| acc[c] += weight * x);
         }
     }
 }
