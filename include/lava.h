@@ -547,7 +547,7 @@ const char *lava_version_string(void);
 const char *lava_status_string(lava_status status);
 
 /**
- * Name of the kernels that this machine gets, static, such as "scalar". Any thread.
+ * Name of the kernels that this machine gets, static, such as "avx2" or "scalar". Any thread.
  */
 const char *lava_backend_name(void);
 

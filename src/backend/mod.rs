@@ -6,7 +6,11 @@
 //!
 //! Selection and compaction have no slots here: they move integers and bytes, and give the same result everywhere.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 pub mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod vector;
 
 use crate::view::Tensor;
 
@@ -23,6 +27,14 @@ pub(crate) struct Block<'a> {
     pub head: usize,
     pub first: usize,
     pub n: usize,
+}
+
+impl Block<'_> {
+    /// Address of the block's row `i`.
+    #[inline(always)]
+    pub fn row(&self, i: usize) -> *const u8 {
+        self.tensor.row_ptr(self.head, self.first + i)
+    }
 }
 
 /// One entry per inner loop. A tile is `[rows, KEY_BLOCK]`, a panel `[dim, KEY_BLOCK]`, both f32 without gaps.
@@ -66,9 +78,22 @@ impl Backend {
         Self { kernels: &scalar::KERNELS }
     }
 
+    /// AVX2, FMA and F16C, where the machine has them.
+    #[cfg(target_arch = "x86_64")]
+    pub fn avx2() -> Option<Self> {
+        cpufeatures::new!(avx2_fma, "avx2", "fma");
+        (avx2_fma::get() && avx2::has_f16c()).then_some(Self { kernels: &avx2::KERNELS })
+    }
+
+    /// AVX2, FMA and F16C, where the machine has them.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn avx2() -> Option<Self> {
+        None
+    }
+
     /// The fastest backend that this machine can run.
     pub fn detect() -> Self {
-        Self::scalar()
+        Self::avx2().unwrap_or(Self::scalar())
     }
 
     /// Its name, for reports.

@@ -139,26 +139,26 @@ fn pairwise(s: [f32; 8]) -> f32 {
     ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]))
 }
 
+/// ln 2 in two parts, the first exact in few bits.
+pub(super) const LN2_HI: f32 = 0.693_359_4;
+pub(super) const LN2_LO: f32 = -2.121_944_4e-4;
+/// `(e^r − 1 − r) / r²` on [−½ ln 2, ½ ln 2], highest power first (Cephes' coefficients).
+pub(super) const EXP: [f32; 6] =
+    [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
+
 /// `e^x` within 2 ulp; 0 for NaN and below −87.3, where the result would be subnormal; capped at `e^88`, near the largest
 /// f32. So `exp(UNSEEN − x)` is 0 for every `x`, `UNSEEN` included.
 ///
-/// Cody-Waite reduction `x = n·ln 2 + r`, then a degree-6 polynomial in `r` (Cephes' coefficients), without a branch.
+/// Cody-Waite reduction `x = n·ln 2 + r`, then a polynomial in `r`, without a branch.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     // Adding and subtracting 1.5 · 2²³ rounds to an integer without a call.
     const ROUND: f32 = 12_582_912.0;
-    const LN2_HI: f32 = 0.693_359_4;
-    const LN2_LO: f32 = -2.121_944_4e-4;
     let z = if x > -87.3 { x } else { -87.3 };
     let z = if z < 88.0 { z } else { 88.0 };
     let n = (z * core::f32::consts::LOG2_E + ROUND) - ROUND;
     let r = (z - n * LN2_HI) - n * LN2_LO;
-    let p = 1.987_569_1e-4;
-    let p = p * r + 1.398_2e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 5e-1;
+    let p = EXP[1..].iter().fold(EXP[0], |p, c| p * r + c);
     let y = p * (r * r) + r + 1.0;
     let scale = f32::from_bits((((n as i32) + 127) as u32) << 23);
     if x > -87.3 { y * scale } else { 0.0 }

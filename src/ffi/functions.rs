@@ -42,12 +42,13 @@ pub extern "C" fn lava_status_string(status: lava_status) -> *const c_char {
     status_message(status).as_ptr()
 }
 
-/// Name of the kernels that this machine gets, static, such as "scalar". Any thread.
+/// Name of the kernels that this machine gets, static, such as "avx2" or "scalar". Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn lava_backend_name() -> *const c_char {
     // A name and its NUL, for every name a backend has.
     match Backend::detect().name() {
         "scalar" => c"scalar".as_ptr(),
+        "avx2" => c"avx2".as_ptr(),
         _ => c"unknown".as_ptr(),
     }
 }

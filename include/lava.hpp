@@ -1,0 +1,456 @@
+/*
+ * lava.hpp - the C ABI of lava.h for C++17: memory that frees itself, spans, and exceptions. Header only.
+ *
+ * It adds nothing to what lava.h computes and costs nothing over it; lava.h is the manual. Shapes, params and reports are
+ * the C structs, made by the functions of lava.h (lava_shape_init, lava_score_params_init, ...).
+ *
+ * - A function that calls one of lava.h, named in its comment, throws lava::error with the status that one would return, and
+ *   std::bad_alloc where it allocates and cannot. Outputs are then as lava.h says. What is marked noexcept does not throw.
+ *   To do without exceptions and allocations, call the C functions: they throw nothing and mix freely with what is here.
+ * - Spans and tensors are views: the memory they are made from must outlive their use. vectors that are returned are the caller's.
+ * - A span's length is checked against the shape before the C function is called (LAVA_ERR_BUFFER_SIZE).
+ * - Threads: as lava.h says of each function. A workspace or a cascade serves one call at a time.
+ *
+ * SPDX-License-Identifier: MIT OR Apache-2.0
+ */
+#ifndef LAVA_HPP
+#define LAVA_HPP
+
+#include "lava.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <iterator>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#if defined(__GNUC__) && !defined(__cpp_exceptions)
+#error "lava.hpp throws; without exceptions, call the functions of lava.h"
+#endif
+
+namespace lava {
+
+/** What a C function refused, as an exception. what() says it in words: function, reason, argument, layer, head. */
+class error : public std::runtime_error {
+public:
+    error(const char *function, const lava_error &why) : std::runtime_error(words(function, why)), why_(why) {}
+
+    /** One of the LAVA_ERR_ codes. */
+    lava_status status() const noexcept { return why_.status; }
+    /** The layer, or LAVA_NONE. */
+    std::uint32_t layer() const noexcept { return why_.layer; }
+    /** The KV head, or LAVA_NONE. */
+    std::uint32_t head() const noexcept { return why_.head; }
+    /** Name of the argument or field at fault; "" if none is. Static. */
+    const char *argument() const noexcept { return why_.argument == nullptr ? "" : why_.argument; }
+
+private:
+    static std::string words(const char *function, const lava_error &why) {
+        std::string text = std::string(function) + ": " + lava_status_string(why.status);
+        if (why.argument != nullptr && why.argument[0] != '\0') text += std::string("; argument: ") + why.argument;
+        if (why.layer != LAVA_NONE) text += "; layer " + std::to_string(why.layer);
+        if (why.head != LAVA_NONE) text += "; KV head " + std::to_string(why.head);
+        return text;
+    }
+
+    lava_error why_;
+};
+
+/** A view of `size()` elements of T in memory that belongs to someone else, as std::span of C++20. */
+template <class T>
+class span {
+public:
+    constexpr span() noexcept = default;
+    constexpr span(T *data, std::size_t size) noexcept : data_(data), size_(size) {}
+    /** A vector, array, std::span or anything else that std::data and std::size take. */
+    template <class Container, class = std::enable_if_t<std::is_convertible_v<
+                                   std::remove_pointer_t<decltype(std::data(std::declval<Container &>()))> (*)[], T (*)[]>>>
+    constexpr span(Container &container) noexcept : data_(std::data(container)), size_(std::size(container)) {}
+
+    constexpr T *data() const noexcept { return data_; }
+    constexpr std::size_t size() const noexcept { return size_; }
+    constexpr bool empty() const noexcept { return size_ == 0; }
+    constexpr T *begin() const noexcept { return data_; }
+    constexpr T *end() const noexcept { return data_ + size_; }
+    constexpr T &operator[](std::size_t i) const noexcept { return data_[i]; }
+
+private:
+    T *data_ = nullptr;
+    std::size_t size_ = 0;
+};
+
+namespace detail {
+
+/* Throws unless `call(lava_error *)` returns LAVA_OK. */
+template <class Call>
+void check(const char *function, Call &&call) {
+    lava_error why = lava_error_init();
+    lava_status status = call(&why);
+    if (status != LAVA_OK) {
+        why.status = status;
+        throw error(function, why);
+    }
+}
+
+[[noreturn]] inline void refuse(const char *function, lava_status status, const char *argument, std::uint32_t layer = LAVA_NONE) {
+    lava_error why = lava_error_init();
+    why.status = status;
+    why.argument = argument;
+    why.layer = layer;
+    throw error(function, why);
+}
+
+inline void want_size(const char *function, const char *argument, std::uint64_t have, std::uint64_t want,
+                      std::uint32_t layer = LAVA_NONE) {
+    if (have != want) refuse(function, LAVA_ERR_BUFFER_SIZE, argument, layer);
+}
+
+struct release {
+    void operator()(void *memory) const noexcept { ::operator delete(memory, std::align_val_t(LAVA_WORKSPACE_ALIGN)); }
+};
+
+using aligned = std::unique_ptr<void, release>;
+
+inline aligned allocate(std::size_t size) { return aligned(::operator new(size, std::align_val_t(LAVA_WORKSPACE_ALIGN))); }
+
+}  // namespace detail
+
+/** Entries that a layer's scores have: n_kv_heads * prefix, 0 where the window covers all tokens. */
+inline std::uint64_t n_scores(const lava_shape &shape) noexcept {
+    return shape.n_tokens <= shape.window ? 0 : std::uint64_t(shape.n_kv_heads) * (shape.n_tokens - shape.window);
+}
+
+/*
+ * Tensors.
+ */
+
+/** Typed memory for a tensor: made by f32, f16 and bf16. Void is void, or const void for what is only read. */
+template <class Void>
+struct elements {
+    lava_dtype dtype;
+    Void *data;
+    std::size_t bytes;
+};
+
+/** A C tensor, and whether its elements may be written. A tensor turns into a const_tensor by itself, not the reverse. */
+template <class Void>
+struct basic_tensor;
+
+template <>
+struct basic_tensor<const void> {
+    lava_tensor c;
+};
+
+template <>
+struct basic_tensor<void> {
+    lava_tensor c;
+
+    operator basic_tensor<const void>() const noexcept { return {c}; }
+};
+
+/** A view that may be written. */
+using tensor = basic_tensor<void>;
+/** A view that is only read. */
+using const_tensor = basic_tensor<const void>;
+
+/** `count` floats; binary32. */
+inline elements<void> f32(float *data, std::size_t count) noexcept { return {LAVA_F32, data, count * 4}; }
+inline elements<const void> f32(const float *data, std::size_t count) noexcept { return {LAVA_F32, data, count * 4}; }
+/** `count` binary16 numbers, as their bits. */
+inline elements<void> f16(std::uint16_t *data, std::size_t count) noexcept { return {LAVA_F16, data, count * 2}; }
+inline elements<const void> f16(const std::uint16_t *data, std::size_t count) noexcept { return {LAVA_F16, data, count * 2}; }
+/** `count` bfloat16 numbers, as their bits. */
+inline elements<void> bf16(std::uint16_t *data, std::size_t count) noexcept { return {LAVA_BF16, data, count * 2}; }
+inline elements<const void> bf16(const std::uint16_t *data, std::size_t count) noexcept { return {LAVA_BF16, data, count * 2}; }
+
+/** The elements of a vector, array or span: of float for f32, of uint16_t for the others. */
+template <class Container>
+auto f32(Container &container) noexcept -> decltype(f32(std::data(container), std::size(container))) {
+    return f32(std::data(container), std::size(container));
+}
+template <class Container>
+auto f16(Container &container) noexcept -> decltype(f16(std::data(container), std::size(container))) {
+    return f16(std::data(container), std::size(container));
+}
+template <class Container>
+auto bf16(Container &container) noexcept -> decltype(bf16(std::data(container), std::size(container))) {
+    return bf16(std::data(container), std::size(container));
+}
+
+/** Any strides, in elements. */
+template <class Void>
+basic_tensor<Void> strided(elements<Void> e, std::int64_t stride_token, std::int64_t stride_head, std::int64_t stride_dim) noexcept {
+    return {lava_tensor_init(e.dtype, const_cast<void *>(e.data), e.bytes, stride_token, stride_head, stride_dim)};
+}
+
+/** [n_tokens, n_heads, dim] without gaps. */
+template <class Void>
+basic_tensor<Void> token_major(elements<Void> e, std::uint32_t n_heads, std::uint32_t dim) noexcept {
+    return strided(e, std::int64_t(n_heads) * dim, dim, 1);
+}
+
+/** [n_heads, room, dim] without gaps: each head has room for `room` tokens. */
+template <class Void>
+basic_tensor<Void> head_major(elements<Void> e, std::uint32_t room, std::uint32_t dim) noexcept {
+    return strided(e, dim, std::int64_t(room) * dim, 1);
+}
+
+/** [n_heads, dim, room] without gaps: each row of a head lies across, with room for `room` tokens. */
+template <class Void>
+basic_tensor<Void> transposed(elements<Void> e, std::uint32_t room, std::uint32_t dim) noexcept {
+    return strided(e, 1, std::int64_t(room) * dim, room);
+}
+
+/** Rows of dim elements, head h from row row_start[h] on: a compressed cache. row_start is a view too; cu_kept will do. */
+template <class Void>
+basic_tensor<Void> ragged(elements<Void> e, span<const std::uint32_t> row_start, std::uint32_t dim) noexcept {
+    return {lava_tensor_ragged(e.dtype, const_cast<void *>(e.data), e.bytes, row_start.data(), dim)};
+}
+
+/*
+ * The calls.
+ */
+
+/** Scratch memory, aligned as lava.h asks. Grows to what the calls it is given to need; keeps nothing between them. */
+class workspace {
+public:
+    /** At least `size` bytes. What they held is gone. Throws std::bad_alloc. */
+    void *reserve(std::size_t size) {
+        if (size > size_) {
+            memory_.reset();
+            size_ = 0;
+            memory_ = detail::allocate(size);
+            size_ = size;
+        }
+        return memory_.get();
+    }
+    void *data() const noexcept { return memory_.get(); }
+    std::size_t size() const noexcept { return size_; }
+
+private:
+    detail::aligned memory_;
+    std::size_t size_ = 0;
+};
+
+/** Share `index` of `count` of the work, by KV heads. The default is all of it. */
+struct part {
+    std::uint32_t index = 0, count = 1;
+};
+
+/** lava_budget_from_ratio: tokens per KV head per layer that a ratio of the prompt means. */
+inline std::uint32_t budget_from_ratio(const lava_shape &shape, double ratio) {
+    std::uint32_t budget = 0;
+    detail::check("lava_budget_from_ratio", [&](lava_error *e) { return lava_budget_from_ratio(&shape, ratio, &budget, e); });
+    return budget;
+}
+
+/** lava_total_entries: prefix entries that a budget means for n_layers layers. */
+inline std::uint64_t total_entries(const lava_shape &shape, std::uint32_t budget, std::uint32_t n_layers) {
+    std::uint64_t total = 0;
+    detail::check("lava_total_entries", [&](lava_error *e) { return lava_total_entries(&shape, budget, n_layers, &total, e); });
+    return total;
+}
+
+/**
+ * lava_score: writes a part's scores.
+ *
+ * q [window, n_q_heads, head_dim_k], k [n_tokens, n_kv_heads, head_dim_k], v [n_tokens, n_kv_heads, head_dim_v].
+ * scores: n_scores(shape) floats, [n_kv_heads, n_tokens - window], for all heads, whatever the part.
+ * lse: nullptr, or f32 [window, n_q_heads, 1].
+ */
+inline void score(const lava_shape &shape, const lava_score_params &params, const const_tensor &q, const const_tensor &k,
+                  const const_tensor &v, span<float> scores, workspace &scratch, part p = {}, const const_tensor *lse = nullptr) {
+    detail::want_size("lava_score", "scores", scores.size(), n_scores(shape), shape.layer);
+    std::size_t size = 0;
+    detail::check("lava_score_workspace_size", [&](lava_error *e) { return lava_score_workspace_size(&shape, &params, &size, e); });
+    void *memory = scratch.reserve(size);
+    detail::check("lava_score", [&](lava_error *e) {
+        return lava_score(&shape, &params, &q.c, &k.c, &v.c, lse == nullptr ? nullptr : &lse->c, p.index, p.count, memory, size,
+                          scores.data(), e);
+    });
+}
+
+/** The same, all parts, into a vector of n_scores(shape) floats. */
+inline std::vector<float> score(const lava_shape &shape, const const_tensor &q, const const_tensor &k, const const_tensor &v,
+                                workspace &scratch, const lava_score_params &params = lava_score_params_init()) {
+    std::vector<float> scores(static_cast<std::size_t>(n_scores(shape)));
+    score(shape, params, q, k, v, span<float>(scores), scratch);
+    return scores;
+}
+
+struct entropy_and_mass {
+    double entropy, mass;
+};
+
+/** lava_entropy: the layer's weight, in [0, 1], and the sum of its n_scores(shape) scores. */
+inline entropy_and_mass entropy(const lava_shape &shape, span<const float> scores) {
+    detail::want_size("lava_entropy", "scores", scores.size(), n_scores(shape), shape.layer);
+    entropy_and_mass out = {0, 0};
+    detail::check("lava_entropy", [&](lava_error *e) { return lava_entropy(&shape, scores.data(), &out.entropy, &out.mass, e); });
+    return out;
+}
+
+/**
+ * lava_layer_budgets: each layer's prefix entries, min(total, sum of capacities) in all.
+ *
+ * weights, capacities: one per layer. minimums: empty, or one per layer.
+ */
+inline std::vector<std::uint64_t> layer_budgets(span<const double> weights, span<const std::uint64_t> capacities,
+                                                std::uint64_t total, span<const std::uint64_t> minimums = {}) {
+    detail::want_size("lava_layer_budgets", "capacities", capacities.size(), weights.size());
+    if (!minimums.empty()) detail::want_size("lava_layer_budgets", "minimums", minimums.size(), weights.size());
+    if (weights.size() > LAVA_MAX_LAYERS) detail::refuse("lava_layer_budgets", LAVA_ERR_SHAPE, "n_layers");
+    std::vector<std::uint64_t> budgets(weights.size());
+    detail::check("lava_layer_budgets", [&](lava_error *e) {
+        return lava_layer_budgets(static_cast<std::uint32_t>(weights.size()), weights.data(), capacities.data(),
+                                  minimums.empty() ? nullptr : minimums.data(), total, budgets.data(), e);
+    });
+    return budgets;
+}
+
+/** What a layer keeps. */
+struct kept {
+    std::vector<std::uint32_t> indices;  /**< token positions, ascending per head, head behind head */
+    std::vector<std::uint32_t> cu;       /**< n_kv_heads + 1: head h's are indices[cu[h]] up to indices[cu[h + 1]] */
+    lava_selection selection;            /**< counts, mass, evicted share */
+
+    /** Head h's positions. h is below n_kv_heads; not checked. */
+    span<const std::uint32_t> head(std::uint32_t h) const noexcept { return {indices.data() + cu[h], std::size_t(cu[h + 1] - cu[h])}; }
+};
+
+/** lava_select: the best `budget` prefix entries of n_scores(shape) scores, and every head's window. */
+inline kept select(const lava_shape &shape, span<const float> scores, std::uint64_t budget, workspace &scratch,
+                   const lava_select_params &params = lava_select_params_init()) {
+    detail::want_size("lava_select", "scores", scores.size(), n_scores(shape), shape.layer);
+    std::size_t size = 0;
+    std::uint64_t n_kept = 0;
+    detail::check("lava_select_workspace_size", [&](lava_error *e) { return lava_select_workspace_size(&shape, &size, e); });
+    detail::check("lava_n_kept", [&](lava_error *e) { return lava_n_kept(&shape, budget, &n_kept, e); });
+    kept out;
+    out.indices.resize(static_cast<std::size_t>(n_kept));
+    out.cu.resize(std::size_t(shape.n_kv_heads) + 1);
+    out.selection = lava_selection_init();
+    void *memory = scratch.reserve(size);
+    detail::check("lava_select", [&](lava_error *e) {
+        return lava_select(&shape, &params, scores.data(), budget, memory, size, out.indices.data(), n_kept, out.cu.data(),
+                           &out.selection, e);
+    });
+    return out;
+}
+
+/** lava_budget_for_share: the smallest budget that evicts at most `epsilon`, in [0, 1], of the score mass. */
+inline std::uint64_t budget_for_share(const lava_shape &shape, span<const float> scores, double epsilon, workspace &scratch) {
+    detail::want_size("lava_budget_for_share", "scores", scores.size(), n_scores(shape), shape.layer);
+    std::size_t size = 0;
+    std::uint64_t budget = 0;
+    detail::check("lava_budget_for_share_workspace_size",
+                  [&](lava_error *e) { return lava_budget_for_share_workspace_size(&size, e); });
+    void *memory = scratch.reserve(size);
+    detail::check("lava_budget_for_share", [&](lava_error *e) {
+        return lava_budget_for_share(&shape, scores.data(), epsilon, memory, size, &budget, e);
+    });
+    return budget;
+}
+
+/**
+ * lava_compact: gathers kept rows of K and V into another cache, or in place.
+ *
+ * rows: kept::indices, or a cascade layer's rows: cu_kept's last entry is its length. cu_kept: n_kv_heads + 1 entries.
+ * cu_rows: empty if each head has n_tokens rows, else n_kv_heads + 1 entries. For a cache of keys only, call lava_compact.
+ */
+inline void compact(const lava_shape &shape, const const_tensor &k_src, const const_tensor &v_src, span<const std::uint32_t> rows,
+                    span<const std::uint32_t> cu_kept, const tensor &k_dst, const tensor &v_dst,
+                    span<const std::uint32_t> cu_rows = {}, part p = {}) {
+    detail::want_size("lava_compact", "cu_kept", cu_kept.size(), std::uint64_t(shape.n_kv_heads) + 1, shape.layer);
+    detail::want_size("lava_compact", "rows", rows.size(), cu_kept[shape.n_kv_heads], shape.layer);
+    if (!cu_rows.empty()) detail::want_size("lava_compact", "cu_rows", cu_rows.size(), std::uint64_t(shape.n_kv_heads) + 1, shape.layer);
+    detail::check("lava_compact", [&](lava_error *e) {
+        return lava_compact(&shape, &k_src.c, &v_src.c, cu_rows.empty() ? nullptr : cu_rows.data(), rows.data(), cu_kept.data(),
+                            &k_dst.c, &v_dst.c, p.index, p.count, e);
+    });
+}
+
+/** A layer of a cascade after a push: views into the cascade, good until its next push or its end. */
+struct cascade_layer {
+    bool unchanged;                            /**< the last push evicted nothing here: no row moves */
+    span<const std::uint32_t> kept_indices;    /**< token positions, as kept::indices */
+    span<const std::uint32_t> cu_kept;         /**< n_kv_heads + 1 */
+    span<const std::uint32_t> rows, cu_rows;   /**< for compact: from what the cache held before the push */
+    std::uint64_t budget;                      /**< prefix entries kept */
+    double entropy, mass, evicted_share;
+};
+
+/**
+ * lava_cascade_*: compresses while the layers arrive. Owns its state.
+ *
+ * Not to be copied. It can be moved: the state stays where it is in memory, and so do the views of its layers.
+ */
+class cascade {
+public:
+    /** shape: the same for all of n_layers layers. total: prefix entries to keep over all. params are copied. */
+    cascade(const lava_shape &shape, std::uint32_t n_layers, std::uint64_t total,
+            const lava_select_params &params = lava_select_params_init())
+        : n_heads_(shape.n_kv_heads), n_scores_(n_scores(shape)) {
+        detail::check("lava_cascade_state_size",
+                      [&](lava_error *e) { return lava_cascade_state_size(&shape, n_layers, total, &params, &size_, e); });
+        state_ = detail::allocate(size_);
+        detail::check("lava_cascade_init",
+                      [&](lava_error *e) { return lava_cascade_init(&shape, n_layers, total, &params, state_.get(), size_, e); });
+    }
+    cascade(cascade &&) noexcept = default;
+    cascade &operator=(cascade &&) noexcept = default;
+    cascade(const cascade &) = delete;
+    cascade &operator=(const cascade &) = delete;
+
+    /** The next layer's scores, n_scores(shape) of them. The cascade is unchanged if this throws. */
+    void push(span<const float> scores) {
+        detail::want_size("lava_cascade_push", "scores", scores.size(), n_scores_);
+        detail::check("lava_cascade_push", [&](lava_error *e) { return lava_cascade_push(state_.get(), size_, scores.data(), e); });
+    }
+
+    /** What a layer that was pushed keeps now. */
+    cascade_layer layer(std::uint32_t index) {
+        lava_cascade_layer c = lava_cascade_layer_init();
+        detail::check("lava_cascade_get", [&](lava_error *e) { return lava_cascade_get(state_.get(), size_, index, &c, e); });
+        std::size_t n_cu = std::size_t(n_heads_) + 1, n_kept = c.cu_kept[n_heads_];
+        return {c.unchanged != 0, {c.kept_indices, n_kept}, {c.cu_kept, n_cu}, {c.rows, n_kept}, {c.cu_rows, n_cu},
+                c.budget, c.entropy, c.mass, c.evicted_share};
+    }
+
+    /** Bytes of state. */
+    std::size_t size() const noexcept { return size_; }
+
+private:
+    detail::aligned state_;
+    std::size_t size_ = 0;
+    std::uint32_t n_heads_;
+    std::uint64_t n_scores_;
+};
+
+/**
+ * lava_attend: attention of new queries over a compressed cache.
+ *
+ * shape.n_tokens: the number of queries. q [n_tokens, n_q_heads, head_dim_k]; k, v usually ragged; n_rows: n_kv_heads
+ * entries, each head's rows, the new tokens' own included if params.causal. out: f32 [n_tokens, n_q_heads, head_dim_v].
+ * lse: nullptr, or f32 [n_tokens, n_q_heads, 1].
+ */
+inline void attend(const lava_shape &shape, const lava_attend_params &params, const const_tensor &q, const const_tensor &k,
+                   const const_tensor &v, span<const std::uint32_t> n_rows, const tensor &out, workspace &scratch, part p = {},
+                   const tensor *lse = nullptr) {
+    detail::want_size("lava_attend", "n_rows", n_rows.size(), shape.n_kv_heads, shape.layer);
+    std::size_t size = 0;
+    detail::check("lava_attend_workspace_size", [&](lava_error *e) { return lava_attend_workspace_size(&shape, &size, e); });
+    void *memory = scratch.reserve(size);
+    detail::check("lava_attend", [&](lava_error *e) {
+        return lava_attend(&shape, &params, &q.c, &k.c, &v.c, n_rows.data(), &out.c, lse == nullptr ? nullptr : &lse->c, p.index,
+                           p.count, memory, size, e);
+    });
+}
+
+}  // namespace lava
+
+#endif

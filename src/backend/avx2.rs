@@ -1,0 +1,194 @@
+//! x86-64 with AVX2, FMA and F16C: eight f32 a register.
+
+use core::arch::x86_64::*;
+
+use super::vector::Source;
+
+/// Whether the machine converts f16, which `cpufeatures` does not tell. Asked once: a virtual machine answers slowly.
+pub(super) fn has_f16c() -> bool {
+    use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
+    static KNOWN: AtomicU8 = AtomicU8::new(UNASKED);
+    const UNASKED: u8 = 2;
+    // Every thread would store the same answer, so no order among them is needed.
+    if KNOWN.load(Relaxed) == UNASKED {
+        KNOWN.store((__cpuid(1).ecx >> 29 & 1) as u8, Relaxed);
+    }
+    KNOWN.load(Relaxed) == 1
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Avx2(__m256);
+
+// SAFETY: loads and stores are of eight elements.
+unsafe impl Lanes for Avx2 {
+    const N: usize = 8;
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        // SAFETY: arithmetic; the module's contract gives the machine. So below, where nothing else is said.
+        Self(unsafe { _mm256_set1_ps(x) })
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: the caller promises eight readable elements; the load needs no alignment.
+        Self(unsafe { _mm256_loadu_ps(p) })
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Self {
+        // SAFETY: the caller promises eight readable elements, 16 bytes.
+        Self(unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p as *const __m128i)) })
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self {
+        // SAFETY: the caller promises eight readable elements, 16 bytes. A bf16 is the upper half of an f32.
+        Self(unsafe {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p as *const __m128i));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        })
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: the caller promises eight writable elements.
+        unsafe { _mm256_storeu_ps(p, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: see `splat`.
+        Self(unsafe { _mm256_add_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        // SAFETY: see `splat`.
+        Self(unsafe { _mm256_sub_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        // SAFETY: see `splat`.
+        Self(unsafe { _mm256_mul_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    unsafe fn fma(self, b: Self, c: Self) -> Self {
+        // SAFETY: see `splat`.
+        Self(unsafe { _mm256_fmadd_ps(self.0, b.0, c.0) })
+    }
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        // SAFETY: see `splat`. The instruction returns its second operand where one is NaN.
+        Self(unsafe { _mm256_max_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        // SAFETY: see `splat`.
+        Self(unsafe { _mm256_min_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        // SAFETY: see `splat`.
+        Self(unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), self.0) })
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        // SAFETY: see `splat`.
+        Self(unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
+    }
+    #[inline(always)]
+    unsafe fn pow2(self) -> Self {
+        // SAFETY: see `splat`. The biased exponent goes where an f32 has it.
+        Self(unsafe {
+            let biased = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(127));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+        })
+    }
+    #[inline(always)]
+    unsafe fn where_above(self, bound: Self, x: Self) -> Self {
+        // SAFETY: see `splat`. The ordered comparison is false for NaN.
+        Self(unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(self.0, bound.0), x.0) })
+    }
+    #[inline(always)]
+    unsafe fn total(self) -> f32 {
+        // SAFETY: see `splat`.
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        // SAFETY: see `splat`.
+        unsafe {
+            let four = _mm_max_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+}
+
+super::vector::kernels!("avx2", Avx2, "avx2,fma,f16c", 3, pack_keys);
+
+super::vector::entry! { "avx2,fma,f16c"
+    fn pack_keys(keys: &Block, panel: &mut [f32]) -> () {
+        match keys.tensor.dtype() {
+            _ if keys.n < KEY_BLOCK || !keys.tensor.is_row_contiguous() => (scalar::KERNELS.pack_keys)(keys, panel),
+            Dtype::F32 => pack::<F32>(keys, panel),
+            Dtype::F16 => pack::<F16>(keys, panel),
+            Dtype::BF16 => pack::<Bf16>(keys, panel),
+        }
+    }
+}
+
+/// Widens and transposes a full block of keys, eight keys and eight dims at a time.
+#[inline(always)]
+unsafe fn pack<S: Source>(keys: &Block, panel: &mut [f32]) {
+    let d = keys.tensor.dim();
+    assert!(panel.len() == d * KEY_BLOCK && keys.n == KEY_BLOCK);
+    let panel = panel.as_mut_ptr();
+    for i in (0..KEY_BLOCK).step_by(8) {
+        let rows: [*const S::Element; 8] = core::array::from_fn(|j| keys.row(i + j) as *const S::Element);
+        // SAFETY: each row has d elements side by side; c + 8 ≤ d in the vector part; the panel has d · KEY_BLOCK.
+        unsafe {
+            let mut c = 0;
+            while c + 8 <= d {
+                let mut x = [_mm256_setzero_ps(); 8];
+                for j in 0..8 {
+                    x[j] = S::load::<Avx2>(rows[j].add(c)).0;
+                }
+                let x = transpose(x);
+                for j in 0..8 {
+                    _mm256_storeu_ps(panel.add((c + j) * KEY_BLOCK + i), x[j]);
+                }
+                c += 8;
+            }
+            for c in c..d {
+                for j in 0..8 {
+                    *panel.add(c * KEY_BLOCK + i + j) = S::one(rows[j].add(c));
+                }
+            }
+        }
+    }
+}
+
+/// Eight rows of eight, turned: pairs, then quarters, then halves.
+#[inline(always)]
+unsafe fn transpose(x: [__m256; 8]) -> [__m256; 8] {
+    // SAFETY: shuffles only.
+    unsafe {
+        let mut t = x;
+        for j in 0..4 {
+            t[2 * j] = _mm256_unpacklo_ps(x[2 * j], x[2 * j + 1]);
+            t[2 * j + 1] = _mm256_unpackhi_ps(x[2 * j], x[2 * j + 1]);
+        }
+        let mut u = t;
+        for h in [0, 4] {
+            u[h] = _mm256_shuffle_ps::<0x44>(t[h], t[h + 2]);
+            u[h + 1] = _mm256_shuffle_ps::<0xEE>(t[h], t[h + 2]);
+            u[h + 2] = _mm256_shuffle_ps::<0x44>(t[h + 1], t[h + 3]);
+            u[h + 3] = _mm256_shuffle_ps::<0xEE>(t[h + 1], t[h + 3]);
+        }
+        let mut y = u;
+        for j in 0..4 {
+            y[j] = _mm256_permute2f128_ps::<0x20>(u[j], u[j + 4]);
+            y[j + 4] = _mm256_permute2f128_ps::<0x31>(u[j], u[j + 4]);
+        }
+        y
+    }
+}
