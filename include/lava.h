@@ -28,15 +28,17 @@
  *   overlapping pointers are found and refused; a pointer that is simply wrong is not.
  * - Calls with different outputs may run at the same time; inputs may be shared. Work that splits takes (part, n_parts):
  *   each part is a call of its own, on any thread, and the results are the same bits for every n_parts.
- * - Not promised: the bits of scores and attention outputs across machines and versions (they agree within rounding). Given
- *   the scores, everything after them is the same bits everywhere.
+ * - Not promised: the bits of scores and attention outputs across machines, versions and layouts of the same numbers (they
+ *   agree within rounding). Given the scores, everything after them is the same bits everywhere.
+ * - "Budget" is tokens per KV head, window included, where a person sets it (uint32_t; lava_total_entries), and prefix
+ *   entries of a layer over all its heads where a stage uses it (uint64_t; lava_layer_budgets, lava_select).
  *
  * SPDX-License-Identifier: MIT OR Apache-2.0
  */
 
-
 #ifndef LAVA_H
 #define LAVA_H
+
 
 #include <stddef.h>
 #include <stdint.h>
@@ -755,7 +757,8 @@ lava_status lava_budget_for_share(const struct lava_shape *shape,
  *     ragged with row_start = cu_kept is the smallest; ragged with room behind each head lets it grow.
  *     In place is the source's memory, with the same data, dtype, stride_token and stride_dim. Then either the
  *     heads stay where they are (no row_start, or the same): each head's rows move to the front of its own. Or both are
- *     ragged and every row moves to the front of the buffer or stays (the heads close ranks): then n_parts must be 1.
+ *     ragged and every row moves to the front of the buffer or stays (the heads close ranks; row_start may lead anywhere
+ *     into a larger buffer, such as an arena that layers share): then n_parts must be 1.
  *     Otherwise a destination may not share memory with a source or the other destination; K and V interleaved in one
  *     buffer with the same strides are fine.
  * part, n_parts: as in lava_score: a share of the KV heads.
@@ -811,8 +814,8 @@ lava_status lava_cascade_init(const struct lava_shape *shape,
  *
  * After it, lava_cascade_get says for each layer 0 to l which rows the caller's cache is to keep; lava_compact moves them.
  * After the last of n_layers pushes the kept sets are exactly, bit for bit, those of lava_layer_budgets and lava_select
- * on all layers at once. Before it, a layer may hold one entry more than its share, plus what a head floor
- * may still ask for.
+ * on all layers at once. Before it, a layer may hold one entry more than its share, so all together at most total + l
+ * prefix entries, plus what a head floor may still ask for (alpha of that, and one per head and layer).
  *
  * scores: f32 [n_kv_heads, n_tokens - window] of the next layer, not negative.
  * Errors: NULL, STRUCT_SIZE, ALIGNMENT, OVERLAP, WORKSPACE, STATE (not initialised or complete), NONFINITE (naming
@@ -882,8 +885,6 @@ lava_status lava_attend(const struct lava_shape *shape,
 #ifdef __cplusplus
 }  // extern "C"
 #endif  // __cplusplus
-
-#endif  /* LAVA_H */
 
 #if defined(__cplusplus)
 #define LAVA_STATIC_ASSERT(condition, text) static_assert(condition, text)
@@ -962,6 +963,12 @@ static inline lava_tensor lava_tensor_head_major(lava_dtype dtype, void *data, s
     return lava_tensor_init(dtype, data, size, dim, (int64_t) n_tokens * dim, 1);
 }
 
+/** [n_heads, dim, n_tokens] without gaps: V as llama.cpp keeps it without flash attention. */
+static inline lava_tensor lava_tensor_transposed(lava_dtype dtype, void *data, size_t size, uint32_t n_tokens,
+                                                 uint32_t dim) {
+    return lava_tensor_init(dtype, data, size, 1, (int64_t) dim * n_tokens, n_tokens);
+}
+
 /** Rows of dim elements without gaps, head h from row row_start[h] on: a compressed cache. */
 static inline lava_tensor lava_tensor_ragged(lava_dtype dtype, void *data, size_t size, const uint32_t *row_start,
                                              uint32_t dim) {
@@ -1028,3 +1035,8 @@ static inline lava_error lava_error_init(void) {
     error.head = LAVA_NONE;
     return error;
 }
+
+#undef LAVA_STATIC_ASSERT
+#undef LAVA_ZERO
+
+#endif /* LAVA_H */

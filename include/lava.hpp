@@ -220,7 +220,7 @@ class workspace {
 public:
     /** At least `size` bytes. What they held is gone. Throws std::bad_alloc. */
     void *reserve(std::size_t size) {
-        if (size > size_) {
+        if (size > size_ || memory_ == nullptr) {
             memory_.reset();
             size_ = 0;
             memory_ = detail::allocate(size);

@@ -21,11 +21,11 @@ pub fn check_rows(src: &Tensor, dst: &Tensor, rows: &[u32], cu: &[u32], heads: R
     for h in heads {
         let at = |e: crate::error::Error| e.at_head(h);
         ensure(cu[h] <= cu[h + 1], ErrorKind::Indices, c"cu_kept").map_err(at)?;
-        ensure(cu[h + 1] as usize <= rows.len(), ErrorKind::BufferSize, c"kept_indices").map_err(at)?;
+        ensure(cu[h + 1] as usize <= rows.len(), ErrorKind::BufferSize, c"rows").map_err(at)?;
         let kept = &rows[cu[h] as usize..cu[h + 1] as usize];
         let ascending = kept.windows(2).all(|w| w[0] < w[1]);
         let inside = kept.last().is_none_or(|&last| (last as usize) < src.rows(h));
-        ensure(ascending && inside, ErrorKind::Indices, c"kept_indices").map_err(at)?;
+        ensure(ascending && inside, ErrorKind::Indices, c"rows").map_err(at)?;
         ensure(dst.rows(h) >= kept.len(), ErrorKind::BufferSize, c"dst").map_err(at)?;
     }
     Ok(())

@@ -56,6 +56,12 @@ impl<'a> Carver<'a> {
     /// # Safety
     /// The bytes must be writable for `'a` and used by nobody else. They need not be initialised.
     pub unsafe fn over_raw(base: *mut u8, size: usize) -> Result<Self> {
+        // Nothing is a workspace too, where nothing is needed.
+        let base = if base.is_null() && size == 0 {
+            core::ptr::without_provenance_mut(WORKSPACE_ALIGN)
+        } else {
+            base
+        };
         ensure(!base.is_null(), ErrorKind::Null, c"workspace")?;
         ensure((base as usize).is_multiple_of(WORKSPACE_ALIGN), ErrorKind::Alignment, c"workspace")?;
         Ok(Self { base, used: 0, size, keep: false, _memory: PhantomData })

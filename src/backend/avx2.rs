@@ -104,6 +104,11 @@ unsafe impl Lanes for Avx2 {
         Self(unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(self.0, bound.0), x.0) })
     }
     #[inline(always)]
+    unsafe fn any_above(self, bound: Self) -> bool {
+        // SAFETY: see `splat`.
+        unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(self.0, bound.0)) != 0 }
+    }
+    #[inline(always)]
     unsafe fn total(self) -> f32 {
         // SAFETY: see `splat`.
         unsafe {
@@ -123,7 +128,7 @@ unsafe impl Lanes for Avx2 {
     }
 }
 
-super::vector::kernels!("avx2", Avx2, "avx2,fma,f16c", 3, pack_keys);
+super::vector::kernels!("avx2", Avx2, "avx2,fma,f16c", (6, 4, 2), pack_keys);
 
 super::vector::entry! { "avx2,fma,f16c"
     fn pack_keys(keys: &Block, panel: &mut [f32]) -> () {

@@ -2,7 +2,7 @@
 //! [`kernels!`] makes a table of them.
 //!
 //! ```text
-//! logits         for MR rows of q at a time: for each c: acc[m][j] += q[m, c] · panel[c, j-th vector]
+//! logits         for MR rows of q and NB vectors of keys at a time: for each c: acc[m][j] += q[m, c] · panel[c, j]
 //! softmax_rows   per row: maximum over the tile's row, exp of the differences, their sum
 //! dots           for 4 queries and 2 keys at a time: acc[q][k] += q[c ..] · k[c ..], then the sum across lanes
 //! add_values     for 4 queries and 2 vectors of dims at a time: for each row: acc += weight · v
@@ -49,6 +49,8 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn pow2(self) -> Self;
     /// `x` where `self > bound`, else 0, also where `self` is NaN.
     unsafe fn where_above(self, bound: Self, x: Self) -> Self;
+    /// Whether any lane is above `bound`'s.
+    unsafe fn any_above(self, bound: Self) -> bool;
     /// Sum of the lanes.
     unsafe fn total(self) -> f32;
     /// Largest of the lanes, none of which is NaN.
@@ -126,32 +128,32 @@ unsafe fn exp<V: Lanes>(x: V) -> V {
     }
 }
 
-/// `MR` rows of `q` against the panel, `NV · V::N = KEY_BLOCK` keys wide. Returns `poison + 0 · logits`.
+/// `MR` rows of `q` against `NB` vectors of the panel's keys. Returns `poison + 0 · logits`.
 #[inline(always)]
-unsafe fn logits_rows<V: Lanes, const MR: usize, const NV: usize>(
+unsafe fn logits_at<V: Lanes, const MR: usize, const NB: usize>(
     q: *const f32,
     d: usize,
     panel: *const f32,
     tile: *mut f32,
     mut poison: V,
 ) -> V {
-    // SAFETY: the caller promises q over MR · d elements, panel over d · KEY_BLOCK, tile over MR · KEY_BLOCK.
+    // SAFETY: the caller promises q over MR · d elements, and NB · N keys of the panel's and the tile's rows.
     unsafe {
-        let mut acc = [[V::splat(0.0); NV]; MR];
+        let mut acc = [[V::splat(0.0); NB]; MR];
         for c in 0..d {
-            let mut keys = [V::splat(0.0); NV];
-            for j in 0..NV {
+            let mut keys = [V::splat(0.0); NB];
+            for j in 0..NB {
                 keys[j] = V::load(panel.add(c * KEY_BLOCK + j * V::N));
             }
             for m in 0..MR {
                 let x = V::splat(q.add(m * d + c).read());
-                for j in 0..NV {
+                for j in 0..NB {
                     acc[m][j] = x.fma(keys[j], acc[m][j]);
                 }
             }
         }
         for m in 0..MR {
-            for j in 0..NV {
+            for j in 0..NB {
                 acc[m][j].store(tile.add(m * KEY_BLOCK + j * V::N));
                 poison = acc[m][j].fma(V::splat(0.0), poison);
             }
@@ -160,27 +162,35 @@ unsafe fn logits_rows<V: Lanes, const MR: usize, const NV: usize>(
     }
 }
 
+/// `MR · NB` registers hold sums. `MS` rows, fewer than `MR`, are what a window of 32 leaves over: 32 = 4·6 + 2·4 = 2·12 + 8.
 #[inline(always)]
-pub(super) unsafe fn logits<V: Lanes, const MR: usize, const NV: usize>(
+pub(super) unsafe fn logits<V: Lanes, const MR: usize, const MS: usize, const NB: usize>(
     q: &[f32],
     panel: &[f32],
     tile: &mut [f32],
 ) -> bool {
     let d = panel.len() / KEY_BLOCK;
     let rows = q.len() / d;
-    assert!(tile.len() >= rows * KEY_BLOCK && panel.len() == d * KEY_BLOCK && NV * V::N == KEY_BLOCK);
-    // SAFETY: the lengths were just checked; rows are handled in runs that stay below `rows`.
+    assert!(tile.len() >= rows * KEY_BLOCK && panel.len() == d * KEY_BLOCK && KEY_BLOCK % (NB * V::N) == 0);
+    // SAFETY: the lengths were just checked; rows and keys are handled in runs that stay within.
     unsafe {
-        let (q, panel, tile) = (q.as_ptr(), panel.as_ptr(), tile.as_mut_ptr());
         let mut poison = V::splat(0.0);
-        let mut r = 0;
-        while r + MR <= rows {
-            poison = logits_rows::<V, MR, NV>(q.add(r * d), d, panel, tile.add(r * KEY_BLOCK), poison);
-            r += MR;
-        }
-        while r < rows {
-            poison = logits_rows::<V, 1, NV>(q.add(r * d), d, panel, tile.add(r * KEY_BLOCK), poison);
-            r += 1;
+        for first in (0..KEY_BLOCK).step_by(NB * V::N) {
+            let (panel, mut r) = (panel.as_ptr().add(first), 0);
+            while r < rows {
+                let (q, tile, left) =
+                    (q.as_ptr().add(r * d), tile.as_mut_ptr().add(r * KEY_BLOCK + first), rows - r);
+                if left >= MR && left != 2 * MS {
+                    poison = logits_at::<V, MR, NB>(q, d, panel, tile, poison);
+                    r += MR;
+                } else if left >= MS {
+                    poison = logits_at::<V, MS, NB>(q, d, panel, tile, poison);
+                    r += MS;
+                } else {
+                    poison = logits_at::<V, 1, NB>(q, d, panel, tile, poison);
+                    r += 1;
+                }
+            }
         }
         poison.total() == 0.0
     }
@@ -204,8 +214,8 @@ pub(super) unsafe fn softmax_rows<V: Lanes, const NV: usize>(
             for j in 1..NV {
                 most = most.max(x[j]);
             }
-            let largest = most.largest();
-            if largest > max[r] {
+            if most.any_above(V::splat(max[r])) {
+                let largest = most.largest();
                 sum[r] *= scalar::exp(max[r] - largest) as f64;
                 max[r] = largest;
             }
@@ -491,10 +501,10 @@ pub(super) unsafe fn add_values<V: Lanes, S: Source>(values: &Block, tile: &[f32
     }
 }
 
-/// Makes the table of an instruction set: `$lanes` are its registers, `$features` what the machine must have, `$mr` rows
-/// of q that fill its registers beside a row of the panel.
+/// Makes the table of an instruction set: `$lanes` are its registers, `$features` what the machine must have, `$mr · $nb` sums
+/// fill its registers with `$nb` vectors of keys and one of q beside them.
 macro_rules! kernels {
-    ($name:literal, $lanes:ty, $features:literal, $mr:literal, $pack:path) => {
+    ($name:literal, $lanes:ty, $features:literal, ($mr:literal, $ms:literal, $nb:literal), $pack:path) => {
         use $crate::backend::vector::{self, Bf16, F16, F32, Lanes};
         use $crate::backend::{Block, KEY_BLOCK, Kernels, scalar};
         use $crate::view::Dtype;
@@ -518,7 +528,7 @@ macro_rules! kernels {
 
         $crate::backend::vector::entry! { $features
             fn logits(q: &[f32], panel: &[f32], tile: &mut [f32]) -> bool {
-                vector::logits::<$lanes, $mr, NV>(q, panel, tile)
+                vector::logits::<$lanes, $mr, $ms, $nb>(q, panel, tile)
             }
             fn softmax_rows(tile: &mut [f32], max: &mut [f32], sum: &mut [f64]) -> () {
                 vector::softmax_rows::<$lanes, NV>(tile, max, sum)

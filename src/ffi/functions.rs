@@ -484,7 +484,8 @@ pub unsafe extern "C" fn lava_budget_for_share(
 ///     ragged with row_start = cu_kept is the smallest; ragged with room behind each head lets it grow.
 ///     In place is the source's memory, with the same data, dtype, stride_token and stride_dim. Then either the
 ///     heads stay where they are (no row_start, or the same): each head's rows move to the front of its own. Or both are
-///     ragged and every row moves to the front of the buffer or stays (the heads close ranks): then n_parts must be 1.
+///     ragged and every row moves to the front of the buffer or stays (the heads close ranks; row_start may lead anywhere
+///     into a larger buffer, such as an arena that layers share): then n_parts must be 1.
 ///     Otherwise a destination may not share memory with a source or the other destination; K and V interleaved in one
 ///     buffer with the same strides are fine.
 /// part, n_parts: as in lava_score: a share of the KV heads.
@@ -513,7 +514,7 @@ pub unsafe extern "C" fn lava_compact(
             ensure(cu_kept.is_sorted(), ErrorKind::Indices, c"cu_kept")?;
             let rows = match cu_kept[n_heads] as usize {
                 0 => &[],
-                n => slice(rows, n, c"kept_indices")?,
+                n => slice(rows, n, c"rows")?,
             };
             let before = match cu_rows.is_null() {
                 true => Rows::Same(shape.n_tokens),
@@ -547,7 +548,7 @@ pub unsafe extern "C" fn lava_compact(
                     name,
                 )?;
                 let index = Memory::default()
-                    .reads(rows.as_ptr(), rows.len(), c"kept_indices")
+                    .reads(rows.as_ptr(), rows.len(), c"rows")
                     .reads(cu_kept.as_ptr(), cu_kept.len(), c"cu_kept")
                     .reads(cu_rows, n_heads + 1, c"cu_rows");
                 index.writes_tensor(&dst, name).check()?;
@@ -651,8 +652,8 @@ unsafe fn reopen<'a>(state: *mut c_void, state_size: usize) -> Result<Cascade<'a
 ///
 /// After it, lava_cascade_get says for each layer 0 to l which rows the caller's cache is to keep; lava_compact moves them.
 /// After the last of n_layers pushes the kept sets are exactly, bit for bit, those of lava_layer_budgets and lava_select
-/// on all layers at once. Before it, a layer may hold one entry more than its share, plus what a head floor
-/// may still ask for.
+/// on all layers at once. Before it, a layer may hold one entry more than its share, so all together at most total + l
+/// prefix entries, plus what a head floor may still ask for (alpha of that, and one per head and layer).
 ///
 /// scores: f32 [n_kv_heads, n_tokens - window] of the next layer, not negative.
 /// Errors: NULL, STRUCT_SIZE, ALIGNMENT, OVERLAP, WORKSPACE, STATE (not initialised or complete), NONFINITE (naming

@@ -1,0 +1,465 @@
+/*
+ * What compression does to a real KV cache: run it from the project's root.
+ *
+ * For the captured prompts of a small model, at 50%, 20% and 10% of their tokens, it shares the same total in four ways
+ * and measures, for each, how far attention's output of the next decode steps moves. Then it compresses while the layers
+ * arrive, as an engine would during prefill (a cascade), and compares with compressing at the end. Last, it draws who
+ * keeps what: budget-map.svg.
+ *
+ *     quickstart [path of the picture]        default: target/budget-map.svg
+ */
+#include "capture.h"
+#include "report.h"
+
+#include <math.h>
+#include <time.h>
+
+enum { WINDOW = 32, N_METHODS = 4, N_RATIOS = 3 };
+
+static const double RATIOS[N_RATIOS] = {0.5, 0.2, 0.1};
+static const double SHOWN_RATIO = 0.2;  /* of the timeline and the picture */
+
+/* The ways to share a total that are compared. */
+typedef struct {
+    const char *name;
+    int by_entropy;             /* layers share by entropy, or equally */
+    lava_select_params select;  /* heads share by their scores, or each gets the same */
+} method;
+
+static void make_methods(method methods[N_METHODS]) {
+    lava_select_params equal_heads = lava_select_params_paper();
+    equal_heads.head_floor = LAVA_FLOOR_GUARANTEED;
+    equal_heads.alpha = 1;  /* all of the budget goes to floors: each head keeps the same number of its own best */
+    methods[0] = (method) {"equal budgets (per-head top-k)", 0, equal_heads};
+    methods[1] = (method) {"head budgets, layers equal", 0, lava_select_params_paper()};
+    methods[2] = (method) {"head and layer budgets (LAVa)", 1, lava_select_params_paper()};
+    methods[3] = (method) {"head and layer budgets, preset `released`", 1, lava_select_params_released()};
+}
+
+static double now_ms(void) {
+    struct timespec t;
+    timespec_get(&t, TIME_UTC);
+    return 1e3 * (double) t.tv_sec + 1e-6 * (double) t.tv_nsec;
+}
+
+/* K and V are malloc'ed here and counted, so that the bytes printed are those that were really held. */
+static size_t kv_bytes, kv_peak;
+
+static void *kv_resize(void *memory, size_t old_size, size_t new_size) {
+    kv_bytes += new_size - old_size;
+    if (kv_bytes > kv_peak) kv_peak = kv_bytes;
+    if (new_size == 0) {
+        free(memory);
+        return NULL;
+    }
+    memory = realloc(memory, new_size);
+    if (memory == NULL) {
+        fprintf(stderr, "out of memory (%zu bytes)\n", new_size);
+        exit(1);
+    }
+    return memory;
+}
+
+/* One layer's cache: dense [n_tokens, n_kv_heads, head_dim] at first, later head h's rows from row cu[h] on. */
+typedef struct {
+    void *k, *v;
+    size_t size;        /* bytes of each */
+    uint32_t *indices;  /* NULL while dense */
+    uint32_t *cu;
+} layer_cache;
+
+/* One prompt as an engine holds it at the end of prefill, and what was found out about it. */
+typedef struct {
+    const capture *c;
+    uint32_t n_tokens;
+    size_t row;             /* bytes of a row of K or of V */
+    capture_layer *layers;  /* views of the file */
+    lava_shape *shapes;
+    float **scores;         /* per layer [n_kv_heads, n_tokens - WINDOW] */
+    double *entropies;
+    float **full;           /* per layer: attention's output of the decode steps with nothing evicted */
+    void *workspace;
+    size_t workspace_size;
+    double score_ms;
+} prompt;
+
+static uint32_t n_prefix(const prompt *p) { return p->n_tokens - WINDOW; }
+
+static size_t n_outputs(const prompt *p) { return (size_t) p->c->n_next * p->c->n_q_heads * p->c->head_dim; }
+
+/*
+ * Attention of the decode steps over a layer's cache of n_rows[h] rows in head h, and over the decode tokens up to each.
+ * The two are attended separately and merged by their log-sum-exps, so the cache needs no room for the new tokens;
+ * engine_decode.c shows the other way.
+ */
+static void decode(const prompt *p, uint32_t l, const lava_tensor *k, const lava_tensor *v, const uint32_t *n_rows, float *out) {
+    const capture *c = p->c;
+    const capture_layer *in = &p->layers[l];
+    lava_error error = lava_error_init();
+    lava_shape shape = p->shapes[l];
+    shape.n_tokens = c->n_next;  /* for lava_attend: the number of queries */
+
+    size_t n = n_outputs(p), n_lse = (size_t) c->n_next * c->n_q_heads;
+    float *parts = allocate((n + 2 * n_lse) * sizeof(float)), *out_new = parts, *lse_old = parts + n, *lse_new = lse_old + n_lse;
+    lava_tensor to_old = lava_tensor_token_major(LAVA_F32, out, n * sizeof(float), c->n_q_heads, c->head_dim);
+    lava_tensor to_new = lava_tensor_token_major(LAVA_F32, out_new, n * sizeof(float), c->n_q_heads, c->head_dim);
+    lava_tensor lse_to_old = lava_tensor_token_major(LAVA_F32, lse_old, n_lse * sizeof(float), c->n_q_heads, 1);
+    lava_tensor lse_to_new = lava_tensor_token_major(LAVA_F32, lse_new, n_lse * sizeof(float), c->n_q_heads, 1);
+
+    lava_attend_params params = lava_attend_params_init();
+    params.causal = 0;  /* every decode step sees all of the prompt that is left */
+    CHECK(lava_attend(&shape, &params, &in->q_next, k, v, n_rows, &to_old, &lse_to_old, 0, 1, p->workspace,
+                      p->workspace_size, &error));
+    uint32_t *n_new = allocate(c->n_kv_heads * sizeof(uint32_t));
+    for (uint32_t h = 0; h < c->n_kv_heads; h++) n_new[h] = c->n_next;
+    params.causal = 1;  /* and the decode tokens up to itself */
+    CHECK(lava_attend(&shape, &params, &in->q_next, &in->k_next, &in->v_next, n_new, &to_new, &lse_to_new, 0, 1,
+                      p->workspace, p->workspace_size, &error));
+
+    for (size_t i = 0; i < n_lse; i++) {
+        float share = 1 / (1 + expf(lse_new[i] - lse_old[i]));  /* the old rows' part of the softmax */
+        for (size_t d = i * c->head_dim; d < (i + 1) * c->head_dim; d++) out[d] = share * out[d] + (1 - share) * out_new[d];
+    }
+    free(n_new);
+    free(parts);
+}
+
+/* Scores every layer, and attends with nothing evicted. */
+static prompt load_prompt(const capture *c, uint32_t index) {
+    prompt p = {.c = c, .row = c->head_dim * sizeof(uint16_t)};
+    p.layers = allocate(c->n_layers * sizeof(*p.layers));
+    p.shapes = allocate(c->n_layers * sizeof(*p.shapes));
+    p.scores = allocate(c->n_layers * sizeof(*p.scores));
+    p.full = allocate(c->n_layers * sizeof(*p.full));
+    p.entropies = allocate(c->n_layers * sizeof(*p.entropies));
+    lava_error error = lava_error_init();
+    lava_score_params params = lava_score_params_init();
+
+    for (uint32_t l = 0; l < c->n_layers; l++) {
+        p.layers[l] = capture_get(c, index, l, WINDOW);
+        p.shapes[l] = capture_shape(c, &p.layers[l], l, WINDOW);
+    }
+    p.n_tokens = p.layers[0].n_tokens;
+
+    /* one workspace, as large as the greediest call wants it */
+    size_t sizes[3];
+    lava_shape queries = p.shapes[0];
+    queries.n_tokens = c->n_next;
+    CHECK(lava_score_workspace_size(&p.shapes[0], &params, &sizes[0], &error));
+    CHECK(lava_select_workspace_size(&p.shapes[0], &sizes[1], &error));
+    CHECK(lava_attend_workspace_size(&queries, &sizes[2], &error));
+    for (int i = 0; i < 3; i++)
+        if (sizes[i] > p.workspace_size) p.workspace_size = sizes[i];
+    p.workspace = allocate(p.workspace_size);
+
+    for (uint32_t l = 0; l < c->n_layers; l++) p.scores[l] = allocate((size_t) c->n_kv_heads * n_prefix(&p) * sizeof(float));
+    double start = now_ms();
+    for (uint32_t l = 0; l < c->n_layers; l++) {
+        const capture_layer *in = &p.layers[l];
+        CHECK(lava_score(&p.shapes[l], &params, &in->q, &in->k, &in->v, NULL, 0, 1, p.workspace, p.workspace_size,
+                         p.scores[l], &error));
+        CHECK(lava_entropy(&p.shapes[l], p.scores[l], &p.entropies[l], NULL, &error));
+    }
+    p.score_ms = now_ms() - start;
+
+    uint32_t *n_rows = allocate(c->n_kv_heads * sizeof(uint32_t));
+    for (uint32_t h = 0; h < c->n_kv_heads; h++) n_rows[h] = p.n_tokens;
+    for (uint32_t l = 0; l < c->n_layers; l++) {
+        p.full[l] = allocate(n_outputs(&p) * sizeof(float));
+        decode(&p, l, &p.layers[l].k, &p.layers[l].v, n_rows, p.full[l]);
+    }
+    free(n_rows);
+    return p;
+}
+
+static void free_prompt(prompt *p) {
+    for (uint32_t l = 0; l < p->c->n_layers; l++) {
+        free(p->scores[l]);
+        free(p->full[l]);
+    }
+    free(p->workspace);
+    free(p->entropies);
+    free(p->full);
+    free(p->scores);
+    free(p->shapes);
+    free(p->layers);
+}
+
+/* The layer's K and V as the prefill leaves them, in memory of our own. */
+static layer_cache dense_layer(const prompt *p, uint32_t l) {
+    layer_cache cache = {.size = p->layers[l].k.size};
+    cache.k = kv_resize(NULL, 0, cache.size);
+    cache.v = kv_resize(NULL, 0, cache.size);
+    memcpy(cache.k, p->layers[l].k.data, cache.size);
+    memcpy(cache.v, p->layers[l].v.data, cache.size);
+    return cache;
+}
+
+static void free_layer(layer_cache *cache) {
+    kv_resize(cache->k, cache->size, 0);
+    kv_resize(cache->v, cache->size, 0);
+    free(cache->indices);
+    free(cache->cu);
+    memset(cache, 0, sizeof(*cache));
+}
+
+/* Gathers rows (see lava_compact) of a dense layer into a cache of exactly their size; the dense one is freed. */
+static void shrink_dense(const prompt *p, uint32_t l, layer_cache *cache, const uint32_t *rows, const uint32_t *cu) {
+    const capture *c = p->c;
+    lava_error error = lava_error_init();
+    layer_cache small = {.size = cu[c->n_kv_heads] * p->row, .indices = cache->indices, .cu = cache->cu};
+    small.k = kv_resize(NULL, 0, small.size);
+    small.v = kv_resize(NULL, 0, small.size);
+    lava_tensor k = lava_tensor_token_major(LAVA_F16, cache->k, cache->size, c->n_kv_heads, c->head_dim);
+    lava_tensor v = lava_tensor_token_major(LAVA_F16, cache->v, cache->size, c->n_kv_heads, c->head_dim);
+    lava_tensor k_small = lava_tensor_ragged(LAVA_F16, small.k, small.size, cu, c->head_dim);
+    lava_tensor v_small = lava_tensor_ragged(LAVA_F16, small.v, small.size, cu, c->head_dim);
+    CHECK(lava_compact(&p->shapes[l], &k, &v, NULL, rows, cu, &k_small, &v_small, 0, 1, &error));
+    kv_resize(cache->k, cache->size, 0);
+    kv_resize(cache->v, cache->size, 0);
+    *cache = small;
+}
+
+/* Compresses a whole prompt at the end of its prefill. Returns a layer_cache per layer. */
+static layer_cache *compress(const prompt *p, const method *m, uint64_t total, report_row *row) {
+    const capture *c = p->c;
+    lava_error error = lava_error_init();
+    uint32_t n_layers = c->n_layers;
+    layer_cache *caches = allocate(n_layers * sizeof(*caches));
+    for (uint32_t l = 0; l < n_layers; l++) caches[l] = dense_layer(p, l);
+
+    /* how much each layer gets */
+    double *weights = allocate(n_layers * sizeof(double));
+    uint64_t *capacities = allocate(n_layers * sizeof(uint64_t)), *budgets = allocate(n_layers * sizeof(uint64_t));
+    for (uint32_t l = 0; l < n_layers; l++) {
+        weights[l] = m->by_entropy ? p->entropies[l] : 1;
+        capacities[l] = (uint64_t) c->n_kv_heads * n_prefix(p);
+    }
+    double start = now_ms();
+    CHECK(lava_layer_budgets(n_layers, weights, capacities, NULL, total, budgets, &error));
+    row->select_ms = now_ms() - start;
+
+    row->method = m->name;
+    row->bytes = 0;
+    row->least = UINT32_MAX;
+    row->most = 0;
+    row->evicted = row->compact_ms = 0;
+    for (uint32_t l = 0; l < n_layers; l++) {
+        layer_cache *cache = &caches[l];
+        uint64_t n_kept;
+        CHECK(lava_n_kept(&p->shapes[l], budgets[l], &n_kept, &error));
+        cache->indices = allocate(n_kept * sizeof(uint32_t));
+        cache->cu = allocate((c->n_kv_heads + 1) * sizeof(uint32_t));
+
+        /* which tokens each head keeps */
+        lava_selection selection = lava_selection_init();
+        start = now_ms();
+        CHECK(lava_select(&p->shapes[l], &m->select, p->scores[l], budgets[l], p->workspace, p->workspace_size,
+                          cache->indices, n_kept, cache->cu, &selection, &error));
+        double selected = now_ms();
+        /* and the smaller cache */
+        shrink_dense(p, l, cache, cache->indices, cache->cu);
+        row->select_ms += selected - start;
+        row->compact_ms += now_ms() - selected;
+
+        row->evicted += selection.evicted_share / n_layers;
+        for (uint32_t h = 0; h < c->n_kv_heads; h++) {
+            uint32_t kept = cache->cu[h + 1] - cache->cu[h];
+            if (kept < row->least) row->least = kept;
+            if (kept > row->most) row->most = kept;
+        }
+    }
+    row->bytes = kv_bytes;
+    free(budgets);
+    free(capacities);
+    free(weights);
+    return caches;
+}
+
+static void free_caches(const prompt *p, layer_cache *caches) {
+    for (uint32_t l = 0; l < p->c->n_layers; l++) free_layer(&caches[l]);
+    free(caches);
+}
+
+/* Mean over layers and decode steps of |output - full output| / |full output|, 2-norms over all heads of a step. */
+static double output_error(const prompt *p, const layer_cache *caches) {
+    const capture *c = p->c;
+    size_t step = (size_t) c->n_q_heads * c->head_dim;
+    float *out = allocate(n_outputs(p) * sizeof(float));
+    uint32_t *n_rows = allocate(c->n_kv_heads * sizeof(uint32_t));
+    double sum = 0;
+    for (uint32_t l = 0; l < c->n_layers; l++) {
+        const layer_cache *cache = &caches[l];
+        lava_tensor k = lava_tensor_ragged(LAVA_F16, cache->k, cache->size, cache->cu, c->head_dim);
+        lava_tensor v = lava_tensor_ragged(LAVA_F16, cache->v, cache->size, cache->cu, c->head_dim);
+        for (uint32_t h = 0; h < c->n_kv_heads; h++) n_rows[h] = cache->cu[h + 1] - cache->cu[h];
+        decode(p, l, &k, &v, n_rows, out);
+        for (uint32_t t = 0; t < c->n_next; t++) {
+            double difference = 0, norm = 0;
+            for (size_t i = t * step; i < (t + 1) * step; i++) {
+                double d = (double) out[i] - (double) p->full[l][i];
+                difference += d * d;
+                norm += (double) p->full[l][i] * (double) p->full[l][i];
+            }
+            sum += sqrt(difference / norm);
+        }
+    }
+    free(n_rows);
+    free(out);
+    expect(isfinite(sum), "attention's output is finite");
+    return sum / ((double) c->n_layers * c->n_next);
+}
+
+static uint64_t total_for(const prompt *p, double ratio, uint32_t *budget) {
+    lava_error error = lava_error_init();
+    uint64_t total;
+    CHECK(lava_budget_from_ratio(&p->shapes[0], ratio, budget, &error));
+    CHECK(lava_total_entries(&p->shapes[0], *budget, p->c->n_layers, &total, &error));
+    return total;
+}
+
+/*
+ * The cascade: each layer is compressed as soon as it is computed, and those before it give up what is now its share.
+ * Never more is held than what the layers so far are due and one dense layer.
+ */
+static void show_cascade(const prompt *p, double ratio, const method *m) {
+    const capture *c = p->c;
+    lava_error error = lava_error_init();
+    uint32_t budget;
+    uint64_t total = total_for(p, ratio, &budget);
+    size_t state_size;
+    CHECK(lava_cascade_state_size(&p->shapes[0], c->n_layers, total, &m->select, &state_size, &error));
+    void *state = allocate(state_size);
+    layer_cache *caches = allocate(c->n_layers * sizeof(*caches));
+    lava_cascade_layer layer = lava_cascade_layer_init();
+
+    /* to compare with: all layers at the end of prefill */
+    report_row at_end;
+    kv_peak = 0;
+    layer_cache *wanted = compress(p, m, total, &at_end);
+    size_t peak_at_end = kv_peak, other = kv_bytes;
+
+    printf("\n  compressing while the layers arrive (keep %.0f%%):\n", 100 * ratio);
+    printf("    %-8s %14s %14s %10s   %s\n", "layer", "K+V before", "K+V after", "time", "tokens kept by each layer so far, all heads");
+    kv_peak = 0;
+    double time = 0;
+    CHECK(lava_cascade_init(&p->shapes[0], c->n_layers, total, &m->select, state, state_size, &error));
+    for (uint32_t l = 0; l < c->n_layers; l++) {
+        caches[l] = dense_layer(p, l);  /* an engine's prefill computes it now */
+        size_t before = kv_bytes - other;
+        double start = now_ms();
+        CHECK(lava_cascade_push(state, state_size, p->scores[l], &error));
+        for (uint32_t i = 0; i <= l; i++) {
+            layer_cache *cache = &caches[i];
+            CHECK(lava_cascade_get(state, state_size, i, &layer, &error));
+            if (i == l) {
+                shrink_dense(p, i, cache, layer.rows, layer.cu_kept);
+                continue;
+            }
+            if (layer.unchanged) continue;
+            /* in place: every head's kept rows move to the front of the buffer, then its end is given back */
+            lava_tensor k = lava_tensor_ragged(LAVA_F16, cache->k, cache->size, layer.cu_rows, c->head_dim), k_less = k;
+            lava_tensor v = lava_tensor_ragged(LAVA_F16, cache->v, cache->size, layer.cu_rows, c->head_dim), v_less = v;
+            k_less.row_start = v_less.row_start = layer.cu_kept;
+            CHECK(lava_compact(&p->shapes[i], &k, &v, layer.cu_rows, layer.rows, layer.cu_kept, &k_less, &v_less, 0, 1, &error));
+            size_t less = layer.cu_kept[c->n_kv_heads] * p->row;
+            cache->k = kv_resize(cache->k, cache->size, less);
+            cache->v = kv_resize(cache->v, cache->size, less);
+            cache->size = less;
+        }
+        double took = now_ms() - start;
+        time += took;
+        printf("    %-8u %14zu %14zu %7.2f ms  ", l, before, kv_bytes - other, took);
+        for (uint32_t i = 0; i <= l; i++) printf(" %zu", caches[i].size / p->row);
+        printf("\n");
+    }
+
+    size_t peak = kv_peak - other;
+    for (uint32_t l = 0; l < c->n_layers; l++) {
+        CHECK(lava_cascade_get(state, state_size, l, &layer, &error));
+        expect(memcmp(layer.cu_kept, wanted[l].cu, (c->n_kv_heads + 1) * sizeof(uint32_t)) == 0
+                   && memcmp(layer.kept_indices, wanted[l].indices, layer.cu_kept[c->n_kv_heads] * sizeof(uint32_t)) == 0,
+               "the cascade keeps what compressing at the end keeps");
+        expect(caches[l].size == wanted[l].size && memcmp(caches[l].k, wanted[l].k, wanted[l].size) == 0
+                   && memcmp(caches[l].v, wanted[l].v, wanted[l].size) == 0,
+               "the cascade's K and V are those of compressing at the end");
+    }
+    printf("    peak %zu bytes of K+V and %zu of state, %.2f ms in all; at the end of prefill: peak %zu bytes, %.2f ms\n", peak,
+           state_size, time, peak_at_end, at_end.select_ms + at_end.compact_ms);
+    printf("    both kept the same tokens, and the same bytes of K and V\n");
+    free_caches(p, wanted);
+    free_caches(p, caches);
+    free(state);
+}
+
+/* The picture. The layers' caches tell who keeps what. */
+static bool draw(const prompt *p, uint32_t index, double ratio, const method *m, const char *path) {
+    const capture *c = p->c;
+    uint32_t budget;
+    uint64_t total = total_for(p, ratio, &budget);
+    report_row row;
+    layer_cache *caches = compress(p, m, total, &row);
+    const uint32_t **indices = allocate(c->n_layers * sizeof(*indices)), **cu = allocate(c->n_layers * sizeof(*cu));
+    for (uint32_t l = 0; l < c->n_layers; l++) {
+        indices[l] = caches[l].indices;
+        cu[l] = caches[l].cu;
+    }
+    char title[160], subtitle[160];
+    snprintf(title, sizeof(title), "Who keeps what: %.0f%% of prompt %u, \"%s\"", 100 * ratio, index, capture_kind(c, index));
+    snprintf(subtitle, sizeof(subtitle), "%u tokens; budget %u per head on average, shared by %s", p->n_tokens, budget, m->name);
+    report_map map = {title, subtitle, c->n_layers, c->n_kv_heads, p->n_tokens, WINDOW, p->entropies, indices, cu};
+    bool written = report_write_svg(path, &map);
+    free(indices);
+    free(cu);
+    free_caches(p, caches);
+    return written;
+}
+
+int main(int argc, char **argv) {
+    const char *picture = argc > 1 ? argv[1] : "target/budget-map.svg";
+    const uint32_t shown = 0;  /* the prompt of the timeline and the picture */
+    method methods[N_METHODS];
+    make_methods(methods);
+    const method *lava = &methods[2];
+
+    capture c = capture_open(CAPTURE_PATH);
+    printf("lava %s, %s kernels. %u captured prompts of a model of %u layers, %u query heads, %u KV heads, head dimension %u, f16.\n",
+           lava_version_string(), lava_backend_name(), c.n_prompts, c.n_layers, c.n_q_heads, c.n_kv_heads, c.head_dim);
+    printf("Output error: |attention's output - the same with nothing evicted| / |the latter|, mean over layers and the %u\n"
+           "decode steps behind the prompt. < marks the smallest.\n", c.n_next);
+
+    uint32_t wins[N_METHODS] = {0}, n_groups = 0;
+    bool drawn = false;
+    for (uint32_t i = 0; i < c.n_prompts; i++) {
+        prompt p = load_prompt(&c, i);
+        size_t before = 2 * (size_t) c.n_layers * p.layers[0].k.size;
+        printf("\nprompt %u: %s; %u tokens, all layers scored in %.1f ms\n", i, capture_kind(&c, i), p.n_tokens, p.score_ms);
+        for (int r = 0; r < N_RATIOS; r++) {
+            report_row rows[N_METHODS];
+            uint32_t budget;
+            uint64_t total = total_for(&p, RATIOS[r], &budget);
+            for (int m = 0; m < N_METHODS; m++) {
+                layer_cache *caches = compress(&p, &methods[m], total, &rows[m]);
+                rows[m].error = output_error(&p, caches);
+                free_caches(&p, caches);
+                expect(rows[m].bytes == rows[0].bytes, "all ways to share a total end at the same bytes");
+            }
+            report_group(RATIOS[r], budget, before, rows, N_METHODS);
+            wins[report_best(rows, N_METHODS)]++;
+            n_groups++;
+        }
+        if (i == shown) {
+            show_cascade(&p, SHOWN_RATIO, lava);
+            drawn = draw(&p, i, SHOWN_RATIO, lava, picture);
+        }
+        free_prompt(&p);
+    }
+
+    printf("\nsmallest error, of %u comparisons:", n_groups);
+    for (int m = 0; m < N_METHODS; m++) printf("%s %s %u", m == 0 ? "" : ";", methods[m].name, wins[m]);
+    printf("\n");
+    capture_close(&c);
+    if (drawn) printf("who keeps what, as a picture: %s\n", picture);
+    else printf("no picture was written%s\n", argc > 1 ? "" : ": make the folder target/, or give a path");
+    return drawn || argc <= 1 ? 0 : 1;
+}
