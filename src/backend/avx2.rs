@@ -118,6 +118,18 @@ unsafe impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn totals(x: [Self; 4]) -> [f32; 4] {
+        // SAFETY: see `splat`; the store is into an array of four.
+        unsafe {
+            let (a, b) = (_mm256_hadd_ps(x[0].0, x[1].0), _mm256_hadd_ps(x[2].0, x[3].0));
+            let halves = _mm256_hadd_ps(a, b);
+            let mut out = [0.0; 4];
+            let sum = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
+            _mm_storeu_ps(out.as_mut_ptr(), sum);
+            out
+        }
+    }
+    #[inline(always)]
     unsafe fn largest(self) -> f32 {
         // SAFETY: see `splat`.
         unsafe {

@@ -4,7 +4,7 @@
 //! ```text
 //! logits         for MR rows of q and NB vectors of keys at a time: for each c: acc[m][j] += q[m, c] · panel[c, j]
 //! softmax_rows   per row: maximum over the tile's row, exp of the differences, their sum
-//! dots           for 4 queries and 2 keys at a time: acc[q][k] += q[c ..] · k[c ..], then the sum across lanes
+//! dots           for 4 queries and 2 keys at a time: acc[k][q] += q[c ..] · k[c ..], then the sums across lanes
 //! add_values     for 4 queries and 2 vectors of dims at a time: for each row: acc += weight · v
 //! max_l1         per row: Σ|v| across lanes
 //! ```
@@ -53,6 +53,8 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn any_above(self, bound: Self) -> bool;
     /// Sum of the lanes.
     unsafe fn total(self) -> f32;
+    /// The same of four registers.
+    unsafe fn totals(x: [Self; 4]) -> [f32; 4];
     /// Largest of the lanes, none of which is NaN.
     unsafe fn largest(self) -> f32;
 }
@@ -345,36 +347,44 @@ pub(super) unsafe fn pool_max<V: Lanes>(x: &[f32], kernel: usize, out: &mut [f32
     }
 }
 
-/// `NQ` queries against `NK` keys.
+/// Addresses of a block's rows, each checked once. Those from `n` on are not used.
 #[inline(always)]
-unsafe fn dots_of<V: Lanes, S: Source, const NQ: usize, const NK: usize>(
+fn rows_of<E>(block: &Block) -> [*const E; KEY_BLOCK] {
+    assert!(block.n <= KEY_BLOCK);
+    core::array::from_fn(|i| block.row(i.min(block.n - 1)) as *const E)
+}
+
+/// Four queries against `NK` keys.
+#[inline(always)]
+unsafe fn dots_of<V: Lanes, S: Source, const NK: usize>(
     keys: [*const S::Element; NK],
     d: usize,
-    q: *const f32,
-) -> [[f32; NK]; NQ] {
-    // SAFETY: the caller promises d elements at each key and at each of NQ rows of q.
+    q: [*const f32; 4],
+) -> [[f32; 4]; NK] {
+    // SAFETY: the caller promises d elements at each key and each query.
     unsafe {
-        let mut acc = [[V::splat(0.0); NK]; NQ];
+        let mut acc = [[V::splat(0.0); 4]; NK];
         let mut c = 0;
         while c + V::N <= d {
             let mut k = [V::splat(0.0); NK];
             for j in 0..NK {
                 k[j] = S::load::<V>(keys[j].add(c));
             }
-            for m in 0..NQ {
-                let x = V::load(q.add(m * d + c));
+            for m in 0..4 {
+                let x = V::load(q[m].add(c));
                 for j in 0..NK {
-                    acc[m][j] = x.fma(k[j], acc[m][j]);
+                    acc[j][m] = x.fma(k[j], acc[j][m]);
                 }
             }
             c += V::N;
         }
-        let mut dots = [[0.0; NK]; NQ];
-        for m in 0..NQ {
-            for j in 0..NK {
-                dots[m][j] = acc[m][j].total();
-                for c in c..d {
-                    dots[m][j] += q.add(m * d + c).read() * S::one(keys[j].add(c));
+        let mut dots = [[0.0; 4]; NK];
+        for j in 0..NK {
+            dots[j] = V::totals(acc[j]);
+            for c in c..d {
+                let k = S::one(keys[j].add(c));
+                for m in 0..4 {
+                    dots[j][m] += q[m].add(c).read() * k;
                 }
             }
         }
@@ -385,26 +395,23 @@ unsafe fn dots_of<V: Lanes, S: Source, const NQ: usize, const NK: usize>(
 #[inline(always)]
 pub(super) unsafe fn dots<V: Lanes, S: Source>(keys: &Block, q: &[f32], tile: &mut [f32]) -> bool {
     let d = keys.tensor.dim();
-    let rows = q.len() / d;
-    assert!(tile.len() >= rows * KEY_BLOCK && keys.n <= KEY_BLOCK);
-    let row = |i: usize| keys.row(i) as *const S::Element;
+    let n_queries = q.len() / d;
+    assert!(tile.len() >= n_queries * KEY_BLOCK && keys.n > 0);
+    let rows = rows_of::<S::Element>(keys);
     let mut poison = 0.0f32;
-    for i in (0..keys.n).step_by(2) {
-        // An odd last key is taken twice; its twin's results are not stored.
-        let pair = [row(i), row((i + 1).min(keys.n - 1))];
-        let mut m = 0;
-        while m < rows {
-            // SAFETY: both rows have d elements side by side, and m + 4 or m + 1 rows of q follow.
-            unsafe {
-                let at = q.as_ptr().add(m * d);
-                if m + 4 <= rows {
-                    for (j, dots) in dots_of::<V, S, 4, 2>(pair, d, at).iter().enumerate() {
-                        put(tile, m + j, i, keys.n, dots, &mut poison);
-                    }
-                    m += 4;
-                } else {
-                    put(tile, m, i, keys.n, &dots_of::<V, S, 1, 2>(pair, d, at)[0], &mut poison);
-                    m += 1;
+    for m in (0..n_queries).step_by(4) {
+        // Fewer than four queries are filled up with the last; what they give is not stored.
+        let n = 4.min(n_queries - m);
+        // SAFETY: m + n ≤ n_queries rows of q, d elements each; every row of the block has d elements side by side.
+        unsafe {
+            let four = core::array::from_fn(|j| q.as_ptr().add((m + j.min(n - 1)) * d));
+            for i in (0..keys.n).step_by(2) {
+                let pair = dots_of::<V, S, 2>([rows[i], rows[(i + 1) % KEY_BLOCK]], d, four);
+                for j in 0..n {
+                    let at = &mut tile[(m + j) * KEY_BLOCK + i..][..2];
+                    at[0] = pair[0][j];
+                    at[1] = pair[1][j];
+                    poison += 0.0 * (pair[0][j] + pair[1][j]);
                 }
             }
         }
@@ -415,23 +422,14 @@ pub(super) unsafe fn dots<V: Lanes, S: Source>(keys: &Block, q: &[f32], tile: &m
     poison == 0.0
 }
 
-#[inline(always)]
-fn put(tile: &mut [f32], row: usize, i: usize, n: usize, dots: &[f32; 2], poison: &mut f32) {
-    for (j, dot) in dots.iter().enumerate().filter(|(j, _)| i + j < n) {
-        tile[row * KEY_BLOCK + i + j] = *dot;
-        *poison += 0.0 * dot;
-    }
-}
-
 /// `NQ` queries' weighted sums of `NV` vectors of dims, over all rows of the block.
 #[inline(always)]
 unsafe fn add_values_at<V: Lanes, S: Source, const NQ: usize, const NV: usize>(
-    values: &Block,
-    c: usize,
+    rows: &[*const S::Element],
+    (c, d): (usize, usize),
     weights: *const f32,
     acc: *mut f32,
 ) {
-    let d = values.tensor.dim();
     // SAFETY: the caller promises NQ rows of KEY_BLOCK weights, NQ rows of d sums, and c + NV · N ≤ d.
     unsafe {
         let mut sums = [[V::splat(0.0); NV]; NQ];
@@ -440,8 +438,8 @@ unsafe fn add_values_at<V: Lanes, S: Source, const NQ: usize, const NV: usize>(
                 sums[m][j] = V::load(acc.add(m * d + c + j * V::N));
             }
         }
-        for i in 0..values.n {
-            let row = (values.row(i) as *const S::Element).add(c);
+        for (i, row) in rows.iter().enumerate() {
+            let row = row.add(c);
             let mut v = [V::splat(0.0); NV];
             for j in 0..NV {
                 v[j] = S::load::<V>(row.add(j * V::N));
@@ -464,31 +462,32 @@ unsafe fn add_values_at<V: Lanes, S: Source, const NQ: usize, const NV: usize>(
 #[inline(always)]
 pub(super) unsafe fn add_values<V: Lanes, S: Source>(values: &Block, tile: &[f32], acc: &mut [f32]) {
     let d = values.tensor.dim();
-    let rows = acc.len() / d;
-    assert!(tile.len() >= rows * KEY_BLOCK && values.n <= KEY_BLOCK);
+    let n_queries = acc.len() / d;
+    assert!(tile.len() >= n_queries * KEY_BLOCK && values.n > 0);
+    let rows = rows_of::<S::Element>(values);
+    let rows = &rows[..values.n];
     let mut m = 0;
-    while m < rows {
-        let step = if m + 4 <= rows { 4 } else { 1 };
+    while m < n_queries {
+        let step = if m + 4 <= n_queries { 4 } else { 1 };
         // SAFETY: m + step rows of weights and sums follow; c stays below d.
         unsafe {
             let (weights, sums) = (tile.as_ptr().add(m * KEY_BLOCK), acc.as_mut_ptr().add(m * d));
             let mut c = 0;
             while c + 2 * V::N <= d {
                 match step {
-                    4 => add_values_at::<V, S, 4, 2>(values, c, weights, sums),
-                    _ => add_values_at::<V, S, 1, 2>(values, c, weights, sums),
+                    4 => add_values_at::<V, S, 4, 2>(rows, (c, d), weights, sums),
+                    _ => add_values_at::<V, S, 1, 2>(rows, (c, d), weights, sums),
                 }
                 c += 2 * V::N;
             }
             while c + V::N <= d {
                 match step {
-                    4 => add_values_at::<V, S, 4, 1>(values, c, weights, sums),
-                    _ => add_values_at::<V, S, 1, 1>(values, c, weights, sums),
+                    4 => add_values_at::<V, S, 4, 1>(rows, (c, d), weights, sums),
+                    _ => add_values_at::<V, S, 1, 1>(rows, (c, d), weights, sums),
                 }
                 c += V::N;
             }
-            for i in 0..values.n {
-                let row = values.row(i) as *const S::Element;
+            for (i, row) in rows.iter().enumerate() {
                 for c in c..d {
                     let v = S::one(row.add(c));
                     for k in 0..step {
