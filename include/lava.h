@@ -412,7 +412,8 @@ typedef struct lava_attend_params {
      */
     float softcap;
     /**
-     * Each query sees the last so many positions, its own included. 0: all. Needs kept_indices and cu_kept.
+     * Each query sees the last so many positions, its own included. 0: all. Needs kept_indices and cu_kept. With causal
+     * 1 a query's own position is that of its row, with 0 query t stands t behind the position after the last row.
      */
     uint32_t sliding_window;
     /**

@@ -135,10 +135,6 @@ fn check_score(
     }
 }
 
-fn backends() -> Vec<Backend> {
-    vec![Backend::scalar(), Backend::detect()]
-}
-
 fn shape(n_tokens: usize, heads: (usize, usize), dims: (usize, usize), window: usize) -> Shape {
     Shape {
         layer: 3,
@@ -155,7 +151,7 @@ fn shape(n_tokens: usize, heads: (usize, usize), dims: (usize, usize), window: u
 fn scores_at_every_block_edge() {
     // 32 keys are a block, 256 a block of the pooling.
     for prefix in [1, 2, 6, 7, 31, 32, 33, 63, 64, 65, 255, 256, 257, 300] {
-        for backend in backends() {
+        for backend in Backend::all() {
             let shape = shape(prefix + 5, (4, 2), (16, 16), 5);
             check_score(backend, &shape, &ScoreParams::default(), [Dtype::F32; 3], prefix as u64, false);
         }
@@ -165,7 +161,7 @@ fn scores_at_every_block_edge() {
 #[test]
 fn scores_of_every_head_dim() {
     for dim in [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 80, 96, 127, 128, 192, 256, 575, 576] {
-        for backend in backends() {
+        for backend in Backend::all() {
             let params = ScoreParams { scale: Some(0.05), ..Default::default() };
             check_score(
                 backend,
@@ -202,7 +198,7 @@ fn scores_with_every_option_and_dtype() {
                     };
                     seed += 1;
                     let dtypes = [dtypes[seed % 3], dtypes[seed / 3 % 3], dtypes[seed / 9 % 3]];
-                    for backend in backends() {
+                    for backend in Backend::all() {
                         let shape = shape(150, heads, (24, 20), 8);
                         check_score(backend, &shape, &params, dtypes, seed as u64, seed % 2 == 0);
                     }
@@ -488,7 +484,7 @@ fn check_attend(
 
 #[test]
 fn attention_over_ragged_rows() {
-    for backend in backends() {
+    for backend in Backend::all() {
         for (seed, rows) in [[1, 2], [31, 32], [33, 64], [65, 3], [200, 1]].into_iter().enumerate() {
             for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
                 let one = shape(1, (6, 2), (24, 40), 1);

@@ -143,7 +143,7 @@ unsafe impl Lanes for Avx2 {
 super::vector::kernels!("avx2", Avx2, "avx2,fma,f16c", (6, 4, 2), pack_keys);
 
 super::vector::entry! { "avx2,fma,f16c"
-    fn pack_keys(keys: &Block, panel: &mut [f32]) -> () {
+    pub(super) fn pack_keys(keys: &Block, panel: &mut [f32]) -> () {
         match keys.tensor.dtype() {
             _ if keys.n < KEY_BLOCK || !keys.tensor.is_row_contiguous() => (scalar::KERNELS.pack_keys)(keys, panel),
             Dtype::F32 => pack::<F32>(keys, panel),

@@ -8,6 +8,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 pub mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod vector;
@@ -89,6 +91,25 @@ impl Backend {
     #[cfg(not(target_arch = "x86_64"))]
     pub fn avx2() -> Option<Self> {
         None
+    }
+
+    /// AVX-512F beside all that AVX2 needs, where the machine has them. Not what [`Self::detect`] returns, until it has been
+    /// measured against AVX2 on such a machine.
+    #[cfg(target_arch = "x86_64")]
+    pub fn avx512() -> Option<Self> {
+        cpufeatures::new!(avx512f, "avx512f");
+        (avx512f::get() && Self::avx2().is_some()).then_some(Self { kernels: &avx512::KERNELS })
+    }
+
+    /// AVX-512F beside all that AVX2 needs, where the machine has them.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn avx512() -> Option<Self> {
+        None
+    }
+
+    /// Every backend that this machine can run, the scalar one first: what a test goes through.
+    pub fn all() -> impl Iterator<Item = Self> {
+        [Some(Self::scalar()), Self::avx2(), Self::avx512()].into_iter().flatten()
     }
 
     /// The fastest backend that this machine can run.

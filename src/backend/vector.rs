@@ -571,8 +571,8 @@ macro_rules! kernels {
 
 /// A safe function for the table around a body that is compiled for the instruction set.
 macro_rules! entry {
-    ($features:literal $(fn $name:ident($($arg:ident: $type:ty),*) -> $out:ty { $body:expr })*) => {
-        $(fn $name($($arg: $type),*) -> $out {
+    ($features:literal $($visibility:vis fn $name:ident($($arg:ident: $type:ty),*) -> $out:ty { $body:expr })*) => {
+        $($visibility fn $name($($arg: $type),*) -> $out {
             #[target_feature(enable = $features)]
             unsafe fn compiled($($arg: $type),*) -> $out {
                 // SAFETY: this function has the features that the generic kernel is to be inlined with.

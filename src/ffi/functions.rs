@@ -49,6 +49,7 @@ pub extern "C" fn lava_backend_name() -> *const c_char {
     match Backend::detect().name() {
         "scalar" => c"scalar".as_ptr(),
         "avx2" => c"avx2".as_ptr(),
+        "avx512" => c"avx512".as_ptr(),
         _ => c"unknown".as_ptr(),
     }
 }

@@ -260,7 +260,8 @@ pub struct lava_attend_params {
     pub scale: f32,
     /// Logits become softcap * tanh(logit / softcap). 0: no cap.
     pub softcap: f32,
-    /// Each query sees the last so many positions, its own included. 0: all. Needs kept_indices and cu_kept.
+    /// Each query sees the last so many positions, its own included. 0: all. Needs kept_indices and cu_kept. With causal
+    /// 1 a query's own position is that of its row, with 0 query t stands t behind the position after the last row.
     pub sliding_window: u32,
     /// Position of each head's first row behind its kept ones; later rows count on from there.
     pub n_base: u32,

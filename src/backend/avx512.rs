@@ -1,0 +1,127 @@
+//! x86-64 with AVX-512F: sixteen f32 a register, thirty-two registers.
+//!
+//! Keys are packed by the AVX2 code, which every such machine runs: transposing is bound by shuffles, not by width.
+
+use core::arch::x86_64::*;
+
+#[derive(Clone, Copy)]
+pub(super) struct Avx512(__m512);
+
+// SAFETY: loads and stores are of sixteen elements.
+unsafe impl Lanes for Avx512 {
+    const N: usize = 16;
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        // SAFETY: arithmetic; the module's contract gives the machine. So below, where nothing else is said.
+        Self(unsafe { _mm512_set1_ps(x) })
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: the caller promises sixteen readable elements; the load needs no alignment.
+        Self(unsafe { _mm512_loadu_ps(p) })
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Self {
+        // SAFETY: the caller promises sixteen readable elements, 32 bytes.
+        Self(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p as *const __m256i)) })
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self {
+        // SAFETY: the caller promises sixteen readable elements, 32 bytes. A bf16 is the upper half of an f32.
+        Self(unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p as *const __m256i));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        })
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: the caller promises sixteen writable elements.
+        unsafe { _mm512_storeu_ps(p, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: see `splat`.
+        Self(unsafe { _mm512_add_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        // SAFETY: see `splat`.
+        Self(unsafe { _mm512_sub_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        // SAFETY: see `splat`.
+        Self(unsafe { _mm512_mul_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    unsafe fn fma(self, b: Self, c: Self) -> Self {
+        // SAFETY: see `splat`.
+        Self(unsafe { _mm512_fmadd_ps(self.0, b.0, c.0) })
+    }
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        // SAFETY: see `splat`. The instruction returns its second operand where one is NaN.
+        Self(unsafe { _mm512_max_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        // SAFETY: see `splat`.
+        Self(unsafe { _mm512_min_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        // SAFETY: see `splat`.
+        Self(unsafe { _mm512_abs_ps(self.0) })
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        // SAFETY: see `splat`. No fraction bits are kept; ties go to even.
+        Self(unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
+    }
+    #[inline(always)]
+    unsafe fn pow2(self) -> Self {
+        // SAFETY: see `splat`. The biased exponent goes where an f32 has it.
+        Self(unsafe {
+            let biased = _mm512_add_epi32(_mm512_cvtps_epi32(self.0), _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
+        })
+    }
+    #[inline(always)]
+    unsafe fn where_above(self, bound: Self, x: Self) -> Self {
+        // SAFETY: see `splat`. The ordered comparison is false for NaN.
+        Self(unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(self.0, bound.0), x.0) })
+    }
+    #[inline(always)]
+    unsafe fn any_above(self, bound: Self) -> bool {
+        // SAFETY: see `splat`.
+        unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self.0, bound.0) != 0 }
+    }
+    #[inline(always)]
+    unsafe fn total(self) -> f32 {
+        // SAFETY: see `splat`.
+        unsafe { _mm512_reduce_add_ps(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn totals(x: [Self; 4]) -> [f32; 4] {
+        // SAFETY: see `splat`; the store is into an array of four.
+        unsafe {
+            let half = |x: Self| {
+                let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(x.0)));
+                _mm256_add_ps(_mm512_castps512_ps256(x.0), high)
+            };
+            let (a, b) = (_mm256_hadd_ps(half(x[0]), half(x[1])), _mm256_hadd_ps(half(x[2]), half(x[3])));
+            let halves = _mm256_hadd_ps(a, b);
+            let mut out = [0.0; 4];
+            let sum = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
+            _mm_storeu_ps(out.as_mut_ptr(), sum);
+            out
+        }
+    }
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        // SAFETY: see `splat`.
+        unsafe { _mm512_reduce_max_ps(self.0) }
+    }
+}
+
+super::vector::kernels!("avx512", Avx512, "avx512f,avx2,fma,f16c", (12, 8, 2), super::avx2::pack_keys);
