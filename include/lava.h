@@ -24,8 +24,9 @@
  *   exact; scores and outputs are f32.
  * - Every call that can fail returns LAVA_OK or a LAVA_ERR_ code, and writes a lava_error if it is given one. Nothing is
  *   written to a cache unless the call succeeds. Other outputs: as each comment says.
- * - A pointer must lead to as much memory as its comment says for as long as the call lasts. NULL, misaligned and
- *   overlapping pointers are found and refused; a pointer that is simply wrong is not.
+ * - A pointer must lead to as much memory as its comment says for as long as the call lasts. NULL and misaligned
+ *   pointers and overlapping arrays are found and refused; a pointer that is simply wrong is not. Structs are copied
+ *   before anything is written.
  * - Calls with different outputs may run at the same time; inputs may be shared. Work that splits takes (part, n_parts):
  *   each part is a call of its own, on any thread, and the results are the same bits for every n_parts.
  * - Not promised: the bits of scores and attention outputs across machines, versions and layouts of the same numbers (they
@@ -275,7 +276,7 @@ typedef struct lava_tensor {
      */
     int64_t stride_dim;
     /**
-     * NULL, or one first row per head, ascending, the heads' rows not overlapping.
+     * NULL, or one first row per head, ascending, the heads' rows not overlapping (else LAVA_ERR_OVERLAP).
      */
     const uint32_t *row_start;
 } lava_tensor;
@@ -601,7 +602,8 @@ lava_status lava_score_workspace_size(const struct lava_shape *shape,
  * k:   [n_tokens, n_kv_heads, head_dim_k], after RoPE.
  * v:   [n_tokens, n_kv_heads, head_dim_v].
  * lse: NULL, or f32 [window, n_q_heads, 1]: natural log-sum-exp of each query's scaled, capped, masked logits over all
- *      keys it sees, as flash attention returns it. Saves one of two passes over K.
+ *      keys it sees, as flash attention returns it. Saves one of two passes over K. It is believed: a wrong one gives
+ *      wrong scores.
  * part, n_parts: this call does share `part` of `n_parts` of the KV heads: n_kv_heads * part / n_parts up to
  *      n_kv_heads * (part + 1) / n_parts. Parts may run at the same time, each with a workspace of its own. The scores
  *      are the same bits for every n_parts. More parts than KV heads leave some with nothing to do.

@@ -173,7 +173,9 @@ pub(super) unsafe fn logits<V: Lanes, const MR: usize, const MS: usize, const NB
 ) -> bool {
     let d = panel.len() / KEY_BLOCK;
     let rows = q.len() / d;
-    assert!(tile.len() >= rows * KEY_BLOCK && panel.len() == d * KEY_BLOCK && KEY_BLOCK.is_multiple_of(NB * V::N));
+    assert!(
+        tile.len() >= rows * KEY_BLOCK && panel.len() == d * KEY_BLOCK && KEY_BLOCK.is_multiple_of(NB * V::N)
+    );
     // SAFETY: the lengths were just checked; rows and keys are handled in runs that stay within.
     unsafe {
         let mut poison = V::splat(0.0);

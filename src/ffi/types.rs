@@ -150,7 +150,7 @@ pub struct lava_tensor {
     pub stride_head: i64,
     /// Elements from one element of a row to the next.
     pub stride_dim: i64,
-    /// NULL, or one first row per head, ascending, the heads' rows not overlapping.
+    /// NULL, or one first row per head, ascending, the heads' rows not overlapping (else LAVA_ERR_OVERLAP).
     pub row_start: *const u32,
 }
 

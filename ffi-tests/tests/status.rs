@@ -1,0 +1,1167 @@
+//! Every function refuses what its comment says, says why, and leaves all memory as it was.
+//!
+//! A `World` is one function with valid arguments, all of them in one block of memory. Most cases follow from what kind
+//! of argument there is (`general_cases`); what is left stands in a table per function. After a refusal the whole
+//! block must hold the same bytes, workspaces excepted.
+
+use ffi_tests::*;
+use std::ffi::c_void;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    /// A struct the function reads.
+    Struct,
+    /// A struct the function writes.
+    Report,
+    /// A `lava_tensor` it reads, or writes.
+    Tensor,
+    Result,
+    /// An array it reads, or writes.
+    In,
+    Out,
+    /// A workspace: may be written even on an error.
+    Scratch,
+    /// A cascade's state, which an error leaves alone.
+    State,
+}
+use Kind::*;
+
+/// Memory behind an argument. A tensor's elements have a region of their own, named "NAME data".
+#[derive(Clone)]
+struct Region {
+    name: String,
+    kind: Kind,
+    at: usize,
+    bytes: usize,
+    align: usize,
+}
+
+struct Arg {
+    name: &'static str,
+    kind: Kind,
+    optional: bool,
+    pointer: *mut u8,
+}
+
+struct World {
+    memory: Memory,
+    used: usize,
+    regions: Vec<Region>,
+    args: Vec<Arg>,
+    numbers: Vec<(&'static str, u64)>,
+    function: Function,
+}
+
+/// A change to a world's arguments.
+type Change = fn(&mut World);
+
+type Function = fn(&World, *mut lava_error) -> lava_status;
+
+const TOKENS: usize = 12;
+const HEADS: (usize, usize) = (4, 2);
+const DIMS: (usize, usize) = (6, 4);
+const WINDOW: usize = 3;
+const PREFIX: usize = TOKENS - WINDOW;
+const LAYER: u32 = 7;
+/// Zero bytes behind each region: what a newer struct's unknown tail is.
+const SLACK: usize = 64;
+
+impl World {
+    fn new(function: Function) -> Self {
+        let memory = Memory::new(1 << 16);
+        Self { memory, used: 0, regions: vec![], args: vec![], numbers: vec![], function }
+    }
+
+    fn region<T: Copy>(&mut self, name: String, kind: Kind, values: &[T]) -> *mut u8 {
+        let (at, bytes) = (self.used, size_of_val(values));
+        let pointer = self.memory.ptr::<u8>().wrapping_add(at);
+        for (i, &value) in values.iter().enumerate() {
+            // SAFETY: inside the block, which is aligned to 16 at every region's start.
+            unsafe { (pointer as *mut T).add(i).write(value) };
+        }
+        (0..SLACK).for_each(|i| self.memory.set(at + bytes + i, 0u8));
+        self.used = (at + bytes + SLACK).next_multiple_of(64);
+        let align = if matches!(kind, Scratch | State) { 16 } else { align_of::<T>() };
+        self.regions.push(Region { name, kind, at, bytes, align });
+        pointer
+    }
+
+    fn arg<T: Copy>(mut self, name: &'static str, kind: Kind, values: &[T]) -> Self {
+        let pointer = self.region(name.into(), kind, values);
+        self.args.push(Arg { name, kind, optional: false, pointer });
+        self
+    }
+
+    /// A tensor `[rows, heads, dim]`, token-major f32.
+    fn tensor(mut self, name: &'static str, kind: Kind, (rows, heads, dim): (usize, usize, usize)) -> Self {
+        let mut rng = Rng(name.len() as u64);
+        let values: Vec<f32> = (0..rows * heads * dim).map(|_| rng.element()).collect();
+        let data = self.region(format!("{name} data"), if kind == Tensor { In } else { Out }, &values);
+        let mut tensor = Layout::token_major(heads, dim).tensor(&self.memory);
+        (tensor.data, tensor.size) = (data as *mut c_void, values.len() * 4);
+        self.arg(name, kind, &[tensor])
+    }
+
+    fn number(mut self, name: &'static str, value: u64) -> Self {
+        self.numbers.push((name, value));
+        self
+    }
+
+    fn scratch(self, name: &'static str, size: &'static str, bytes: usize) -> Self {
+        self.arg(name, Scratch, &vec![POISON; bytes]).number(size, bytes as u64)
+    }
+
+    fn shape(self) -> Self {
+        let mut shape = shape(TOKENS, HEADS, DIMS, WINDOW);
+        shape.layer = LAYER;
+        self.arg("shape", Struct, &[shape])
+    }
+
+    fn optional(mut self, name: &str) -> Self {
+        self.find(name).optional = true;
+        self
+    }
+
+    fn find(&mut self, name: &str) -> &mut Arg {
+        self.args.iter_mut().find(|a| a.name == name).unwrap()
+    }
+
+    fn p<T>(&self, name: &str) -> *mut T {
+        self.args.iter().find(|a| a.name == name).unwrap().pointer as *mut T
+    }
+
+    fn n(&self, name: &str) -> u64 {
+        self.numbers.iter().find(|n| n.0 == name).unwrap().1
+    }
+
+    fn set_n(&mut self, name: &str, value: u64) {
+        self.numbers.iter_mut().find(|n| n.0 == name).unwrap().1 = value;
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.args.iter().any(|a| a.name == name)
+    }
+
+    #[expect(clippy::mut_from_ref, reason = "the block is as shared as C's memory")]
+    fn at<T>(&self, name: &str) -> &mut T {
+        // SAFETY: the argument is of this type, in the block, and no other reference to it is alive.
+        unsafe { &mut *self.p::<T>(name) }
+    }
+
+    /// Element `i` of an array, or of a tensor's data.
+    #[expect(clippy::mut_from_ref, reason = "as for `at`")]
+    fn element<T>(&self, region: &str, i: usize) -> &mut T {
+        let region = self.regions.iter().find(|r| r.name == region).unwrap();
+        assert!((i + 1) * size_of::<T>() <= region.bytes);
+        // SAFETY: inside the region (checked), which holds elements of this type.
+        unsafe { &mut *(self.memory.ptr::<u8>().wrapping_add(region.at) as *mut T).add(i) }
+    }
+
+    fn sh(&self) -> &mut lava_shape {
+        self.at("shape")
+    }
+
+    fn t(&self, name: &str) -> &mut lava_tensor {
+        self.at(name)
+    }
+}
+
+struct Case {
+    what: String,
+    change: Box<dyn Fn(&mut World)>,
+    /// More than one where the header leaves open which of two faults is told.
+    status: Vec<lava_status>,
+    /// What `lava_error.argument` is; "" where that is left open.
+    argument: String,
+}
+
+fn case(
+    what: impl Into<String>,
+    status: &[lava_status],
+    argument: &str,
+    change: impl Fn(&mut World) + 'static,
+) -> Case {
+    Case { what: what.into(), change: Box::new(change), status: status.to_vec(), argument: argument.into() }
+}
+
+/// One row of a function's own table.
+type Row = (&'static str, Change, lava_status, &'static str);
+
+/// What follows from the kinds of a function's arguments.
+fn general_cases(world: &World) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for arg in &world.args {
+        let name = arg.name;
+        let null: &[_] = if arg.optional { &[LAVA_OK] } else { &[LAVA_ERR_NULL] };
+        cases.push(case(format!("{name} NULL"), null, if arg.optional { "" } else { name }, move |w| {
+            w.find(name).pointer = nothing()
+        }));
+        let region = world.regions.iter().find(|r| r.name == name).unwrap().clone();
+        if region.align > 1 {
+            let misalign = move |by| {
+                case(format!("{name} misaligned by {by}"), &[LAVA_ERR_ALIGNMENT], name, move |w| {
+                    let arg = w.find(name);
+                    arg.pointer = arg.pointer.wrapping_add(by);
+                })
+            };
+            cases.push(misalign(1));
+            cases.push(misalign(region.align / 2));
+        }
+        if matches!(arg.kind, Struct | Report | Tensor | Result) {
+            cases.extend(struct_cases(name, arg.kind, region.bytes as u32));
+        }
+        if matches!(arg.kind, Tensor | Result) {
+            cases.extend(tensor_cases(name, world.t(name)));
+        }
+        if matches!(arg.kind, Out | Scratch | Result) {
+            cases.extend(overlap_cases(world, arg));
+        }
+    }
+    for &(name, size) in world.numbers.iter().filter(|n| n.0.ends_with("_size")) {
+        for short in [0, size - 1] {
+            cases.push(case(format!("{name} {short}"), &[LAVA_ERR_WORKSPACE], "", move |w| {
+                w.set_n(name, short)
+            }));
+        }
+    }
+    if world.has("shape") {
+        cases.extend(shape_cases());
+    }
+    if world.numbers.iter().any(|n| n.0 == "n_layers") {
+        for n in [0, LAVA_MAX_LAYERS as u64 + 1, u32::MAX as u64] {
+            let set = move |w: &mut World| w.set_n("n_layers", n);
+            cases.push(case(format!("{n} layers"), &[LAVA_ERR_SHAPE], "n_layers", set));
+        }
+    }
+    if world.numbers.iter().any(|n| n.0 == "n_parts") {
+        for (part, n_parts, argument) in [(0, 0, "n_parts"), (1, 1, "part"), (u32::MAX as u64, 5, "part")] {
+            cases.push(case(format!("part {part} of {n_parts}"), &[LAVA_ERR_ARGUMENT], argument, move |w| {
+                w.set_n("part", part);
+                w.set_n("n_parts", n_parts);
+            }));
+        }
+        cases.push(case("the last of very many parts", &[LAVA_OK], "", |w| {
+            w.set_n("part", u32::MAX as u64 - 1);
+            w.set_n("n_parts", u32::MAX as u64);
+        }));
+    }
+    cases
+}
+
+fn struct_cases(name: &'static str, kind: Kind, size: u32) -> Vec<Case> {
+    let sized = move |n: u32, tail: u8, status| {
+        case(
+            format!("{name} of {n} bytes, tail {tail}"),
+            &[status],
+            if status == LAVA_OK { "" } else { name },
+            move |w| {
+                *w.at::<u32>(name) = n;
+                // SAFETY: the slack behind the region.
+                unsafe { *w.p::<u8>(name).add(size as usize + 7) = tail };
+            },
+        )
+    };
+    // What a report's tail holds is the caller's own affair: the library leaves it alone.
+    let unknown = if kind == Report { LAVA_OK } else { LAVA_ERR_STRUCT_SIZE };
+    vec![
+        sized(0, 0, LAVA_ERR_STRUCT_SIZE),
+        sized(size - 1, 0, LAVA_ERR_STRUCT_SIZE),
+        sized(u32::MAX, 0, LAVA_ERR_STRUCT_SIZE),
+        sized(size + 8, 0, LAVA_OK),
+        sized(size + 8, 1, unknown),
+    ]
+}
+
+fn tensor_cases(name: &'static str, tensor: &lava_tensor) -> Vec<Case> {
+    let own = |what: &str, status: &[lava_status], change: fn(&mut lava_tensor)| {
+        case(format!("{name} {what}"), status, name, move |w| change(w.t(name)))
+    };
+    let mut cases = vec![
+        own("data NULL", &[LAVA_ERR_NULL], |t| t.data = nothing()),
+        own("data misaligned", &[LAVA_ERR_ALIGNMENT], |t| t.data = t.data.wrapping_byte_add(2)),
+        own("a byte short", &[LAVA_ERR_BUFFER_SIZE], |t| t.size -= 1),
+        own("size 0", &[LAVA_ERR_BUFFER_SIZE], |t| t.size = 0),
+        own("of unknown type", &[LAVA_ERR_DTYPE], |t| t.dtype = 3),
+        own("of negative type", &[LAVA_ERR_DTYPE], |t| t.dtype = i32::MIN),
+        own("token stride 0", &[LAVA_ERR_STRIDE], |t| t.stride_token = 0),
+        own("token stride negative", &[LAVA_ERR_STRIDE], |t| t.stride_token = -t.stride_token),
+        own("token stride lowest", &[LAVA_ERR_STRIDE], |t| t.stride_token = i64::MIN),
+        own("tokens on top of each other", &[LAVA_ERR_STRIDE], |t| t.stride_token -= 1),
+        own("token stride a step too wide", &[LAVA_ERR_BUFFER_SIZE], |t| t.stride_token += 1),
+        own("token stride huge", &[LAVA_ERR_OVERFLOW, LAVA_ERR_BUFFER_SIZE], |t| t.stride_token = i64::MAX),
+        own("head stride 0", &[LAVA_ERR_STRIDE], |t| t.stride_head = 0),
+        own("head stride negative", &[LAVA_ERR_STRIDE], |t| t.stride_head = -1),
+        own("head stride huge", &[LAVA_ERR_OVERFLOW, LAVA_ERR_BUFFER_SIZE, LAVA_ERR_STRIDE], |t| {
+            t.stride_head = i64::MAX / 2
+        }),
+    ];
+    // A stride over one element is never used.
+    if tensor.stride_head > 1 {
+        cases.extend([
+            own("element stride 0", &[LAVA_ERR_STRIDE], |t| t.stride_dim = 0),
+            own("element stride negative", &[LAVA_ERR_STRIDE], |t| t.stride_dim = -1),
+        ]);
+    }
+    cases
+}
+
+/// An output on top of every other argument that is as large as it says.
+fn overlap_cases(world: &World, arg: &Arg) -> Vec<Case> {
+    let name = arg.name;
+    let own = if arg.kind == Result { format!("{name} data") } else { name.into() };
+    // A cache compacted onto itself is in place, which is allowed.
+    let source = own.replace("_dst", "_src");
+    let is_memory = |r: &&Region| matches!(r.kind, In | Out | Scratch) && r.name != own && r.name != source;
+    let on = |r: &Region| {
+        let at = r.at;
+        case(format!("{own} on {}", r.name), &[LAVA_ERR_OVERLAP], "", move |w| {
+            let to = w.memory.ptr::<u8>().wrapping_add(at);
+            match w.find(name).kind {
+                Result => w.t(name).data = to as *mut c_void,
+                _ => w.find(name).pointer = to,
+            }
+        })
+    };
+    world.regions.iter().filter(is_memory).map(on).collect()
+}
+
+fn shape_cases() -> Vec<Case> {
+    type ShapeChange = fn(&mut lava_shape);
+    let table: [(&str, ShapeChange, lava_status); 15] = [
+        ("n_tokens", |s| s.n_tokens = 0, LAVA_ERR_SHAPE),
+        ("n_q_heads", |s| s.n_q_heads = 0, LAVA_ERR_SHAPE),
+        ("n_q_heads", |s| s.n_q_heads = 5, LAVA_ERR_SHAPE),
+        ("n_q_heads", |s| s.n_q_heads = 1, LAVA_ERR_SHAPE),
+        ("n_kv_heads", |s| s.n_kv_heads = 0, LAVA_ERR_SHAPE),
+        ("n_q_heads", |s| s.n_kv_heads = u32::MAX, LAVA_ERR_SHAPE),
+        ("head_dim_k", |s| s.head_dim_k = 0, LAVA_ERR_SHAPE),
+        ("head_dim_k", |s| s.head_dim_k = LAVA_MAX_HEAD_DIM as u32 + 1, LAVA_ERR_SHAPE),
+        ("head_dim_k", |s| s.head_dim_k = u32::MAX, LAVA_ERR_SHAPE),
+        ("head_dim_v", |s| s.head_dim_v = 0, LAVA_ERR_SHAPE),
+        ("head_dim_v", |s| s.head_dim_v = u32::MAX, LAVA_ERR_SHAPE),
+        ("window", |s| s.window = 0, LAVA_ERR_SHAPE),
+        ("n_tokens", |s| s.n_tokens = u32::MAX, LAVA_ERR_OVERFLOW),
+        ("n_tokens", |s| s.n_tokens = 1 << 31, LAVA_ERR_OVERFLOW),
+        ("n_tokens", |s| (s.n_kv_heads, s.n_q_heads) = (1 << 31, 1 << 31), LAVA_ERR_OVERFLOW),
+    ];
+    let numbered = table.into_iter().enumerate();
+    let one = |(i, row): (usize, (&str, ShapeChange, lava_status))| {
+        case(format!("shape row {i}, {}", row.0), &[row.2], row.0, move |w| row.1(w.sh()))
+    };
+    numbered.map(one).collect()
+}
+
+/// Runs all cases of a function. `may_write` are outputs that a NONFINITE error may leave partly written.
+fn check(make: impl Fn() -> World, may_write: &[&str], rows: &[Row]) {
+    let mut cases = vec![case("valid arguments", &[LAVA_OK], "", |_| {})];
+    cases.extend(general_cases(&make()));
+    cases
+        .extend(rows.iter().map(|&(what, change, status, argument)| case(what, &[status], argument, change)));
+    let mut wrong = Vec::new();
+    for case in &cases {
+        let mut world = make();
+        (case.change)(&mut world);
+        if let Err(why) = run_case(&world, case, may_write) {
+            wrong.push(format!("{}: {why}", case.what));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {} cases:\n  {}", wrong.len(), cases.len(), wrong.join("\n  "));
+}
+
+fn run_case(world: &World, case: &Case, may_write: &[&str]) -> std::result::Result<(), String> {
+    let before = world.memory.to_vec::<u8>();
+    if !case.status.contains(&LAVA_OK) {
+        let unreported = (world.function)(world, nothing());
+        if !case.status.contains(&unreported) {
+            return Err(format!("status {unreported}, want {:?}", case.status));
+        }
+    }
+    let failure = call(|e| (world.function)(world, e)).err();
+    let status = failure.as_ref().map_or(LAVA_OK, |f| f.status);
+    if !case.status.contains(&status) {
+        return Err(format!("status {status}, want {:?}", case.status));
+    }
+    if let Some(f) = failure.filter(|f| !case.argument.is_empty() && f.argument != case.argument) {
+        return Err(format!("names {:?}, not {:?}", f.argument, case.argument));
+    }
+    let after = world.memory.to_vec::<u8>();
+    let touched = before.iter().zip(&after).enumerate().filter(|(_, (b, a))| b != a).map(|(i, _)| i);
+    for i in touched {
+        let region = world.regions.iter().find(|r| (r.at..r.at + r.bytes).contains(&i));
+        let allowed = region.is_some_and(|r| match status {
+            LAVA_OK => matches!(r.kind, Out | Report | Scratch | State),
+            LAVA_ERR_NONFINITE => r.kind == Scratch || may_write.contains(&r.name.as_str()),
+            _ => r.kind == Scratch,
+        });
+        if !allowed {
+            let name = region.map_or("memory between arguments", |r| &r.name);
+            return Err(format!("status {status}, but byte {i} ({name}) was written"));
+        }
+    }
+    Ok(())
+}
+
+/// That a case's refusal names this layer and head.
+fn blames(world: &World, layer: Option<u32>, head: Option<u32>) {
+    let failure = call(|e| (world.function)(world, e)).unwrap_err();
+    assert_eq!(
+        (failure.status, failure.layer, failure.head),
+        (LAVA_ERR_NONFINITE, layer, head),
+        "{failure:?}"
+    );
+}
+
+fn workspace(of: impl FnOnce(*mut usize, *mut lava_error) -> lava_status) -> usize {
+    number(of).unwrap()
+}
+
+fn valid_shape() -> lava_shape {
+    shape(TOKENS, HEADS, DIMS, WINDOW)
+}
+
+// The functions, each with a world and a table.
+
+#[test]
+fn total_entries() {
+    let make = || {
+        World::new(|w, e| unsafe {
+            lava_total_entries(w.p("shape"), w.n("budget") as u32, w.n("n_layers") as u32, w.p("total"), e)
+        })
+        .shape()
+        .number("budget", 5)
+        .number("n_layers", 4)
+        .arg("total", Out, &[9u64])
+    };
+    check(
+        make,
+        &[],
+        &[
+            ("as many layers as can be", |w| w.set_n("n_layers", LAVA_MAX_LAYERS as u64), LAVA_OK, ""),
+            ("budget below the window", |w| w.set_n("budget", 2), LAVA_ERR_BUDGET, "budget"),
+            ("budget 0", |w| w.set_n("budget", 0), LAVA_ERR_BUDGET, "budget"),
+            ("budget 0, all in the window", |w| (w.set_n("budget", 0), w.sh().window = 12).1, LAVA_OK, ""),
+            ("budget huge", |w| w.set_n("budget", u32::MAX as u64), LAVA_OK, ""),
+        ],
+    );
+}
+
+#[test]
+fn budget_from_ratio() {
+    let make = || {
+        World::new(|w, e| unsafe {
+            lava_budget_from_ratio(w.p("shape"), f64::from_bits(w.n("ratio")), w.p("budget"), e)
+        })
+        .shape()
+        .number("ratio", 0.5f64.to_bits())
+        .arg("budget", Out, &[9u32])
+    };
+    check(
+        make,
+        &[],
+        &[
+            ("NaN", |w| w.set_n("ratio", f64::NAN.to_bits()), LAVA_ERR_ARGUMENT, "ratio"),
+            ("negative", |w| w.set_n("ratio", (-0.1f64).to_bits()), LAVA_ERR_ARGUMENT, "ratio"),
+            ("above 1", |w| w.set_n("ratio", 1.5f64.to_bits()), LAVA_ERR_ARGUMENT, "ratio"),
+            ("1", |w| w.set_n("ratio", 1f64.to_bits()), LAVA_OK, ""),
+            ("below the window", |w| w.set_n("ratio", 0.2f64.to_bits()), LAVA_ERR_BUDGET, "ratio"),
+        ],
+    );
+}
+
+const SCORE_PARAMS: [Row; 13] = [
+    ("pool 2", |w| w.at::<lava_score_params>("params").pool = 2, LAVA_ERR_ARGUMENT, "pool"),
+    ("pool -1", |w| w.at::<lava_score_params>("params").pool = -1, LAVA_ERR_ARGUMENT, "pool"),
+    ("group 2", |w| w.at::<lava_score_params>("params").group_reduce = 2, LAVA_ERR_ARGUMENT, "group_reduce"),
+    ("span -1", |w| w.at::<lava_score_params>("params").value_span = -1, LAVA_ERR_ARGUMENT, "value_span"),
+    ("kernel 0", |w| w.at::<lava_score_params>("params").pool_kernel = 0, LAVA_ERR_ARGUMENT, "pool_kernel"),
+    (
+        "kernel even",
+        |w| w.at::<lava_score_params>("params").pool_kernel = 6,
+        LAVA_ERR_ARGUMENT,
+        "pool_kernel",
+    ),
+    ("kernel 127", |w| w.at::<lava_score_params>("params").pool_kernel = 127, LAVA_OK, ""),
+    (
+        "kernel 129",
+        |w| w.at::<lava_score_params>("params").pool_kernel = 129,
+        LAVA_ERR_ARGUMENT,
+        "pool_kernel",
+    ),
+    (
+        "kernel huge",
+        |w| w.at::<lava_score_params>("params").pool_kernel = u32::MAX,
+        LAVA_ERR_ARGUMENT,
+        "pool_kernel",
+    ),
+    ("scale NaN", |w| w.at::<lava_score_params>("params").scale = f32::NAN, LAVA_ERR_ARGUMENT, "scale"),
+    (
+        "scale infinite",
+        |w| w.at::<lava_score_params>("params").scale = f32::INFINITY,
+        LAVA_ERR_ARGUMENT,
+        "scale",
+    ),
+    ("cap negative", |w| w.at::<lava_score_params>("params").softcap = -1.0, LAVA_ERR_ARGUMENT, "softcap"),
+    ("cap NaN", |w| w.at::<lava_score_params>("params").softcap = f32::NAN, LAVA_ERR_ARGUMENT, "softcap"),
+];
+
+#[test]
+fn score_workspace_size() {
+    let make = || {
+        World::new(|w, e| unsafe { lava_score_workspace_size(w.p("shape"), w.p("params"), w.p("size"), e) })
+            .shape()
+            .arg("params", Struct, &[score_params()])
+            .arg("size", Out, &[9usize])
+    };
+    check(make, &[], &SCORE_PARAMS);
+}
+
+fn score_world() -> World {
+    let bytes =
+        workspace(|size, e| unsafe { lava_score_workspace_size(&valid_shape(), &score_params(), size, e) });
+    World::new(|w, e| unsafe {
+        lava_score(
+            w.p("shape"),
+            w.p("params"),
+            w.p("q"),
+            w.p("k"),
+            w.p("v"),
+            w.p("lse"),
+            w.n("part") as u32,
+            w.n("n_parts") as u32,
+            w.p("workspace"),
+            w.n("workspace_size") as usize,
+            w.p("scores"),
+            e,
+        )
+    })
+    .shape()
+    .arg("params", Struct, &[score_params()])
+    .tensor("q", Tensor, (WINDOW, HEADS.0, DIMS.0))
+    .tensor("k", Tensor, (TOKENS, HEADS.1, DIMS.0))
+    .tensor("v", Tensor, (TOKENS, HEADS.1, DIMS.1))
+    .tensor("lse", Tensor, (WINDOW, HEADS.0, 1))
+    .optional("lse")
+    .number("part", 0)
+    .number("n_parts", 1)
+    .scratch("workspace", "workspace_size", bytes)
+    .arg("scores", Out, &[9f32; PREFIX * HEADS.1])
+}
+
+#[test]
+fn score() {
+    check(score_world, &["scores"], &SCORE_PARAMS);
+    check(
+        score_world,
+        &["scores"],
+        &[
+            ("lse in half precision", |w| w.t("lse").dtype = LAVA_F16, LAVA_ERR_DTYPE, "lse"),
+            (
+                "no scores to write",
+                |w| (w.sh().window = 12, w.find("scores").pointer = nothing()).1,
+                LAVA_ERR_BUFFER_SIZE,
+                "q",
+            ),
+            ("row_start and a head stride", |w| w.t("k").row_start = w.p("shape"), LAVA_ERR_STRIDE, "k"),
+        ],
+    );
+}
+
+/// NaN and both infinities in each input, at the first and the last element of each head; and sums that overflow.
+#[test]
+fn score_names_the_layer_and_head_of_what_is_not_finite() {
+    // Tensor, its heads and dim, query heads per KV head.
+    let inputs = [
+        ("q", HEADS.0, DIMS.0, 2),
+        ("k", HEADS.1, DIMS.0, 1),
+        ("v", HEADS.1, DIMS.1, 1),
+        ("lse", HEADS.0, 1, 2),
+    ];
+    for with_lse in [false, true] {
+        let make = || {
+            let mut world = score_world();
+            if !with_lse {
+                world.find("lse").pointer = nothing();
+            }
+            world
+        };
+        for (name, heads, dim, group) in inputs.into_iter().filter(|i| with_lse || i.0 != "lse") {
+            let rows = if name == "k" || name == "v" { TOKENS } else { WINDOW };
+            for (row, head, bad) in (0..rows)
+                .flat_map(|r| (0..heads).map(move |h| (r, h)))
+                .flat_map(|(r, h)| [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].map(|bad| (r, h, bad)))
+            {
+                let world = make();
+                *world.element(&format!("{name} data"), (row * heads + head) * dim + dim - 1) = bad;
+                blames(&world, Some(LAYER), Some((head / group) as u32));
+            }
+        }
+    }
+    // A value norm that overflows; a logit that does; scores that do because the log-sum-exp is not one.
+    let overflow: [(&str, Change); 4] = [
+        ("v", |w| (0..DIMS.1).for_each(|c| *w.element("v data", c) = f32::MAX)),
+        ("q and k", |w| {
+            (0..DIMS.0).for_each(|c| (*w.element("q data", c), *w.element("k data", c)) = (1e30f32, 1e30f32))
+        }),
+        ("lse", |w| (0..WINDOW * HEADS.0).for_each(|i| *w.element("lse data", i) = -1e4f32)),
+        ("lse, and no values", |w| {
+            (0..WINDOW * HEADS.0).for_each(|i| *w.element("lse data", i) = -1e4f32);
+            (0..TOKENS * HEADS.1 * DIMS.1).for_each(|i| *w.element("v data", i) = 0f32);
+        }),
+    ];
+    for (what, change) in overflow {
+        let mut world = score_world();
+        change(&mut world);
+        println!("{what}");
+        blames(&world, Some(LAYER), Some(0));
+    }
+}
+
+#[test]
+fn entropy() {
+    let make = || {
+        World::new(|w, e| unsafe {
+            lava_entropy(w.p("shape"), w.p("scores"), w.p("entropy"), w.p("mass"), e)
+        })
+        .shape()
+        .arg("scores", In, &[0.5f32; PREFIX * HEADS.1])
+        .arg("entropy", Out, &[9f64])
+        .arg("mass", Out, &[9f64])
+        .optional("mass")
+    };
+    check(make, &[], &[]);
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -1.0] {
+        let world = make();
+        *world.element("scores", PREFIX) = bad;
+        blames(&world, Some(LAYER), Some(1));
+    }
+}
+
+#[test]
+fn layer_budgets() {
+    let make = || {
+        World::new(|w, e| unsafe {
+            let n = w.n("n_layers") as u32;
+            lava_layer_budgets(
+                n,
+                w.p("weights"),
+                w.p("capacities"),
+                w.p("minimums"),
+                w.n("total"),
+                w.p("budgets"),
+                e,
+            )
+        })
+        .number("n_layers", 3)
+        .arg("weights", In, &[0.5f64, 0.25, 0.75])
+        .arg("capacities", In, &[18u64; 3])
+        .arg("minimums", In, &[2u64; 3])
+        .optional("minimums")
+        .number("total", 20)
+        .arg("budgets", Out, &[9u64; 3])
+    };
+    check(
+        make,
+        &[],
+        &[
+            ("weight negative", |w| *w.element("weights", 1) = -1f64, LAVA_ERR_NONFINITE, "weights"),
+            ("weight NaN", |w| *w.element("weights", 2) = f64::NAN, LAVA_ERR_NONFINITE, "weights"),
+            ("weight infinite", |w| *w.element("weights", 0) = f64::INFINITY, LAVA_ERR_NONFINITE, "weights"),
+            ("weight largest", |w| *w.element("weights", 0) = f64::MAX, LAVA_OK, ""),
+            ("capacity 2^32", |w| *w.element("capacities", 1) = 1u64 << 32, LAVA_ERR_OVERFLOW, "capacities"),
+            (
+                "minimum above its capacity",
+                |w| *w.element("minimums", 1) = 19u64,
+                LAVA_ERR_BUDGET,
+                "minimums",
+            ),
+            ("minimums above the total", |w| w.set_n("total", 5), LAVA_ERR_BUDGET, "total"),
+            ("minimums that overflow", |w| *w.element("minimums", 1) = u64::MAX, LAVA_ERR_BUDGET, "minimums"),
+            ("total above all", |w| w.set_n("total", u64::MAX), LAVA_OK, ""),
+        ],
+    );
+    let world = make();
+    *world.element("weights", 2) = f64::NAN;
+    blames(&world, Some(2), None);
+}
+
+#[test]
+fn sizes() {
+    let functions: [(&str, Function); 3] = [
+        ("n_kept", |w, e| unsafe { lava_n_kept(w.p("shape"), 5, w.p("n_kept"), e) }),
+        ("size", |w, e| unsafe { lava_select_workspace_size(w.p("shape"), w.p("size"), e) }),
+        ("size", |w, e| unsafe { lava_attend_workspace_size(w.p("shape"), w.p("size"), e) }),
+    ];
+    for (output, function) in functions {
+        check(|| World::new(function).shape().arg(output, Out, &[9u64]), &[], &[]);
+    }
+    let of_share: Function = |w, e| unsafe { lava_budget_for_share_workspace_size(w.p("size"), e) };
+    check(|| World::new(of_share).arg("size", Out, &[9usize]), &[], &[]);
+}
+
+const SELECT_PARAMS: [Row; 9] = [
+    ("floor 3", |w| w.at::<lava_select_params>("params").head_floor = 3, LAVA_ERR_ARGUMENT, "head_floor"),
+    ("floor -1", |w| w.at::<lava_select_params>("params").head_floor = -1, LAVA_ERR_ARGUMENT, "head_floor"),
+    ("alpha NaN", |w| w.at::<lava_select_params>("params").alpha = f64::NAN, LAVA_ERR_ARGUMENT, "alpha"),
+    ("alpha negative", |w| w.at::<lava_select_params>("params").alpha = -0.1, LAVA_ERR_ARGUMENT, "alpha"),
+    ("alpha above 1", |w| w.at::<lava_select_params>("params").alpha = 1.1, LAVA_ERR_ARGUMENT, "alpha"),
+    ("reserved", |w| w.at::<lava_select_params>("params").reserved = 1, LAVA_ERR_ARGUMENT, "reserved"),
+    ("a sink fits", |w| w.at::<lava_select_params>("params").n_sink = 1, LAVA_OK, ""),
+    ("all sinks", |w| w.at::<lava_select_params>("params").n_sink = u32::MAX, LAVA_ERR_BUDGET, ""),
+    (
+        "mask",
+        |w| w.at::<lava_select_params>("params").protected_mask = w.element("mask", 0),
+        LAVA_ERR_BUDGET,
+        "",
+    ),
+];
+
+#[test]
+fn select() {
+    let make = || {
+        let bytes = workspace(|size, e| unsafe { lava_select_workspace_size(&valid_shape(), size, e) });
+        let mut world = World::new(|w, e| unsafe {
+            lava_select(
+                w.p("shape"),
+                w.p("params"),
+                w.p("scores"),
+                w.n("budget"),
+                w.p("workspace"),
+                w.n("workspace_size") as usize,
+                w.p("kept_indices"),
+                w.n("kept_capacity"),
+                w.p("cu_kept"),
+                w.p("selection"),
+                e,
+            )
+        })
+        .shape();
+        world.region("mask".into(), Struct, &[1u8; PREFIX]);
+        world
+            .arg("params", Struct, &[select_params()])
+            .arg("scores", In, &[0.5f32; PREFIX * HEADS.1])
+            .number("budget", 5)
+            .scratch("workspace", "workspace_size", bytes)
+            .arg("kept_indices", Out, &[9u32; 5 + WINDOW * HEADS.1])
+            .number("kept_capacity", (5 + WINDOW * HEADS.1) as u64)
+            .arg("cu_kept", Out, &[9u32; HEADS.1 + 1])
+            .arg("selection", Report, &[unsafe { lava_selection_init() }])
+            .optional("selection")
+    };
+    check(make, &[], &SELECT_PARAMS);
+    check(
+        make,
+        &[],
+        &[
+            ("no room for an index", |w| w.set_n("kept_capacity", 10), LAVA_ERR_BUFFER_SIZE, "kept_indices"),
+            ("kept_capacity 0", |w| w.set_n("kept_capacity", 0), LAVA_ERR_BUFFER_SIZE, "kept_indices"),
+            ("budget above the room", |w| w.set_n("budget", u64::MAX), LAVA_ERR_BUFFER_SIZE, "kept_indices"),
+            ("budget 0", |w| w.set_n("budget", 0), LAVA_OK, ""),
+            (
+                "report on the scores",
+                |w| w.find("selection").pointer = w.p("scores"),
+                LAVA_ERR_STRUCT_SIZE,
+                "selection",
+            ),
+            ("negative scores are fine", |w| *w.element("scores", 3) = -1f32, LAVA_OK, ""),
+        ],
+    );
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let world = make();
+        *world.element("scores", PREFIX + 2) = bad;
+        blames(&world, Some(LAYER), Some(1));
+    }
+}
+
+#[test]
+fn budget_for_share() {
+    let make = || {
+        let bytes = workspace(|size, e| unsafe { lava_budget_for_share_workspace_size(size, e) });
+        World::new(|w, e| unsafe {
+            let (epsilon, size) = (f64::from_bits(w.n("epsilon")), w.n("workspace_size") as usize);
+            lava_budget_for_share(
+                w.p("shape"),
+                w.p("scores"),
+                epsilon,
+                w.p("workspace"),
+                size,
+                w.p("budget"),
+                e,
+            )
+        })
+        .shape()
+        .arg("scores", In, &[0.5f32; PREFIX * HEADS.1])
+        .number("epsilon", 0.1f64.to_bits())
+        .scratch("workspace", "workspace_size", bytes)
+        .arg("budget", Out, &[9u64])
+    };
+    check(
+        make,
+        &[],
+        &[
+            ("epsilon NaN", |w| w.set_n("epsilon", f64::NAN.to_bits()), LAVA_ERR_ARGUMENT, "epsilon"),
+            ("epsilon negative", |w| w.set_n("epsilon", (-1e-9f64).to_bits()), LAVA_ERR_ARGUMENT, "epsilon"),
+            ("epsilon above 1", |w| w.set_n("epsilon", 1.1f64.to_bits()), LAVA_ERR_ARGUMENT, "epsilon"),
+            ("score NaN", |w| *w.element("scores", 3) = f32::NAN, LAVA_ERR_NONFINITE, "scores"),
+            ("score negative", |w| *w.element("scores", 3) = -1f32, LAVA_ERR_NONFINITE, "scores"),
+        ],
+    );
+}
+
+#[test]
+fn compact() {
+    const KEPT: [u32; 7] = [0, 4, 11, 1, 2, 3, 11];
+    let make = || {
+        World::new(|w, e| unsafe {
+            lava_compact(
+                w.p("shape"),
+                w.p("k_src"),
+                w.p("v_src"),
+                w.p("cu_rows"),
+                w.p("rows"),
+                w.p("cu_kept"),
+                w.p("k_dst"),
+                w.p("v_dst"),
+                w.n("part") as u32,
+                w.n("n_parts") as u32,
+                e,
+            )
+        })
+        .shape()
+        .tensor("k_src", Tensor, (TOKENS, HEADS.1, DIMS.0))
+        .tensor("v_src", Tensor, (TOKENS, HEADS.1, DIMS.1))
+        .arg("cu_rows", In, &[0u32, TOKENS as u32, 2 * TOKENS as u32])
+        .optional("cu_rows")
+        .arg("rows", In, &KEPT)
+        .arg("cu_kept", In, &[0u32, 3, 7])
+        .tensor("k_dst", Result, (4, HEADS.1, DIMS.0))
+        .tensor("v_dst", Result, (4, HEADS.1, DIMS.1))
+        .number("part", 0)
+        .number("n_parts", 1)
+    };
+    check(
+        make,
+        &[],
+        &[
+            ("rows descend", |w| *w.element("rows", 1) = 11u32, LAVA_ERR_INDICES, "rows"),
+            ("a row twice", |w| *w.element("rows", 4) = 1u32, LAVA_ERR_INDICES, "rows"),
+            ("a row outside", |w| *w.element("rows", 2) = 12u32, LAVA_ERR_INDICES, "rows"),
+            ("a row far outside", |w| *w.element("rows", 6) = u32::MAX, LAVA_ERR_INDICES, "rows"),
+            ("cu_kept decreases", |w| *w.element("cu_kept", 1) = 8u32, LAVA_ERR_INDICES, "cu_kept"),
+            ("cu_rows decreases", |w| *w.element("cu_rows", 1) = 25u32, LAVA_ERR_INDICES, "k_src"),
+            (
+                "fewer source rows than kept",
+                |w| (0..3).for_each(|h| *w.element("cu_rows", h) = 5 * h as u32),
+                LAVA_ERR_INDICES,
+                "rows",
+            ),
+            (
+                "another type",
+                |w| (w.t("k_src").dtype, w.t("k_dst").dtype) = (LAVA_F32, LAVA_F16),
+                LAVA_ERR_DTYPE,
+                "k_dst",
+            ),
+            ("k on v", |w| w.t("k_dst").data = w.t("v_dst").data, LAVA_ERR_OVERLAP, ""),
+            (
+                "in place, but one row on",
+                |w| w.t("k_dst").data = w.t("k_src").data.wrapping_byte_add(48),
+                LAVA_ERR_OVERLAP,
+                "k_dst",
+            ),
+            (
+                "in place with another stride",
+                |w| {
+                    let (src, dst) = (w.t("k_src"), w.t("k_dst"));
+                    (dst.data, dst.size, dst.stride_token) = (src.data, src.size, 24);
+                },
+                LAVA_ERR_OVERLAP,
+                "k_dst",
+            ),
+            (
+                "keys only",
+                |w| ["v_src", "v_dst"].iter().for_each(|t| w.find(t).pointer = nothing()),
+                LAVA_OK,
+                "",
+            ),
+            // Caught in the last part's heads too, before the first part's rows move.
+            (
+                "another part's rows",
+                |w| (w.set_n("n_parts", 2), *w.element("rows", 6) = 12u32).1,
+                LAVA_ERR_INDICES,
+                "rows",
+            ),
+        ],
+    );
+}
+
+/// A cascade's world: a state for two layers, initialised and pushed to `pushes` times.
+fn cascade_world(function: Function, kind: Kind, pushes: usize) -> World {
+    let params = select_params();
+    let size =
+        workspace(|size, e| unsafe { lava_cascade_state_size(&valid_shape(), 2, 10, &params, size, e) });
+    let world =
+        World::new(function).arg("state", kind, &vec![POISON; size]).number("state_size", size as u64);
+    let (state, scores) = (world.p("state"), [0.5f32; PREFIX * HEADS.1]);
+    if pushes != UNTOUCHED {
+        call(|e| unsafe { lava_cascade_init(&valid_shape(), 2, 10, &params, state, size, e) }).unwrap();
+        for _ in 0..pushes {
+            call(|e| unsafe { lava_cascade_push(state, size, scores.as_ptr(), e) }).unwrap();
+        }
+    }
+    world
+}
+
+/// No pushes, and no init either.
+const UNTOUCHED: usize = usize::MAX;
+
+#[test]
+fn cascade_state_size_and_init() {
+    let size_of = || {
+        let mut world = World::new(|w, e| unsafe {
+            let (layers, total) = (w.n("n_layers") as u32, w.n("total"));
+            lava_cascade_state_size(w.p("shape"), layers, total, w.p("params"), w.p("size"), e)
+        });
+        world.region("mask".into(), Struct, &[1u8; PREFIX]);
+        world.shape().arg("params", Struct, &[select_params()]).number("n_layers", 2).number("total", 10).arg(
+            "size",
+            Out,
+            &[9usize],
+        )
+    };
+    let layers: [Row; 2] = [
+        (
+            "sinks above the total",
+            |w| (w.set_n("total", 1), w.at::<lava_select_params>("params").n_sink = 1).1,
+            LAVA_ERR_BUDGET,
+            "total",
+        ),
+        ("total 0", |w| w.set_n("total", 0), LAVA_OK, ""),
+    ];
+    check(size_of, &[], &SELECT_PARAMS);
+    check(size_of, &[], &layers);
+    check(size_of, &[], &[("total huge", |w| w.set_n("total", u64::MAX), LAVA_OK, "")]);
+
+    let init = || {
+        let mut world = cascade_world(
+            |w, e| unsafe {
+                let (layers, total, size) =
+                    (w.n("n_layers") as u32, w.n("total"), w.n("state_size") as usize);
+                lava_cascade_init(w.p("shape"), layers, total, w.p("params"), w.p("state"), size, e)
+            },
+            Scratch,
+            UNTOUCHED,
+        );
+        world.region("mask".into(), Struct, &[1u8; PREFIX]);
+        world.shape().arg("params", Struct, &[select_params()]).number("n_layers", 2).number("total", 10)
+    };
+    check(init, &[], &SELECT_PARAMS);
+    check(init, &[], &layers);
+    check(
+        init,
+        &[],
+        &[(
+            "state on the mask",
+            |w| {
+                let params = w.at::<lava_select_params>("params");
+                // Protects nothing, so that all else is in order.
+                (params.protected_mask, *w.element("state", 0)) = (w.p("state"), [0u128; 4]);
+            },
+            LAVA_ERR_OVERLAP,
+            "state",
+        )],
+    );
+}
+
+#[test]
+fn cascade_push() {
+    let make = |pushes| {
+        let push: Function =
+            |w, e| unsafe { lava_cascade_push(w.p("state"), w.n("state_size") as usize, w.p("scores"), e) };
+        cascade_world(push, State, pushes).arg("scores", In, &[0.5f32; PREFIX * HEADS.1])
+    };
+    check(
+        || make(1),
+        &[],
+        &[
+            ("a score is NaN", |w| *w.element("scores", 3) = f32::NAN, LAVA_ERR_NONFINITE, "scores"),
+            ("a score is negative", |w| *w.element("scores", 3) = -1f32, LAVA_ERR_NONFINITE, "scores"),
+            ("scores in the state", |w| w.find("scores").pointer = w.p("state"), LAVA_ERR_OVERLAP, ""),
+            ("the state is something else", |w| *w.element("state", 0) = 1u64, LAVA_ERR_STATE, "state"),
+        ],
+    );
+    for (what, pushes) in [("complete", 2), ("not initialised", UNTOUCHED)] {
+        run_case(&make(pushes), &case(what, &[LAVA_ERR_STATE], "state", |_| {}), &[]).unwrap();
+    }
+    let world = make(1);
+    *world.element("scores", PREFIX) = f32::INFINITY;
+    blames(&world, Some(1), Some(1));
+}
+
+#[test]
+fn cascade_get() {
+    let make = |pushes| {
+        let get: Function = |w, e| unsafe {
+            lava_cascade_get(w.p("state"), w.n("state_size") as usize, w.n("layer") as u32, w.p("out"), e)
+        };
+        cascade_world(get, State, pushes).number("layer", 0).arg(
+            "out",
+            Report,
+            &[unsafe { lava_cascade_layer_init() }],
+        )
+    };
+    check(
+        || make(1),
+        &[],
+        &[
+            ("not pushed yet", |w| w.set_n("layer", 1), LAVA_ERR_STATE, "layer"),
+            ("no such layer", |w| w.set_n("layer", u32::MAX as u64), LAVA_ERR_STATE, "layer"),
+        ],
+    );
+    for (what, pushes) in [("nothing pushed", 0), ("not initialised", UNTOUCHED)] {
+        run_case(&make(pushes), &case(what, &[LAVA_ERR_STATE], "", |_| {}), &[]).unwrap();
+    }
+}
+
+const NEW: usize = 3;
+
+fn attend_world() -> World {
+    let shape_of_new = shape(NEW, HEADS, DIMS, 1);
+    let bytes = workspace(|size, e| unsafe { lava_attend_workspace_size(&shape_of_new, size, e) });
+    World::new(|w, e| unsafe {
+        lava_attend(
+            w.p("shape"),
+            w.p("params"),
+            w.p("q"),
+            w.p("k"),
+            w.p("v"),
+            w.p("n_rows"),
+            w.p("out"),
+            w.p("lse"),
+            w.n("part") as u32,
+            w.n("n_parts") as u32,
+            w.p("workspace"),
+            w.n("workspace_size") as usize,
+            e,
+        )
+    })
+    .arg("shape", Struct, &[lava_shape { layer: LAYER, ..shape_of_new }])
+    .arg("params", Struct, &[attend_params()])
+    .tensor("q", Tensor, (NEW, HEADS.0, DIMS.0))
+    .tensor("k", Tensor, (TOKENS, HEADS.1, DIMS.0))
+    .tensor("v", Tensor, (TOKENS, HEADS.1, DIMS.1))
+    .arg("n_rows", In, &[TOKENS as u32, 5])
+    .tensor("out", Result, (NEW, HEADS.0, DIMS.1))
+    .tensor("lse", Result, (NEW, HEADS.0, 1))
+    .optional("lse")
+    .number("part", 0)
+    .number("n_parts", 1)
+    .scratch("workspace", "workspace_size", bytes)
+}
+
+#[test]
+fn attend() {
+    fn params(w: &World) -> &mut lava_attend_params {
+        w.at("params")
+    }
+    check(
+        attend_world,
+        &["out data", "lse data"],
+        &[
+            ("causal 2", |w| params(w).causal = 2, LAVA_ERR_ARGUMENT, "causal"),
+            ("scale NaN", |w| params(w).scale = f32::NAN, LAVA_ERR_ARGUMENT, "scale"),
+            ("cap negative", |w| params(w).softcap = -1.0, LAVA_ERR_ARGUMENT, "softcap"),
+            ("sliding without positions", |w| params(w).sliding_window = 4, LAVA_ERR_NULL, "kept_indices"),
+            ("fewer rows than new tokens", |w| *w.element("n_rows", 1) = 2u32, LAVA_ERR_SHAPE, "k"),
+            ("that, not causal", |w| (params(w).causal = 0, *w.element("n_rows", 1) = 2u32).1, LAVA_OK, ""),
+            ("more rows than there are", |w| *w.element("n_rows", 0) = 13u32, LAVA_ERR_BUFFER_SIZE, "k"),
+            ("out in half precision", |w| w.t("out").dtype = LAVA_F16, LAVA_ERR_DTYPE, "out"),
+            ("lse in half precision", |w| w.t("lse").dtype = LAVA_BF16, LAVA_ERR_DTYPE, "lse"),
+            ("a query is NaN", |w| *w.element("q data", 0) = f32::NAN, LAVA_ERR_NONFINITE, ""),
+            (
+                "positions that decrease",
+                |w| {
+                    static CU: [u32; 3] = [0, 5, 3];
+                    (params(w).kept_indices, params(w).cu_kept, params(w).sliding_window) =
+                        (w.p("n_rows"), CU.as_ptr(), 4);
+                },
+                LAVA_ERR_INDICES,
+                "cu_kept",
+            ),
+        ],
+    );
+    for (name, at) in [("q", 2 * DIMS.0), ("k", DIMS.0), ("v", DIMS.1)] {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let world = attend_world();
+            *world.element(&format!("{name} data"), at) = bad;
+            blames(&world, Some(LAYER), Some(1));
+        }
+    }
+}
+
+/// Outputs on top of the arrays that a params struct or a tensor leads to.
+#[test]
+fn outputs_on_arrays_inside_structs_are_refused() {
+    let cases: [(&str, Change); 3] = [
+        ("attend: out on kept_indices", |w| {
+            static CU: [u32; 3] = [0, 2, 4];
+            let params = w.at::<lava_attend_params>("params");
+            (params.kept_indices, params.cu_kept) = (w.t("out").data as *const u32, CU.as_ptr());
+        }),
+        ("attend: out on cu_kept", |w| {
+            let params = w.at::<lava_attend_params>("params");
+            (params.kept_indices, params.cu_kept) = (w.p("n_rows"), w.t("out").data as *const u32);
+            (0..3).for_each(|i| *w.element("out data", i) = 0u32);
+        }),
+        ("attend: lse on a row_start", |w| {
+            (0..2).for_each(|i| *w.element("lse data", i) = 12 * i as u32);
+            let k = w.t("k");
+            *w.element("n_rows", 0) = 5u32;
+            (k.row_start, k.stride_head, k.stride_token) = (w.t("lse").data as *const u32, 0, DIMS.0 as i64);
+        }),
+    ];
+    for (what, change) in cases {
+        let mut world = attend_world();
+        change(&mut world);
+        run_case(&world, &case(what, &[LAVA_ERR_OVERLAP], "", |_| {}), &[]).expect(what);
+    }
+}
+
+/// A report that cannot be trusted is not written, and nothing else is either.
+#[test]
+fn error_reports_of_a_wrong_size() {
+    for (size, status) in [
+        (0, LAVA_ERR_STRUCT_SIZE),
+        (31, LAVA_ERR_STRUCT_SIZE),
+        (u32::MAX, LAVA_ERR_STRUCT_SIZE),
+        (40, LAVA_OK),
+    ] {
+        let reports = Memory::of(&[unsafe { lava_error_init() }; 2]);
+        reports.set(0, size);
+        let before = reports.to_vec::<u8>();
+        let mut total = 9u64;
+        let shape = valid_shape();
+        // SAFETY: the report has room for 64 bytes.
+        let got = unsafe { lava_total_entries(&shape, 5, 1, &mut total, reports.ptr()) };
+        assert_eq!(got, status);
+        let kept = if status == LAVA_OK { 32 } else { 0 };
+        assert_eq!(reports.to_vec::<u8>()[kept..], before[kept..]);
+        assert_eq!(total == 9, status != LAVA_OK);
+        assert_eq!(reports.get::<u32>(0), size);
+    }
+}
+
+#[test]
+fn words() {
+    let word = |status| text(unsafe { lava_status_string(status) });
+    let words: Vec<_> = (LAVA_ERR_INTERNAL..=LAVA_OK).map(word).collect();
+    for (i, a) in words.iter().enumerate() {
+        assert!(!a.is_empty() && a != "unknown status" && !words[..i].contains(a));
+    }
+    for status in [1, LAVA_ERR_INTERNAL - 1, i32::MAX, i32::MIN] {
+        assert_eq!(word(status), "unknown status");
+    }
+    let (version, string) = unsafe { (lava_version(), text(lava_version_string())) };
+    let parts: Vec<u32> = string.split('.').map(|part| part.parse().unwrap()).collect();
+    assert_eq!(version, parts[0] * 10000 + parts[1] * 100 + parts[2]);
+    let backend = text(unsafe { lava_backend_name() });
+    assert!(!backend.is_empty() && backend != "unknown");
+}
