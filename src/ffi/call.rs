@@ -83,11 +83,11 @@ pub(crate) unsafe fn write_struct<T: Versioned>(p: *mut T, value: T) {
 /// # Safety
 /// `error` must be NULL or point to a `lava_error` with its `struct_size` set.
 pub(crate) unsafe fn run(error: *mut lava_error, call: impl FnOnce() -> Result<()>) -> lava_status {
-    // SAFETY: the caller's promise.
-    if !error.is_null()
-        && let Err(e) = unsafe { check_out_struct(error, c"error") }
-    {
-        return e.kind as lava_status;
+    if !error.is_null() {
+        // SAFETY: the caller's promise.
+        if let Err(e) = unsafe { check_out_struct(error, c"error") } {
+            return e.kind as lava_status;
+        }
     }
     #[cfg(feature = "std")]
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call))
