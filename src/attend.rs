@@ -113,22 +113,7 @@ pub fn attend(
     lse: Option<&TensorMut>,
     part: usize,
     n_parts: usize,
-    workspace: &mut [u8],
-) -> Result<()> {
-    attend_in(backend, shape, params, inputs, out, lse, part, n_parts, &mut Carver::over(workspace)?)
-}
-
-#[expect(clippy::too_many_arguments, reason = "the C function's arguments, one to one")]
-pub(crate) fn attend_in(
-    backend: Backend,
-    shape: &Shape,
-    params: &AttendParams,
-    inputs: &AttendInputs,
-    out: &TensorMut,
-    lse: Option<&TensorMut>,
-    part: usize,
-    n_parts: usize,
-    carver: &mut Carver,
+    workspace: &mut Carver,
 ) -> Result<()> {
     shape.validate()?;
     validate_logit_options(params.scale, params.softcap)?;
@@ -157,7 +142,7 @@ pub(crate) fn attend_in(
         (None, None) => {}
     }
     let heads = split(shape.n_kv_heads, part, n_parts)?;
-    let mut b = Buffers::carve(carver, shape)?;
+    let mut b = Buffers::carve(workspace, shape)?;
     for head in heads {
         for first in (0..n_new).step_by(QUERY_TILE) {
             let n = QUERY_TILE.min(n_new - first);

@@ -174,20 +174,16 @@ pub fn state_size(params: &CascadeParams) -> Result<usize> {
 }
 
 impl<'a> Cascade<'a> {
-    /// Starts a cascade in `memory`, at least [`state_size`] bytes aligned to 16.
-    pub fn new(params: &CascadeParams, memory: &'a mut [u8]) -> Result<Self> {
-        Self::init(params, &mut Carver::over(memory)?)
-    }
-
-    pub(crate) fn init(params: &CascadeParams, carver: &mut Carver<'a>) -> Result<Self> {
+    /// Starts a cascade in memory of at least [`state_size`] bytes.
+    pub fn new(params: &CascadeParams, state: &mut Carver<'a>) -> Result<Self> {
         use header::*;
         params.validate()?;
-        let head = carver.take::<u64>(WORDS)?;
+        let head = state.take::<u64>(WORDS)?;
         // The mask is copied: the caller's need not outlive this call.
         let mask: Option<&'a [u8]> = match params.select.protected_mask {
             None => None,
             Some(mask) => {
-                let copy = carver.take::<u8>(params.shape.prefix_len())?;
+                let copy = state.take::<u8>(params.shape.prefix_len())?;
                 copy.copy_from_slice(&mask[..params.shape.prefix_len()]);
                 Some(copy)
             }
@@ -197,22 +193,22 @@ impl<'a> Cascade<'a> {
             shape: params.shape,
             ..*params
         };
-        let state = Self::carve_rest(carver, own, head)?;
-        state.header[N_TOKENS] = params.shape.n_tokens as u64;
-        state.header[N_KV_HEADS] = params.shape.n_kv_heads as u64;
-        state.header[WINDOW] = params.shape.window as u64;
-        state.header[N_LAYERS] = params.n_layers as u64;
-        state.header[TOTAL] = params.total;
-        state.header[HEAD_FLOOR] = params.select.head_floor as u64;
-        state.header[ALPHA] = params.select.alpha.to_bits();
-        state.header[N_SINK] = params.select.n_sink as u64;
-        state.header[HAS_MASK] = params.select.protected_mask.is_some() as u64;
-        state.header[N_PUSHED] = 0;
-        state.header[MAGIC] = MAGIC_VALUE;
-        Ok(state)
+        let cascade = Self::carve_rest(state, own, head)?;
+        cascade.header[N_TOKENS] = params.shape.n_tokens as u64;
+        cascade.header[N_KV_HEADS] = params.shape.n_kv_heads as u64;
+        cascade.header[WINDOW] = params.shape.window as u64;
+        cascade.header[N_LAYERS] = params.n_layers as u64;
+        cascade.header[TOTAL] = params.total;
+        cascade.header[HEAD_FLOOR] = params.select.head_floor as u64;
+        cascade.header[ALPHA] = params.select.alpha.to_bits();
+        cascade.header[N_SINK] = params.select.n_sink as u64;
+        cascade.header[HAS_MASK] = params.select.protected_mask.is_some() as u64;
+        cascade.header[N_PUSHED] = 0;
+        cascade.header[MAGIC] = MAGIC_VALUE;
+        Ok(cascade)
     }
 
-    /// Finds a cascade again in memory that [`Cascade::init`] has filled.
+    /// Finds a cascade again in memory that [`Cascade::new`] has filled.
     pub(crate) fn reopen(carver: &mut Carver<'a>) -> Result<Self> {
         use header::*;
         let head = carver.take::<u64>(WORDS)?;

@@ -117,6 +117,11 @@ pub fn workspace_size(shape: &Shape, params: &ScoreParams) -> Result<usize> {
     size_of_carve(|c| Buffers::carve(c, shape, params))
 }
 
+/// The KV heads that `part` of `n_parts` works on.
+pub fn part_heads(shape: &Shape, part: usize, n_parts: usize) -> Result<Range<usize>> {
+    split(shape.n_kv_heads, part, n_parts)
+}
+
 /// Scores the KV heads of one part.
 ///
 /// `scores` is `[heads of the part, prefix_len]`, where the part's heads are `part_heads(shape, part, n_parts)`. Each part
@@ -129,27 +134,7 @@ pub fn score(
     inputs: &ScoreInputs,
     part: usize,
     n_parts: usize,
-    workspace: &mut [u8],
-    scores: &mut [f32],
-) -> Result<()> {
-    let mut carver = Carver::over(workspace)?;
-    score_in(backend, shape, params, inputs, part, n_parts, &mut carver, scores)
-}
-
-/// The KV heads that `part` of `n_parts` works on.
-pub fn part_heads(shape: &Shape, part: usize, n_parts: usize) -> Result<Range<usize>> {
-    split(shape.n_kv_heads, part, n_parts)
-}
-
-#[expect(clippy::too_many_arguments, reason = "the C function's arguments, one to one")]
-pub(crate) fn score_in(
-    backend: Backend,
-    shape: &Shape,
-    params: &ScoreParams,
-    inputs: &ScoreInputs,
-    part: usize,
-    n_parts: usize,
-    carver: &mut Carver,
+    workspace: &mut Carver,
     scores: &mut [f32],
 ) -> Result<()> {
     shape.validate()?;
@@ -158,7 +143,7 @@ pub(crate) fn score_in(
     let heads = part_heads(shape, part, n_parts)?;
     let prefix = shape.prefix_len();
     ensure(scores.len() >= heads.len() * prefix, ErrorKind::BufferSize, c"scores")?;
-    let mut buffers = Buffers::carve(carver, shape, params)?;
+    let mut buffers = Buffers::carve(workspace, shape, params)?;
     if prefix == 0 {
         return Ok(()); // the window covers everything: nothing competes
     }

@@ -309,19 +309,7 @@ pub fn select(
     params: &SelectParams,
     scores: &[f32],
     budget: u64,
-    workspace: &mut [u8],
-    kept_indices: &mut [u32],
-    cu_kept: &mut [u32],
-) -> Result<Selection> {
-    select_in(shape, params, scores, budget, &mut Carver::over(workspace)?, kept_indices, cu_kept)
-}
-
-pub(crate) fn select_in(
-    shape: &Shape,
-    params: &SelectParams,
-    scores: &[f32],
-    budget: u64,
-    carver: &mut Carver,
+    workspace: &mut Carver,
     kept_indices: &mut [u32],
     cu_kept: &mut [u32],
 ) -> Result<Selection> {
@@ -336,7 +324,7 @@ pub(crate) fn select_in(
     let protected = params.n_protected(prefix_len) as u64 * shape.n_kv_heads as u64;
     let budget = budget.min(n_entries as u64);
     ensure(budget >= protected, ErrorKind::Budget, c"budget").map_err(|e| e.at_layer(shape.layer))?;
-    let mut buffers = Buffers::carve(carver, shape.n_kv_heads)?;
+    let mut buffers = Buffers::carve(workspace, shape.n_kv_heads)?;
     for (h, head) in scores[..n_entries].chunks_exact(prefix_len.max(1)).enumerate() {
         ensure(head.iter().all(|s| s.is_finite()), ErrorKind::NonFinite, c"scores")
             .map_err(|e| e.at_head(h).at_layer(shape.layer))?;
@@ -391,14 +379,10 @@ fn carve_share<'a>(c: &mut Carver<'a>) -> Result<(&'a mut [u32], &'a mut [f64])>
 /// floors or protected entries.
 ///
 /// `scores` is `[n_kv_heads, prefix_len]`, not negative.
-pub fn budget_for_share(scores: &[f32], epsilon: f64, workspace: &mut [u8]) -> Result<u64> {
-    budget_for_share_in(scores, epsilon, &mut Carver::over(workspace)?)
-}
-
-pub(crate) fn budget_for_share_in(scores: &[f32], epsilon: f64, carver: &mut Carver) -> Result<u64> {
+pub fn budget_for_share(scores: &[f32], epsilon: f64, workspace: &mut Carver) -> Result<u64> {
     ensure((0.0..=1.0).contains(&epsilon), ErrorKind::Argument, c"epsilon")?;
     ensure(scores.iter().all(|s| *s >= 0.0 && s.is_finite()), ErrorKind::NonFinite, c"scores")?;
-    let (counts, masses) = carve_share(carver)?;
+    let (counts, masses) = carve_share(workspace)?;
     let mass: f64 = scores.iter().map(|&s| s as f64).sum();
     // Less than f64 sums in another order may differ by would ask for entries that add nothing.
     let wanted = mass * (1.0 - epsilon - 1e-12);

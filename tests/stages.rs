@@ -6,6 +6,7 @@ use lava::attend::{AttendInputs, AttendParams, Positions};
 use lava::cascade::{Cascade, CascadeParams};
 use lava::reference::{self, Heads};
 use lava::score::ScoreInputs;
+use lava::workspace::Carver;
 use lava::*;
 use proptest::prelude::*;
 
@@ -84,9 +85,11 @@ fn aligned(bytes: usize) -> Vec<u128> {
     vec![0; bytes.div_ceil(16)]
 }
 
-fn bytes(memory: &mut [u128]) -> &mut [u8] {
+fn carver(memory: &mut [u128]) -> Carver<'_> {
     // SAFETY: u128s are bytes too, and the slice covers exactly their memory.
-    unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr() as *mut u8, size_of_val(memory)) }
+    let bytes =
+        unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr() as *mut u8, size_of_val(memory)) };
+    Carver::over(bytes).expect("u128s are aligned")
 }
 
 fn run_score(
@@ -97,7 +100,7 @@ fn run_score(
 ) -> Result<Vec<f32>> {
     let mut scores = vec![f32::NAN; shape.n_kv_heads * shape.prefix_len()];
     let mut workspace = aligned(score::workspace_size(shape, params)?);
-    score::score(backend, shape, params, inputs, 0, 1, bytes(&mut workspace), &mut scores)?;
+    score::score(backend, shape, params, inputs, 0, 1, &mut carver(&mut workspace), &mut scores)?;
     Ok(scores)
 }
 
@@ -227,8 +230,8 @@ fn check_select(scores: &[Vec<f32>], window: usize, params: &SelectParams, budge
     let mut kept = vec![u32::MAX; select::n_kept(&shape, budget).unwrap() as usize];
     let mut cu = vec![u32::MAX; scores.len() + 1];
     let flat = scores.concat();
-    let done =
-        select::select(&shape, params, &flat, budget, bytes(&mut workspace), &mut kept, &mut cu).unwrap();
+    let done = select::select(&shape, params, &flat, budget, &mut carver(&mut workspace), &mut kept, &mut cu)
+        .unwrap();
     let want = reference::select(scores, params, budget);
     for (g, want) in want.iter().enumerate() {
         let want: Vec<u32> = want.iter().copied().chain(prefix..prefix + window).map(|i| i as u32).collect();
@@ -328,7 +331,7 @@ proptest! {
         let total = ((fill * all as f64) as u64).max(least);
         let params = CascadeParams { shape, n_layers, total, select: select_params };
         let mut memory = aligned(cascade::state_size(&params).unwrap());
-        let mut cascade = Cascade::new(&params, bytes(&mut memory)).unwrap();
+        let mut cascade = Cascade::new(&params, &mut carver(&mut memory)).unwrap();
         // Layers of very unlike entropy: some almost constant, some with a single score.
         let layers: Vec<Vec<f32>> = (0..n_layers).map(|l| {
             let mut scores = layer_scores(heads, prefix, levels, seed ^ (l as u64 * 77)).concat();
@@ -365,7 +368,7 @@ proptest! {
         for (l, scores) in layers.iter().enumerate() {
             let mut kept = vec![0; select::n_kept(&shape, budgets[l]).unwrap() as usize];
             let mut cu = vec![0; heads + 1];
-            let done = select::select(&shape, &select_params, scores, budgets[l], bytes(&mut workspace), &mut kept, &mut cu).unwrap();
+            let done = select::select(&shape, &select_params, scores, budgets[l], &mut carver(&mut workspace), &mut kept, &mut cu).unwrap();
             let end = cascade.layer(l).unwrap();
             prop_assert_eq!(end.kept_indices, &kept[..]);
             prop_assert_eq!(end.cu_kept, &cu[..]);
@@ -381,7 +384,7 @@ proptest! {
     ) {
         let scores = layer_scores(1, n, levels, seed).concat();
         let mut workspace = aligned(select::budget_for_share_workspace_size().unwrap());
-        let budget = select::budget_for_share(&scores, epsilon, bytes(&mut workspace)).unwrap();
+        let budget = select::budget_for_share(&scores, epsilon, &mut carver(&mut workspace)).unwrap();
         let mut sorted = scores.clone();
         sorted.sort_by(|a, b| b.total_cmp(a));
         let mass: f64 = scores.iter().map(|&s| s as f64).sum();
@@ -445,7 +448,7 @@ fn check_attend(
     {
         let out = TensorMut::from_slice(&mut out, dense(dv).0, dense(dv).1, n_q_heads, dv).unwrap();
         let lse = TensorMut::from_slice(&mut lse, dense(1).0, dense(1).1, n_q_heads, 1).unwrap();
-        attend::attend(backend, shape, params, &inputs, &out, Some(&lse), 0, 1, bytes(&mut workspace))
+        attend::attend(backend, shape, params, &inputs, &out, Some(&lse), 0, 1, &mut carver(&mut workspace))
             .unwrap();
     }
     let position = |h: usize, r: usize| {

@@ -502,6 +502,18 @@ pub(super) unsafe fn add_values<V: Lanes, S: Source>(values: &Block, tile: &[f32
     }
 }
 
+/// Operations of a `Lanes` that are one instruction: `name(a, b) = intrinsic`.
+macro_rules! instructions {
+    ($($name:ident($first:ident $(, $other:ident)*) = $intrinsic:ident;)*) => {
+        $(#[inline(always)]
+        unsafe fn $name(self $(, $other: Self)*) -> Self {
+            let $first = self;
+            // SAFETY: arithmetic on registers; the module's contract gives the machine.
+            Self(unsafe { $intrinsic($first.0 $(, $other.0)*) })
+        })*
+    };
+}
+
 /// Makes the table of an instruction set: `$lanes` are its registers, `$features` what the machine must have, `$mr · $nb` sums
 /// fill its registers with `$nb` vectors of keys and one of q beside them.
 macro_rules! kernels {
@@ -587,4 +599,4 @@ macro_rules! entry {
     };
 }
 
-pub(super) use {entry, kernels};
+pub(super) use {entry, instructions, kernels};

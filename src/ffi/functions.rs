@@ -192,7 +192,7 @@ pub unsafe extern "C" fn lava_score(
                 // Other parts write the other heads at the same time: the slice covers this part's only.
                 slice_mut(all.add(heads.start * prefix_len), heads.len() * prefix_len, c"scores")?
             };
-            score::score_in(
+            score::score(
                 Backend::detect(),
                 &shape,
                 &params,
@@ -391,7 +391,7 @@ pub unsafe extern "C" fn lava_select(
                 .writes(cu_kept, shape.n_kv_heads + 1, c"cu_kept")
                 .writes(selection, 1, c"selection")
                 .check()?;
-            let done = select::select_in(
+            let done = select::select(
                 &shape,
                 &params,
                 scores_of(&shape, scores)?,
@@ -464,7 +464,7 @@ pub unsafe extern "C" fn lava_budget_for_share(
                 .writes(budget, 1, c"budget")
                 .check()?;
             let mut carver = super::call::workspace(workspace, workspace_size)?;
-            out[0] = select::budget_for_share_in(scores_of(&shape, scores)?, epsilon, &mut carver)
+            out[0] = select::budget_for_share(scores_of(&shape, scores)?, epsilon, &mut carver)
                 .map_err(|e| e.at_layer(shape.layer))?;
             Ok(())
         })
@@ -633,7 +633,7 @@ pub unsafe extern "C" fn lava_cascade_init(
                 .writes(state as *mut u8, state_size, c"state")
                 .check()?;
             ensure(state_size >= cascade::state_size(&params)?, ErrorKind::Workspace, c"state")?;
-            Cascade::init(
+            Cascade::new(
                 &params,
                 &mut super::call::workspace(state, state_size).map_err(|e| e.of(c"state"))?,
             )?;
@@ -811,7 +811,7 @@ pub unsafe extern "C" fn lava_attend(
             let mut carver = super::call::workspace(workspace, workspace_size)?;
             // SAFETY: the header asks that out and lse be writable; other parts write other query heads' rows.
             let (out, lse) = (TensorMut::from_tensor(out), lse.map(|t: Tensor| TensorMut::from_tensor(t)));
-            attend::attend_in(
+            attend::attend(
                 Backend::detect(),
                 &shape,
                 &params,
