@@ -147,6 +147,8 @@ pub struct Tensor<'a> {
     declared: (i64, i64, i64),
     /// Bytes from `data` to the end of the last element.
     extent: usize,
+    /// Bytes that the view was made over.
+    size: usize,
     _memory: PhantomData<&'a [u8]>,
 }
 
@@ -251,6 +253,7 @@ impl<'a> Tensor<'a> {
                 row_start: strides.row_start,
                 declared: (strides.token, strides.head, strides.dim),
                 extent,
+                size,
                 _memory: PhantomData,
             }),
             Some(_) => refuse(ErrorKind::BufferSize, c"size"),
@@ -447,6 +450,15 @@ impl<'a> TensorMut<'a> {
     /// The same memory, to read from while this view writes: what compaction in place moves rows out of.
     pub fn as_tensor(&self) -> Tensor<'_> {
         self.0
+    }
+
+    /// The same memory with other rows: a ragged cache as it was before its heads closed ranks.
+    pub fn as_ragged<'b>(&'b self, row_start: &'b [u32], rows: Rows<'b>) -> Result<Tensor<'b>> {
+        let t = &self.0;
+        let (token, _, dim) = t.declared;
+        let strides = Strides { token, head: 0, dim, row_start: Some(row_start) };
+        // SAFETY: `size` bytes from `data` are this view's to use for as long as it is borrowed.
+        unsafe { Tensor::from_raw(t.data, t.size, t.dtype, strides, rows, t.n_heads, t.dim) }
     }
 
     /// Copies `n` rows of `src`'s head `h`, from `src_row` on, to `dst_row` on of this tensor's head `h`. The two may
