@@ -52,6 +52,8 @@ struct Buffers<'a> {
     max: &'a mut [f32],
     /// Per query row: its sum.
     sum: &'a mut [f64],
+    /// Stage 4's result: `[n_kv_heads]`, of which the part's own are used.
+    value_max: &'a mut [f32],
     /// One query head's attention: `[prefix_len]`, only where each head must be pooled by itself.
     head_row: &'a mut [f32],
     /// Exponentials of `stored_heads` query heads over the prefix, block by block: `[blocks, rows, KEY_BLOCK]`. Or nothing.
@@ -69,6 +71,7 @@ impl<'a> Buffers<'a> {
                 tile: &mut [],
                 max: &mut [],
                 sum: &mut [],
+                value_max: &mut [],
                 head_row: &mut [],
                 exps: &mut [],
                 exps_max: &mut [],
@@ -82,6 +85,7 @@ impl<'a> Buffers<'a> {
             tile: c.take(shape.window.saturating_mul(KEY_BLOCK))?,
             max: c.take(rows)?,
             sum: c.take(rows)?,
+            value_max: c.take(shape.n_kv_heads)?,
             head_row: c.take(if reduce_first(shape, params) { 0 } else { shape.prefix_len() })?,
             exps: c.take(stored.saturating_mul(KEY_BLOCK))?,
             exps_max: c.take(stored)?,
@@ -147,9 +151,40 @@ pub fn score(
     if prefix == 0 {
         return Ok(()); // the window covers everything: nothing competes
     }
+    value_maxima(backend.kernels, shape, params, &inputs.v, heads.clone(), buffers.value_max)?;
     for (head, out) in heads.zip(scores.chunks_exact_mut(prefix)) {
         let task = Task { kernels: backend.kernels, shape, params, inputs, head };
         task.run(&mut buffers, out).map_err(|e| e.at_head(head).at_layer(shape.layer))?;
+    }
+    Ok(())
+}
+
+/// Stage 4: `max ‖V[i]‖₁` over the prefix, or over all tokens. Every row is read, so that every NaN is found.
+///
+/// Not head by head: where the heads of a token are neighbours, they are read together, in the order of memory.
+fn value_maxima(
+    kernels: &Kernels,
+    shape: &Shape,
+    params: &ScoreParams,
+    v: &Tensor,
+    heads: Range<usize>,
+    out: &mut [f32],
+) -> Result<()> {
+    let step = if v.is_token_major() { 4 } else { 256 };
+    let (prefix, n) = (shape.prefix_len(), shape.n_tokens);
+    for tokens in [0..prefix, prefix..n] {
+        let counts = tokens.end == prefix || params.value_span == ValueSpan::All;
+        for first in tokens.clone().step_by(step) {
+            for head in heads.clone() {
+                let block = Block { tensor: v, head, first, n: step.min(tokens.end - first) };
+                let norm = (kernels.max_l1)(&block);
+                ensure(norm.is_finite(), ErrorKind::NonFinite, c"v")
+                    .map_err(|e| e.at_head(head).at_layer(shape.layer))?;
+                if counts && norm > out[head] {
+                    out[head] = norm;
+                }
+            }
+        }
     }
     Ok(())
 }
@@ -181,6 +216,24 @@ enum Columns {
     Store(usize),
 }
 
+/// Query rows whose logits are computed between two requests for rows to come.
+const QUERY_BLOCK: usize = 16;
+
+/// Rows of the next block of keys, asked for a few at a time: a core can wait for a few dozen cache lines only.
+struct Ahead<'a> {
+    rows: Block<'a>,
+    step: usize,
+}
+
+impl Ahead<'_> {
+    fn ask(&mut self, kernels: &Kernels) {
+        let n = self.step.min(self.rows.n);
+        (kernels.prefetch)(&Block { n, ..self.rows });
+        self.rows.first += n;
+        self.rows.n -= n;
+    }
+}
+
 /// One KV head.
 struct Task<'a> {
     kernels: &'static Kernels,
@@ -193,7 +246,7 @@ struct Task<'a> {
 impl Task<'_> {
     fn run(&self, b: &mut Buffers, out: &mut [f32]) -> Result<()> {
         let (shape, params) = (self.shape, self.params);
-        let vmax = self.value_max()?;
+        let vmax = b.value_max[self.head];
         self.load_queries(b.q);
         let group = shape.group_size();
         let step = match &self.inputs.lse {
@@ -245,22 +298,6 @@ impl Task<'_> {
         ensure(finite, ErrorKind::NonFinite, c"scores")
     }
 
-    fn block<'t>(&self, tensor: &'t Tensor<'t>, first: usize, n: usize) -> Block<'t> {
-        Block { tensor, head: self.head, first, n }
-    }
-
-    /// Stage 4: `max ‖V[i]‖₁` over the prefix, or over all tokens. Every row is read, so that every NaN is found.
-    fn value_max(&self) -> Result<f32> {
-        let (prefix, n) = (self.shape.prefix_len(), self.shape.n_tokens);
-        let in_prefix = (self.kernels.max_l1)(&self.block(&self.inputs.v, 0, prefix));
-        let in_window = (self.kernels.max_l1)(&self.block(&self.inputs.v, prefix, n - prefix));
-        ensure(in_prefix.is_finite() && in_window.is_finite(), ErrorKind::NonFinite, c"v")?;
-        Ok(match self.params.value_span {
-            ValueSpan::Prefix => in_prefix,
-            ValueSpan::All => in_prefix.max(in_window),
-        })
-    }
-
     /// The group's queries, scaled, one query head behind the other.
     fn load_queries(&self, q: &mut [f32]) {
         let (w, d) = (self.shape.window, self.shape.head_dim_k);
@@ -297,14 +334,15 @@ impl Task<'_> {
         b.sum[rows.clone()].fill(0.0);
         for first in (0..self.shape.n_tokens).step_by(KEY_BLOCK) {
             let n = KEY_BLOCK.min(self.shape.n_tokens - first);
-            (self.kernels.pack_keys)(&self.block(&self.inputs.k, first, n), b.panel);
+            (self.kernels.pack_keys)(&self.keys(first, n), b.panel);
+            let mut ahead = self.ahead(first + n, self.shape.n_tokens, heads.len());
             for h in heads.clone() {
                 let own = h * w..(h + 1) * w;
                 let slot = (first / KEY_BLOCK * heads.len() + h - heads.start) * w;
                 let keep = store && first < self.shape.prefix_len();
                 let tile =
                     if keep { &mut b.exps[slot * KEY_BLOCK..(slot + w) * KEY_BLOCK] } else { &mut *b.tile };
-                self.logits(b.q, b.panel, tile, h, first, n)?;
+                self.logits(b.q, b.panel, tile, h, (first, n), &mut ahead)?;
                 (self.kernels.softmax_rows)(tile, &mut b.max[own.clone()], &mut b.sum[own.clone()]);
                 if keep {
                     b.exps_max[slot..slot + w].copy_from_slice(&b.max[own]);
@@ -330,14 +368,15 @@ impl Task<'_> {
         for (block, out) in out.chunks_mut(KEY_BLOCK).enumerate() {
             let (first, n) = (block * KEY_BLOCK, out.len());
             if step == Columns::Recompute {
-                (self.kernels.pack_keys)(&self.block(&self.inputs.k, first, n), b.panel);
+                (self.kernels.pack_keys)(&self.keys(first, n), b.panel);
             }
+            let mut ahead = self.ahead(first + n, self.shape.prefix_len(), heads.len());
             for h in heads.clone() {
                 let lse = &b.max[h * w..(h + 1) * w];
                 let mut sums = [0.0f32; KEY_BLOCK];
                 match step {
                     Columns::Recompute => {
-                        self.logits(b.q, b.panel, b.tile, h, first, n)?;
+                        self.logits(b.q, b.panel, b.tile, h, (first, n), &mut ahead)?;
                         (self.kernels.add_exp_rows)(b.tile, lse, &mut sums);
                     }
                     Columns::Store(_) => {
@@ -352,6 +391,16 @@ impl Task<'_> {
         Ok(())
     }
 
+    fn keys(&self, first: usize, n: usize) -> Block<'_> {
+        Block { tensor: &self.inputs.k, head: self.head, first, n }
+    }
+
+    /// The block of keys from `first` on, up to key `end`, to be asked for while `heads` query heads' logits are computed.
+    fn ahead(&self, first: usize, end: usize, heads: usize) -> Ahead<'_> {
+        let n = KEY_BLOCK.min(end.saturating_sub(first));
+        Ahead { rows: self.keys(first, n), step: n.div_ceil(heads * self.shape.window.div_ceil(QUERY_BLOCK)) }
+    }
+
     /// Logits of query head `in_group` against the packed keys `first .. first + n`; `UNSEEN` where the query does not look.
     fn logits(
         &self,
@@ -359,11 +408,16 @@ impl Task<'_> {
         panel: &[f32],
         tile: &mut [f32],
         in_group: usize,
-        first: usize,
-        n: usize,
+        (first, n): (usize, usize),
+        ahead: &mut Ahead,
     ) -> Result<()> {
-        let rows = self.shape.window * self.shape.head_dim_k;
-        let finite = (self.kernels.logits)(&q[in_group * rows..][..rows], panel, tile);
+        let (w, d) = (self.shape.window, self.shape.head_dim_k);
+        let q = &q[in_group * w * d..(in_group + 1) * w * d];
+        let mut finite = true;
+        for (q, tile) in q.chunks(QUERY_BLOCK * d).zip(tile.chunks_mut(QUERY_BLOCK * KEY_BLOCK)) {
+            ahead.ask(self.kernels);
+            finite &= (self.kernels.logits)(q, panel, tile);
+        }
         ensure(finite, ErrorKind::NonFinite, c"q or k")?;
         if let Some(cap) = self.params.softcap {
             (self.kernels.softcap)(tile, cap);

@@ -286,6 +286,11 @@ impl<'a> Tensor<'a> {
         self.stride_dim == 1 || self.dim == 1
     }
 
+    /// Whether a token's heads lie nearer to each other than a head's tokens.
+    pub(crate) fn is_token_major(&self) -> bool {
+        self.stride_head < self.stride_token
+    }
+
     /// Whether one row of a head follows the other without a gap.
     fn is_head_contiguous(&self) -> bool {
         self.is_row_contiguous() && self.stride_token == self.dim

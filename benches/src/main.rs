@@ -145,7 +145,9 @@ fn measure<T: Number>(
             }
             let score_lse = fastest(args.rounds.min(3), || layer.score(&mut out, threads, true));
             layer.score(&mut out, threads, false);
-            let entropy = fastest(args.rounds, || { std::hint::black_box(layer.entropy(&out)); });
+            let entropy = fastest(args.rounds, || {
+                std::hint::black_box(layer.entropy(&out));
+            });
             let select = fastest(args.rounds, || layer.select(&mut out));
             let compact = fastest(args.rounds, || layer.compact(&mut out));
             let one_read = (0..args.rounds).map(|_| limits.read(1)).fold(0.0, f64::max);

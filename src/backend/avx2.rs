@@ -50,6 +50,11 @@ unsafe impl Lanes for Avx2 {
         // SAFETY: the caller promises eight writable elements.
         unsafe { _mm256_storeu_ps(p, self.0) }
     }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        // SAFETY: a hint may name any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p as *const i8) }
+    }
     // The maximum and minimum return their second operand where one is NaN, as `Lanes` asks.
     super::vector::instructions! {
         add(a, b) = _mm256_add_ps;

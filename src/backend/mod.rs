@@ -43,6 +43,9 @@ impl Block<'_> {
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
     pub name: &'static str,
+    /// `prefetch(rows)`: these rows are needed soon. In a token-major cache one head's rows are too far apart for the
+    /// hardware to see that by itself.
+    pub prefetch: fn(&Block),
     /// `pack_keys(keys, panel)`: `panel[c, i] = keys[i, c]`, zero for `i ≥ n`.
     pub pack_keys: fn(&Block, &mut [f32]),
     /// `logits(q, panel, tile) -> finite`: `tile[r, i] = Σ_c q[r, c] · panel[c, i]`. False if any result is NaN or infinite.

@@ -8,6 +8,7 @@ use super::{Block, KEY_BLOCK, Kernels, UNSEEN};
 /// The scalar table.
 pub(crate) static KERNELS: Kernels = Kernels {
     name: "scalar",
+    prefetch: |_| {},
     pack_keys,
     logits,
     dots,

@@ -33,6 +33,8 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn load_f16(p: *const u16) -> Self;
     unsafe fn load_bf16(p: *const u16) -> Self;
     unsafe fn store(self, p: *mut f32);
+    /// Asks for the cache line at `p`, which may be any address.
+    unsafe fn prefetch(p: *const u8);
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
@@ -127,6 +129,19 @@ unsafe fn exp<V: Lanes>(x: V) -> V {
         }
         let y = p.fma(r.mul(r), r).add(V::splat(1.0));
         x.where_above(low, y.mul(n.pow2()))
+    }
+}
+
+#[inline(always)]
+pub(super) unsafe fn prefetch<V: Lanes>(rows: &Block) {
+    if rows.tensor.is_row_contiguous() {
+        let bytes = rows.tensor.dim() * rows.tensor.dtype().size();
+        for i in 0..rows.n {
+            for line in (0..bytes).step_by(64) {
+                // SAFETY: a hint, at an address inside the row.
+                unsafe { V::prefetch(rows.row(i).wrapping_add(line)) };
+            }
+        }
     }
 }
 
@@ -527,6 +542,7 @@ macro_rules! kernels {
         /// The table. Only `Backend`'s constructor hands it out, on machines that have what it needs.
         pub(crate) static KERNELS: Kernels = Kernels {
             name: $name,
+            prefetch,
             pack_keys: $pack,
             logits,
             dots,
@@ -540,6 +556,9 @@ macro_rules! kernels {
         };
 
         $crate::backend::vector::entry! { $features
+            fn prefetch(rows: &Block) -> () {
+                vector::prefetch::<$lanes>(rows)
+            }
             fn logits(q: &[f32], panel: &[f32], tile: &mut [f32]) -> bool {
                 vector::logits::<$lanes, $mr, $ms, $nb>(q, panel, tile)
             }
