@@ -10,7 +10,7 @@ LIB  := target/capi/capi/liblava.a
 BIN  := target/examples-c
 LIBS := -lm -lpthread -ldl
 
-.PHONY: run test lib check-tools fmt lint doc unit clean
+.PHONY: run test bench lib check-tools fmt lint doc unit clean
 
 run: $(BIN)/quickstart
 	@$(BIN)/quickstart target/budget-map.svg
@@ -33,6 +33,7 @@ test: check-tools lint doc unit
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --features rayon --all-targets -- -D warnings
 	$(CARGO) clippy --no-default-features -- -D warnings
 	$(CARGO) clippy --no-default-features --features capi -- -D warnings
 
@@ -41,7 +42,12 @@ doc:
 
 # libclang for bindgen is found, or brought, by ffi-tests/libclang.sh.
 unit:
-	$(CARGO) test --workspace
+	$(CARGO) test --workspace --features lava/rayon
+
+# Times against the machine's limits and against PyTorch, where PYTHON has it. RECORD=file keeps the tables.
+PYTHON ?= python3
+bench: check-tools
+	$(CARGO) run --release --quiet --manifest-path benches/Cargo.toml -- --python $(PYTHON) $(if $(RECORD),--record $(RECORD))
 
 fmt:
 	$(CARGO) fmt --all

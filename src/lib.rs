@@ -20,7 +20,7 @@
 //! `ffi` (the C ABI, `include/lava.h`), and `reference` (the whole method in plain f64 loops, the oracle of the tests).
 //!
 //! Features: `std` (default; panics are caught at the C boundary, `half` uses the CPU's conversions), `capi` (default;
-//! the `lava_*` functions), `ffi-panic-handler` (for C programs without a Rust runtime).
+//! the `lava_*` functions), `rayon` ([`score::score`] on rayon's threads, `parallel`), `ffi-panic-handler` (for C programs without a Rust runtime).
 #![cfg_attr(not(feature = "std"), no_std)]
 // The C boundary checks more than a borrow checker needs to: overlaps, memory carved by an earlier call.
 #![cfg_attr(not(feature = "capi"), allow(dead_code))]
@@ -43,6 +43,9 @@ pub mod entropy;
 pub mod error;
 #[cfg(feature = "capi")]
 pub mod ffi;
+#[cfg(feature = "rayon")]
+#[forbid(unsafe_code)]
+pub mod parallel;
 #[forbid(unsafe_code)]
 pub mod params;
 #[cfg(feature = "std")]

@@ -211,6 +211,35 @@ fn scores_with_every_option_and_dtype() {
     }
 }
 
+/// What the header promises of backends: the same scores but for rounding. And of threads: the same bits.
+#[test]
+fn backends_and_threads_agree() {
+    for (n, dim, dtype) in [(2500, 128, Dtype::F16), (700, 80, Dtype::BF16), (1311, 33, Dtype::F32)] {
+        let shape = shape(n, (8, 2), (dim, dim), 32);
+        let mut random = Random(n as u64);
+        let q = Data::new(&mut random, dtype, (32, 8, dim), 2.0);
+        let k = Data::new(&mut random, dtype, (n, 2, dim), 2.0);
+        let v = Data::new(&mut random, dtype, (n, 2, dim), 2.0);
+        let inputs = ScoreInputs { q: q.view(), k: k.view(), v: v.view(), lse: None };
+        let params = ScoreParams::default();
+        let want = run_score(Backend::scalar(), &shape, &params, &inputs).unwrap();
+        let largest = want.iter().copied().fold(0.0, f32::max);
+        for backend in Backend::all() {
+            let got = run_score(backend, &shape, &params, &inputs).unwrap();
+            let worst = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst <= 1e-5 * largest, "{}: off by {} of the largest", backend.name(), worst / largest);
+            #[cfg(feature = "rayon")]
+            for n_parts in [1, 2, 3] {
+                let mut workspace = vec![0; parallel::workspace_size(&shape, &params, n_parts).unwrap()];
+                let mut scores = vec![f32::NAN; got.len()];
+                parallel::score(backend, &shape, &params, &inputs, n_parts, &mut workspace, &mut scores)
+                    .unwrap();
+                assert!(scores == got);
+            }
+        }
+    }
+}
+
 #[test]
 fn scoring_needs_at_most_a_tenth_of_the_layer() {
     let real = [(1024, (8, 2), 32), (4096, (32, 8), 128), (32768, (32, 8), 128), (8192, (8, 8), 64)];
