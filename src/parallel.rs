@@ -28,6 +28,9 @@ pub fn score(
     workspace: &mut [u8],
     scores: &mut [f32],
 ) -> Result<()> {
+    ensure(n_parts > 0, ErrorKind::Argument, c"n_parts")?;
+    // A part without a head has nothing to do.
+    let n_parts = n_parts.min(shape.n_kv_heads);
     let size = score::workspace_size(shape, params)?.next_multiple_of(WORKSPACE_ALIGN);
     let start = workspace.as_ptr().align_offset(WORKSPACE_ALIGN);
     let needed = workspace_size(shape, params, n_parts)? - WORKSPACE_ALIGN;

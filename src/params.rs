@@ -186,7 +186,8 @@ impl SelectParams<'_> {
 
     /// Checks α, and the mask's length against the prefix.
     pub fn validate(&self, prefix_len: usize) -> Result<()> {
-        ensure((0.0..=1.0).contains(&self.alpha), ErrorKind::Argument, c"alpha")?;
+        let in_range = self.head_floor == HeadFloor::None || (0.0..=1.0).contains(&self.alpha);
+        ensure(in_range, ErrorKind::Argument, c"alpha")?;
         ensure(
             self.protected_mask.is_none_or(|m| m.len() >= prefix_len),
             ErrorKind::BufferSize,

@@ -10,8 +10,8 @@
 //! query rows that look at it. What a column sum needs, each row's log-sum-exp, is known only behind the last key. Three ways:
 //!
 //! - The caller has the log-sum-exp: one pass.
-//! - There is memory for the exponentials of some query heads over all keys (within a tenth of the layer's own size): one
-//!   pass leaves `exp(logit − maximum so far)` there, a second, without arithmetic to speak of, weighs and sums it.
+//! - There is memory for the exponentials of one or more query heads over all keys (within a tenth of the layer's own
+//!   size): one pass leaves `exp(logit − maximum so far)` there, a second, without arithmetic to speak of, weighs and sums it.
 //! - There is not: the logits are computed twice. Short prompts end up here, where it does not matter.
 //!
 //! Source: arXiv 2509.09754, section 4.1. The work of one KV head touches nobody else's, so heads are the unit of
@@ -40,9 +40,41 @@ pub struct ScoreInputs<'a> {
     pub lse: Option<Tensor<'a>>,
 }
 
-/// Buffers of one part.
+/// How the query heads of a group are gone through.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    /// Query heads that look at each packed block of keys together; a divisor of the group's size.
+    together: usize,
+    /// Whether their exponentials over the prefix are stored, so that the logits need not be computed twice.
+    store: bool,
+}
+
+impl Plan {
+    /// The largest plan whose buffers are at most a tenth of the layer's K and V in f16: storing before not storing, more
+    /// heads before fewer. One head at a time, not stored, if there is none.
+    fn new(shape: &Shape, params: &ScoreParams) -> Result<Self> {
+        let layer = 2
+            * shape.n_tokens as u64
+            * shape.n_kv_heads as u64
+            * (shape.head_dim_k + shape.head_dim_v) as u64;
+        // Heads that are pooled one by one are computed one by one.
+        let most = if reduce_first(shape, params) { shape.group_size() } else { 1 };
+        for store in [true, false] {
+            for together in (1..=most).rev().filter(|n| shape.group_size().is_multiple_of(*n)) {
+                let plan = Self { together, store };
+                match size_of_carve(|c| Buffers::carve(c, shape, params, plan)) {
+                    Ok(size) if size as u64 <= layer / 10 => return Ok(plan),
+                    _ => {}
+                }
+            }
+        }
+        Ok(Self { together: 1, store: false })
+    }
+}
+
+/// Buffers of one part. `rows` are the query rows of the heads that go together: `together · window`.
 struct Buffers<'a> {
-    /// Queries of one group, scaled: `[group_size · window, head_dim_k]`.
+    /// Queries, scaled: `[rows, head_dim_k]`.
     q: &'a mut [f32],
     /// One block of keys, transposed: `[head_dim_k, KEY_BLOCK]`.
     panel: &'a mut [f32],
@@ -56,52 +88,30 @@ struct Buffers<'a> {
     value_max: &'a mut [f32],
     /// One query head's attention: `[prefix_len]`, only where each head must be pooled by itself.
     head_row: &'a mut [f32],
-    /// Exponentials of `stored_heads` query heads over the prefix, block by block: `[blocks, rows, KEY_BLOCK]`. Or nothing.
+    /// Exponentials over the prefix, block by block: `[blocks, rows, KEY_BLOCK]`. Or nothing.
     exps: &'a mut [f32],
     /// The maximum that each of them was taken with: `[blocks, rows]`.
     exps_max: &'a mut [f32],
 }
 
 impl<'a> Buffers<'a> {
-    fn carve(c: &mut Carver<'a>, shape: &Shape, params: &ScoreParams) -> Result<Self> {
-        if shape.prefix_len() == 0 {
-            return Ok(Self {
-                q: &mut [],
-                panel: &mut [],
-                tile: &mut [],
-                max: &mut [],
-                sum: &mut [],
-                value_max: &mut [],
-                head_row: &mut [],
-                exps: &mut [],
-                exps_max: &mut [],
-            });
-        }
-        let rows = shape.group_size() * shape.window;
-        let stored = stored_heads(shape) * shape.window * shape.prefix_len().div_ceil(KEY_BLOCK);
+    fn carve(c: &mut Carver<'a>, shape: &Shape, params: &ScoreParams, plan: Plan) -> Result<Self> {
+        // Where nothing competes nothing is needed.
+        let any = (shape.prefix_len() > 0) as usize;
+        let rows = any * plan.together * shape.window;
+        let stored = if plan.store { rows.saturating_mul(shape.prefix_len().div_ceil(KEY_BLOCK)) } else { 0 };
         Ok(Self {
             q: c.take(rows.saturating_mul(shape.head_dim_k))?,
-            panel: c.take(shape.head_dim_k * KEY_BLOCK)?,
-            tile: c.take(shape.window.saturating_mul(KEY_BLOCK))?,
+            panel: c.take(any * shape.head_dim_k * KEY_BLOCK)?,
+            tile: c.take(any * shape.window.saturating_mul(KEY_BLOCK))?,
             max: c.take(rows)?,
             sum: c.take(rows)?,
-            value_max: c.take(shape.n_kv_heads)?,
+            value_max: c.take(any * shape.n_kv_heads)?,
             head_row: c.take(if reduce_first(shape, params) { 0 } else { shape.prefix_len() })?,
             exps: c.take(stored.saturating_mul(KEY_BLOCK))?,
             exps_max: c.take(stored)?,
         })
     }
-}
-
-/// Query heads whose exponentials are kept at a time: as many of a group as fit into a twelfth of the layer's K and V in
-/// f16, so that all work memory stays below a tenth; at most the group, and a divisor of it.
-fn stored_heads(shape: &Shape) -> usize {
-    let layer = 2 * shape.n_tokens * shape.n_kv_heads * (shape.head_dim_k + shape.head_dim_v);
-    let one_head = 4 * shape.window * shape.prefix_len();
-    // Where the other buffers alone take a good part of the tenth, nothing is left to store into.
-    let fixed = 4 * shape.group_size() * shape.window * shape.head_dim_k;
-    let fits = (layer / 12).saturating_sub(fixed) / one_head.max(1);
-    (1..=shape.group_size().min(fits)).rev().find(|n| shape.group_size().is_multiple_of(*n)).unwrap_or(0)
 }
 
 /// Whether the group may be reduced before pooling: the two commute if both are maxima or both are means, or if there is
@@ -118,7 +128,8 @@ fn reduce_first(shape: &Shape, params: &ScoreParams) -> bool {
 pub fn workspace_size(shape: &Shape, params: &ScoreParams) -> Result<usize> {
     shape.validate()?;
     params.validate()?;
-    size_of_carve(|c| Buffers::carve(c, shape, params))
+    let plan = Plan::new(shape, params)?;
+    size_of_carve(|c| Buffers::carve(c, shape, params, plan))
 }
 
 /// The KV heads that `part` of `n_parts` works on.
@@ -129,7 +140,8 @@ pub fn part_heads(shape: &Shape, part: usize, n_parts: usize) -> Result<Range<us
 /// Scores the KV heads of one part.
 ///
 /// `scores` is `[heads of the part, prefix_len]`, where the part's heads are `part_heads(shape, part, n_parts)`. Each part
-/// needs a workspace of its own. The scores do not depend on `n_parts`. On an error `scores` may be partly written.
+/// needs a workspace of its own. The scores do not depend on `n_parts`. On an error `scores` may be partly written; where
+/// several heads are at fault, it names one of them.
 #[expect(clippy::too_many_arguments, reason = "the C function's arguments, one to one")]
 pub fn score(
     backend: Backend,
@@ -147,13 +159,14 @@ pub fn score(
     let heads = part_heads(shape, part, n_parts)?;
     let prefix = shape.prefix_len();
     ensure(scores.len() >= heads.len() * prefix, ErrorKind::BufferSize, c"scores")?;
-    let mut buffers = Buffers::carve(workspace, shape, params)?;
+    let plan = Plan::new(shape, params)?;
+    let mut buffers = Buffers::carve(workspace, shape, params, plan)?;
     if prefix == 0 {
         return Ok(()); // the window covers everything: nothing competes
     }
     value_maxima(backend.kernels, shape, params, &inputs.v, heads.clone(), buffers.value_max)?;
     for (head, out) in heads.zip(scores.chunks_exact_mut(prefix)) {
-        let task = Task { kernels: backend.kernels, shape, params, inputs, head };
+        let task = Task { kernels: backend.kernels, shape, params, inputs, plan, head };
         task.run(&mut buffers, out).map_err(|e| e.at_head(head).at_layer(shape.layer))?;
     }
     Ok(())
@@ -207,15 +220,6 @@ fn check_inputs(shape: &Shape, inputs: &ScoreInputs) -> Result<()> {
     }
 }
 
-/// Where the second pass finds the exponentials.
-#[derive(Clone, Copy, PartialEq)]
-enum Columns {
-    /// Computed again, with the log-sum-exp known.
-    Recompute,
-    /// Stored, so many query heads at a time.
-    Store(usize),
-}
-
 /// Query rows whose logits are computed between two requests for rows to come.
 const QUERY_BLOCK: usize = 16;
 
@@ -240,6 +244,7 @@ struct Task<'a> {
     shape: &'a Shape,
     params: &'a ScoreParams,
     inputs: &'a ScoreInputs<'a>,
+    plan: Plan,
     head: usize,
 }
 
@@ -247,38 +252,23 @@ impl Task<'_> {
     fn run(&self, b: &mut Buffers, out: &mut [f32]) -> Result<()> {
         let (shape, params) = (self.shape, self.params);
         let vmax = b.value_max[self.head];
-        self.load_queries(b.q);
         let group = shape.group_size();
-        let step = match &self.inputs.lse {
-            Some(lse) => {
-                self.load_lse(lse, b.max)?;
-                Columns::Recompute
-            }
-            None if stored_heads(shape) > 0 => Columns::Store(stored_heads(shape)),
-            None => {
-                self.first_pass(b, 0..group, false)?;
-                Columns::Recompute
-            }
-        };
+        if self.inputs.lse.is_some() {
+            self.check_window_keys()?;
+        }
         out.fill(0.0);
-        // Heads that are reduced before pooling go as far together as memory allows, others one by one.
-        let together = match step {
-            Columns::Store(n) if reduce_first(shape, params) => n,
-            Columns::Store(_) => 1,
-            Columns::Recompute if reduce_first(shape, params) => group,
-            Columns::Recompute => 1,
-        };
-        for first in (0..group).step_by(together) {
-            let heads = first..first + together;
-            if let Columns::Store(_) = step {
-                self.first_pass(b, heads.clone(), true)?;
+        for first in (0..group).step_by(self.plan.together) {
+            self.load_queries(first, b.q);
+            match &self.inputs.lse {
+                Some(lse) => self.load_lse(lse, first, b.max)?,
+                None => self.first_pass(b)?,
             }
             if reduce_first(shape, params) {
-                self.sum_columns(b, heads, step, out)?;
+                self.sum_columns(b, out)?;
             } else {
                 let row = core::mem::take(&mut b.head_row);
                 row.fill(0.0);
-                self.sum_columns(b, heads, step, row)?;
+                self.sum_columns(b, row)?;
                 pool(self.kernels, params, row);
                 self.reduce_into(row, out);
                 b.head_row = row;
@@ -298,12 +288,17 @@ impl Task<'_> {
         ensure(finite, ErrorKind::NonFinite, c"scores")
     }
 
-    /// The group's queries, scaled, one query head behind the other.
-    fn load_queries(&self, q: &mut [f32]) {
+    /// Whether the exponentials of the first pass are stored. With the log-sum-exp given there is no first pass.
+    fn stores(&self) -> bool {
+        self.plan.store && self.inputs.lse.is_none()
+    }
+
+    /// The queries of the heads from `first` of the group on, scaled, one head behind the other.
+    fn load_queries(&self, first: usize, q: &mut [f32]) {
         let (w, d) = (self.shape.window, self.shape.head_dim_k);
         let scale = scale_or_default(self.params.scale, d);
         for (r, row) in q.chunks_exact_mut(d).enumerate() {
-            self.inputs.q.widen(self.query_head(r / w), r % w, row);
+            self.inputs.q.widen(self.query_head(first + r / w), r % w, row);
             row.iter_mut().for_each(|x| *x *= scale);
         }
     }
@@ -312,12 +307,17 @@ impl Task<'_> {
         self.head * self.shape.group_size() + in_group
     }
 
-    fn load_lse(&self, lse: &Tensor, out: &mut [f32]) -> Result<()> {
+    fn load_lse(&self, lse: &Tensor, first: usize, out: &mut [f32]) -> Result<()> {
+        let w = self.shape.window;
         for (r, out) in out.iter_mut().enumerate() {
-            lse.for_each(self.query_head(r / self.shape.window), r % self.shape.window, |_, x| *out = x);
+            lse.for_each(self.query_head(first + r / w), r % w, |_, x| *out = x);
             ensure(out.is_finite(), ErrorKind::NonFinite, c"lse")?;
         }
-        // The second pass stops at the prefix; the window's keys are looked at here.
+        Ok(())
+    }
+
+    /// With the log-sum-exp given, only the prefix's keys are gone through; the window's are looked at here.
+    fn check_window_keys(&self) -> Result<()> {
         let mut finite = true;
         for i in self.shape.prefix_len()..self.shape.n_tokens {
             self.inputs.k.for_each(self.head, i, |_, x| finite &= x.is_finite());
@@ -325,21 +325,20 @@ impl Task<'_> {
         ensure(finite, ErrorKind::NonFinite, c"k")
     }
 
-    /// Log-sum-exp of the rows of `heads` over all keys that they see, into `b.max`; if `store`, the exponentials of the
-    /// prefix stay in `b.exps`.
-    fn first_pass(&self, b: &mut Buffers, heads: Range<usize>, store: bool) -> Result<()> {
-        let w = self.shape.window;
-        let rows = heads.start * w..heads.end * w;
-        b.max[rows.clone()].fill(UNSEEN);
-        b.sum[rows.clone()].fill(0.0);
+    /// Log-sum-exp of the rows over all keys that they see, into `b.max`; the exponentials of the prefix stay in `b.exps` if
+    /// there is room.
+    fn first_pass(&self, b: &mut Buffers) -> Result<()> {
+        let (w, heads) = (self.shape.window, self.plan.together);
+        b.max.fill(UNSEEN);
+        b.sum.fill(0.0);
         for first in (0..self.shape.n_tokens).step_by(KEY_BLOCK) {
             let n = KEY_BLOCK.min(self.shape.n_tokens - first);
             (self.kernels.pack_keys)(&self.keys(first, n), b.panel);
-            let mut ahead = self.ahead(first + n, self.shape.n_tokens, heads.len());
-            for h in heads.clone() {
+            let mut ahead = self.ahead(first + n, self.shape.n_tokens);
+            for h in 0..heads {
                 let own = h * w..(h + 1) * w;
-                let slot = (first / KEY_BLOCK * heads.len() + h - heads.start) * w;
-                let keep = store && first < self.shape.prefix_len();
+                let slot = (first / KEY_BLOCK * heads + h) * w;
+                let keep = self.stores() && first < self.shape.prefix_len();
                 let tile =
                     if keep { &mut b.exps[slot * KEY_BLOCK..(slot + w) * KEY_BLOCK] } else { &mut *b.tile };
                 self.logits(b.q, b.panel, tile, h, (first, n), &mut ahead)?;
@@ -349,41 +348,32 @@ impl Task<'_> {
                 }
             }
         }
-        for r in rows {
+        for (max, sum) in b.max.iter_mut().zip(&*b.sum) {
             // Every query sees its own key, so the sum is at least 1.
-            b.max[r] = (b.max[r] as f64 + libm::log(b.sum[r])) as f32;
+            *max = (*max as f64 + libm::log(*sum)) as f32;
         }
         Ok(())
     }
 
-    /// For each prefix key, the sum over the window of its attention, reduced over `heads` of the group into `out`.
-    fn sum_columns(
-        &self,
-        b: &mut Buffers,
-        heads: Range<usize>,
-        step: Columns,
-        out: &mut [f32],
-    ) -> Result<()> {
-        let w = self.shape.window;
+    /// For each prefix key, the sum over the window of its attention, reduced over the heads at hand into `out`.
+    fn sum_columns(&self, b: &mut Buffers, out: &mut [f32]) -> Result<()> {
+        let (w, heads) = (self.shape.window, self.plan.together);
         for (block, out) in out.chunks_mut(KEY_BLOCK).enumerate() {
             let (first, n) = (block * KEY_BLOCK, out.len());
-            if step == Columns::Recompute {
+            if !self.stores() {
                 (self.kernels.pack_keys)(&self.keys(first, n), b.panel);
             }
-            let mut ahead = self.ahead(first + n, self.shape.prefix_len(), heads.len());
-            for h in heads.clone() {
+            let mut ahead = self.ahead(first + n, self.shape.prefix_len());
+            for h in 0..heads {
                 let lse = &b.max[h * w..(h + 1) * w];
                 let mut sums = [0.0f32; KEY_BLOCK];
-                match step {
-                    Columns::Recompute => {
-                        self.logits(b.q, b.panel, b.tile, h, (first, n), &mut ahead)?;
-                        (self.kernels.add_exp_rows)(b.tile, lse, &mut sums);
-                    }
-                    Columns::Store(_) => {
-                        let slot = (block * heads.len() + h - heads.start) * w;
-                        let exps = &b.exps[slot * KEY_BLOCK..(slot + w) * KEY_BLOCK];
-                        (self.kernels.add_weighted_rows)(exps, &b.exps_max[slot..slot + w], lse, &mut sums);
-                    }
+                if self.stores() {
+                    let slot = (block * heads + h) * w;
+                    let exps = &b.exps[slot * KEY_BLOCK..(slot + w) * KEY_BLOCK];
+                    (self.kernels.add_weighted_rows)(exps, &b.exps_max[slot..slot + w], lse, &mut sums);
+                } else {
+                    self.logits(b.q, b.panel, b.tile, h, (first, n), &mut ahead)?;
+                    (self.kernels.add_exp_rows)(b.tile, lse, &mut sums);
                 }
                 self.reduce_into(&sums[..n], out);
             }
@@ -395,24 +385,25 @@ impl Task<'_> {
         Block { tensor: &self.inputs.k, head: self.head, first, n }
     }
 
-    /// The block of keys from `first` on, up to key `end`, to be asked for while `heads` query heads' logits are computed.
-    fn ahead(&self, first: usize, end: usize, heads: usize) -> Ahead<'_> {
+    /// The block of keys from `first` on, up to key `end`, to be asked for while the block before it is at work.
+    fn ahead(&self, first: usize, end: usize) -> Ahead<'_> {
         let n = KEY_BLOCK.min(end.saturating_sub(first));
-        Ahead { rows: self.keys(first, n), step: n.div_ceil(heads * self.shape.window.div_ceil(QUERY_BLOCK)) }
+        let times = self.plan.together * self.shape.window.div_ceil(QUERY_BLOCK);
+        Ahead { rows: self.keys(first, n), step: n.div_ceil(times) }
     }
 
-    /// Logits of query head `in_group` against the packed keys `first .. first + n`; `UNSEEN` where the query does not look.
+    /// Logits of the `h`-th query head at hand against the packed keys `first .. first + n`; `UNSEEN` where the query does not look.
     fn logits(
         &self,
         q: &[f32],
         panel: &[f32],
         tile: &mut [f32],
-        in_group: usize,
+        h: usize,
         (first, n): (usize, usize),
         ahead: &mut Ahead,
     ) -> Result<()> {
         let (w, d) = (self.shape.window, self.shape.head_dim_k);
-        let q = &q[in_group * w * d..(in_group + 1) * w * d];
+        let q = &q[h * w * d..(h + 1) * w * d];
         let mut finite = true;
         for (q, tile) in q.chunks(QUERY_BLOCK * d).zip(tile.chunks_mut(QUERY_BLOCK * KEY_BLOCK)) {
             ahead.ask(self.kernels);

@@ -179,7 +179,8 @@ unsafe fn logits_at<V: Lanes, const MR: usize, const NB: usize>(
     }
 }
 
-/// `MR · NB` registers hold sums. `MS` rows, fewer than `MR`, are what a window of 32 leaves over: 32 = 4·6 + 2·4 = 2·12 + 8.
+/// `MR · NB` registers hold sums. `MS` rows are fewer than `MR`, so that the sixteen rows that usually come need no single
+/// ones: 16 = 2·6 + 4, and where twice `MS` are left they go as two halves, 16 = 2·8.
 #[inline(always)]
 pub(super) unsafe fn logits<V: Lanes, const MR: usize, const MS: usize, const NB: usize>(
     q: &[f32],
@@ -428,7 +429,7 @@ pub(super) unsafe fn dots<V: Lanes, S: Source>(keys: &Block, q: &[f32], tile: &m
                     let at = &mut tile[(m + j) * KEY_BLOCK + i..][..2];
                     at[0] = pair[0][j];
                     at[1] = pair[1][j];
-                    poison += 0.0 * (pair[0][j] + pair[1][j]);
+                    poison += 0.0 * pair[0][j] + 0.0 * pair[1][j];
                 }
             }
         }
