@@ -16,8 +16,8 @@
  *
  * Rules for all functions:
  *
- * - Memory is the caller's. Nothing is allocated, nothing is kept between calls, there are no globals, threads, I/O or
- *   callbacks. A function that needs scratch memory has a _workspace_size function beside it.
+ * - Memory is the caller's. Nothing is allocated, nothing is kept between calls but what the machine was found to be able
+ *   to, and there are no threads, I/O or callbacks. A function that needs scratch memory has a _workspace_size function beside it.
  * - Structs are made by the inline functions at the end of this header, which set struct_size. A library that is newer
  *   than this header takes the smaller struct; one that is older takes a larger one if what it does not know is zero.
  * - Counts are uint32_t or uint64_t, strides int64_t in elements, sizes size_t in bytes. Positions and counts are
@@ -582,8 +582,8 @@ lava_status lava_budget_from_ratio(const struct lava_shape *shape,
                                    struct lava_error *error);
 
 /**
- * Bytes of workspace that each part of lava_score needs. From a few thousand tokens on at most a tenth of the layer's
- * K and V.
+ * Bytes of workspace that each part of lava_score needs: at most a tenth of the layer's K and V in f16, from about a
+ * thousand tokens on (the queries of one head and one block of keys must fit).
  *
  * size: receives the bytes; untouched on error.
  * Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ARGUMENT. Any thread.
@@ -612,7 +612,8 @@ lava_status lava_score_workspace_size(const struct lava_shape *shape,
  *      finite and not negative. On error the part's own may be partly written. Where the window covers all
  *      tokens nothing is written, and scores may be NULL.
  * Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, OVERFLOW, DTYPE,
- *      NONFINITE (naming layer and head). Inputs may share memory with each other, outputs with nothing. Any thread.
+ *      NONFINITE (naming the layer and one of the heads at fault). Inputs may share memory with each other, outputs with
+ *      nothing. Any thread.
  */
 lava_status lava_score(const struct lava_shape *shape,
                        const struct lava_score_params *params,
@@ -800,8 +801,8 @@ lava_status lava_cascade_state_size(const struct lava_shape *shape,
  * n_layers: layers that will be pushed.
  * total: prefix entries to keep over all layers; see lava_total_entries.
  * params: floors, sinks and the protected mask. All is copied.
- * state: lava_cascade_state_size bytes, aligned to LAVA_WORKSPACE_ALIGN. The caller owns it and may drop or start it
- *     again at any time; it holds no resources. It must not be moved or copied.
+ * state: lava_cascade_state_size bytes, aligned to LAVA_WORKSPACE_ALIGN. The caller owns it and may drop it, start it
+ *     again or copy it at any time: it holds no resources and no pointers.
  * Errors: as lava_cascade_state_size, and ALIGNMENT, OVERLAP, WORKSPACE. Any thread, but one call on a state at a time.
  */
 lava_status lava_cascade_init(const struct lava_shape *shape,

@@ -109,8 +109,8 @@ pub fn attend(
     shape: &Shape,
     params: &AttendParams,
     inputs: &AttendInputs,
-    out: &TensorMut,
-    lse: Option<&TensorMut>,
+    out: &mut TensorMut,
+    mut lse: Option<&mut TensorMut>,
     part: usize,
     n_parts: usize,
     workspace: &mut Carver,
@@ -135,7 +135,7 @@ pub fn attend(
         ensure(fits(&t, shape.n_q_heads, dim, &|h| t.rows(h) >= n_new), ErrorKind::Shape, name)
     };
     result(out, shape.head_dim_v, c"out")?;
-    lse.map_or(Ok(()), |lse| result(lse, 1, c"lse"))?;
+    lse.as_deref().map_or(Ok(()), |lse| result(lse, 1, c"lse"))?;
     match (&params.positions, params.sliding_window) {
         (Some(positions), _) => positions.validate(shape.n_kv_heads)?,
         (None, Some(_)) => return ensure(false, ErrorKind::Null, c"kept_indices"),
@@ -148,7 +148,7 @@ pub fn attend(
             let n = QUERY_TILE.min(n_new - first);
             let tile = Tile { backend, shape, params, inputs, head, first, n };
             tile.run(&mut b).map_err(|e| e.at_head(head).at_layer(shape.layer))?;
-            tile.write(&b, out, lse);
+            tile.write(&b, out, lse.as_deref_mut());
         }
     }
     Ok(())
@@ -243,7 +243,7 @@ impl Tile<'_> {
         ensure(b.acc[..n * dv].iter().all(|x| x.is_finite()), ErrorKind::NonFinite, c"v")
     }
 
-    fn write(&self, b: &Buffers, out: &TensorMut, lse: Option<&TensorMut>) {
+    fn write(&self, b: &Buffers, out: &mut TensorMut, mut lse: Option<&mut TensorMut>) {
         let dv = self.shape.head_dim_v;
         let mut values = [0.0f32; crate::params::MAX_HEAD_DIM];
         for r in 0..self.n_queries() {
@@ -253,7 +253,7 @@ impl Tile<'_> {
                 *value = x * inverse;
             }
             out.write_row(h, t, &values[..dv]);
-            if let Some(lse) = lse {
+            if let Some(lse) = &mut lse {
                 lse.write_row(h, t, &[(b.max[r] as f64 + libm::log(b.sum[r])) as f32]);
             }
         }

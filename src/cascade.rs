@@ -100,7 +100,8 @@ pub struct Cascade<'a> {
     entropies: &'a mut [f64],
     masses: &'a mut [f64],
     shares: &'a mut [f64],
-    targets: &'a mut [u64],
+    /// Before a layer's selection: prefix entries that it may keep. After it: those that it keeps.
+    budgets: &'a mut [u64],
     capacities: &'a mut [u64],
     minimums: &'a mut [u64],
     /// First row of each layer in the arrays below.
@@ -264,7 +265,7 @@ impl<'a> Cascade<'a> {
             entropies: c.take(n)?,
             masses: c.take(n)?,
             shares: c.take(n)?,
-            targets: c.take(n)?,
+            budgets: c.take(n)?,
             capacities: c.take(n)?,
             minimums: c.take(n)?,
             starts: c.take(n)?,
@@ -318,7 +319,7 @@ impl<'a> Cascade<'a> {
             Some(&self.minimums[..n]),
             self.params.total,
             rounding,
-            &mut self.targets[..n],
+            &mut self.budgets[..n],
         )
         .map_err(at)?;
 
@@ -352,7 +353,7 @@ impl<'a> Cascade<'a> {
             window_rows,
             select: self.params.select,
         };
-        let budget = self.targets[layer].min((n_rows - heads * window_rows) as u64);
+        let budget = self.budgets[layer].min((n_rows - heads * window_rows) as u64);
         select::plan(&entries, &self.params.select, budget, rounding, &mut self.buffers);
 
         self.starts[layer] = to as u64;
@@ -386,7 +387,7 @@ impl<'a> Cascade<'a> {
         let prefix_len = shape.prefix_len();
         let select = self.params.select;
         let entries = Dense { scores, n_kv_heads: shape.n_kv_heads, prefix_len, params: select };
-        select::plan(&entries, &select, self.targets[layer], rounding, &mut self.buffers);
+        select::plan(&entries, &select, self.budgets[layer], rounding, &mut self.buffers);
         self.starts[layer] = to as u64;
         let start = to;
         let mut kept_mass = 0.0;
@@ -413,7 +414,7 @@ impl<'a> Cascade<'a> {
     fn settle(&mut self, layer: usize, n_rows: usize, kept_mass: f64) {
         let shape = &self.params.shape;
         let kept = (n_rows - shape.n_kv_heads * self.params.window_rows()) as u64;
-        self.targets[layer] = kept;
+        self.budgets[layer] = kept;
         self.shares[layer] = evicted_share(kept == shape.prefix_entries(), self.masses[layer], kept_mass);
     }
 
@@ -428,7 +429,7 @@ impl<'a> Cascade<'a> {
             cu_kept,
             rows: &self.rows[range],
             cu_rows: &self.cu_rows[self.cu_range(layer)],
-            budget: self.targets[layer],
+            budget: self.budgets[layer],
             entropy: self.entropies[layer],
             mass: self.masses[layer],
             evicted_share: self.shares[layer],

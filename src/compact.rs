@@ -9,7 +9,7 @@
 use core::ops::Range;
 
 use crate::error::{ErrorKind, Result, ensure};
-use crate::view::{Tensor, TensorMut};
+use crate::view::{Tensor, TensorMut, Within};
 
 /// Checks, for the given heads, that `rows[cu[h] .. cu[h+1]]` is strictly ascending and below the head's number of rows in
 /// `src`, and that `dst` has room for them.
@@ -31,20 +31,39 @@ pub fn check_rows(src: &Tensor, dst: &Tensor, rows: &[u32], cu: &[u32], heads: R
     Ok(())
 }
 
-/// Moves row `rows[cu[h] + r]` of `src`'s head `h` to row `r` of `dst`'s, for each of `heads`.
-///
-/// `dst` may be made over the same memory as `src` if no row moves backwards, in memory or across heads. Checks as
-/// [`check_rows`] does before it moves anything.
-pub fn compact(src: &Tensor, dst: &TensorMut, rows: &[u32], cu: &[u32], heads: Range<usize>) -> Result<()> {
+/// Moves row `rows[cu[h] + r]` of `src`'s head `h` to row `r` of `dst`'s, for each of `heads`. Checks as [`check_rows`] does
+/// before it moves anything.
+pub fn compact(
+    src: &Tensor,
+    dst: &mut TensorMut,
+    rows: &[u32],
+    cu: &[u32],
+    heads: Range<usize>,
+) -> Result<()> {
     check_rows(src, &dst.as_tensor(), rows, cu, heads.clone())?;
+    gather(rows, cu, heads, |h, to, from, n| dst.copy_rows(h, to, src, from, n));
+    Ok(())
+}
+
+/// The same within one memory, for all heads. Rows move towards the front only: an error where one would have to move back.
+pub fn compact_within(memory: &mut Within, rows: &[u32], cu: &[u32]) -> Result<()> {
+    let heads = 0..memory.after().n_heads();
+    check_rows(memory.before(), memory.after(), rows, cu, heads.clone())?;
+    let forwards = memory.after().is_in_place_of(memory.before(), rows, cu, true);
+    ensure(forwards, ErrorKind::Overlap, c"dst")?;
+    gather(rows, cu, heads, |h, to, from, n| memory.copy_rows(h, to, from, n));
+    Ok(())
+}
+
+/// Calls `copy(head, to, from, n)` for each run of neighbours.
+fn gather(rows: &[u32], cu: &[u32], heads: Range<usize>, mut copy: impl FnMut(usize, usize, usize, usize)) {
     for h in heads {
         let kept = &rows[cu[h] as usize..cu[h + 1] as usize];
         let mut r = 0;
         while r < kept.len() {
             let run = 1 + kept[r..].windows(2).take_while(|w| w[0] + 1 == w[1]).count();
-            dst.copy_rows(h, r, src, kept[r] as usize, run);
+            copy(h, r, kept[r] as usize, run);
             r += run;
         }
     }
-    Ok(())
 }

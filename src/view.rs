@@ -152,9 +152,33 @@ pub struct Tensor<'a> {
     _memory: PhantomData<&'a [u8]>,
 }
 
-/// A tensor to write to.
+/// A tensor to write to. Only `&mut` writes, so readers that borrow from it cannot run beside a writer.
 #[derive(Debug)]
 pub struct TensorMut<'a>(Tensor<'a>);
+
+/// One memory seen twice: rows as they are now, and where they are to go. What compaction in place works on.
+#[derive(Debug)]
+pub struct Within<'a> {
+    before: Tensor<'a>,
+    after: TensorMut<'a>,
+}
+
+impl<'a> Within<'a> {
+    /// The rows as they are now.
+    pub fn before(&self) -> &Tensor<'a> {
+        &self.before
+    }
+
+    /// Where they go.
+    pub fn after(&self) -> &Tensor<'a> {
+        &self.after.0
+    }
+
+    /// As [`TensorMut::copy_rows`], from `before` to `after`.
+    pub fn copy_rows(&mut self, h: usize, dst_row: usize, src_row: usize, n: usize) {
+        self.after.copy_rows(h, dst_row, &self.before, src_row, n);
+    }
+}
 
 // SAFETY: a Tensor only reads the memory it was made over, for a lifetime in which nobody else writes the rows it
 // reads: promised by the borrow (`from_slice`) or by the caller of `from_raw`.
@@ -401,12 +425,14 @@ impl<'a> Tensor<'a> {
             && used(self.stride_token, few) == used(src.stride_token, few)
             && used(self.stride_dim, self.dim) == used(src.stride_dim, self.dim);
         let start = |t: &Tensor, h: usize| t.row_start.map_or(0, |s| s[h] as usize);
-        let same_heads = self.stride_head == src.stride_head
-            && (0..self.n_heads).all(|h| self.rows(h) == 0 || start(self, h) == start(src, h));
+        // In elements: the stride places a head's first row too, also where no head has a second one.
+        let origin = |t: &Tensor, h: usize| start(t, h) * t.stride_token + h * t.stride_head;
+        let same_heads = (0..self.n_heads).all(|h| self.rows(h) == 0 || origin(self, h) == origin(src, h));
         let forwards = || {
             self.row_start.is_some()
                 && src.row_start.is_some()
-                && self.stride_token == src.stride_token
+                // No stride: all there is is one row at the buffer's start, which nothing moves behind.
+                && (self.stride_token == src.stride_token || self.stride_token == 0)
                 && (0..self.n_heads).all(|h| {
                     let kept = &rows[cu[h] as usize..cu[h + 1] as usize];
                     // Kept rows ascend by at least one, so the first decides for all.
@@ -447,32 +473,33 @@ impl<'a> TensorMut<'a> {
     ///
     /// # Safety
     /// The memory that `tensor` was made over must be writable for `'a`, and the rows that are written must not be read
-    /// or written meanwhile by another thread.
+    /// or written meanwhile by another thread. Tensors that are read on this thread may be made over the same memory.
     pub unsafe fn from_tensor(tensor: Tensor<'a>) -> Self {
         Self(tensor)
     }
 
-    /// The same memory, to read from while this view writes: what compaction in place moves rows out of.
+    /// A reader of the same memory.
     pub fn as_tensor(&self) -> Tensor<'_> {
         self.0
     }
 
-    /// The same memory with other rows: a ragged cache as it was before its heads closed ranks.
-    pub fn as_ragged<'b>(&'b self, row_start: &'b [u32], rows: Rows<'b>) -> Result<Tensor<'b>> {
+    /// This view's memory, with the rows that it has now described by `row_start` (as this view's where `None`) and `rows`.
+    pub fn within<'b>(&'b mut self, row_start: Option<&'b [u32]>, rows: Rows<'b>) -> Result<Within<'b>> {
         let t = &self.0;
-        let (token, _, dim) = t.declared;
-        let strides = Strides { token, head: 0, dim, row_start: Some(row_start) };
+        let (token, head, dim) = t.declared;
+        let strides = Strides { token, head, dim, row_start: row_start.or(t.row_start) };
         // SAFETY: `size` bytes from `data` are this view's to use for as long as it is borrowed.
-        unsafe { Tensor::from_raw(t.data, t.size, t.dtype, strides, rows, t.n_heads, t.dim) }
+        let before = unsafe { Tensor::from_raw(t.data, t.size, t.dtype, strides, rows, t.n_heads, t.dim)? };
+        Ok(Within { before, after: TensorMut(self.0) })
     }
 
     /// Copies `n` rows of `src`'s head `h`, from `src_row` on, to `dst_row` on of this tensor's head `h`. The two may
     /// be the same memory. Element types and row lengths must agree.
-    pub fn copy_rows(&self, h: usize, dst_row: usize, src: &Tensor, src_row: usize, n: usize) {
+    pub fn copy_rows(&mut self, h: usize, dst_row: usize, src: &Tensor, src_row: usize, n: usize) {
         let dst = &self.0;
         assert!(n > 0 && dst.dtype == src.dtype && dst.dim == src.dim);
         // The last rows' offsets check the bounds of all.
-        let last = (dst.row_ptr(h, dst_row + n - 1), src.row_ptr(h, src_row + n - 1));
+        let _checked = (dst.row_ptr(h, dst_row + n - 1), src.row_ptr(h, src_row + n - 1));
         let (to, from) = (dst.row_ptr(h, dst_row) as *mut u8, src.row_ptr(h, src_row));
         let row_bytes = dst.dim * dst.dtype.size();
         if dst.is_head_contiguous() && src.is_head_contiguous() {
@@ -485,7 +512,6 @@ impl<'a> TensorMut<'a> {
                 unsafe { core::ptr::copy(from, to, row_bytes) };
             }
         } else {
-            debug_assert!(!last.0.is_null() && !last.1.is_null());
             match dst.dtype.size() {
                 4 => self.copy_strided::<u32>(to, from, src, n),
                 _ => self.copy_strided::<u16>(to, from, src, n),
@@ -494,7 +520,7 @@ impl<'a> TensorMut<'a> {
     }
 
     /// Element by element, the axis with the shorter source stride innermost.
-    fn copy_strided<W: Copy>(&self, to: *mut u8, from: *const u8, src: &Tensor, n: usize) {
+    fn copy_strided<W: Copy>(&mut self, to: *mut u8, from: *const u8, src: &Tensor, n: usize) {
         let (dst, to, from) = (&self.0, to as *mut W, from as *const W);
         let one = |r: usize, c: usize| {
             // SAFETY: `copy_rows` has checked the first and the last of the n rows in both tensors, c < dim, and W has
@@ -513,7 +539,7 @@ impl<'a> TensorMut<'a> {
     }
 
     /// Writes row `r` of head `h`. The tensor must be f32.
-    pub fn write_row(&self, h: usize, r: usize, values: &[f32]) {
+    pub fn write_row(&mut self, h: usize, r: usize, values: &[f32]) {
         let dst = &self.0;
         assert!(dst.dtype == Dtype::F32 && values.len() == dst.dim);
         let to = dst.row_ptr(h, r) as *mut f32;

@@ -242,7 +242,14 @@ fn backends_and_threads_agree() {
 
 #[test]
 fn scoring_needs_at_most_a_tenth_of_the_layer() {
-    let real = [(1024, (8, 2), 32), (4096, (32, 8), 128), (32768, (32, 8), 128), (8192, (8, 8), 64)];
+    let real = [
+        (8192, (32, 1), 128),
+        (4096, (71, 1), 64),
+        (1024, (8, 2), 32),
+        (4096, (32, 8), 128),
+        (32768, (32, 8), 128),
+        (8192, (8, 8), 64),
+    ];
     for (n_tokens, heads, dim) in real {
         let shape = shape(n_tokens, heads, (dim, dim), 32);
         let layer = n_tokens * heads.1 * dim * 2 * 2; // f16 K and V
@@ -475,10 +482,20 @@ fn check_attend(
     let mut workspace = aligned(attend::workspace_size(shape).unwrap());
     let dense = |dim| (Strides::token_major(n_q_heads, dim), Rows::Same(n_new));
     {
-        let out = TensorMut::from_slice(&mut out, dense(dv).0, dense(dv).1, n_q_heads, dv).unwrap();
-        let lse = TensorMut::from_slice(&mut lse, dense(1).0, dense(1).1, n_q_heads, 1).unwrap();
-        attend::attend(backend, shape, params, &inputs, &out, Some(&lse), 0, 1, &mut carver(&mut workspace))
-            .unwrap();
+        let mut out = TensorMut::from_slice(&mut out, dense(dv).0, dense(dv).1, n_q_heads, dv).unwrap();
+        let mut lse = TensorMut::from_slice(&mut lse, dense(1).0, dense(1).1, n_q_heads, 1).unwrap();
+        attend::attend(
+            backend,
+            shape,
+            params,
+            &inputs,
+            &mut out,
+            Some(&mut lse),
+            0,
+            1,
+            &mut carver(&mut workspace),
+        )
+        .unwrap();
     }
     let position = |h: usize, r: usize| {
         let p = params.positions.as_ref().unwrap();
@@ -582,13 +599,13 @@ fn compaction_moves_rows_in_every_layout() {
         let mut ragged = vec![-1.0f32; kept.len() * dim];
         {
             let src = Tensor::from_slice(&memory, strides, Rows::Same(n), heads, dim).unwrap();
-            let dst =
+            let mut dst =
                 TensorMut::from_slice(&mut ragged, Strides::ragged(&cu, dim), Rows::Cu(&cu), heads, dim)
                     .unwrap();
-            compact::compact(&src, &dst, &kept, &cu, 0..heads).unwrap();
+            compact::compact(&src, &mut dst, &kept, &cu, 0..heads).unwrap();
         }
-        let in_place = TensorMut::from_slice(&mut memory, strides, Rows::Same(n), heads, dim).unwrap();
-        compact::compact(&in_place.as_tensor(), &in_place, &kept, &cu, 0..heads).unwrap();
+        let mut in_place = TensorMut::from_slice(&mut memory, strides, Rows::Cu(&cu), heads, dim).unwrap();
+        compact::compact_within(&mut in_place.within(None, Rows::Same(n)).unwrap(), &kept, &cu).unwrap();
         let mut untouched = before.clone();
         for h in 0..heads {
             for (r, &t) in kept[cu[h] as usize..cu[h + 1] as usize].iter().enumerate() {
@@ -608,10 +625,12 @@ fn compaction_moves_rows_in_every_layout() {
 fn bad_indices_move_nothing() {
     let mut memory: Vec<f32> = (0..12).map(|i| i as f32).collect();
     let before = memory.clone();
-    let tensor = TensorMut::from_slice(&mut memory, Strides::token_major(1, 2), Rows::Same(6), 1, 2).unwrap();
+    let mut tensor =
+        TensorMut::from_slice(&mut memory, Strides::token_major(1, 2), Rows::Same(6), 1, 2).unwrap();
     for (rows, cu) in [(vec![2, 1], [0, 2]), (vec![1, 1], [0, 2]), (vec![5, 6], [0, 2]), (vec![1, 2], [2, 0])]
     {
-        let error = compact::compact(&tensor.as_tensor(), &tensor, &rows, &cu, 0..1).unwrap_err();
+        let mut within = tensor.within(None, Rows::Same(6)).unwrap();
+        let error = compact::compact_within(&mut within, &rows, &cu).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Indices);
     }
     assert_eq!(memory, before);

@@ -184,9 +184,9 @@ impl<T: Number> Layer<T> {
         let Shape { n_tokens, n_kv_heads, head_dim_k: dim, .. } = self.shape;
         for (from, to) in [(&self.k, &mut out.k), (&self.v, &mut out.v)] {
             let (strides, rows) = (Strides::ragged(&out.cu, dim), Rows::Cu(&out.cu));
-            let to = TensorMut::from_slice(to, strides, rows, n_kv_heads, dim).expect("ragged");
+            let mut to = TensorMut::from_slice(to, strides, rows, n_kv_heads, dim).expect("ragged");
             let from = self.tensor(from, n_tokens, n_kv_heads);
-            compact::compact(&from, &to, &out.kept, &out.cu, 0..n_kv_heads).expect("valid indices");
+            compact::compact(&from, &mut to, &out.kept, &out.cu, 0..n_kv_heads).expect("valid indices");
         }
     }
 
@@ -204,14 +204,14 @@ impl<T: Number> Layer<T> {
             v: ragged(&out.v),
         };
         let strides = Strides::token_major(n_q_heads, dim);
-        let to =
+        let mut to =
             TensorMut::from_slice(&mut out.attention, strides, Rows::Same(1), n_q_heads, dim).expect("dense");
         attend::attend(
             Backend::detect(),
             &shape,
             &AttendParams::default(),
             &inputs,
-            &to,
+            &mut to,
             None,
             0,
             1,
@@ -303,14 +303,16 @@ pub fn run_cascade<T: Number>(
                     heads,
                     dim,
                 );
-                let to = to.expect("the arena is large enough");
-                let from = &starts[j * heads..(j + 1) * heads];
-                let from = if j == l {
-                    layer.tensor(fresh, n_tokens, heads)
+                let mut to = to.expect("the arena is large enough");
+                if j == l {
+                    let from = layer.tensor(fresh, n_tokens, heads);
+                    compact::compact(&from, &mut to, now.rows, now.cu_kept, 0..heads).expect("valid rows");
                 } else {
-                    to.as_ragged(from, Rows::Cu(now.cu_rows)).expect("what was written before")
-                };
-                compact::compact(&from, &to, now.rows, now.cu_kept, 0..heads).expect("valid rows");
+                    let from = &starts[j * heads..(j + 1) * heads];
+                    let mut within =
+                        to.within(Some(from), Rows::Cu(now.cu_rows)).expect("what was written before");
+                    compact::compact_within(&mut within, now.rows, now.cu_kept).expect("rows close ranks");
+                }
             }
             starts[j * heads..(j + 1) * heads].copy_from_slice(&to);
             next += now.cu_kept[heads];

@@ -21,7 +21,7 @@ pub(crate) unsafe trait Versioned: Copy {
 /// Larger than any struct will be: an uninitialised `struct_size` is told from a newer caller's.
 const MAX_STRUCT_SIZE: usize = 4096;
 
-fn check_pointer<T>(p: *const T, name: &'static CStr) -> Result<()> {
+pub(crate) fn check_pointer<T>(p: *const T, name: &'static CStr) -> Result<()> {
     ensure(!p.is_null(), ErrorKind::Null, name)?;
     ensure((p as usize).is_multiple_of(align_of::<T>()), ErrorKind::Alignment, name)
 }

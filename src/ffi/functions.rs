@@ -100,8 +100,8 @@ pub unsafe extern "C" fn lava_budget_from_ratio(
     }
 }
 
-/// Bytes of workspace that each part of lava_score needs. From a few thousand tokens on at most a tenth of the layer's
-/// K and V.
+/// Bytes of workspace that each part of lava_score needs: at most a tenth of the layer's K and V in f16, from about a
+/// thousand tokens on (the queries of one head and one block of keys must fit).
 ///
 /// size: receives the bytes; untouched on error.
 /// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ARGUMENT. Any thread.
@@ -141,7 +141,8 @@ pub unsafe extern "C" fn lava_score_workspace_size(
 ///      finite and not negative. On error the part's own may be partly written. Where the window covers all
 ///      tokens nothing is written, and scores may be NULL.
 /// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, OVERFLOW, DTYPE,
-///      NONFINITE (naming layer and head). Inputs may share memory with each other, outputs with nothing. Any thread.
+///      NONFINITE (naming the layer and one of the heads at fault). Inputs may share memory with each other, outputs with
+///      nothing. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_score(
     shape: *const lava_shape,
@@ -188,9 +189,9 @@ pub unsafe extern "C" fn lava_score(
             let own = if prefix_len == 0 {
                 &mut []
             } else {
-                let all = slice_mut_checked(scores, c"scores")?;
+                check_pointer(scores, c"scores")?;
                 // Other parts write the other heads at the same time: the slice covers this part's only.
-                slice_mut(all.add(heads.start * prefix_len), heads.len() * prefix_len, c"scores")?
+                slice_mut(scores.add(heads.start * prefix_len), heads.len() * prefix_len, c"scores")?
             };
             score::score(
                 Backend::detect(),
@@ -204,11 +205,6 @@ pub unsafe extern "C" fn lava_score(
             )
         })
     }
-}
-
-/// The pointer, if a slice may be made from it.
-unsafe fn slice_mut_checked<T>(p: *mut T, name: &'static core::ffi::CStr) -> Result<*mut T> {
-    unsafe { slice_mut(p, 0, name).map(|_| p) }
 }
 
 /// Normalised entropy of a layer's scores, the layer's weight when layers share a total.
@@ -549,11 +545,16 @@ pub unsafe extern "C" fn lava_compact(
                     ErrorKind::Overlap,
                     name,
                 )?;
-                let index = Memory::default()
+                // Whatever is read while rows move. A destination's own row_start is added with it.
+                let mut memory = Memory::default()
                     .reads(rows.as_ptr(), rows.len(), c"rows")
                     .reads(cu_kept.as_ptr(), cu_kept.len(), c"cu_kept")
-                    .reads(cu_rows, n_heads + 1, c"cu_rows");
-                index.writes_tensor(&dst, name).check()?;
+                    .reads(cu_rows, n_heads + 1, c"cu_rows")
+                    .writes_tensor(&dst, name);
+                for t in [Some(k), v].into_iter().flatten().flat_map(|(src, dst, _)| [src, dst]) {
+                    memory = memory.reads(t.row_start().as_ptr(), t.row_start().len(), c"row_start");
+                }
+                memory.check()?;
             }
             if let Some(v) = v {
                 ensure(k.1.is_disjoint(&v.0) && k.1.is_disjoint(&v.1), ErrorKind::Overlap, c"k_dst")?;
@@ -561,7 +562,8 @@ pub unsafe extern "C" fn lava_compact(
             }
             for (src, dst, _) in [Some(k), v].into_iter().flatten() {
                 // SAFETY: the header asks that a destination be writable; other parts write other heads' rows.
-                compact::compact(&src, &TensorMut::from_tensor(dst), rows, cu_kept, heads.clone())?;
+                let mut dst = TensorMut::from_tensor(dst);
+                compact::compact(&src, &mut dst, rows, cu_kept, heads.clone())?;
             }
             Ok(())
         })
@@ -611,8 +613,8 @@ pub unsafe extern "C" fn lava_cascade_state_size(
 /// n_layers: layers that will be pushed.
 /// total: prefix entries to keep over all layers; see lava_total_entries.
 /// params: floors, sinks and the protected mask. All is copied.
-/// state: lava_cascade_state_size bytes, aligned to LAVA_WORKSPACE_ALIGN. The caller owns it and may drop or start it
-///     again at any time; it holds no resources. It must not be moved or copied.
+/// state: lava_cascade_state_size bytes, aligned to LAVA_WORKSPACE_ALIGN. The caller owns it and may drop it, start it
+///     again or copy it at any time: it holds no resources and no pointers.
 /// Errors: as lava_cascade_state_size, and ALIGNMENT, OVERLAP, WORKSPACE. Any thread, but one call on a state at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cascade_init(
@@ -810,14 +812,15 @@ pub unsafe extern "C" fn lava_attend(
             memory.check()?;
             let mut carver = super::call::workspace(workspace, workspace_size)?;
             // SAFETY: the header asks that out and lse be writable; other parts write other query heads' rows.
-            let (out, lse) = (TensorMut::from_tensor(out), lse.map(|t: Tensor| TensorMut::from_tensor(t)));
+            let (mut out, mut lse) =
+                (TensorMut::from_tensor(out), lse.map(|t: Tensor| TensorMut::from_tensor(t)));
             attend::attend(
                 Backend::detect(),
                 &shape,
                 &params,
                 &inputs,
-                &out,
-                lse.as_ref(),
+                &mut out,
+                lse.as_mut(),
                 part as usize,
                 n_parts as usize,
                 &mut carver,
@@ -829,13 +832,17 @@ pub unsafe extern "C" fn lava_attend(
 impl lava_attend_params {
     unsafe fn check<'a>(&self, shape: &Shape) -> Result<AttendParams<'a>> {
         ensure(self.causal <= 1, ErrorKind::Argument, c"causal")?;
-        let positions = if self.kept_indices.is_null() || self.cu_kept.is_null() {
-            None
-        } else {
-            let cu_kept = unsafe { slice(self.cu_kept, shape.n_kv_heads + 1, c"cu_kept")? };
-            let n = cu_kept[shape.n_kv_heads] as usize;
-            let kept_indices = unsafe { slice(self.kept_indices, n, c"kept_indices")? };
-            Some(Positions { kept_indices, cu_kept, n_base: self.n_base })
+        let positions = match (self.kept_indices.is_null(), self.cu_kept.is_null()) {
+            (true, true) => None,
+            (false, true) => return Err(Error::new(ErrorKind::Null, c"cu_kept")),
+            (_, false) => {
+                let cu_kept = unsafe { slice(self.cu_kept, shape.n_kv_heads + 1, c"cu_kept")? };
+                let kept_indices = match cu_kept[shape.n_kv_heads] as usize {
+                    0 => &[],
+                    n => unsafe { slice(self.kept_indices, n, c"kept_indices")? },
+                };
+                Some(Positions { kept_indices, cu_kept, n_base: self.n_base })
+            }
         };
         let given = |x: f32| (x != 0.0).then_some(x);
         Ok(AttendParams {
