@@ -52,14 +52,15 @@ struct Plan {
 impl Plan {
     /// The largest plan whose buffers are at most a tenth of the layer's K and V in f16: storing before not storing, more
     /// heads before fewer. One head at a time, not stored, if there is none.
-    fn new(shape: &Shape, params: &ScoreParams) -> Result<Self> {
+    fn new(shape: &Shape, params: &ScoreParams, has_lse: bool) -> Result<Self> {
         let layer = 2
             * shape.n_tokens as u64
             * shape.n_kv_heads as u64
             * (shape.head_dim_k + shape.head_dim_v) as u64;
         // Heads that are pooled one by one are computed one by one.
         let most = if reduce_first(shape, params) { shape.group_size() } else { 1 };
-        for store in [true, false] {
+        // With the log-sum-exp given there is nothing to store.
+        for store in [true, false].into_iter().skip(has_lse as usize) {
             for together in (1..=most).rev().filter(|n| shape.group_size().is_multiple_of(*n)) {
                 let plan = Self { together, store };
                 match size_of_carve(|c| Buffers::carve(c, shape, params, plan)) {
@@ -128,8 +129,11 @@ fn reduce_first(shape: &Shape, params: &ScoreParams) -> bool {
 pub fn workspace_size(shape: &Shape, params: &ScoreParams) -> Result<usize> {
     shape.validate()?;
     params.validate()?;
-    let plan = Plan::new(shape, params)?;
-    size_of_carve(|c| Buffers::carve(c, shape, params, plan))
+    let size = |has_lse| {
+        let plan = Plan::new(shape, params, has_lse)?;
+        size_of_carve(|c| Buffers::carve(c, shape, params, plan))
+    };
+    Ok(size(false)?.max(size(true)?))
 }
 
 /// The KV heads that `part` of `n_parts` works on.
@@ -159,7 +163,7 @@ pub fn score(
     let heads = part_heads(shape, part, n_parts)?;
     let prefix = shape.prefix_len();
     ensure(scores.len() >= heads.len() * prefix, ErrorKind::BufferSize, c"scores")?;
-    let plan = Plan::new(shape, params)?;
+    let plan = Plan::new(shape, params, inputs.lse.is_some())?;
     let mut buffers = Buffers::carve(workspace, shape, params, plan)?;
     if prefix == 0 {
         return Ok(()); // the window covers everything: nothing competes
@@ -183,7 +187,7 @@ fn value_maxima(
     heads: Range<usize>,
     out: &mut [f32],
 ) -> Result<()> {
-    let step = if v.is_token_major() { 4 } else { 256 };
+    let step = if v.is_token_major() { 1 } else { 256 };
     let (prefix, n) = (shape.prefix_len(), shape.n_tokens);
     for tokens in [0..prefix, prefix..n] {
         let counts = tokens.end == prefix || params.value_span == ValueSpan::All;
@@ -288,11 +292,6 @@ impl Task<'_> {
         ensure(finite, ErrorKind::NonFinite, c"scores")
     }
 
-    /// Whether the exponentials of the first pass are stored. With the log-sum-exp given there is no first pass.
-    fn stores(&self) -> bool {
-        self.plan.store && self.inputs.lse.is_none()
-    }
-
     /// The queries of the heads from `first` of the group on, scaled, one head behind the other.
     fn load_queries(&self, first: usize, q: &mut [f32]) {
         let (w, d) = (self.shape.window, self.shape.head_dim_k);
@@ -338,7 +337,7 @@ impl Task<'_> {
             for h in 0..heads {
                 let own = h * w..(h + 1) * w;
                 let slot = (first / KEY_BLOCK * heads + h) * w;
-                let keep = self.stores() && first < self.shape.prefix_len();
+                let keep = self.plan.store && first < self.shape.prefix_len();
                 let tile =
                     if keep { &mut b.exps[slot * KEY_BLOCK..(slot + w) * KEY_BLOCK] } else { &mut *b.tile };
                 self.logits(b.q, b.panel, tile, h, (first, n), &mut ahead)?;
@@ -360,14 +359,14 @@ impl Task<'_> {
         let (w, heads) = (self.shape.window, self.plan.together);
         for (block, out) in out.chunks_mut(KEY_BLOCK).enumerate() {
             let (first, n) = (block * KEY_BLOCK, out.len());
-            if !self.stores() {
+            if !self.plan.store {
                 (self.kernels.pack_keys)(&self.keys(first, n), b.panel);
             }
             let mut ahead = self.ahead(first + n, self.shape.prefix_len());
             for h in 0..heads {
                 let lse = &b.max[h * w..(h + 1) * w];
                 let mut sums = [0.0f32; KEY_BLOCK];
-                if self.stores() {
+                if self.plan.store {
                     let slot = (block * heads + h) * w;
                     let exps = &b.exps[slot * KEY_BLOCK..(slot + w) * KEY_BLOCK];
                     (self.kernels.add_weighted_rows)(exps, &b.exps_max[slot..slot + w], lse, &mut sums);

@@ -59,7 +59,6 @@ unsafe impl Lanes for Avx2 {
     super::vector::instructions! {
         add(a, b) = _mm256_add_ps;
         sub(a, b) = _mm256_sub_ps;
-        mul(a, b) = _mm256_mul_ps;
         fma(a, b, c) = _mm256_fmadd_ps;
         max(a, b) = _mm256_max_ps;
         min(a, b) = _mm256_min_ps;
@@ -70,16 +69,11 @@ unsafe impl Lanes for Avx2 {
         Self(unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), self.0) })
     }
     #[inline(always)]
-    unsafe fn round(self) -> Self {
-        // SAFETY: see `splat`.
-        Self(unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
-    }
-    #[inline(always)]
-    unsafe fn pow2(self) -> Self {
-        // SAFETY: see `splat`. The biased exponent goes where an f32 has it.
+    unsafe fn times_pow2(self, shifted: Self) -> Self {
+        // SAFETY: see `splat`. Added to the exponent, which is where an f32 has its bits 23 and up.
         Self(unsafe {
-            let biased = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(127));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+            let n = _mm256_slli_epi32::<23>(_mm256_castps_si256(shifted.0));
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(self.0), n))
         })
     }
     #[inline(always)]

@@ -47,23 +47,17 @@ unsafe impl Lanes for Avx512 {
     super::vector::instructions! {
         add(a, b) = _mm512_add_ps;
         sub(a, b) = _mm512_sub_ps;
-        mul(a, b) = _mm512_mul_ps;
         fma(a, b, c) = _mm512_fmadd_ps;
         max(a, b) = _mm512_max_ps;
         min(a, b) = _mm512_min_ps;
         abs(a) = _mm512_abs_ps;
     }
     #[inline(always)]
-    unsafe fn round(self) -> Self {
-        // SAFETY: see `splat`. No fraction bits are kept; ties go to even.
-        Self(unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
-    }
-    #[inline(always)]
-    unsafe fn pow2(self) -> Self {
-        // SAFETY: see `splat`. The biased exponent goes where an f32 has it.
+    unsafe fn times_pow2(self, shifted: Self) -> Self {
+        // SAFETY: see `splat`. Added to the exponent, which is where an f32 has its bits 23 and up.
         Self(unsafe {
-            let biased = _mm512_add_epi32(_mm512_cvtps_epi32(self.0), _mm512_set1_epi32(127));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
+            let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(shifted.0));
+            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(self.0), n))
         })
     }
     #[inline(always)]

@@ -37,7 +37,6 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn prefetch(p: *const u8);
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
-    unsafe fn mul(self, other: Self) -> Self;
     /// `self · b + c`, rounded once.
     unsafe fn fma(self, b: Self, c: Self) -> Self;
     /// The larger; `other` where `self` is NaN.
@@ -45,10 +44,8 @@ pub(super) unsafe trait Lanes: Copy {
     /// The smaller; `other` where `self` is NaN.
     unsafe fn min(self, other: Self) -> Self;
     unsafe fn abs(self) -> Self;
-    /// To the nearest integer.
-    unsafe fn round(self) -> Self;
-    /// `2^self` for integers from −126 to 127.
-    unsafe fn pow2(self) -> Self;
+    /// `self · 2^n`, for `n` in the lowest bits of `shifted` and a result that is a normal number.
+    unsafe fn times_pow2(self, shifted: Self) -> Self;
     /// `x` where `self > bound`, else 0, also where `self` is NaN.
     unsafe fn where_above(self, bound: Self, x: Self) -> Self;
     /// Whether any lane is above `bound`'s.
@@ -114,21 +111,22 @@ impl Source for Bf16 {
     }
 }
 
-/// `e^x`, the scalar backend's polynomial with fused steps; 0 below −87.3 and for NaN.
+/// `e^x` for `x ≤ 88`, the scalar backend's polynomial with fused steps; 0 below −87.3 and for NaN.
 #[inline(always)]
 unsafe fn exp<V: Lanes>(x: V) -> V {
     // SAFETY: arithmetic only, on the machine that the module's contract asks for.
     unsafe {
-        let low = V::splat(-87.3);
-        let z = x.max(low).min(V::splat(88.0));
-        let n = z.mul(V::splat(core::f32::consts::LOG2_E)).round();
-        let r = n.fma(V::splat(-scalar::LN2_LO), n.fma(V::splat(-scalar::LN2_HI), z));
-        let mut p = V::splat(scalar::EXP[0]);
-        for c in &scalar::EXP[1..] {
-            p = p.fma(r, V::splat(*c));
+        // Adding 1.5 · 2²³ rounds to an integer and leaves it in the lowest bits.
+        let magic = V::splat(12_582_912.0);
+        let shifted = x.fma(V::splat(core::f32::consts::LOG2_E), magic);
+        let n = shifted.sub(magic);
+        let r = n.fma(V::splat(-scalar::LN2_LO), n.fma(V::splat(-scalar::LN2_HI), x));
+        let mut y = V::splat(scalar::EXP[0]);
+        for c in scalar::EXP[1..].iter().chain(&[1.0, 1.0]) {
+            y = y.fma(r, V::splat(*c));
         }
-        let y = p.fma(r.mul(r), r).add(V::splat(1.0));
-        x.where_above(low, y.mul(n.pow2()))
+        // Far below the range this is nonsense, and not used.
+        x.where_above(V::splat(-87.3), y.times_pow2(shifted))
     }
 }
 
@@ -263,7 +261,9 @@ pub(super) unsafe fn add_exp_rows<V: Lanes, const NV: usize>(
         for (row, lse) in tile.chunks_exact(KEY_BLOCK).zip(lse) {
             let shift = V::splat(*lse);
             for j in 0..NV {
-                acc[j] = acc[j].add(exp(V::load(row.as_ptr().add(j * V::N)).sub(shift)));
+                let x = V::load(row.as_ptr().add(j * V::N)).sub(shift);
+                // Only a log-sum-exp that is too small gets here: large, not wrapped around.
+                acc[j] = acc[j].add(exp(x.min(V::splat(88.0))));
             }
         }
         add_to(acc, sums);
