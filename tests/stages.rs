@@ -562,6 +562,60 @@ fn attention_over_ragged_rows() {
     }
 }
 
+/// Finite logits whose sum is not: every one counts by itself. One that is infinite is still found.
+#[test]
+fn logits_near_the_largest_number() {
+    let (dk, dv) = (2, 3);
+    let run = |backend: Backend, logits: &[f32], q: f32| -> Result<()> {
+        let shape = shape(1, (1, 1), (dk, dv), 1);
+        let n = logits.len();
+        let query = [q, 0.0];
+        let keys: Vec<f32> = logits.iter().flat_map(|&x| [x, 1.0]).collect();
+        let values: Vec<f32> = (0..n * dv).map(|i| (i % 5) as f32).collect();
+        let tensor = |data, rows, dim| {
+            Tensor::from_slice(data, Strides::token_major(1, dim), Rows::Same(rows), 1, dim).unwrap()
+        };
+        let inputs = AttendInputs {
+            q: tensor(&query[..], 1, dk),
+            k: tensor(&keys[..], n, dk),
+            v: tensor(&values[..], n, dv),
+        };
+        let params = AttendParams { scale: Some(1.0), ..Default::default() };
+        let (mut out, mut lse) = (vec![f32::NAN; dv], [f32::NAN]);
+        let mut workspace = aligned(attend::workspace_size(&shape).unwrap());
+        {
+            let dense = |data, dim| {
+                TensorMut::from_slice(data, Strides::token_major(1, dim), Rows::Same(1), 1, dim).unwrap()
+            };
+            let (mut out, mut lse) = (dense(&mut out[..], dv), dense(&mut lse[..], 1));
+            let carver = &mut carver(&mut workspace);
+            attend::attend(backend, &shape, &params, &inputs, &mut out, Some(&mut lse), 0, 1, carver)?;
+        }
+        // Rows of the largest logit share the weight.
+        let top = logits.iter().fold(f32::MIN, |m, &x| m.max(x));
+        let seen: Vec<usize> = (0..n).filter(|&r| logits[r] == top).collect();
+        for c in 0..dv {
+            let want = seen.iter().map(|r| values[r * dv + c]).sum::<f32>() / seen.len() as f32;
+            assert!((out[c] - want).abs() <= 1e-5, "{}: {} for {want}, {n} rows", backend.name(), out[c]);
+        }
+        assert_eq!(lse[0], top * q);
+        Ok(())
+    };
+    for backend in Backend::all() {
+        for n in [2, 3, 8, 17, 32, 33, 70] {
+            assert_eq!(run(backend, &vec![2e38; n], 1.0), Ok(()), "{} {n}", backend.name());
+            let mut both = vec![-2e38; n];
+            both[n - 1] = 2e38;
+            assert_eq!(run(backend, &both, 1.0), Ok(()), "{} {n}", backend.name());
+            // 4e38 is not finite; that the others are does not hide it.
+            let mut one = vec![1.0; n];
+            one[n / 2] = 2e38;
+            let found = run(backend, &one, 2.0).unwrap_err();
+            assert_eq!(found.kind, ErrorKind::NonFinite, "{} {n}", backend.name());
+        }
+    }
+}
+
 #[test]
 fn a_query_that_sees_nothing_gets_zeros() {
     let shape = shape(2, (2, 2), (4, 4), 1);

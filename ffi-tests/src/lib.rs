@@ -503,6 +503,29 @@ pub fn compact(
     })
 }
 
+/// That `memory` holds exactly the kept rows, and what it held before in every byte that is none of theirs.
+pub fn check_rows(
+    what: &str,
+    memory: &Memory,
+    before: &[u8],
+    views: &[(&Layout, &Grid)],
+    (rows, cu): (&[u32], &[u32]),
+) {
+    let want = Memory::of(before);
+    for (layout, grid) in views {
+        for h in 0..grid.heads {
+            let kept = &rows[cu[h] as usize..cu[h + 1] as usize];
+            for (to, &from) in kept.iter().enumerate() {
+                let row = grid.row(from as usize, h);
+                row.iter().enumerate().for_each(|(c, &x)| layout.set(&want, to, h, c, x));
+            }
+        }
+    }
+    let (got, want) = (memory.to_vec::<u8>(), want.to_vec::<u8>());
+    let differs = got.iter().zip(&want).position(|(a, b)| a != b);
+    assert!(differs.is_none(), "{what}: first difference at byte {differs:?}");
+}
+
 /// `lava_attend` of tensors `[q, k, v]`: the outputs `[n_new, n_q_heads, head_dim_v]` and the log-sum-exps.
 pub fn attend(
     shape: &lava_shape,

@@ -57,10 +57,10 @@ fn check(what: &str, case: &Case, position: impl Fn(usize, usize) -> u64) {
         let g = h / (case.heads.0 / case.heads.1);
         let n_rows = case.rows[g] as usize;
         let end = if params.causal == 1 { n_rows + t + 1 - case.new } else { n_rows };
-        let sees = |r: &usize| {
-            params.sliding_window == 0
-                || position(g, *r) + params.sliding_window as u64 > position(g, end - 1)
-        };
+        // Without `causal` the queries come one behind the other after all rows.
+        let own = || if params.causal == 1 { position(g, end - 1) } else { position(g, n_rows) + t as u64 };
+        let sees =
+            |r: &usize| params.sliding_window == 0 || position(g, *r) + params.sliding_window as u64 > own();
         let seen: Vec<usize> = (0..end).filter(sees).collect();
         let mut largest = params.softcap as f64;
         let logits: Vec<f64> = seen
@@ -135,15 +135,36 @@ fn a_sliding_window_goes_by_true_positions() {
         let own = &kept_indices[cu_kept[h] as usize..cu_kept[h + 1] as usize];
         own.get(r).map_or(100 + (r - own.len().min(r)) as u64, |&p| p as u64)
     };
-    for sliding_window in [1, 2, 4, 12, 61, 1000] {
-        for new in [1usize, 3, 7] {
-            let rows = [5 + 7, 3 + 7];
-            let case = with(case(new, (4, 2), (8, 8), &rows), |p| {
-                (p.sliding_window, p.n_base) = (sliding_window, 100);
-                (p.kept_indices, p.cu_kept) = (kept_indices.as_ptr(), cu_kept.as_ptr());
-            });
-            check(&format!("window {sliding_window}, {new} new"), &case, position);
+    for (sliding_window, causal) in [1, 2, 4, 12, 61, 1000].into_iter().flat_map(|w| [(w, 1), (w, 0)]) {
+        // More than the queries that go over the cache together.
+        for new in [1usize, 3, 7, 20] {
+            // Without `causal` there may be fewer rows than queries: no new ones, or none at all.
+            let causal_rows = [5 + new as u32, 3 + 20];
+            for rows in [causal_rows, [5, 3], [0, 2]].into_iter().take(if causal == 1 { 1 } else { 3 }) {
+                let case = with(case(new, (4, 2), (8, 8), &rows), |p| {
+                    (p.sliding_window, p.n_base, p.causal) = (sliding_window, 100, causal);
+                    (p.kept_indices, p.cu_kept) = (kept_indices.as_ptr(), cu_kept.as_ptr());
+                });
+                check(
+                    &format!("window {sliding_window}, {new} new, causal {causal}, {rows:?}"),
+                    &case,
+                    position,
+                );
+            }
         }
+    }
+}
+
+/// Where nothing was kept there are no positions to give: all rows count on from the base.
+#[test]
+fn a_sliding_window_over_a_cache_of_new_rows_only() {
+    let cu_kept = [0u32; 3];
+    for (sliding_window, causal) in [(1, 1), (4, 1), (4, 0), (9, 0)] {
+        let case = with(case(3, (4, 2), (8, 8), &[3, 11]), |p| {
+            (p.sliding_window, p.n_base, p.causal) = (sliding_window, 6, causal);
+            p.cu_kept = cu_kept.as_ptr();
+        });
+        check(&format!("window {sliding_window}, causal {causal}"), &case, |_, r| 6 + r as u64);
     }
 }
 

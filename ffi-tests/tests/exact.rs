@@ -184,6 +184,40 @@ fn budgets_at_both_ends() {
     }
 }
 
+/// The alphas next to where a head's count changes, a billionth apart: `alpha * budget / 2` at an integer or at a half.
+#[test]
+fn alpha_counts_in_billionths() {
+    const ONE: u128 = 1_000_000_000;
+    let (prefix, budget) = (200_000usize, 199_999usize);
+    let shape = shape_of(2, prefix, 1);
+    // Free competition gives head 0 everything.
+    let scores: Vec<f32> = (0..2 * prefix).map(|i| if i < prefix { 2.0 } else { 1.0 }).collect();
+    // Head 1's entries, its window aside.
+    let got = |floor, billionths: u128| {
+        let mut params = select_params();
+        (params.head_floor, params.alpha) = (floor, billionths as f64 / ONE as f64);
+        let cu = select(&shape, &params, &scores, budget as u64).unwrap().cu;
+        (cu[2] - cu[1]) as usize - 1
+    };
+    let b = budget as u128;
+    for count in [1u128, 7, 1234, 33_333, 65_537, 99_998] {
+        // The smallest alpha that promises head 1 so many.
+        let alpha = (2 * ONE * count).div_ceil(b);
+        for (alpha, want) in [(alpha - 1, count - 1), (alpha, count)] {
+            assert_eq!(alpha * b / (2 * ONE), want);
+            assert_eq!(got(LAVA_FLOOR_GUARANTEED, alpha) as u128, want, "guaranteed, alpha {alpha} e-9");
+        }
+        // The largest alpha that leaves head 1 at or below so many and a half: of equal remainders head 0's rounds up.
+        let alpha = (2 * count + 1) * ONE / b;
+        for (alpha, more) in [(alpha, 0), (alpha + 1, 1)] {
+            let exact = [(ONE - alpha) * b * 2 + alpha * b, alpha * b];
+            let want = largest_remainder(&exact, 2 * ONE, budget)[1];
+            assert_eq!(want as u128, count + more);
+            assert_eq!(got(LAVA_FLOOR_AFFINE, alpha), want, "affine, alpha {alpha} e-9");
+        }
+    }
+}
+
 #[test]
 fn equal_scores_go_to_the_lower_head_then_the_lower_token() {
     let shape = shape_of(3, 4, 1);

@@ -121,29 +121,6 @@ fn kept(counts: [usize; 3]) -> (Vec<u32>, Vec<u32>) {
 const COUNTS: [[usize; 3]; 6] =
     [[5, 31, 64], [1, 1, 1], [1, 2, 40], [0, 0, 3], [0, 0, 0], [TOKENS, TOKENS, TOKENS]];
 
-/// That `memory` holds exactly the kept rows, and what it held before in every byte that is none of theirs.
-fn check_rows(
-    what: &str,
-    memory: &Memory,
-    before: &[u8],
-    views: &[(&Layout, &Grid)],
-    (rows, cu): (&[u32], &[u32]),
-) {
-    let want = Memory::of(before);
-    for (layout, grid) in views {
-        for h in 0..grid.heads {
-            let kept = &rows[cu[h] as usize..cu[h + 1] as usize];
-            for (to, &from) in kept.iter().enumerate() {
-                let row = grid.row(from as usize, h);
-                row.iter().enumerate().for_each(|(c, &x)| layout.set(&want, to, h, c, x));
-            }
-        }
-    }
-    let (got, want) = (memory.to_vec::<u8>(), want.to_vec::<u8>());
-    let differs = got.iter().zip(&want).position(|(a, b)| a != b);
-    assert!(differs.is_none(), "{what}: first difference at byte {differs:?}");
-}
-
 #[test]
 fn compaction_out_of_place_writes_the_kept_rows_and_nothing_else() {
     let layer = layer();
@@ -285,6 +262,128 @@ fn destinations_that_meet_in_one_head_only_are_refused() {
     let refused = compact(&shape, [&k_view, &v_src.tensor()], None, (&rows, &cu), dst, WHOLE).unwrap_err();
     assert_eq!(refused.status, LAVA_ERR_OVERLAP);
     assert!(memory.to_vec::<u8>() == before);
+}
+
+/// Where a ragged cache's heads start, and its rows' stride.
+type Place = ([u32; 3], usize);
+
+/// Compacts K and V from one ragged layout to another, each within memory of its own. `places[0]` is K's source and
+/// destination, `places[1]` V's. Both end as the plain rule has it, or (not `allowed`) are refused and untouched.
+fn move_within(places: [(Place, Place); 2], cu_rows: &[u32], (rows, cu): (&[u32], &[u32]), allowed: bool) {
+    const DIM: usize = 4;
+    let shape = shape(10, (3, 3), (DIM, DIM), 1);
+    let what = format!("{places:?} {rows:?} {cu:?}");
+    let layout = |(start, stride): Place| Layout { token: stride, ..Layout::ragged(&start, DIM) };
+    let [k, v] = places.map(|(from, to)| {
+        let numbers: Vec<f32> = (0..400).map(|i| i as f32).collect();
+        (layout(from), layout(to), Memory::of(&numbers), numbers)
+    });
+    let src = [&k.0.tensor(&k.2), &v.0.tensor(&v.2)];
+    let dst = [&k.1.tensor(&k.2), &v.1.tensor(&v.2)];
+    let got = compact(&shape, src, Some(cu_rows), (rows, cu), dst, WHOLE);
+    let status = got.map_or_else(|f| f.status, |()| LAVA_OK);
+    assert_eq!(status, if allowed { LAVA_OK } else { LAVA_ERR_OVERLAP }, "{what}");
+    for (from, to, memory, before) in [k, v] {
+        let mut want = before.clone();
+        for h in (0..3).filter(|_| allowed) {
+            for (r, &row) in rows[cu[h] as usize..cu[h + 1] as usize].iter().enumerate() {
+                (0..DIM).for_each(|c| want[to.index(r, h, c)] = before[from.index(row as usize, h, c)]);
+            }
+        }
+        assert_eq!(memory.to_vec::<f32>(), want, "{what}");
+    }
+}
+
+#[test]
+fn a_ragged_cache_within_its_memory() {
+    const TEN_EACH: [u32; 4] = [0, 10, 20, 30];
+    const START: Place = ([0, 10, 20], 4);
+    let one_each = (&[3u32, 4, 0][..], &[0u32, 1, 2, 3]);
+    let two_each = (&[3u32, 8, 2, 9, 0, 1][..], &[0u32, 2, 4, 6]);
+    let one_in_all = (&[9u32][..], &[0u32, 1, 1, 1]);
+    let two_in_all = (&[8u32, 9][..], &[0u32, 0, 2, 2]);
+    let arena: Place = ([5, 20, 40], 4);
+    let cases = [
+        // The stride places each head's first row too, so that another one moves heads that have no second row.
+        (START, ([0, 10, 20], 8), one_each, false),
+        (([0, 10, 20], 8), START, one_each, false),
+        (START, ([0, 10, 20], 8), two_each, false),
+        // One head's row would move back: the last, the first.
+        (START, ([0, 10, 21], 4), one_each, false),
+        (START, ([0, 10, 21], 4), two_each, false),
+        (START, ([4, 10, 20], 4), one_each, false),
+        (START, ([0, 13, 20], 4), two_each, false),
+        // As far back as the first kept rows, or to the front.
+        (START, ([3, 14, 20], 4), one_each, true),
+        (START, ([3, 12, 20], 4), two_each, true),
+        (START, ([0, 2, 4], 4), two_each, true),
+        // Rows at the very front of the buffer, where a single one is all there is.
+        (arena, ([0, 0, 0], 4), one_in_all, true),
+        (arena, ([0, 0, 0], 4), two_in_all, true),
+        (arena, ([0, 1, 2], 4), one_each, true),
+        (([5, 15, 25], 8), ([0, 0, 0], 8), one_in_all, true),
+        // And from there.
+        (([0, 10, 20], 4), ([1, 1, 1], 4), (&[0], &[0, 1, 1, 1]), false),
+    ];
+    for (from, to, kept, allowed) in cases {
+        // Both so, and each beside one that stays where it is.
+        let (moves, stays) = ((from, to), (START, START));
+        for places in [[moves, moves], [moves, stays], [stays, moves]] {
+            move_within(places, &TEN_EACH, (kept.0, &kept.1[..]), allowed);
+        }
+    }
+}
+
+/// Where a cache's heads start is read while rows move, K's and V's.
+#[test]
+fn destinations_on_a_row_start_are_refused() {
+    let (rows, cu_rows, cu) = ([0u32, 1, 0, 1, 0, 1], [0u32, 4, 8, 12], [0u32, 2, 4, 6]);
+    let shape = shape(4, (3, 3), (4, 4), 1);
+    let of = [&cu_rows, &cu_rows, &cu, &cu].map(|start| Layout::ragged(&start[..3], 4));
+    // Sources, then destinations. Row 1 of a destination's head 0 is one of the arrays.
+    for (owner, target) in (0..4).flat_map(|owner| [(owner, 2), (owner, 3)]) {
+        // Should rows ever move onto it, the array still leads to somewhere inside.
+        let memory = [(); 4].map(|()| Memory::of(&[2u32; 48]));
+        let start = of[owner].row_start.as_ref().unwrap();
+        start.iter().enumerate().for_each(|(h, &s)| memory[target].set(4 + h, s));
+        let mut tensors = [0, 1, 2, 3].map(|t: usize| of[t].tensor(&memory[t]));
+        tensors[owner].row_start = memory[target].ptr::<u32>().wrapping_add(4);
+        let before = [0, 1, 2, 3].map(|t: usize| memory[t].to_vec::<u8>());
+        let [k_src, v_src, k_dst, v_dst] = &tensors;
+        let refused = compact(&shape, [k_src, v_src], Some(&cu_rows), (&rows, &cu), [k_dst, v_dst], WHOLE);
+        assert_eq!(refused.unwrap_err().status, LAVA_ERR_OVERLAP, "{owner} in {target}");
+        assert!((0..4).all(|t| memory[t].to_vec::<u8>() == before[t]), "{owner} in {target}");
+    }
+}
+
+/// Interleaved, but the upper tensor's rows reach into the lower one's next.
+#[test]
+fn interleaved_destinations_that_overhang_are_refused() {
+    let (rows, cu) = kept([5, 31, 64]);
+    let (heads, dim) = (HEADS.1, DIMS.0);
+    let layer = Layer::random(3, shape(TOKENS, HEADS, (dim, dim), WINDOW));
+    let (k_src, v_src) = (layer.k.lay(), layer.v.lay());
+    let by_token = Layout::strides(2 * heads * dim, dim, 1);
+    let by_head = Layout::strides(2 * dim, TOKENS * 2 * dim, 1);
+    // From where the upper one just fits on.
+    for (lower, upper) in [(&by_token, heads * dim), (&by_head, dim)] {
+        for (overhang, k_first) in [(0, true), (0, false), (1, true), (1, false), (dim - 1, true)] {
+            let memory = Memory::new((TOKENS + 1) * heads * 2 * dim * 4);
+            let before = memory.to_vec::<u8>();
+            let both = [lower.clone(), lower.clone().from(upper + overhang)];
+            let [k, v] = if k_first { [&both[0], &both[1]] } else { [&both[1], &both[0]] };
+            let (src, dst) = ([&k_src.tensor(), &v_src.tensor()], [&k.tensor(&memory), &v.tensor(&memory)]);
+            let got = compact(&layer.shape, src, None, (&rows, &cu), dst, WHOLE);
+            let what = format!("{both:?}, K first {k_first}");
+            if overhang == 0 {
+                got.expect(&what);
+                check_rows(&what, &memory, &before, &[(k, &layer.k), (v, &layer.v)], (&rows, &cu));
+            } else {
+                assert_eq!(got.expect_err(&what).status, LAVA_ERR_OVERLAP, "{what}");
+                assert!(memory.to_vec::<u8>() == before, "{what}");
+            }
+        }
+    }
 }
 
 #[test]

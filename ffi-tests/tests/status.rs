@@ -327,7 +327,7 @@ fn overlap_cases(world: &World, arg: &Arg) -> Vec<Case> {
 
 fn shape_cases() -> Vec<Case> {
     type ShapeChange = fn(&mut lava_shape);
-    let table: [(&str, ShapeChange, lava_status); 15] = [
+    let table: [(&str, ShapeChange, lava_status); 17] = [
         ("n_tokens", |s| s.n_tokens = 0, LAVA_ERR_SHAPE),
         ("n_q_heads", |s| s.n_q_heads = 0, LAVA_ERR_SHAPE),
         ("n_q_heads", |s| s.n_q_heads = 5, LAVA_ERR_SHAPE),
@@ -343,6 +343,8 @@ fn shape_cases() -> Vec<Case> {
         ("n_tokens", |s| s.n_tokens = u32::MAX, LAVA_ERR_OVERFLOW),
         ("n_tokens", |s| s.n_tokens = 1 << 31, LAVA_ERR_OVERFLOW),
         ("n_tokens", |s| (s.n_kv_heads, s.n_q_heads) = (1 << 31, 1 << 31), LAVA_ERR_OVERFLOW),
+        ("window", |s| s.window = (1u64 << 32).div_ceil(HEADS.0 as u64) as u32, LAVA_ERR_OVERFLOW),
+        ("window", |s| s.window = u32::MAX, LAVA_ERR_OVERFLOW),
     ];
     let numbered = table.into_iter().enumerate();
     let one = |(i, row): (usize, (&str, ShapeChange, lava_status))| {
@@ -441,6 +443,7 @@ fn total_entries() {
             ("budget 0", |w| w.set_n("budget", 0), LAVA_ERR_BUDGET, "budget"),
             ("budget 0, all in the window", |w| (w.set_n("budget", 0), w.sh().window = 12).1, LAVA_OK, ""),
             ("budget huge", |w| w.set_n("budget", u32::MAX as u64), LAVA_OK, ""),
+            ("window as long as can be", |w| w.sh().window = u32::MAX / HEADS.0 as u32, LAVA_OK, ""),
         ],
     );
 }
@@ -698,12 +701,19 @@ fn sizes() {
     check(|| World::new(of_share).arg("size", Out, &[9usize]), &[], &[]);
 }
 
-const SELECT_PARAMS: [Row; 9] = [
+/// An alpha, and a head floor that uses it.
+fn set_alpha(w: &World, alpha: f64) {
+    let params = w.at::<lava_select_params>("params");
+    (params.head_floor, params.alpha) = (LAVA_FLOOR_GUARANTEED, alpha);
+}
+
+const SELECT_PARAMS: [Row; 10] = [
     ("floor 3", |w| w.at::<lava_select_params>("params").head_floor = 3, LAVA_ERR_ARGUMENT, "head_floor"),
     ("floor -1", |w| w.at::<lava_select_params>("params").head_floor = -1, LAVA_ERR_ARGUMENT, "head_floor"),
-    ("alpha NaN", |w| w.at::<lava_select_params>("params").alpha = f64::NAN, LAVA_ERR_ARGUMENT, "alpha"),
-    ("alpha negative", |w| w.at::<lava_select_params>("params").alpha = -0.1, LAVA_ERR_ARGUMENT, "alpha"),
-    ("alpha above 1", |w| w.at::<lava_select_params>("params").alpha = 1.1, LAVA_ERR_ARGUMENT, "alpha"),
+    ("alpha NaN", |w| set_alpha(w, f64::NAN), LAVA_ERR_ARGUMENT, "alpha"),
+    ("alpha negative", |w| set_alpha(w, -0.1), LAVA_ERR_ARGUMENT, "alpha"),
+    ("alpha above 1", |w| set_alpha(w, 1.1), LAVA_ERR_ARGUMENT, "alpha"),
+    ("alpha NaN, not used", |w| w.at::<lava_select_params>("params").alpha = f64::NAN, LAVA_OK, ""),
     ("reserved", |w| w.at::<lava_select_params>("params").reserved = 1, LAVA_ERR_ARGUMENT, "reserved"),
     ("a sink fits", |w| w.at::<lava_select_params>("params").n_sink = 1, LAVA_OK, ""),
     ("all sinks", |w| w.at::<lava_select_params>("params").n_sink = u32::MAX, LAVA_ERR_BUDGET, ""),
@@ -1070,6 +1080,36 @@ fn attend() {
             ("scale NaN", |w| params(w).scale = f32::NAN, LAVA_ERR_ARGUMENT, "scale"),
             ("cap negative", |w| params(w).softcap = -1.0, LAVA_ERR_ARGUMENT, "softcap"),
             ("sliding without positions", |w| params(w).sliding_window = 4, LAVA_ERR_NULL, "kept_indices"),
+            (
+                "sliding without prefix sum",
+                |w| (params(w).sliding_window, params(w).kept_indices) = (4, w.p("n_rows")),
+                LAVA_ERR_NULL,
+                "cu_kept",
+            ),
+            (
+                "positions without prefix sum",
+                |w| params(w).kept_indices = w.p("n_rows"),
+                LAVA_ERR_NULL,
+                "cu_kept",
+            ),
+            (
+                "prefix sum without positions",
+                |w| {
+                    static CU: [u32; 3] = [0, 1, 2];
+                    (params(w).sliding_window, params(w).cu_kept) = (4, CU.as_ptr());
+                },
+                LAVA_ERR_NULL,
+                "kept_indices",
+            ),
+            (
+                "nothing kept, and no positions",
+                |w| {
+                    static CU: [u32; 3] = [0; 3];
+                    (params(w).sliding_window, params(w).cu_kept) = (4, CU.as_ptr());
+                },
+                LAVA_OK,
+                "",
+            ),
             ("fewer rows than new tokens", |w| *w.element("n_rows", 1) = 2u32, LAVA_ERR_SHAPE, "k"),
             ("that, not causal", |w| (params(w).causal = 0, *w.element("n_rows", 1) = 2u32).1, LAVA_OK, ""),
             ("more rows than there are", |w| *w.element("n_rows", 0) = 13u32, LAVA_ERR_BUFFER_SIZE, "k"),
