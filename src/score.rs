@@ -336,13 +336,11 @@ impl Task<'_> {
             let mut ahead = self.ahead(first + n, self.shape.n_tokens);
             for h in 0..heads {
                 let own = h * w..(h + 1) * w;
-                let slot = (first / KEY_BLOCK * heads + h) * w;
-                let keep = self.plan.store && first < self.shape.prefix_len();
-                let tile =
-                    if keep { &mut b.exps[slot * KEY_BLOCK..(slot + w) * KEY_BLOCK] } else { &mut *b.tile };
-                self.logits(b.q, b.panel, tile, h, (first, n), &mut ahead)?;
-                (self.kernels.softmax_rows)(tile, &mut b.max[own.clone()], &mut b.sum[own.clone()]);
-                if keep {
+                self.logits(b.q, b.panel, b.tile, h, (first, n), &mut ahead)?;
+                (self.kernels.softmax_rows)(b.tile, &mut b.max[own.clone()], &mut b.sum[own.clone()]);
+                if self.plan.store && first < self.shape.prefix_len() {
+                    let slot = (first / KEY_BLOCK * heads + h) * w;
+                    (self.kernels.put_away)(b.tile, &mut b.exps[slot * KEY_BLOCK..(slot + w) * KEY_BLOCK]);
                     b.exps_max[slot..slot + w].copy_from_slice(&b.max[own]);
                 }
             }

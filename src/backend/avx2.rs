@@ -118,7 +118,7 @@ unsafe impl Lanes for Avx2 {
     }
 }
 
-super::vector::kernels!("avx2", Avx2, "avx2,fma,f16c", (6, 4, 2), pack_keys);
+super::vector::kernels!("avx2", Avx2, "avx2,fma,f16c", (6, 4, 2), pack_keys, put_away);
 
 super::vector::entry! { "avx2,fma,f16c"
     pub(super) fn pack_keys(keys: &Block, panel: &mut [f32]) -> () {
@@ -128,6 +128,23 @@ super::vector::entry! { "avx2,fma,f16c"
             Dtype::F16 => pack::<F16>(keys, panel),
             Dtype::BF16 => pack::<Bf16>(keys, panel),
         }
+    }
+}
+
+/// Stores past the caches: what was there need not be read first, and nothing that is needed soon is pushed out.
+pub(super) fn put_away(tile: &[f32], memory: &mut [f32]) {
+    assert!(
+        tile.len() == memory.len()
+            && tile.len().is_multiple_of(4)
+            && (memory.as_ptr() as usize).is_multiple_of(16)
+    );
+    // SAFETY: four elements at a time within both slices; the destination is aligned to 16 bytes (checked above). The fence
+    // orders the stores before whatever follows, as the instruction's contract asks.
+    unsafe {
+        for i in (0..tile.len()).step_by(4) {
+            _mm_stream_ps(memory.as_mut_ptr().add(i), _mm_loadu_ps(tile.as_ptr().add(i)));
+        }
+        _mm_sfence();
     }
 }
 

@@ -98,4 +98,11 @@ unsafe impl Lanes for Avx512 {
     }
 }
 
-super::vector::kernels!("avx512", Avx512, "avx512f,avx2,fma,f16c", (12, 8, 2), super::avx2::pack_keys);
+super::vector::kernels!(
+    "avx512",
+    Avx512,
+    "avx512f,avx2,fma,f16c",
+    (12, 8, 2),
+    super::avx2::pack_keys,
+    super::avx2::put_away
+);

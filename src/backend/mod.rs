@@ -58,6 +58,8 @@ pub(crate) struct Kernels {
     /// `softmax_rows(tile, max, sum)`: takes each row's logits into the row's running maximum and into its sum of
     /// `exp(logit − maximum)`, and replaces the logits by `exp(logit − maximum)`.
     pub softmax_rows: fn(&mut [f32], &mut [f32], &mut [f64]),
+    /// `put_away(tile, memory)`: copies; `memory` is as long, aligned to 16 bytes, and not needed again soon.
+    pub put_away: fn(&[f32], &mut [f32]),
     /// `add_exp_rows(tile, lse, sums)`: `sums[i] += Σ_r exp(tile[r, i] − lse[r])`.
     pub add_exp_rows: fn(&[f32], &[f32], &mut [f32; KEY_BLOCK]),
     /// `add_weighted_rows(tile, max, lse, sums)`: `sums[i] += Σ_r exp(max[r] − lse[r]) · tile[r, i]`.

@@ -14,6 +14,7 @@ pub(crate) static KERNELS: Kernels = Kernels {
     dots,
     softcap,
     softmax_rows,
+    put_away: |tile, memory| memory.copy_from_slice(tile),
     add_exp_rows,
     add_weighted_rows,
     max_l1,

@@ -533,7 +533,7 @@ macro_rules! instructions {
 /// Makes the table of an instruction set: `$lanes` are its registers, `$features` what the machine must have, `$mr · $nb` sums
 /// fill its registers with `$nb` vectors of keys and one of q beside them.
 macro_rules! kernels {
-    ($name:literal, $lanes:ty, $features:literal, ($mr:literal, $ms:literal, $nb:literal), $pack:path) => {
+    ($name:literal, $lanes:ty, $features:literal, ($mr:literal, $ms:literal, $nb:literal), $pack:path, $away:path) => {
         use $crate::backend::vector::{self, Bf16, F16, F32, Lanes};
         use $crate::backend::{Block, KEY_BLOCK, Kernels, scalar};
         use $crate::view::Dtype;
@@ -549,6 +549,7 @@ macro_rules! kernels {
             dots,
             softcap: scalar::KERNELS.softcap,
             softmax_rows,
+            put_away: $away,
             add_exp_rows,
             add_weighted_rows,
             max_l1,
