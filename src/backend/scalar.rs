@@ -144,9 +144,9 @@ fn pairwise(s: [f32; 8]) -> f32 {
 /// ln 2 in two parts, the first exact in few bits.
 pub(super) const LN2_HI: f32 = 0.693_359_4;
 pub(super) const LN2_LO: f32 = -2.121_944_4e-4;
-/// `(e^r − 1 − r) / r²` on [−½ ln 2, ½ ln 2], highest power first (Cephes' coefficients).
-pub(super) const EXP: [f32; 6] =
-    [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
+/// `e^r` on [−½ ln 2, ½ ln 2], highest power first (Cephes' coefficients).
+pub(super) const EXP: [f32; 8] =
+    [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5, 1.0, 1.0];
 
 /// `e^x` within 2 ulp; 0 for NaN and below −87.3, where the result would be subnormal; capped at `e^88`, near the largest
 /// f32. So `exp(UNSEEN − x)` is 0 for every `x`, `UNSEEN` included.
@@ -160,8 +160,10 @@ pub(crate) fn exp(x: f32) -> f32 {
     let z = if z < 88.0 { z } else { 88.0 };
     let n = (z * core::f32::consts::LOG2_E + ROUND) - ROUND;
     let r = (z - n * LN2_HI) - n * LN2_LO;
-    let p = EXP[1..].iter().fold(EXP[0], |p, c| p * r + c);
-    let y = p * (r * r) + r + 1.0;
+    let mut y = EXP[0];
+    for i in 1..EXP.len() {
+        y = y * r + EXP[i];
+    }
     let scale = f32::from_bits((((n as i32) + 127) as u32) << 23);
     if x > -87.3 { y * scale } else { 0.0 }
 }

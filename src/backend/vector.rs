@@ -111,22 +111,33 @@ impl Source for Bf16 {
     }
 }
 
-/// `e^x` for `x ≤ 88`, the scalar backend's polynomial with fused steps; 0 below −87.3 and for NaN.
+/// `e^x` for `x ≤ 88`, the scalar backend's polynomial with fused steps; 0 below −87.3 and for NaN. Several registers side by
+/// side, since one alone would wait for itself at every step.
 #[inline(always)]
-unsafe fn exp<V: Lanes>(x: V) -> V {
+unsafe fn exp<V: Lanes, const N: usize>(x: [V; N]) -> [V; N] {
     // SAFETY: arithmetic only, on the machine that the module's contract asks for.
     unsafe {
         // Adding 1.5 · 2²³ rounds to an integer and leaves it in the lowest bits.
         let magic = V::splat(12_582_912.0);
-        let shifted = x.fma(V::splat(core::f32::consts::LOG2_E), magic);
-        let n = shifted.sub(magic);
-        let r = n.fma(V::splat(-scalar::LN2_LO), n.fma(V::splat(-scalar::LN2_HI), x));
-        let mut y = V::splat(scalar::EXP[0]);
-        for c in scalar::EXP[1..].iter().chain(&[1.0, 1.0]) {
-            y = y.fma(r, V::splat(*c));
+        let (mut shifted, mut r, mut y) = (x, x, x);
+        for j in 0..N {
+            shifted[j] = x[j].fma(V::splat(core::f32::consts::LOG2_E), magic);
+            let n = shifted[j].sub(magic);
+            r[j] = n.fma(V::splat(-scalar::LN2_LO), n.fma(V::splat(-scalar::LN2_HI), x[j]));
+            y[j] = V::splat(scalar::EXP[0]);
         }
-        // Far below the range this is nonsense, and not used.
-        x.where_above(V::splat(-87.3), y.times_pow2(shifted))
+        // By index: an iterator here is not always unrolled.
+        for i in 1..scalar::EXP.len() {
+            let c = V::splat(scalar::EXP[i]);
+            for j in 0..N {
+                y[j] = y[j].fma(r[j], c);
+            }
+        }
+        for j in 0..N {
+            // Far below the range this is nonsense, and not used.
+            y[j] = x[j].where_above(V::splat(-87.3), y[j].times_pow2(shifted[j]));
+        }
+        y
     }
 }
 
@@ -240,9 +251,12 @@ pub(super) unsafe fn softmax_rows<V: Lanes, const NV: usize>(
             let shift = V::splat(max[r]);
             let mut total = V::splat(0.0);
             for j in 0..NV {
-                let e = exp(x[j].sub(shift));
-                e.store(row.add(j * V::N));
-                total = total.add(e);
+                x[j] = x[j].sub(shift);
+            }
+            let e = exp(x);
+            for j in 0..NV {
+                e[j].store(row.add(j * V::N));
+                total = total.add(e[j]);
             }
             sum[r] += total.total() as f64;
         }
@@ -260,10 +274,14 @@ pub(super) unsafe fn add_exp_rows<V: Lanes, const NV: usize>(
         let mut acc = [V::splat(0.0); NV];
         for (row, lse) in tile.chunks_exact(KEY_BLOCK).zip(lse) {
             let shift = V::splat(*lse);
+            let mut x = acc;
             for j in 0..NV {
-                let x = V::load(row.as_ptr().add(j * V::N)).sub(shift);
-                // Only a log-sum-exp that is too small gets here: large, not wrapped around.
-                acc[j] = acc[j].add(exp(x.min(V::splat(88.0))));
+                // Only a log-sum-exp that is too small needs the cap: large, not wrapped around.
+                x[j] = V::load(row.as_ptr().add(j * V::N)).sub(shift).min(V::splat(88.0));
+            }
+            let e = exp(x);
+            for j in 0..NV {
+                acc[j] = acc[j].add(e[j]);
             }
         }
         add_to(acc, sums);
@@ -288,7 +306,7 @@ pub(super) unsafe fn add_weighted_rows<V: Lanes, const NV: usize>(
             let mut i = 0;
             while i + V::N <= n {
                 let (max, lse) = (max.as_ptr().add(first + i), lse.as_ptr().add(first + i));
-                exp(V::load(max).sub(V::load(lse))).store(weights.as_mut_ptr().add(i));
+                exp([V::load(max).sub(V::load(lse))])[0].store(weights.as_mut_ptr().add(i));
                 i += V::N;
             }
             for i in i..n {
