@@ -11,7 +11,7 @@
 //!
 //! - The caller has the log-sum-exp: one pass.
 //! - There is memory for the exponentials of one or more query heads over all keys (within a tenth of the layer's own
-//!   size): one pass leaves `exp(logit − maximum so far)` there, a second, without arithmetic to speak of, weighs and sums it.
+//!   size; 24 bits each): one pass leaves `exp(logit − maximum so far)` there, a second, without arithmetic to speak of, weighs and sums it.
 //! - There is not: the logits are computed twice. Short prompts end up here, where it does not matter.
 //!
 //! Source: arXiv 2509.09754, section 4.1. The work of one KV head touches nobody else's, so heads are the unit of
@@ -19,7 +19,7 @@
 
 use core::ops::Range;
 
-use crate::backend::{Backend, Block, KEY_BLOCK, Kernels, UNSEEN};
+use crate::backend::{Backend, Block, KEY_BLOCK, Kernels, PUT_AWAY_ROW, UNSEEN};
 use crate::error::{ErrorKind, Result, ensure};
 use crate::params::{
     GroupReduce, MAX_POOL_KERNEL, Pool, ScoreParams, Shape, ValueSpan, scale_or_default, split,
@@ -89,8 +89,8 @@ struct Buffers<'a> {
     value_max: &'a mut [f32],
     /// One query head's attention: `[prefix_len]`, only where each head must be pooled by itself.
     head_row: &'a mut [f32],
-    /// Exponentials over the prefix, block by block: `[blocks, rows, KEY_BLOCK]`. Or nothing.
-    exps: &'a mut [f32],
+    /// Exponentials over the prefix, block by block, put away in 24 bits each: `[blocks, rows, PUT_AWAY_ROW]`. Or nothing.
+    exps: &'a mut [u8],
     /// The maximum that each of them was taken with: `[blocks, rows]`.
     exps_max: &'a mut [f32],
 }
@@ -109,7 +109,7 @@ impl<'a> Buffers<'a> {
             sum: c.take(rows)?,
             value_max: c.take(any * shape.n_kv_heads)?,
             head_row: c.take(if reduce_first(shape, params) { 0 } else { shape.prefix_len() })?,
-            exps: c.take(stored.saturating_mul(KEY_BLOCK))?,
+            exps: c.take(stored.saturating_mul(PUT_AWAY_ROW))?,
             exps_max: c.take(stored)?,
         })
     }
@@ -340,7 +340,10 @@ impl Task<'_> {
                 (self.kernels.softmax_rows)(b.tile, &mut b.max[own.clone()], &mut b.sum[own.clone()]);
                 if self.plan.store && first < self.shape.prefix_len() {
                     let slot = (first / KEY_BLOCK * heads + h) * w;
-                    (self.kernels.put_away)(b.tile, &mut b.exps[slot * KEY_BLOCK..(slot + w) * KEY_BLOCK]);
+                    (self.kernels.put_away)(
+                        b.tile,
+                        &mut b.exps[slot * PUT_AWAY_ROW..(slot + w) * PUT_AWAY_ROW],
+                    );
                     b.exps_max[slot..slot + w].copy_from_slice(&b.max[own]);
                 }
             }
@@ -366,7 +369,7 @@ impl Task<'_> {
                 let mut sums = [0.0f32; KEY_BLOCK];
                 if self.plan.store {
                     let slot = (block * heads + h) * w;
-                    let exps = &b.exps[slot * KEY_BLOCK..(slot + w) * KEY_BLOCK];
+                    let exps = &b.exps[slot * PUT_AWAY_ROW..(slot + w) * PUT_AWAY_ROW];
                     (self.kernels.add_weighted_rows)(exps, &b.exps_max[slot..slot + w], lse, &mut sums);
                 } else {
                     self.logits(b.q, b.panel, b.tile, h, (first, n), &mut ahead)?;

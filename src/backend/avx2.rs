@@ -2,6 +2,7 @@
 
 use core::arch::x86_64::*;
 
+use super::PUT_AWAY_ROW;
 use super::vector::Source;
 
 /// Whether the machine converts f16, which `cpufeatures` does not tell. Asked once: a virtual machine answers slowly.
@@ -43,6 +44,18 @@ unsafe impl Lanes for Avx2 {
         Self(unsafe {
             let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p as *const __m128i));
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        })
+    }
+    #[inline(always)]
+    unsafe fn load_24(upper: *const u16, lower: *const u8) -> Self {
+        // SAFETY: the caller promises eight readable elements at both, 16 and 8 bytes.
+        Self(unsafe {
+            let upper = _mm256_cvtepu16_epi32(_mm_loadu_si128(upper as *const __m128i));
+            let lower = _mm256_cvtepu8_epi32(_mm_loadl_epi64(lower as *const __m128i));
+            _mm256_castsi256_ps(_mm256_or_si256(
+                _mm256_slli_epi32::<14>(upper),
+                _mm256_slli_epi32::<6>(lower),
+            ))
         })
     }
     #[inline(always)]
@@ -131,18 +144,43 @@ super::vector::entry! { "avx2,fma,f16c"
     }
 }
 
+super::vector::entry! { "avx2,fma,f16c"
+    pub(super) fn put_away(tile: &[f32], memory: &mut [u8]) -> () {
+        put_rows_away(tile, memory)
+    }
+}
+
 /// Stores past the caches: what was there need not be read first, and nothing that is needed soon is pushed out.
-pub(super) fn put_away(tile: &[f32], memory: &mut [f32]) {
-    assert!(
-        tile.len() == memory.len()
-            && tile.len().is_multiple_of(4)
-            && (memory.as_ptr() as usize).is_multiple_of(16)
-    );
-    // SAFETY: four elements at a time within both slices; the destination is aligned to 16 bytes (checked above). The fence
-    // orders the stores before whatever follows, as the instruction's contract asks.
+#[inline(always)]
+unsafe fn put_rows_away(tile: &[f32], memory: &mut [u8]) {
+    let rows = tile.len() / KEY_BLOCK;
+    assert!(memory.len() >= rows * PUT_AWAY_ROW && (memory.as_ptr() as usize).is_multiple_of(16));
+    // SAFETY: a row of the tile is four registers, a row of memory six aligned stores of 16 bytes; both slices hold `rows` of
+    // them (just checked). The fence orders the stores before whatever follows, as the instruction's contract asks.
     unsafe {
-        for i in (0..tile.len()).step_by(4) {
-            _mm_stream_ps(memory.as_mut_ptr().add(i), _mm_loadu_ps(tile.as_ptr().add(i)));
+        for r in 0..rows {
+            let row = tile.as_ptr().add(r * KEY_BLOCK);
+            let to = memory.as_mut_ptr().add(r * PUT_AWAY_ROW) as *mut __m128i;
+            let (mut upper, mut lower) = ([_mm256_setzero_si256(); 4], [_mm256_setzero_si256(); 4]);
+            for j in 0..4 {
+                let bits = _mm256_castps_si256(_mm256_loadu_ps(row.add(8 * j)));
+                let bits = _mm256_srli_epi32::<6>(_mm256_add_epi32(bits, _mm256_set1_epi32(1 << 5)));
+                upper[j] = _mm256_srli_epi32::<8>(bits);
+                lower[j] = _mm256_and_si256(bits, _mm256_set1_epi32(0xFF));
+            }
+            // Packing works within halves: a's and b's first four, then a's and b's last four.
+            for (i, pair) in [(upper[0], upper[1]), (upper[2], upper[3])].into_iter().enumerate() {
+                let packed = _mm256_permute4x64_epi64::<0xD8>(_mm256_packus_epi32(pair.0, pair.1));
+                _mm_stream_si128(to.add(2 * i), _mm256_castsi256_si128(packed));
+                _mm_stream_si128(to.add(2 * i + 1), _mm256_extracti128_si256::<1>(packed));
+            }
+            let halves = _mm256_packus_epi16(
+                _mm256_packus_epi32(lower[0], lower[1]),
+                _mm256_packus_epi32(lower[2], lower[3]),
+            );
+            let packed = _mm256_permutevar8x32_epi32(halves, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+            _mm_stream_si128(to.add(4), _mm256_castsi256_si128(packed));
+            _mm_stream_si128(to.add(5), _mm256_extracti128_si256::<1>(packed));
         }
         _mm_sfence();
     }

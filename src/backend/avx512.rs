@@ -34,6 +34,18 @@ unsafe impl Lanes for Avx512 {
         })
     }
     #[inline(always)]
+    unsafe fn load_24(upper: *const u16, lower: *const u8) -> Self {
+        // SAFETY: the caller promises sixteen readable elements at both, 32 and 16 bytes.
+        Self(unsafe {
+            let upper = _mm512_cvtepu16_epi32(_mm256_loadu_si256(upper as *const __m256i));
+            let lower = _mm512_cvtepu8_epi32(_mm_loadu_si128(lower as *const __m128i));
+            _mm512_castsi512_ps(_mm512_or_si512(
+                _mm512_slli_epi32::<14>(upper),
+                _mm512_slli_epi32::<6>(lower),
+            ))
+        })
+    }
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         // SAFETY: the caller promises sixteen writable elements.
         unsafe { _mm512_storeu_ps(p, self.0) }

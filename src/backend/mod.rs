@@ -19,6 +19,12 @@ use crate::view::Tensor;
 /// Keys per block of a tile. Two AVX-512 or four AVX2 registers of f32.
 pub const KEY_BLOCK: usize = 32;
 
+/// Bytes of a tile's row that is put away: 24 bits a number, first the upper 16 of all, then the lower 8.
+///
+/// A number from 0 to 1 has its two highest bits clear, so bits 29 to 6 of the f32 are kept: rounded to 17 bits behind the
+/// leading one, an error of 2⁻¹⁸ = 3.8e-6 of it.
+pub const PUT_AWAY_ROW: usize = KEY_BLOCK * 3;
+
 /// A key that a query does not see. `exp` of it is 0 whatever is subtracted.
 pub(crate) const UNSEEN: f32 = f32::NEG_INFINITY;
 
@@ -58,13 +64,14 @@ pub(crate) struct Kernels {
     /// `softmax_rows(tile, max, sum)`: takes each row's logits into the row's running maximum and into its sum of
     /// `exp(logit − maximum)`, and replaces the logits by `exp(logit − maximum)`.
     pub softmax_rows: fn(&mut [f32], &mut [f32], &mut [f64]),
-    /// `put_away(tile, memory)`: copies; `memory` is as long, aligned to 16 bytes, and not needed again soon.
-    pub put_away: fn(&[f32], &mut [f32]),
+    /// `put_away(tile, memory)`: each row of the tile, numbers from 0 to 1, in [`PUT_AWAY_ROW`] bytes. `memory` is aligned to 16
+    /// and not needed again soon.
+    pub put_away: fn(&[f32], &mut [u8]),
     /// `add_exp_rows(tile, lse, sums)`: `sums[i] += Σ_r exp(tile[r, i] − lse[r])`.
     pub add_exp_rows: fn(&[f32], &[f32], &mut [f32; KEY_BLOCK]),
-    /// `add_weighted_rows(tile, max, lse, sums)`: `sums[i] += Σ_r exp(max[r] − lse[r]) · tile[r, i]`.
+    /// `add_weighted_rows(memory, max, lse, sums)`: `sums[i] += Σ_r exp(max[r] − lse[r]) · tile[r, i]`, of a tile put away.
     #[expect(clippy::type_complexity, reason = "a type of its own would hide the shapes")]
-    pub add_weighted_rows: fn(&[f32], &[f32], &[f32], &mut [f32; KEY_BLOCK]),
+    pub add_weighted_rows: fn(&[u8], &[f32], &[f32], &mut [f32; KEY_BLOCK]),
     /// `max_l1(values)`: the largest `Σ|v|` of the rows; NaN or infinite if any element is.
     pub max_l1: fn(&Block) -> f32,
     /// `pool_max(x, kernel, out)`: `out[i] = max(x[i .. i + kernel])`.

@@ -3,7 +3,7 @@
 //! Loops run over fixed blocks of f32 without branches, so that a compiler can vectorise them; sums run in one fixed
 //! order, so that the result does not depend on who does.
 
-use super::{Block, KEY_BLOCK, Kernels, UNSEEN};
+use super::{Block, KEY_BLOCK, Kernels, PUT_AWAY_ROW, UNSEEN};
 
 /// The scalar table.
 pub(crate) static KERNELS: Kernels = Kernels {
@@ -14,7 +14,7 @@ pub(crate) static KERNELS: Kernels = Kernels {
     dots,
     softcap,
     softmax_rows,
-    put_away: |tile, memory| memory.copy_from_slice(tile),
+    put_away,
     add_exp_rows,
     add_weighted_rows,
     max_l1,
@@ -97,11 +97,24 @@ fn add_exp_rows(tile: &[f32], lse: &[f32], sums: &mut [f32; KEY_BLOCK]) {
     }
 }
 
-fn add_weighted_rows(tile: &[f32], max: &[f32], lse: &[f32], sums: &mut [f32; KEY_BLOCK]) {
-    for ((row, max), lse) in tile.chunks_exact(KEY_BLOCK).zip(max).zip(lse) {
+fn put_away(tile: &[f32], memory: &mut [u8]) {
+    for (row, memory) in tile.chunks_exact(KEY_BLOCK).zip(memory.chunks_exact_mut(PUT_AWAY_ROW)) {
+        let (upper, lower) = memory.split_at_mut(2 * KEY_BLOCK);
+        for i in 0..KEY_BLOCK {
+            let bits = (row[i].to_bits() + (1 << 5)) >> 6;
+            upper[2 * i..2 * i + 2].copy_from_slice(&((bits >> 8) as u16).to_ne_bytes());
+            lower[i] = bits as u8;
+        }
+    }
+}
+
+fn add_weighted_rows(memory: &[u8], max: &[f32], lse: &[f32], sums: &mut [f32; KEY_BLOCK]) {
+    for ((memory, max), lse) in memory.chunks_exact(PUT_AWAY_ROW).zip(max).zip(lse) {
+        let (upper, lower) = memory.split_at(2 * KEY_BLOCK);
         let weight = exp(max - lse);
         for i in 0..KEY_BLOCK {
-            sums[i] += weight * row[i];
+            let bits = (u16::from_ne_bytes([upper[2 * i], upper[2 * i + 1]]) as u32) << 8 | lower[i] as u32;
+            sums[i] += weight * f32::from_bits(bits << 6);
         }
     }
 }

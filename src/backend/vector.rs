@@ -18,7 +18,7 @@
 //! instruction set of its `Lanes`. [`kernels!`] sees to the inlining; `Backend`'s constructors see to the machine.
 #![allow(clippy::missing_safety_doc)]
 
-use super::{Block, KEY_BLOCK, scalar};
+use super::{Block, KEY_BLOCK, PUT_AWAY_ROW, scalar};
 use half::{bf16, f16};
 
 /// A register of f32s.
@@ -32,6 +32,8 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn load(p: *const f32) -> Self;
     unsafe fn load_f16(p: *const u16) -> Self;
     unsafe fn load_bf16(p: *const u16) -> Self;
+    /// Numbers of 24 bits, as `put_away` leaves them: `upper` and `lower` hold `N` elements.
+    unsafe fn load_24(upper: *const u16, lower: *const u8) -> Self;
     unsafe fn store(self, p: *mut f32);
     /// Asks for the cache line at `p`, which may be any address.
     unsafe fn prefetch(p: *const u8);
@@ -290,12 +292,12 @@ pub(super) unsafe fn add_exp_rows<V: Lanes, const NV: usize>(
 
 #[inline(always)]
 pub(super) unsafe fn add_weighted_rows<V: Lanes, const NV: usize>(
-    tile: &[f32],
+    memory: &[u8],
     max: &[f32],
     lse: &[f32],
     sums: &mut [f32; KEY_BLOCK],
 ) {
-    let rows = max.len().min(lse.len()).min(tile.len() / KEY_BLOCK);
+    let rows = max.len().min(lse.len()).min(memory.len() / PUT_AWAY_ROW);
     let mut weights = [0.0f32; KEY_BLOCK];
     // SAFETY: rows and sums have KEY_BLOCK = NV · N elements; weights are loaded and stored N at a time only where as many
     // rows are left, and KEY_BLOCK is a multiple of N.
@@ -313,10 +315,12 @@ pub(super) unsafe fn add_weighted_rows<V: Lanes, const NV: usize>(
                 weights[i] = scalar::exp(max[first + i] - lse[first + i]);
             }
             for i in 0..n {
-                let row = tile.as_ptr().add((first + i) * KEY_BLOCK);
+                let upper = memory.as_ptr().add((first + i) * PUT_AWAY_ROW);
+                let lower = upper.add(2 * KEY_BLOCK);
                 let weight = V::splat(weights[i]);
                 for j in 0..NV {
-                    acc[j] = weight.fma(V::load(row.add(j * V::N)), acc[j]);
+                    let x = V::load_24((upper as *const u16).add(j * V::N), lower.add(j * V::N));
+                    acc[j] = weight.fma(x, acc[j]);
                 }
             }
         }
@@ -588,8 +592,8 @@ macro_rules! kernels {
             fn add_exp_rows(tile: &[f32], lse: &[f32], sums: &mut [f32; KEY_BLOCK]) -> () {
                 vector::add_exp_rows::<$lanes, NV>(tile, lse, sums)
             }
-            fn add_weighted_rows(tile: &[f32], max: &[f32], lse: &[f32], sums: &mut [f32; KEY_BLOCK]) -> () {
-                vector::add_weighted_rows::<$lanes, NV>(tile, max, lse, sums)
+            fn add_weighted_rows(memory: &[u8], max: &[f32], lse: &[f32], sums: &mut [f32; KEY_BLOCK]) -> () {
+                vector::add_weighted_rows::<$lanes, NV>(memory, max, lse, sums)
             }
             fn pool_max(x: &[f32], kernel: usize, out: &mut [f32]) -> () {
                 vector::pool_max::<$lanes>(x, kernel, out)
