@@ -211,6 +211,35 @@ fn scores_with_every_option_and_dtype() {
     }
 }
 
+/// Short prompts of few heads never have room to store exponentials; here there is, as in every layer of a real size.
+#[test]
+fn scores_where_exponentials_are_stored() {
+    let mut seed = 100;
+    for prefix in [97, 127, 128, 129, 160, 255, 290] {
+        for (heads, window) in [((16, 8), 5), ((24, 8), 3), ((8, 8), 9)] {
+            for (pool, group_reduce) in [
+                (Pool::Max, GroupReduce::Max),
+                (Pool::Avg, GroupReduce::Mean),
+                (Pool::Max, GroupReduce::Mean),
+            ] {
+                for (softcap, sliding_window) in [(None, None), (Some(1.5), Some(50))] {
+                    let params =
+                        ScoreParams { softcap, sliding_window, pool, group_reduce, ..Default::default() };
+                    let shape = shape(prefix + window, heads, (64, 72), window);
+                    let one_head = window * prefix.div_ceil(32) * 96;
+                    let size = score::workspace_size(&shape, &params).unwrap();
+                    assert!(size > one_head + 64 * 32 * 4, "{size} bytes: nothing is stored for {shape:?}");
+                    seed += 1;
+                    for backend in Backend::all() {
+                        let dtypes = [Dtype::F32, Dtype::F16, Dtype::BF16];
+                        check_score(backend, &shape, &params, dtypes, seed, false);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// What the header promises of backends: the same scores but for rounding. And of threads: the same bits.
 #[test]
 fn backends_and_threads_agree() {

@@ -140,3 +140,39 @@ impl Default for Backend {
         Self::detect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_put_away_comes_back_within_its_bound() {
+        // From 1 down to what exp still gives, and zero.
+        let tile: Vec<f32> = (0..7 * KEY_BLOCK).map(|i| scalar::exp(-(i as f32) * 0.39)).collect();
+        let rows = tile.len() / KEY_BLOCK;
+        // u128s: aligned as a workspace is.
+        let pack = |kernels: &Kernels| {
+            let mut memory = vec![0u128; rows * PUT_AWAY_ROW / 16];
+            // SAFETY: u128s are bytes too.
+            let bytes = unsafe {
+                core::slice::from_raw_parts_mut(memory.as_mut_ptr() as *mut u8, rows * PUT_AWAY_ROW)
+            };
+            (kernels.put_away)(&tile, bytes);
+            bytes.to_vec()
+        };
+        let want = pack(&scalar::KERNELS);
+        for backend in Backend::all() {
+            assert!(pack(backend.kernels) == want, "{} packs other bytes", backend.name());
+            for r in 0..rows {
+                let mut sums = [0.0; KEY_BLOCK];
+                let row = &want[r * PUT_AWAY_ROW..(r + 1) * PUT_AWAY_ROW];
+                (backend.kernels.add_weighted_rows)(row, &[0.5], &[0.5], &mut sums);
+                for (sum, x) in sums.iter().zip(&tile[r * KEY_BLOCK..]) {
+                    // Half a unit of the last of 17 bits; the smallest numbers have zeros there.
+                    let bound = x * (1.0 / (1 << 18) as f32);
+                    assert!((sum - x).abs() <= bound, "{}: {sum} for {x}", backend.name());
+                }
+            }
+        }
+    }
+}
