@@ -39,7 +39,7 @@ int main(void) {
                       &error));
     free(scratch);
 
-    /* With it and without: the same scores but for rounding, one pass over K instead of two. */
+    /* With it and without: the same scores but for rounding, with a pass less. */
     lava_score_params scoring = lava_score_params_init();
     CHECK(lava_score_workspace_size(&shape, &scoring, &size, &error));
     scratch = allocate(size);

@@ -602,7 +602,7 @@ lava_status lava_score_workspace_size(const struct lava_shape *shape,
  * k:   [n_tokens, n_kv_heads, head_dim_k], after RoPE.
  * v:   [n_tokens, n_kv_heads, head_dim_v].
  * lse: NULL, or f32 [window, n_q_heads, 1]: natural log-sum-exp of each query's scaled, capped, masked logits over all
- *      keys it sees, as flash attention returns it. Saves one of two passes over K. It is believed: a wrong one gives
+ *      keys it sees, as flash attention returns it. Saves a pass and the memory for it. It is believed: a wrong one gives
  *      wrong scores.
  * part, n_parts: this call does share `part` of `n_parts` of the KV heads: n_kv_heads * part / n_parts up to
  *      n_kv_heads * (part + 1) / n_parts. Parts may run at the same time, each with a workspace of its own. The scores
