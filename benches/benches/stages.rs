@@ -3,6 +3,7 @@
 use benches::{Layer, Outputs, SHAPES};
 use divan::Bencher;
 use half::{bf16, f16};
+use lava::Backend;
 
 fn main() {
     divan::main();
@@ -17,14 +18,14 @@ macro_rules! stages {
 
             #[divan::bench(args = LENGTHS, sample_count = 7)]
             fn score(bencher: Bencher, n_tokens: usize) {
-                let layer = Layer::<$element>::new(SHAPES[0], n_tokens);
+                let layer = Layer::<$element>::new(SHAPES[0], n_tokens, Backend::detect());
                 let mut out = Outputs::new(&layer, 1024);
                 bencher.bench_local(|| layer.score(&mut out, 1, false));
             }
 
             #[divan::bench(args = LENGTHS, sample_count = 7)]
             fn compact(bencher: Bencher, n_tokens: usize) {
-                let layer = Layer::<$element>::new(SHAPES[0], n_tokens);
+                let layer = Layer::<$element>::new(SHAPES[0], n_tokens, Backend::detect());
                 let mut out = Outputs::new(&layer, 1024);
                 layer.score(&mut out, 1, false);
                 layer.select(&mut out);
@@ -33,7 +34,7 @@ macro_rules! stages {
 
             #[divan::bench(args = LENGTHS, sample_count = 20)]
             fn attend(bencher: Bencher, n_tokens: usize) {
-                let layer = Layer::<$element>::new(SHAPES[0], n_tokens);
+                let layer = Layer::<$element>::new(SHAPES[0], n_tokens, Backend::detect());
                 let mut out = Outputs::new(&layer, 1024);
                 layer.score(&mut out, 1, false);
                 layer.select(&mut out);
@@ -50,7 +51,7 @@ stages!(f32_, f32);
 
 #[divan::bench(args = LENGTHS, sample_count = 20)]
 fn entropy_and_select(bencher: Bencher, n_tokens: usize) {
-    let layer = Layer::<f32>::new(SHAPES[0], n_tokens);
+    let layer = Layer::<f32>::new(SHAPES[0], n_tokens, Backend::detect());
     let mut out = Outputs::new(&layer, 1024);
     layer.score(&mut out, 1, false);
     bencher.bench_local(|| layer.select(&mut out));

@@ -37,6 +37,7 @@ impl Number for bf16 {
 
 /// Q, K and V, token-major as engines hold them.
 pub struct Layer<T> {
+    pub backend: Backend,
     pub shape: Shape,
     pub params: ScoreParams,
     q: Vec<T>,
@@ -66,7 +67,11 @@ fn carver(memory: &mut [u128]) -> Carver<'_> {
 }
 
 impl<T: Number> Layer<T> {
-    pub fn new((n_q_heads, n_kv_heads, dim): (usize, usize, usize), n_tokens: usize) -> Self {
+    pub fn new(
+        (n_q_heads, n_kv_heads, dim): (usize, usize, usize),
+        n_tokens: usize,
+        backend: Backend,
+    ) -> Self {
         let mut state = 1u64;
         let mut random = |n: usize, size: f32| -> Vec<T> {
             (0..n)
@@ -77,6 +82,7 @@ impl<T: Number> Layer<T> {
                 .collect()
         };
         Self {
+            backend,
             shape: Shape {
                 layer: 0,
                 n_tokens,
@@ -143,7 +149,7 @@ impl<T: Number> Layer<T> {
                 rest = others;
                 let mut work = move || {
                     score::score(
-                        Backend::detect(),
+                        self.backend,
                         &self.shape,
                         &self.params,
                         &inputs,
@@ -207,7 +213,7 @@ impl<T: Number> Layer<T> {
         let mut to =
             TensorMut::from_slice(&mut out.attention, strides, Rows::Same(1), n_q_heads, dim).expect("dense");
         attend::attend(
-            Backend::detect(),
+            self.backend,
             &shape,
             &AttendParams::default(),
             &inputs,
@@ -271,7 +277,7 @@ pub fn run_cascade<T: Number>(
     let heads = shape.1;
     let dim = shape.2;
     ready();
-    let mut layer = Layer::<T>::new(shape, n_tokens);
+    let mut layer = Layer::<T>::new(shape, n_tokens, Backend::detect());
     let mut out = Outputs::new(&layer, WINDOW);
     let total = params::total_entries(&layer.shape, budget, n_layers).expect("a valid budget");
     let params = CascadeParams { shape: layer.shape, n_layers, total, select: SelectParams::default() };

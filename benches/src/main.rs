@@ -12,6 +12,7 @@ use benches::{Layer, Number, Outputs, SHAPES, WINDOW};
 use clap::Parser;
 use half::{bf16, f16};
 use indicatif::{ProgressBar, ProgressStyle};
+use lava::Backend;
 
 #[derive(Parser)]
 #[command(about = "Times lava's stages against the machine's limits and against PyTorch")]
@@ -25,6 +26,9 @@ struct Args {
     /// A Python that has PyTorch; without one the PyTorch column stays empty
     #[arg(long, default_value = "python3")]
     python: String,
+    /// Kernels to use instead of what the library would choose: scalar, avx2, ...
+    #[arg(long)]
+    backend: Option<String>,
     /// Runs of each measurement; the fastest counts
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -34,6 +38,19 @@ struct Args {
     /// Only run the 32-layer cascade and print its peak memory (used by the run itself)
     #[arg(long, hide = true)]
     cascade: bool,
+}
+
+impl Args {
+    fn backend(&self) -> Backend {
+        match &self.backend {
+            None => Backend::detect(),
+            Some(name) => Backend::all().find(|b| b.name() == name).unwrap_or_else(|| {
+                let names: Vec<_> = Backend::all().map(|b| b.name()).collect();
+                eprintln!("this machine has no backend {name}, only {}", names.join(", "));
+                std::process::exit(2)
+            }),
+        }
+    }
 }
 
 fn seconds(f: impl FnOnce()) -> f64 {
@@ -129,7 +146,7 @@ fn measure<T: Number>(
     shape: (usize, usize, usize),
     tokens: usize,
 ) -> Vec<Case> {
-    let layer = Layer::<T>::new(shape, tokens);
+    let layer = Layer::<T>::new(shape, tokens, args.backend());
     let mut out = Outputs::new(&layer, 1024);
     let (n_q_heads, _, dim) = shape;
     args.threads
@@ -297,7 +314,7 @@ fn cascade_line() -> Option<String> {
     ))
 }
 
-fn machine() -> String {
+fn machine(backend: Backend) -> String {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu
         .lines()
@@ -312,7 +329,7 @@ fn machine() -> String {
     format!(
         "{}; {model}, {cores} cores; {} kernels\n",
         date.unwrap_or_default(),
-        lava::Backend::detect().name()
+        backend.name()
     )
 }
 
@@ -357,7 +374,7 @@ fn main() -> ExitCode {
 
     let text = format!(
         "{}times in ms, the fastest of {} runs; window {WINDOW}, budget 1024 per head; torch: the same scoring in PyTorch\n\n{}\n{}\n{cascade}",
-        machine(),
+        machine(args.backend()),
         args.rounds,
         table(&cases),
         verdicts(&cases),
