@@ -3,10 +3,10 @@
 //! Online softmax: rows go by in blocks; each query keeps its maximum, its sum and a weighted sum of values, rescaled when
 //! the maximum grows. Each kept row is read once for all query heads of its group.
 
-use crate::backend::scalar::exp;
+use crate::backend::scalar::exp2;
 use crate::backend::{Backend, Block, KEY_BLOCK, UNSEEN};
 use crate::error::{ErrorKind, Result, ensure};
-use crate::params::{Shape, scale_or_default, split, validate_logit_options};
+use crate::params::{MAX_HEAD_DIM, Scale, Shape, split, validate_logit_options};
 use crate::view::{Dtype, Tensor, TensorMut};
 use crate::workspace::{Carver, size_of_carve};
 
@@ -198,14 +198,17 @@ impl Tile<'_> {
     }
 
     fn run(&self, b: &mut Buffers) -> Result<()> {
-        let kernels = self.backend.kernels;
+        let kernels = self.backend.kernels.for_product(&self.inputs.q, &self.inputs.k);
         let (dk, dv, n) = (self.shape.head_dim_k, self.shape.head_dim_v, self.n_queries());
         let AttendInputs { q, k, v } = self.inputs;
-        let scale = scale_or_default(self.params.scale, dk);
-        for (r, row) in b.q[..n * dk].chunks_exact_mut(dk).enumerate() {
+        let scale = Scale::new(self.params.scale, dk);
+        let words = dk / kernels.dims_per_word;
+        let mut numbers = [0.0f32; MAX_HEAD_DIM];
+        for (r, row) in b.q[..n * words].chunks_exact_mut(words).enumerate() {
             let (t, h) = self.query(r);
-            q.widen(h, t, row);
-            row.iter_mut().for_each(|x| *x *= scale);
+            q.widen(h, t, &mut numbers[..dk]);
+            numbers[..dk].iter_mut().for_each(|x| *x *= scale.sign);
+            (kernels.to_words)(&numbers[..dk], row);
         }
         b.acc.fill(0.0);
         b.max.fill(UNSEEN);
@@ -215,11 +218,14 @@ impl Tile<'_> {
         for first in (begin..end).step_by(KEY_BLOCK) {
             let n_rows = KEY_BLOCK.min(end - first);
             let tile = &mut b.tile[..n * KEY_BLOCK];
-            let finite =
-                (kernels.dots)(&Block { tensor: k, head: self.head, first, n: n_rows }, &b.q[..n * dk], tile);
+            let finite = (kernels.dots)(
+                &Block { tensor: k, head: self.head, first, n: n_rows },
+                &b.q[..n * words],
+                tile,
+            );
             ensure(finite, ErrorKind::NonFinite, c"q or k")?;
             if let Some(cap) = self.params.softcap {
-                (kernels.softcap)(tile, cap);
+                (kernels.softcap)(tile, scale.size, cap);
             }
             for (r, row) in tile.chunks_exact_mut(KEY_BLOCK).enumerate() {
                 let sees = self.visible(self.query(r).0);
@@ -227,10 +233,11 @@ impl Tile<'_> {
                 row[sees.end.saturating_sub(first).min(n_rows)..].fill(UNSEEN);
             }
             b.old_max.copy_from_slice(b.max);
-            (kernels.softmax_rows)(tile, &mut b.max[..n], &mut b.sum[..n]);
+            let exponent = scale.of_exponent(self.params.softcap);
+            (kernels.softmax_rows)(tile, exponent, &mut b.max[..n], &mut b.sum[..n]);
             for (r, acc) in b.acc[..n * dv].chunks_exact_mut(dv).enumerate() {
                 if b.max[r] > b.old_max[r] {
-                    let shrink = exp(b.old_max[r] - b.max[r]);
+                    let shrink = exp2(b.old_max[r] - b.max[r]);
                     acc.iter_mut().for_each(|x| *x *= shrink);
                 }
             }
@@ -245,7 +252,7 @@ impl Tile<'_> {
 
     fn write(&self, b: &Buffers, out: &mut TensorMut, mut lse: Option<&mut TensorMut>) {
         let dv = self.shape.head_dim_v;
-        let mut values = [0.0f32; crate::params::MAX_HEAD_DIM];
+        let mut values = [0.0f32; MAX_HEAD_DIM];
         for r in 0..self.n_queries() {
             let (t, h) = self.query(r);
             let inverse = if b.sum[r] > 0.0 { (1.0 / b.sum[r]) as f32 } else { 0.0 };
@@ -254,7 +261,11 @@ impl Tile<'_> {
             }
             out.write_row(h, t, &values[..dv]);
             if let Some(lse) = &mut lse {
-                lse.write_row(h, t, &[(b.max[r] as f64 + libm::log(b.sum[r])) as f32]);
+                lse.write_row(
+                    h,
+                    t,
+                    &[((b.max[r] as f64 + libm::log2(b.sum[r])) * core::f64::consts::LN_2) as f32],
+                );
             }
         }
     }

@@ -142,9 +142,26 @@ pub(crate) fn validate_logit_options(scale: Option<f32>, softcap: Option<f32>) -
     ensure(softcap.is_none_or(|c| c.is_finite() && c > 0.0), ErrorKind::Argument, c"softcap")
 }
 
-/// The scale to use: the caller's, or `1 / sqrt(head_dim_k)`.
-pub(crate) fn scale_or_default(scale: Option<f32>, head_dim_k: usize) -> f32 {
-    scale.unwrap_or_else(|| (1.0 / libm::sqrt(head_dim_k as f64)) as f32)
+use core::f32::consts::LOG2_E;
+
+/// The factor on `q·k` in two parts, since the kernels want one of at least 0: the sign goes into the queries.
+#[derive(Clone, Copy)]
+pub(crate) struct Scale {
+    pub sign: f32,
+    pub size: f32,
+}
+
+impl Scale {
+    /// The caller's, or `1 / sqrt(head_dim_k)`.
+    pub fn new(scale: Option<f32>, head_dim_k: usize) -> Self {
+        let scale = scale.unwrap_or_else(|| (1.0 / libm::sqrt(head_dim_k as f64)) as f32);
+        Self { sign: 1.0f32.copysign(scale), size: scale.abs() }
+    }
+
+    /// The factor of the exponents of two: what is left to do behind the soft-cap, which scales what it caps, over ln 2.
+    pub fn of_exponent(&self, softcap: Option<f32>) -> f32 {
+        LOG2_E * if softcap.is_some() { 1.0 } else { self.size }
+    }
 }
 
 /// What each head of a layer is promised before its entries compete.

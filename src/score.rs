@@ -6,8 +6,8 @@
 //! S[g, i]    = vmax[g] · max_{h in g} maxpool(a)[h, i]     vmax[g] = max_i ‖V[i, g]‖₁
 //! ```
 //!
-//! The attention matrix is never stored whole. Keys go by in blocks; each block is widened and transposed once for all
-//! query rows that look at it. What a column sum needs, each row's log-sum-exp, is known only behind the last key. Three ways:
+//! The attention matrix is never stored whole. Keys go by in blocks; each block is widened once for all query rows that look
+//! at it. What a column sum needs, each row's log-sum-exp, is known only behind the last key. Three ways:
 //!
 //! - The caller has the log-sum-exp: one pass.
 //! - There is memory for the exponentials of one or more query heads over all keys (within a tenth of the layer's own
@@ -17,12 +17,13 @@
 //! Source: arXiv 2509.09754, section 4.1. The work of one KV head touches nobody else's, so heads are the unit of
 //! `(part, n_parts)`.
 
+use core::f32::consts::LOG2_E;
 use core::ops::Range;
 
-use crate::backend::{Backend, Block, KEY_BLOCK, Kernels, PUT_AWAY_ROW, UNSEEN};
+use crate::backend::{Backend, Block, KEY_BLOCK, Kernels, PUT_AWAY, ROW_BLOCK, UNSEEN};
 use crate::error::{ErrorKind, Result, ensure};
 use crate::params::{
-    GroupReduce, MAX_POOL_KERNEL, Pool, ScoreParams, Shape, ValueSpan, scale_or_default, split,
+    GroupReduce, MAX_HEAD_DIM, MAX_POOL_KERNEL, Pool, Scale, ScoreParams, Shape, ValueSpan, split,
 };
 use crate::view::Tensor;
 use crate::workspace::{Carver, size_of_carve};
@@ -73,43 +74,50 @@ impl Plan {
     }
 }
 
-/// Buffers of one part. `rows` are the query rows of the heads that go together: `together · window`.
+/// Buffers of one part. `rows` are the window's query rows of one head, filled up to [`ROW_BLOCK`]s with rows of zeros, whose
+/// log-sum-exp is +∞: nothing they look at gets any attention.
 struct Buffers<'a> {
-    /// Queries, scaled: `[rows, head_dim_k]`.
-    q: &'a mut [f32],
-    /// One block of keys, transposed: `[head_dim_k, KEY_BLOCK]`.
+    /// Queries of the heads that go together: `[together, head_dim_k, rows]`.
     panel: &'a mut [f32],
-    /// Logits of one query head against the block: `[window, KEY_BLOCK]`.
+    /// One block of keys: `[KEY_BLOCK, head_dim_k]`.
+    keys: &'a mut [f32],
+    /// Logits of the block and one query head: `[KEY_BLOCK, rows]`.
     tile: &'a mut [f32],
-    /// Per query row: its maximum, and behind the last key its log-sum-exp.
+    /// Per query row, its maximum, and behind the last key its log-sum-exp, over ln 2: `[together, rows]`.
     max: &'a mut [f32],
-    /// Per query row: its sum.
+    /// Per query row, its sum: `[together, rows]`.
     sum: &'a mut [f64],
     /// Stage 4's result: `[n_kv_heads]`, of which the part's own are used.
     value_max: &'a mut [f32],
     /// One query head's attention: `[prefix_len]`, only where each head must be pooled by itself.
     head_row: &'a mut [f32],
-    /// Exponentials over the prefix, block by block, put away in 24 bits each: `[blocks, rows, PUT_AWAY_ROW]`. Or nothing.
+    /// Exponentials over the prefix, block by block, put away: `[blocks, together, KEY_BLOCK, rows · PUT_AWAY]`. Or nothing.
     exps: &'a mut [u8],
-    /// The maximum that each of them was taken with: `[blocks, rows]`.
+    /// The maximum that each of them was taken with: `[blocks, together, rows]`.
     exps_max: &'a mut [f32],
+}
+
+/// Query rows of a head, filled up.
+fn rows_of(shape: &Shape) -> usize {
+    shape.window.next_multiple_of(ROW_BLOCK)
 }
 
 impl<'a> Buffers<'a> {
     fn carve(c: &mut Carver<'a>, shape: &Shape, params: &ScoreParams, plan: Plan) -> Result<Self> {
         // Where nothing competes nothing is needed.
         let any = (shape.prefix_len() > 0) as usize;
-        let rows = any * plan.together * shape.window;
-        let stored = if plan.store { rows.saturating_mul(shape.prefix_len().div_ceil(KEY_BLOCK)) } else { 0 };
+        let rows = any * rows_of(shape);
+        let all = plan.together * rows;
+        let stored = if plan.store { all.saturating_mul(shape.prefix_len().div_ceil(KEY_BLOCK)) } else { 0 };
         Ok(Self {
-            q: c.take(rows.saturating_mul(shape.head_dim_k))?,
-            panel: c.take(any * shape.head_dim_k * KEY_BLOCK)?,
-            tile: c.take(any * shape.window.saturating_mul(KEY_BLOCK))?,
-            max: c.take(rows)?,
-            sum: c.take(rows)?,
+            panel: c.take(all.saturating_mul(shape.head_dim_k))?,
+            keys: c.take(any * shape.head_dim_k * KEY_BLOCK)?,
+            tile: c.take(rows.saturating_mul(KEY_BLOCK))?,
+            max: c.take(all)?,
+            sum: c.take(all)?,
             value_max: c.take(any * shape.n_kv_heads)?,
             head_row: c.take(if reduce_first(shape, params) { 0 } else { shape.prefix_len() })?,
-            exps: c.take(stored.saturating_mul(PUT_AWAY_ROW))?,
+            exps: c.take(stored.saturating_mul(KEY_BLOCK * PUT_AWAY))?,
             exps_max: c.take(stored)?,
         })
     }
@@ -169,8 +177,9 @@ pub fn score(
         return Ok(()); // the window covers everything: nothing competes
     }
     value_maxima(backend.kernels, shape, params, &inputs.v, heads.clone(), buffers.value_max)?;
+    let kernels = backend.kernels.for_product(&inputs.q, &inputs.k);
     for (head, out) in heads.zip(scores.chunks_exact_mut(prefix)) {
-        let task = Task { kernels: backend.kernels, shape, params, inputs, plan, head };
+        let task = Task { kernels, shape, params, inputs, plan, head };
         task.run(&mut buffers, out).map_err(|e| e.at_head(head).at_layer(shape.layer))?;
     }
     Ok(())
@@ -224,8 +233,8 @@ fn check_inputs(shape: &Shape, inputs: &ScoreInputs) -> Result<()> {
     }
 }
 
-/// Query rows whose logits are computed between two requests for rows to come.
-const QUERY_BLOCK: usize = 16;
+/// Keys whose logits are computed between two requests for rows to come.
+const KEYS_AT_ONCE: usize = 16;
 
 /// Rows of the next block of keys, asked for a few at a time: a core can wait for a few dozen cache lines only.
 struct Ahead<'a> {
@@ -262,7 +271,7 @@ impl Task<'_> {
         }
         out.fill(0.0);
         for first in (0..group).step_by(self.plan.together) {
-            self.load_queries(first, b.q);
+            self.load_queries(first, b.panel);
             match &self.inputs.lse {
                 Some(lse) => self.load_lse(lse, first, b.max)?,
                 None => self.first_pass(b)?,
@@ -292,14 +301,33 @@ impl Task<'_> {
         ensure(finite, ErrorKind::NonFinite, c"scores")
     }
 
-    /// The queries of the heads from `first` of the group on, scaled, one head behind the other.
-    fn load_queries(&self, first: usize, q: &mut [f32]) {
-        let (w, d) = (self.shape.window, self.shape.head_dim_k);
-        let scale = scale_or_default(self.params.scale, d);
-        for (r, row) in q.chunks_exact_mut(d).enumerate() {
-            self.inputs.q.widen(self.query_head(first + r / w), r % w, row);
-            row.iter_mut().for_each(|x| *x *= scale);
+    /// The queries of the heads from `first` of the group on, as panels.
+    fn load_queries(&self, first: usize, panel: &mut [f32]) {
+        let (rows, words) = (rows_of(self.shape), self.words());
+        let sign = self.scale().sign;
+        let mut numbers = [0.0; MAX_HEAD_DIM];
+        let mut row = [0.0; MAX_HEAD_DIM];
+        for (h, panel) in panel.chunks_exact_mut(rows * self.shape.head_dim_k).enumerate() {
+            panel.fill(0.0);
+            for j in 0..self.shape.window {
+                let numbers = &mut numbers[..self.shape.head_dim_k];
+                self.inputs.q.widen(self.query_head(first + h), j, numbers);
+                numbers.iter_mut().for_each(|x| *x *= sign);
+                (self.kernels.to_words)(numbers, &mut row[..words]);
+                for (to, word) in panel.chunks_exact_mut(rows).zip(&row[..words]) {
+                    to[j] = *word;
+                }
+            }
         }
+    }
+
+    /// Words of a key or a query.
+    fn words(&self) -> usize {
+        self.shape.head_dim_k / self.kernels.dims_per_word
+    }
+
+    fn scale(&self) -> Scale {
+        Scale::new(self.params.scale, self.shape.head_dim_k)
     }
 
     fn query_head(&self, in_group: usize) -> usize {
@@ -307,10 +335,14 @@ impl Task<'_> {
     }
 
     fn load_lse(&self, lse: &Tensor, first: usize, out: &mut [f32]) -> Result<()> {
-        let w = self.shape.window;
-        for (r, out) in out.iter_mut().enumerate() {
-            lse.for_each(self.query_head(first + r / w), r % w, |_, x| *out = x);
-            ensure(out.is_finite(), ErrorKind::NonFinite, c"lse")?;
+        for (h, out) in out.chunks_exact_mut(rows_of(self.shape)).enumerate() {
+            let (own, padding) = out.split_at_mut(self.shape.window);
+            for (j, out) in own.iter_mut().enumerate() {
+                lse.for_each(self.query_head(first + h), j, |_, x| *out = x);
+                ensure(out.is_finite(), ErrorKind::NonFinite, c"lse")?;
+                *out *= LOG2_E;
+            }
+            padding.fill(f32::INFINITY);
         }
         Ok(())
     }
@@ -327,53 +359,72 @@ impl Task<'_> {
     /// Log-sum-exp of the rows over all keys that they see, into `b.max`; the exponentials of the prefix stay in `b.exps` if
     /// there is room.
     fn first_pass(&self, b: &mut Buffers) -> Result<()> {
-        let (w, heads) = (self.shape.window, self.plan.together);
+        let rows = rows_of(self.shape);
         b.max.fill(UNSEEN);
         b.sum.fill(0.0);
         for first in (0..self.shape.n_tokens).step_by(KEY_BLOCK) {
             let n = KEY_BLOCK.min(self.shape.n_tokens - first);
-            (self.kernels.pack_keys)(&self.keys(first, n), b.panel);
-            let mut ahead = self.ahead(first + n, self.shape.n_tokens);
-            for h in 0..heads {
-                let own = h * w..(h + 1) * w;
-                self.logits(b.q, b.panel, b.tile, h, (first, n), &mut ahead)?;
-                (self.kernels.softmax_rows)(b.tile, &mut b.max[own.clone()], &mut b.sum[own.clone()]);
-                if self.plan.store && first < self.shape.prefix_len() {
-                    let slot = (first / KEY_BLOCK * heads + h) * w;
-                    (self.kernels.put_away)(
-                        b.tile,
-                        &mut b.exps[slot * PUT_AWAY_ROW..(slot + w) * PUT_AWAY_ROW],
-                    );
-                    b.exps_max[slot..slot + w].copy_from_slice(&b.max[own]);
-                }
+            let mut ahead = self.load_keys(b.keys, (first, n), self.shape.n_tokens);
+            for h in 0..self.plan.together {
+                self.logits(b, h, (first, n), &mut ahead)?;
+                let away = match self.plan.store && first < self.shape.prefix_len() {
+                    true => self.put_away(first / KEY_BLOCK, h),
+                    false => 0..0,
+                };
+                let own = h * rows..(h + 1) * rows;
+                (self.kernels.absorb)(
+                    b.tile,
+                    self.scale().of_exponent(self.params.softcap),
+                    &mut b.max[own.clone()],
+                    &mut b.sum[own.clone()],
+                    &mut b.exps[away.start * KEY_BLOCK * PUT_AWAY..away.end * KEY_BLOCK * PUT_AWAY],
+                );
+                b.exps_max[away.clone()].copy_from_slice(&b.max[own][..away.len()]);
             }
         }
-        for (max, sum) in b.max.iter_mut().zip(&*b.sum) {
-            // Every query sees its own key, so the sum is at least 1.
-            *max = (*max as f64 + libm::log(*sum)) as f32;
+        for (max, sum) in b.max.chunks_exact_mut(rows).zip(b.sum.chunks_exact(rows)) {
+            for (j, (max, sum)) in max.iter_mut().zip(sum).enumerate() {
+                // Every query sees its own key, so the sum is at least 1.
+                *max = if j < self.shape.window {
+                    (*max as f64 + libm::log2(*sum)) as f32
+                } else {
+                    f32::INFINITY
+                };
+            }
         }
         Ok(())
     }
 
+    /// Where the rows of a block and a head are put away, counted in rows.
+    fn put_away(&self, block: usize, h: usize) -> Range<usize> {
+        let (rows, slot) = (rows_of(self.shape), block * self.plan.together + h);
+        slot * rows..(slot + 1) * rows
+    }
+
     /// For each prefix key, the sum over the window of its attention, reduced over the heads at hand into `out`.
     fn sum_columns(&self, b: &mut Buffers, out: &mut [f32]) -> Result<()> {
-        let (w, heads) = (self.shape.window, self.plan.together);
+        let rows = rows_of(self.shape);
         for (block, out) in out.chunks_mut(KEY_BLOCK).enumerate() {
             let (first, n) = (block * KEY_BLOCK, out.len());
-            if !self.plan.store {
-                (self.kernels.pack_keys)(&self.keys(first, n), b.panel);
-            }
-            let mut ahead = self.ahead(first + n, self.shape.prefix_len());
-            for h in 0..heads {
-                let lse = &b.max[h * w..(h + 1) * w];
+            let mut ahead = match self.plan.store {
+                true => self.ahead(0, 0),
+                false => self.load_keys(b.keys, (first, n), self.shape.prefix_len()),
+            };
+            for h in 0..self.plan.together {
+                let lse = h * rows..(h + 1) * rows;
                 let mut sums = [0.0f32; KEY_BLOCK];
                 if self.plan.store {
-                    let slot = (block * heads + h) * w;
-                    let exps = &b.exps[slot * PUT_AWAY_ROW..(slot + w) * PUT_AWAY_ROW];
-                    (self.kernels.add_weighted_rows)(exps, &b.exps_max[slot..slot + w], lse, &mut sums);
+                    let away = self.put_away(block, h);
+                    let exps = &b.exps[away.start * KEY_BLOCK * PUT_AWAY..away.end * KEY_BLOCK * PUT_AWAY];
+                    (self.kernels.add_weighted)(exps, &b.exps_max[away], &b.max[lse], &mut sums);
                 } else {
-                    self.logits(b.q, b.panel, b.tile, h, (first, n), &mut ahead)?;
-                    (self.kernels.add_exp_rows)(b.tile, lse, &mut sums);
+                    self.logits(b, h, (first, n), &mut ahead)?;
+                    (self.kernels.add_exp)(
+                        b.tile,
+                        self.scale().of_exponent(self.params.softcap),
+                        &b.max[lse],
+                        &mut sums,
+                    );
                 }
                 self.reduce_into(&sums[..n], out);
             }
@@ -381,58 +432,55 @@ impl Task<'_> {
         Ok(())
     }
 
+    /// Loads the keys `first .. first + n`; the block behind them, up to key `end`, is to be asked for meanwhile.
+    fn load_keys(&self, keys: &mut [f32], (first, n): (usize, usize), end: usize) -> Ahead<'_> {
+        (self.kernels.load_keys)(&self.keys(first, n), &mut keys[..KEY_BLOCK * self.words()]);
+        self.ahead(first + n, end)
+    }
+
     fn keys(&self, first: usize, n: usize) -> Block<'_> {
         Block { tensor: &self.inputs.k, head: self.head, first, n }
     }
 
-    /// The block of keys from `first` on, up to key `end`, to be asked for while the block before it is at work.
+    /// The block of keys from `first` on, up to key `end`.
     fn ahead(&self, first: usize, end: usize) -> Ahead<'_> {
         let n = KEY_BLOCK.min(end.saturating_sub(first));
-        let times = self.plan.together * self.shape.window.div_ceil(QUERY_BLOCK);
-        Ahead { rows: self.keys(first, n), step: n.div_ceil(times) }
+        Ahead { rows: self.keys(first, n), step: n.div_ceil(self.plan.together * KEY_BLOCK / KEYS_AT_ONCE) }
     }
 
-    /// Logits of the `h`-th query head at hand against the packed keys `first .. first + n`; `UNSEEN` where the query does not look.
-    fn logits(
-        &self,
-        q: &[f32],
-        panel: &[f32],
-        tile: &mut [f32],
-        h: usize,
-        (first, n): (usize, usize),
-        ahead: &mut Ahead,
-    ) -> Result<()> {
-        let (w, d) = (self.shape.window, self.shape.head_dim_k);
-        let q = &q[h * w * d..(h + 1) * w * d];
+    /// Logits of the loaded keys `first .. first + n` and the `h`-th query head at hand; `UNSEEN` where the query does not look.
+    fn logits(&self, b: &mut Buffers, h: usize, (first, n): (usize, usize), ahead: &mut Ahead) -> Result<()> {
+        let (rows, words, w) = (rows_of(self.shape), self.words(), self.shape.window);
+        let panel = &b.panel[h * rows * self.shape.head_dim_k..][..rows * words];
+        let keys = b.keys[..KEY_BLOCK * words].chunks_exact(KEYS_AT_ONCE * words);
         let mut finite = true;
-        for (q, tile) in q.chunks(QUERY_BLOCK * d).zip(tile.chunks_mut(QUERY_BLOCK * KEY_BLOCK)) {
+        for (keys, tile) in keys.zip(b.tile.chunks_exact_mut(KEYS_AT_ONCE * rows)) {
             ahead.ask(self.kernels);
-            finite &= (self.kernels.logits)(q, panel, tile);
+            finite &= (self.kernels.logits)(keys, words, panel, tile);
         }
         ensure(finite, ErrorKind::NonFinite, c"q or k")?;
         if let Some(cap) = self.params.softcap {
-            (self.kernels.softcap)(tile, cap);
+            (self.kernels.softcap)(b.tile, self.scale().size, cap);
         }
         let all_seen = n == KEY_BLOCK
             && first + n <= self.shape.prefix_len() + 1
             && self.params.sliding_window.is_none_or(|swa| first + swa >= self.shape.n_tokens);
         if !all_seen {
-            for (j, row) in tile.chunks_exact_mut(KEY_BLOCK).enumerate() {
-                let sees = self.visible(j, first, n);
-                row[..sees.start].fill(UNSEEN);
-                row[sees.end..].fill(UNSEEN);
+            for (i, row) in b.tile.chunks_exact_mut(rows).enumerate() {
+                let seen = if i < n { self.seen_by(first + i) } else { 0..0 };
+                row[..seen.start].fill(UNSEEN);
+                row[seen.end..w].fill(UNSEEN);
             }
         }
         Ok(())
     }
 
-    /// Which of the keys `first .. first + n` window query `j` sees, as a range within the block.
-    fn visible(&self, j: usize, first: usize, n: usize) -> Range<usize> {
-        let position = self.shape.prefix_len() + j;
-        let oldest = self.params.sliding_window.map_or(0, |swa| (position + 1).saturating_sub(swa));
-        let begin = oldest.saturating_sub(first).min(n);
-        let end = (position + 1).saturating_sub(first).min(n);
-        begin..end.max(begin)
+    /// The rows of the window that see a key: from its own position on, as far as the sliding window reaches.
+    fn seen_by(&self, key: usize) -> Range<usize> {
+        let (prefix, w) = (self.shape.prefix_len(), self.shape.window);
+        let end =
+            self.params.sliding_window.map_or(w, |swa| key.saturating_add(swa).saturating_sub(prefix).min(w));
+        key.saturating_sub(prefix).min(end)..end
     }
 
     /// Stage 5, without the mean's division.

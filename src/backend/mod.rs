@@ -14,18 +14,22 @@ pub mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod vector;
 
-use crate::view::Tensor;
+use crate::view::{Dtype, Tensor};
 
-/// Keys per block of a tile. Two AVX-512 or four AVX2 registers of f32.
+/// Keys per block.
 pub const KEY_BLOCK: usize = 32;
 
-/// Bytes of a tile's row that is put away: 24 bits a number, first the upper 16 of all, then the lower 8.
+/// Query rows of a head are filled up to a multiple of this, so that they fill registers: one of AVX-512, two of AVX2.
+pub const ROW_BLOCK: usize = 16;
+
+/// Bytes of an exponential that is put away. For each [`ROW_BLOCK`] first the upper 16 bits, `[KEY_BLOCK, ROW_BLOCK]`, then the
+/// lower 8.
 ///
 /// A number from 0 to 1 has its two highest bits clear, so bits 29 to 6 of the f32 are kept: rounded to 17 bits behind the
 /// leading one, an error of 2⁻¹⁸ = 3.8e-6 of it.
-pub const PUT_AWAY_ROW: usize = KEY_BLOCK * 3;
+pub const PUT_AWAY: usize = 3;
 
-/// A key that a query does not see. `exp` of it is 0 whatever is subtracted.
+/// A key that a query does not see. 2 to it is 0 whatever is subtracted.
 pub(crate) const UNSEEN: f32 = f32::NEG_INFINITY;
 
 /// Rows `first .. first + n` of one head.
@@ -45,39 +49,65 @@ impl Block<'_> {
     }
 }
 
-/// One entry per inner loop. A tile is `[rows, KEY_BLOCK]`, a panel `[dim, KEY_BLOCK]`, both f32 without gaps.
+/// One entry per inner loop.
+///
+/// In scoring, query rows lie in lanes: a tile is `[KEY_BLOCK, rows]`, a panel of queries `[words, rows]`, with `rows` a
+/// multiple of [`ROW_BLOCK`]. In `attend`, with its few queries, keys do: a tile is `[queries, KEY_BLOCK]`. A key or query
+/// of `words` numbers is a row of the cache, or of what [`Self::to_words`] makes of it. All f32 without gaps.
+///
+/// Logits are `q·k`. Exponentials are powers of two: their `scale ≥ 0`, and every maximum and log-sum-exp, is in units of ln 2,
+/// which saves a product an exponential.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
     pub name: &'static str,
+    /// Dims of a row that make one word: 1 for numbers, 2 for pairs.
+    pub dims_per_word: usize,
+    /// The table for bf16 queries and bf16 keys, where it is another.
+    pub bf16: Option<&'static Kernels>,
     /// `prefetch(rows)`: these rows are needed soon. In a token-major cache one head's rows are too far apart for the
     /// hardware to see that by itself.
     pub prefetch: fn(&Block),
-    /// `pack_keys(keys, panel)`: `panel[c, i] = keys[i, c]`, zero for `i ≥ n`.
-    pub pack_keys: fn(&Block, &mut [f32]),
-    /// `logits(q, panel, tile) -> finite`: `tile[r, i] = Σ_c q[r, c] · panel[c, i]`. False if any result is NaN or infinite.
-    pub logits: fn(&[f32], &[f32], &mut [f32]) -> bool,
-    /// `dots(keys, q, tile) -> finite`: the same for keys that were not packed; `tile[r, i]` is `UNSEEN` for `i ≥ n`. Better
-    /// than packing for a few queries.
+    /// `to_words(query, words)`: one query, as `logits` and `dots` want it.
+    pub to_words: fn(&[f32], &mut [f32]),
+    /// `load_keys(keys, rows)`: the block's keys, `[KEY_BLOCK, words]`, as `logits` wants them; zero for `i ≥ n`.
+    pub load_keys: fn(&Block, &mut [f32]),
+    /// `logits(keys, words, panel, tile) -> finite`: `tile[i, r] = Σ_c keys[i, c] · panel[c, r]`. False if any result is NaN or
+    /// infinite.
+    pub logits: fn(&[f32], usize, &[f32], &mut [f32]) -> bool,
+    /// `dots(keys, q, tile) -> finite`: the same straight from the cache, `tile[r, i]`, `UNSEEN` for `i ≥ n`. Better for a few
+    /// queries.
     pub dots: fn(&Block, &[f32], &mut [f32]) -> bool,
-    /// `softcap(x, cap)`: `x = cap · tanh(x / cap)`.
-    pub softcap: fn(&mut [f32], f32),
-    /// `softmax_rows(tile, max, sum)`: takes each row's logits into the row's running maximum and into its sum of
-    /// `exp(logit − maximum)`, and replaces the logits by `exp(logit − maximum)`.
-    pub softmax_rows: fn(&mut [f32], &mut [f32], &mut [f64]),
-    /// `put_away(tile, memory)`: each row of the tile, numbers from 0 to 1, in [`PUT_AWAY_ROW`] bytes. `memory` is aligned to 16
-    /// and not needed again soon.
-    pub put_away: fn(&[f32], &mut [u8]),
-    /// `add_exp_rows(tile, lse, sums)`: `sums[i] += Σ_r exp(tile[r, i] − lse[r])`.
-    pub add_exp_rows: fn(&[f32], &[f32], &mut [f32; KEY_BLOCK]),
-    /// `add_weighted_rows(memory, max, lse, sums)`: `sums[i] += Σ_r exp(max[r] − lse[r]) · tile[r, i]`, of a tile put away.
+    /// `softcap(x, scale, cap)`: `x = cap · tanh(scale · x / cap)`.
+    pub softcap: fn(&mut [f32], f32, f32),
+    /// `absorb(tile, scale, max, sum, away)`: takes the logits into each query row's running maximum and its sum of
+    /// `2^(scale · logit − maximum)`. These exponentials are put away, [`PUT_AWAY`] bytes each unless `away` is empty.
     #[expect(clippy::type_complexity, reason = "a type of its own would hide the shapes")]
-    pub add_weighted_rows: fn(&[u8], &[f32], &[f32], &mut [f32; KEY_BLOCK]),
+    pub absorb: fn(&[f32], f32, &mut [f32], &mut [f64], &mut [u8]),
+    /// `add_exp(tile, scale, lse, sums)`: `sums[i] += Σ_r 2^(scale · tile[i, r] − lse[r])`.
+    pub add_exp: fn(&[f32], f32, &[f32], &mut [f32; KEY_BLOCK]),
+    /// `add_weighted(away, max, lse, sums)`: `sums[i] += Σ_r 2^(max[r] − lse[r]) · tile[i, r]`, of a tile put away.
+    #[expect(clippy::type_complexity, reason = "a type of its own would hide the shapes")]
+    pub add_weighted: fn(&[u8], &[f32], &[f32], &mut [f32; KEY_BLOCK]),
+    /// `softmax_rows(tile, scale, max, sum)`: as `absorb`, for a tile of `attend`; replaces the logits by their exponentials.
+    #[expect(clippy::type_complexity, reason = "a type of its own would hide the shapes")]
+    pub softmax_rows: fn(&mut [f32], f32, &mut [f32], &mut [f64]),
     /// `max_l1(values)`: the largest `Σ|v|` of the rows; NaN or infinite if any element is.
     pub max_l1: fn(&Block) -> f32,
     /// `pool_max(x, kernel, out)`: `out[i] = max(x[i .. i + kernel])`.
     pub pool_max: fn(&[f32], usize, &mut [f32]),
     /// `add_values(values, tile, acc)`: `acc[r, c] += Σ_i tile[r, i] · values[i, c]`.
     pub add_values: fn(&Block, &[f32], &mut [f32]),
+}
+
+impl Kernels {
+    /// The table to use for these queries and keys.
+    pub fn for_product(&'static self, q: &Tensor, k: &Tensor) -> &'static Self {
+        let pairs = q.dtype() == Dtype::BF16
+            && k.dtype() == Dtype::BF16
+            && k.is_row_contiguous()
+            && k.dim().is_multiple_of(2);
+        if pairs { self.bf16.unwrap_or(self) } else { self }
+    }
 }
 
 /// A set of kernels that this machine can run.
@@ -105,8 +135,7 @@ impl Backend {
         None
     }
 
-    /// AVX-512F beside all that AVX2 needs, where the machine has them. Not what [`Self::detect`] returns, until it has been
-    /// measured against AVX2 on such a machine.
+    /// AVX-512F beside all that AVX2 needs, where the machine has them.
     #[cfg(target_arch = "x86_64")]
     pub fn avx512() -> Option<Self> {
         cpufeatures::new!(avx512f, "avx512f");
@@ -119,14 +148,27 @@ impl Backend {
         None
     }
 
-    /// Every backend that this machine can run, the scalar one first: what a test goes through.
+    /// The same with products of pairs of bf16, for queries and keys that are both bf16.
+    #[cfg(target_arch = "x86_64")]
+    pub fn avx512_bf16() -> Option<Self> {
+        let has = Self::avx512().is_some() && avx512::has_bf16();
+        has.then_some(Self { kernels: &avx512::KERNELS_BF16 })
+    }
+
+    /// The same with products of pairs of bf16, for queries and keys that are both bf16.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn avx512_bf16() -> Option<Self> {
+        None
+    }
+
+    /// Every backend that this machine can run, the scalar one first, the fastest last: what a test goes through.
     pub fn all() -> impl Iterator<Item = Self> {
-        [Some(Self::scalar()), Self::avx2(), Self::avx512()].into_iter().flatten()
+        [Some(Self::scalar()), Self::avx2(), Self::avx512(), Self::avx512_bf16()].into_iter().flatten()
     }
 
     /// The fastest backend that this machine can run.
     pub fn detect() -> Self {
-        Self::avx2().unwrap_or(Self::scalar())
+        Self::all().last().unwrap_or(Self::scalar())
     }
 
     /// Its name, for reports.
@@ -147,30 +189,30 @@ mod tests {
 
     #[test]
     fn what_is_put_away_comes_back_within_its_bound() {
-        // From 1 down to what exp still gives, and zero.
-        let tile: Vec<f32> = (0..7 * KEY_BLOCK).map(|i| scalar::exp(-(i as f32) * 0.39)).collect();
-        let rows = tile.len() / KEY_BLOCK;
-        // u128s: aligned as a workspace is.
-        let pack = |kernels: &Kernels| {
-            let mut memory = vec![0u128; rows * PUT_AWAY_ROW / 16];
-            // SAFETY: u128s are bytes too.
-            let bytes = unsafe {
-                core::slice::from_raw_parts_mut(memory.as_mut_ptr() as *mut u8, rows * PUT_AWAY_ROW)
-            };
-            (kernels.put_away)(&tile, bytes);
-            bytes.to_vec()
-        };
-        let want = pack(&scalar::KERNELS);
-        for backend in Backend::all() {
-            assert!(pack(backend.kernels) == want, "{} packs other bytes", backend.name());
-            for r in 0..rows {
-                let mut sums = [0.0; KEY_BLOCK];
-                let row = &want[r * PUT_AWAY_ROW..(r + 1) * PUT_AWAY_ROW];
-                (backend.kernels.add_weighted_rows)(row, &[0.5], &[0.5], &mut sums);
-                for (sum, x) in sums.iter().zip(&tile[r * KEY_BLOCK..]) {
-                    // Half a unit of the last of 17 bits; the smallest numbers have zeros there.
-                    let bound = x * (1.0 / (1 << 18) as f32);
-                    assert!((sum - x).abs() <= bound, "{}: {sum} for {x}", backend.name());
+        for rows in [ROW_BLOCK, 2 * ROW_BLOCK, 3 * ROW_BLOCK] {
+            // Exponentials from 1 down to what exp2 still gives, and zero. Every row has its maximum, 0, in its first key.
+            let tile: Vec<f32> =
+                (0..KEY_BLOCK * rows).map(|i| if i < rows { 0.0 } else { -(i as f32) * 0.1 }).collect();
+            let weights: Vec<f32> = (0..rows).map(|r| 1.0 / (1 + r) as f32).collect();
+            let lse: Vec<f32> = weights.iter().map(|w| -w.log2()).collect();
+            for backend in Backend::all() {
+                let kernels = backend.kernels;
+                let (mut max, mut sum) = (vec![UNSEEN; rows], vec![0.0; rows]);
+                let mut away = vec![0; KEY_BLOCK * rows * PUT_AWAY];
+                (kernels.absorb)(&tile, 1.0, &mut max, &mut sum, &mut away);
+                assert!(max.iter().all(|m| *m == 0.0));
+                // The scalar kernel reads what every backend wrote: the format is one.
+                for reader in [kernels, &scalar::KERNELS] {
+                    let mut sums = [0.0; KEY_BLOCK];
+                    (reader.add_weighted)(&away, &max, &lse, &mut sums);
+                    for (i, got) in sums.iter().enumerate() {
+                        let row = &tile[i * rows..(i + 1) * rows];
+                        let want: f64 =
+                            row.iter().zip(&weights).map(|(x, w)| (*x as f64).exp2() * *w as f64).sum();
+                        // Half a unit of the last of 17 bits, and some of f32; below 2^-126 there is nothing.
+                        let bound = want * (1.0 / (1 << 18) as f64 + 1e-6) + rows as f64 * 1.2e-38;
+                        assert!((*got as f64 - want).abs() <= bound, "{}: {got} for {want}", backend.name());
+                    }
                 }
             }
         }

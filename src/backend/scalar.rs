@@ -3,20 +3,23 @@
 //! Loops run over fixed blocks of f32 without branches, so that a compiler can vectorise them; sums run in one fixed
 //! order, so that the result does not depend on who does.
 
-use super::{Block, KEY_BLOCK, Kernels, PUT_AWAY_ROW, UNSEEN};
+use super::{Block, KEY_BLOCK, Kernels, PUT_AWAY, ROW_BLOCK, UNSEEN};
 
 /// The scalar table.
 pub(crate) static KERNELS: Kernels = Kernels {
     name: "scalar",
+    dims_per_word: 1,
+    bf16: None,
     prefetch: |_| {},
-    pack_keys,
+    to_words: |row, words| words.copy_from_slice(row),
+    load_keys,
     logits,
     dots,
     softcap,
+    absorb,
+    add_exp,
+    add_weighted,
     softmax_rows,
-    put_away,
-    add_exp_rows,
-    add_weighted_rows,
     max_l1,
     pool_max,
     add_values,
@@ -30,32 +33,30 @@ impl Block<'_> {
     }
 }
 
-pub(super) fn pack_keys(keys: &Block, panel: &mut [f32]) {
-    if keys.n < KEY_BLOCK {
-        panel.fill(0.0);
-    }
-    for i in 0..keys.n {
-        keys.for_each(i, |c, x| panel[c * KEY_BLOCK + i] = x);
+fn load_keys(keys: &Block, rows: &mut [f32]) {
+    let d = keys.tensor.dim();
+    for (i, row) in rows.chunks_exact_mut(d).enumerate() {
+        if i < keys.n {
+            keys.for_each(i, |c, x| row[c] = x);
+        } else {
+            row.fill(0.0);
+        }
     }
 }
 
-fn logits(q: &[f32], panel: &[f32], tile: &mut [f32]) -> bool {
-    let d = panel.len() / KEY_BLOCK;
-    let mut poison = [0.0f32; KEY_BLOCK];
-    for (row, out) in q.chunks_exact(d).zip(tile.chunks_exact_mut(KEY_BLOCK)) {
-        let mut acc = [0.0f32; KEY_BLOCK];
-        for (&x, keys) in row.iter().zip(panel.chunks_exact(KEY_BLOCK)) {
-            for i in 0..KEY_BLOCK {
-                acc[i] += x * keys[i];
+fn logits(keys: &[f32], words: usize, panel: &[f32], tile: &mut [f32]) -> bool {
+    let rows = panel.len() / words;
+    let mut finite = true;
+    for (key, out) in keys.chunks_exact(words).zip(tile.chunks_exact_mut(rows)) {
+        out.fill(0.0);
+        for (&x, q) in key.iter().zip(panel.chunks_exact(rows)) {
+            for r in 0..rows {
+                out[r] += x * q[r];
             }
         }
-        for i in 0..KEY_BLOCK {
-            // 0 · x is 0 for every finite x, and NaN for the others.
-            poison[i] += 0.0 * acc[i];
-        }
-        out.copy_from_slice(&acc);
+        finite &= out.iter().all(|x| x.is_finite());
     }
-    poison.iter().all(|p| *p == 0.0)
+    finite
 }
 
 pub(super) fn dots(keys: &Block, q: &[f32], tile: &mut [f32]) -> bool {
@@ -73,49 +74,69 @@ pub(super) fn dots(keys: &Block, q: &[f32], tile: &mut [f32]) -> bool {
     finite
 }
 
-fn softcap(x: &mut [f32], cap: f32) {
-    x.iter_mut().for_each(|x| *x = cap * libm::tanhf(*x / cap));
+fn softcap(x: &mut [f32], scale: f32, cap: f32) {
+    x.iter_mut().for_each(|x| *x = cap * libm::tanhf(*x * scale / cap));
 }
 
-fn softmax_rows(tile: &mut [f32], max: &mut [f32], sum: &mut [f64]) {
-    for (r, row) in tile.chunks_exact_mut(KEY_BLOCK).enumerate() {
-        let largest = row.iter().fold(max[r], |m, &x| if x > m { x } else { m });
+fn absorb(tile: &[f32], scale: f32, max: &mut [f32], sum: &mut [f64], away: &mut [u8]) {
+    let rows = max.len();
+    for r in 0..rows {
+        let column = |i: usize| tile[i * rows + r] * scale;
+        let largest = (0..KEY_BLOCK).map(column).fold(max[r], |m, x| if x > m { x } else { m });
         if largest > max[r] {
-            sum[r] *= exp(max[r] - largest) as f64;
+            sum[r] *= exp2(max[r] - largest) as f64;
             max[r] = largest;
         }
-        row.iter_mut().for_each(|x| *x = exp(*x - largest));
+        let mut total = 0.0;
+        for i in 0..KEY_BLOCK {
+            let e = exp2(column(i) - largest);
+            total += e;
+            if !away.is_empty() {
+                let (upper, lower) = put_away_at(r, i);
+                let bits = (e.to_bits() + (1 << 5)) >> 6;
+                away[upper..upper + 2].copy_from_slice(&((bits >> 8) as u16).to_ne_bytes());
+                away[lower] = bits as u8;
+            }
+        }
+        sum[r] += total as f64;
+    }
+}
+
+/// Where the two upper bytes and the lower byte of row `r` and key `i` are put away.
+fn put_away_at(r: usize, i: usize) -> (usize, usize) {
+    const PLANE: usize = KEY_BLOCK * ROW_BLOCK;
+    let (block, at) = (r / ROW_BLOCK * PLANE * PUT_AWAY, i * ROW_BLOCK + r % ROW_BLOCK);
+    (block + 2 * at, block + 2 * PLANE + at)
+}
+
+fn add_exp(tile: &[f32], scale: f32, lse: &[f32], sums: &mut [f32; KEY_BLOCK]) {
+    for (row, sum) in tile.chunks_exact(lse.len()).zip(sums) {
+        *sum += row.iter().zip(lse).map(|(x, lse)| exp2(x * scale - lse)).sum::<f32>();
+    }
+}
+
+fn add_weighted(away: &[u8], max: &[f32], lse: &[f32], sums: &mut [f32; KEY_BLOCK]) {
+    let rows = max.len();
+    for r in 0..rows {
+        let weight = exp2(max[r] - lse[r]);
+        for (i, sum) in sums.iter_mut().enumerate() {
+            let (upper, lower) = put_away_at(r, i);
+            let bits = u16::from_ne_bytes([away[upper], away[upper + 1]]) as u32;
+            *sum += weight * f32::from_bits((bits << 8 | away[lower] as u32) << 6);
+        }
+    }
+}
+
+fn softmax_rows(tile: &mut [f32], scale: f32, max: &mut [f32], sum: &mut [f64]) {
+    for (r, row) in tile.chunks_exact_mut(KEY_BLOCK).enumerate() {
+        row.iter_mut().for_each(|x| *x *= scale);
+        let largest = row.iter().fold(max[r], |m, &x| if x > m { x } else { m });
+        if largest > max[r] {
+            sum[r] *= exp2(max[r] - largest) as f64;
+            max[r] = largest;
+        }
+        row.iter_mut().for_each(|x| *x = exp2(*x - largest));
         sum[r] += row.iter().sum::<f32>() as f64;
-    }
-}
-
-fn add_exp_rows(tile: &[f32], lse: &[f32], sums: &mut [f32; KEY_BLOCK]) {
-    for (row, lse) in tile.chunks_exact(KEY_BLOCK).zip(lse) {
-        for i in 0..KEY_BLOCK {
-            sums[i] += exp(row[i] - lse);
-        }
-    }
-}
-
-fn put_away(tile: &[f32], memory: &mut [u8]) {
-    for (row, memory) in tile.chunks_exact(KEY_BLOCK).zip(memory.chunks_exact_mut(PUT_AWAY_ROW)) {
-        let (upper, lower) = memory.split_at_mut(2 * KEY_BLOCK);
-        for i in 0..KEY_BLOCK {
-            let bits = (row[i].to_bits() + (1 << 5)) >> 6;
-            upper[2 * i..2 * i + 2].copy_from_slice(&((bits >> 8) as u16).to_ne_bytes());
-            lower[i] = bits as u8;
-        }
-    }
-}
-
-fn add_weighted_rows(memory: &[u8], max: &[f32], lse: &[f32], sums: &mut [f32; KEY_BLOCK]) {
-    for ((memory, max), lse) in memory.chunks_exact(PUT_AWAY_ROW).zip(max).zip(lse) {
-        let (upper, lower) = memory.split_at(2 * KEY_BLOCK);
-        let weight = exp(max - lse);
-        for i in 0..KEY_BLOCK {
-            let bits = (u16::from_ne_bytes([upper[2 * i], upper[2 * i + 1]]) as u32) << 8 | lower[i] as u32;
-            sums[i] += weight * f32::from_bits(bits << 6);
-        }
     }
 }
 
@@ -154,31 +175,28 @@ fn pairwise(s: [f32; 8]) -> f32 {
     ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]))
 }
 
-/// ln 2 in two parts, the first exact in few bits.
-pub(super) const LN2_HI: f32 = 0.693_359_4;
-pub(super) const LN2_LO: f32 = -2.121_944_4e-4;
-/// `e^r` on [−½ ln 2, ½ ln 2], highest power first (Cephes' coefficients).
-pub(super) const EXP: [f32; 8] =
-    [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5, 1.0, 1.0];
+/// `2^r` on [−½, ½], highest power first: the polynomial of least relative error, 2.6e-9, among those that are 1 at 0.
+pub(super) const EXP2: [f32; 7] =
+    [1.559_467_8e-4, 1.340_664_4e-3, 9.617_693e-3, 5.550_310_6e-2, 2.402_265_3e-1, 6.931_472_2e-1, 1.0];
 
-/// `e^x` within 2 ulp; 0 for NaN and below −87.3, where the result would be subnormal; capped at `e^88`, near the largest
-/// f32. So `exp(UNSEEN − x)` is 0 for every `x`, `UNSEEN` included.
+/// `2^x` within 2 ulp; 0 for NaN and below −126, where the result would be subnormal; capped at `2^127`, near the largest
+/// f32. So `exp2(UNSEEN − x)` is 0 for every `x`, `UNSEEN` included.
 ///
-/// Cody-Waite reduction `x = n·ln 2 + r`, then a polynomial in `r`, without a branch.
+/// `x = n + r`, then a polynomial in `r`, without a branch.
 #[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
+pub(crate) fn exp2(x: f32) -> f32 {
     // Adding and subtracting 1.5 · 2²³ rounds to an integer without a call.
     const ROUND: f32 = 12_582_912.0;
-    let z = if x > -87.3 { x } else { -87.3 };
-    let z = if z < 88.0 { z } else { 88.0 };
-    let n = (z * core::f32::consts::LOG2_E + ROUND) - ROUND;
-    let r = (z - n * LN2_HI) - n * LN2_LO;
-    let mut y = EXP[0];
-    for i in 1..EXP.len() {
-        y = y * r + EXP[i];
+    let z = if x > -126.0 { x } else { -126.0 };
+    let z = if z < 127.0 { z } else { 127.0 };
+    let n = (z + ROUND) - ROUND;
+    let r = z - n;
+    let mut y = EXP2[0];
+    for i in 1..EXP2.len() {
+        y = y * r + EXP2[i];
     }
     let scale = f32::from_bits((((n as i32) + 127) as u32) << 23);
-    if x > -87.3 { y * scale } else { 0.0 }
+    if x > -126.0 { y * scale } else { 0.0 }
 }
 
 #[cfg(test)]
@@ -186,17 +204,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exp_is_within_two_ulp_and_ends_in_zero() {
-        let mut x = -87.2f32;
-        while x < 20.0 {
-            let want = libm::exp(x as f64);
+    fn exp2_is_within_two_ulp_and_ends_in_zero() {
+        let mut x = -125.9f32;
+        while x < 30.0 {
+            let want = libm::exp2(x as f64);
             let ulp = f32::EPSILON as f64 * want;
-            assert!((exp(x) as f64 - want).abs() <= 2.0 * ulp, "exp({x})");
-            x += 0.000_37;
+            assert!((exp2(x) as f64 - want).abs() <= 2.0 * ulp, "exp2({x})");
+            x += 0.000_53;
         }
-        assert_eq!(exp(0.0), 1.0);
-        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
-        assert_eq!(exp(-100.0), 0.0);
-        assert_eq!(exp(UNSEEN - UNSEEN), 0.0);
+        assert_eq!(exp2(0.0), 1.0);
+        assert_eq!(exp2(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp2(-140.0), 0.0);
+        assert_eq!(exp2(UNSEEN - UNSEEN), 0.0);
     }
 }
