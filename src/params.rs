@@ -144,7 +144,7 @@ pub(crate) fn validate_logit_options(scale: Option<f32>, softcap: Option<f32>) -
 
 use core::f32::consts::LOG2_E;
 
-/// The factor on `q·k` in two parts, since the kernels want one of at least 0: the sign goes into the queries.
+/// The factor on `q·k` in two parts, since the kernels want one above 0: the sign goes into the queries.
 #[derive(Clone, Copy)]
 pub(crate) struct Scale {
     pub sign: f32,
@@ -155,7 +155,8 @@ impl Scale {
     /// The caller's, or `1 / sqrt(head_dim_k)`.
     pub fn new(scale: Option<f32>, head_dim_k: usize) -> Self {
         let scale = scale.unwrap_or_else(|| (1.0 / libm::sqrt(head_dim_k as f64)) as f32);
-        Self { sign: 1.0f32.copysign(scale), size: scale.abs() }
+        // Never 0: 0 · UNSEEN would be NaN. The smallest number makes all logits that mean anything 0 as well.
+        Self { sign: 1.0f32.copysign(scale), size: scale.abs().max(f32::MIN_POSITIVE) }
     }
 
     /// The factor of the exponents of two: what is left to do behind the soft-cap, which scales what it caps, over ln 2.

@@ -333,6 +333,12 @@ impl<'a> Tensor<'a> {
         self.data.wrapping_add(self.offset(h, r) * self.dtype.size())
     }
 
+    /// Bytes from one row of a head to the next.
+    #[inline(always)]
+    pub(crate) fn row_step(&self) -> usize {
+        self.stride_token * self.dtype.size()
+    }
+
     /// Calls `f(i, value)` for each element of row `r` of head `h`, in order.
     #[inline(always)]
     pub fn for_each(&self, h: usize, r: usize, f: impl FnMut(usize, f32)) {

@@ -156,7 +156,26 @@ fn scores_at_every_block_edge() {
     for prefix in [1, 2, 6, 7, 31, 32, 33, 63, 64, 65, 255, 256, 257, 300] {
         for backend in Backend::all() {
             let shape = shape(prefix + 5, (4, 2), (16, 16), 5);
-            check_score(backend, &shape, &ScoreParams::default(), [Dtype::F32; 3], prefix as u64, false);
+            for dtype in [Dtype::F32, Dtype::BF16] {
+                check_score(backend, &shape, &ScoreParams::default(), [dtype; 3], prefix as u64, false);
+            }
+        }
+    }
+}
+
+#[test]
+fn scores_of_every_window() {
+    // Query rows fill registers of 4, 8 or 16, and are filled up to 16.
+    for window in [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 64, 100] {
+        for (i, scale) in [None, Some(-0.3), Some(0.0)].into_iter().enumerate() {
+            for dtype in [Dtype::F32, Dtype::BF16] {
+                for backend in Backend::all() {
+                    let params =
+                        ScoreParams { scale, sliding_window: (i == 2).then_some(20), ..Default::default() };
+                    let shape = shape(75 + window, (4, 2), (32, 16), window);
+                    check_score(backend, &shape, &params, [dtype; 3], window as u64, i == 1);
+                }
+            }
         }
     }
 }
@@ -166,14 +185,10 @@ fn scores_of_every_head_dim() {
     for dim in [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 80, 96, 127, 128, 192, 256, 575, 576] {
         for backend in Backend::all() {
             let params = ScoreParams { scale: Some(0.05), ..Default::default() };
-            check_score(
-                backend,
-                &shape(70, (2, 1), (dim, 577 - dim), 6),
-                &params,
-                [Dtype::F32; 3],
-                dim as u64,
-                false,
-            );
+            for dtype in [Dtype::F32, Dtype::BF16] {
+                let shape = shape(70, (2, 1), (dim, 577 - dim), 6);
+                check_score(backend, &shape, &params, [dtype; 3], dim as u64, false);
+            }
         }
     }
 }
@@ -231,8 +246,9 @@ fn scores_where_exponentials_are_stored() {
                     assert!(size > one_head + 64 * 32 * 4, "{size} bytes: nothing is stored for {shape:?}");
                     seed += 1;
                     for backend in Backend::all() {
-                        let dtypes = [Dtype::F32, Dtype::F16, Dtype::BF16];
-                        check_score(backend, &shape, &params, dtypes, seed, false);
+                        for dtypes in [[Dtype::F32, Dtype::F16, Dtype::BF16], [Dtype::BF16; 3]] {
+                            check_score(backend, &shape, &params, dtypes, seed, false);
+                        }
                     }
                 }
             }
@@ -492,7 +508,9 @@ fn check_attend(
     // Rows of all heads one behind the other, with a gap of one row after each.
     let row_start: Vec<u32> = (0..n_kv_heads).map(|h| n_rows[..h].iter().map(|n| n + 1).sum()).collect();
     let total = n_rows.iter().map(|n| n + 1).sum::<u32>() as usize;
-    let q = Data::new(&mut random, Dtype::F32, (n_new, n_q_heads, dk), 2.0);
+    // An engine's queries are f32 or what its cache is.
+    let q_dtype = if seed % 2 == 0 { dtype } else { Dtype::F32 };
+    let q = Data::new(&mut random, q_dtype, (n_new, n_q_heads, dk), 2.0);
     let k = Data::new(&mut random, dtype, (total, 1, dk), 2.0);
     let v = Data::new(&mut random, dtype, (total, 1, dv), 2.0);
     fn ragged<'a>(d: &'a Data, start: &'a [u32], rows: &'a [u32]) -> Tensor<'a> {
@@ -570,6 +588,17 @@ fn attention_over_ragged_rows() {
                 check_attend(backend, &one, &rows, &params, dtype, seed as u64);
                 let capped = AttendParams { softcap: Some(2.0), scale: Some(0.3), ..Default::default() };
                 check_attend(backend, &shape(3, (6, 2), (24, 40), 1), &rows, &capped, dtype, seed as u64);
+            }
+        }
+        // Groups that fill the kernels' steps of four, two and one query, and rows that fill registers, or not quite.
+        for (seed, group) in [1, 2, 3, 4, 5, 7, 8].into_iter().enumerate() {
+            for dims in [(64, 128), (62, 80), (33, 17)] {
+                for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+                    let shape = shape(1, (2 * group, 2), dims, 1);
+                    let params = AttendParams { scale: Some(-0.07), ..Default::default() };
+                    check_attend(backend, &shape, &[70, 35], &params, dtype, seed as u64);
+                    check_attend(backend, &shape, &[70, 35], &params, dtype, seed as u64 + 1);
+                }
             }
         }
         // A chunk of new tokens, longer than a tile of queries.

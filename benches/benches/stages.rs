@@ -39,6 +39,7 @@ macro_rules! stages {
                 layer.score(&mut out, 1, false);
                 layer.select(&mut out);
                 layer.compact(&mut out);
+                out.spread();
                 bencher.bench_local(|| layer.attend(&mut out));
             }
         }

@@ -55,6 +55,9 @@ pub struct Outputs<T> {
     budget: u64,
     k: Vec<T>,
     v: Vec<T>,
+    /// More compressed layers, so that each is out of the caches when its turn comes, as when a model decodes.
+    layers: Vec<[Vec<T>; 2]>,
+    turn: usize,
     attention: Vec<f32>,
     workspaces: Vec<Vec<u128>>,
 }
@@ -196,8 +199,10 @@ impl<T: Number> Layer<T> {
         }
     }
 
-    /// One decode step over the kept rows.
+    /// One decode step over the kept rows of one of the layers that [`Outputs::spread`] made.
     pub fn attend(&self, out: &mut Outputs<T>) {
+        out.turn = (out.turn + 1) % out.layers.len();
+        let [k, v] = &out.layers[out.turn];
         let Shape { n_q_heads, n_kv_heads, head_dim_k: dim, .. } = self.shape;
         let shape = Shape { n_tokens: 1, ..self.shape };
         let ragged = |data| {
@@ -206,8 +211,8 @@ impl<T: Number> Layer<T> {
         };
         let inputs = AttendInputs {
             q: self.tensor(&self.q[..n_q_heads * dim], 1, n_q_heads),
-            k: ragged(&out.k),
-            v: ragged(&out.v),
+            k: ragged(k),
+            v: ragged(v),
         };
         let strides = Strides::token_major(n_q_heads, dim);
         let mut to =
@@ -245,9 +250,17 @@ impl<T: Number> Outputs<T> {
             budget: entries,
             k: vec![T::from_f32(0.0); n_kept * shape.head_dim_k],
             v: vec![T::from_f32(0.0); n_kept * shape.head_dim_v],
+            layers: vec![],
+            turn: 0,
             attention: vec![0.0; shape.n_q_heads * shape.head_dim_v],
             workspaces: vec![vec![0; size.div_ceil(16)]; 2],
         }
+    }
+
+    /// Copies what is kept to as many layers as make 256 MB.
+    pub fn spread(&mut self) {
+        let n = (256 << 20) / self.bytes().max(1) + 1;
+        self.layers = vec![[self.k.clone(), self.v.clone()]; n];
     }
 
     /// Bytes of K and V that are kept.

@@ -168,6 +168,7 @@ fn measure<T: Number>(
             let select = fastest(args.rounds, || layer.select(&mut out));
             let compact = fastest(args.rounds, || layer.compact(&mut out));
             let one_read = (0..args.rounds).map(|_| limits.read(1)).fold(0.0, f64::max);
+            out.spread();
             let attend = fastest(args.rounds * 10, || layer.attend(&mut out));
             let operations = 2.0 * (WINDOW * n_q_heads) as f64 * tokens as f64 * dim as f64;
             Case {

@@ -92,7 +92,12 @@ unsafe impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         // SAFETY: a hint may name any address.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(p as *const i8) }
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p as *const i8) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_once(p: *const u8) {
+        // SAFETY: a hint may name any address.
+        unsafe { _mm_prefetch::<_MM_HINT_NTA>(p as *const i8) }
     }
     // The maximum and minimum return their second operand where one is NaN, as `Lanes` asks.
     super::vector::instructions! {

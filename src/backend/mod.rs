@@ -55,7 +55,7 @@ impl Block<'_> {
 /// multiple of [`ROW_BLOCK`]. In `attend`, with its few queries, keys do: a tile is `[queries, KEY_BLOCK]`. A key or query
 /// of `words` numbers is a row of the cache, or of what [`Self::to_words`] makes of it. All f32 without gaps.
 ///
-/// Logits are `q·k`. Exponentials are powers of two: their `scale ≥ 0`, and every maximum and log-sum-exp, is in units of ln 2,
+/// Logits are `q·k`. Exponentials are powers of two: their `scale > 0`, and every maximum and log-sum-exp, is in units of ln 2,
 /// which saves a product an exponential.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {

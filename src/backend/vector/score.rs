@@ -1,0 +1,359 @@
+//! The kernels of scoring: query rows lie in lanes.
+//!
+//! ```text
+//! load_keys      per row: widened, one behind the other
+//! logits         for NK keys and NR registers of query rows at a time: for each c: acc[k][j] += keys[k, c] · panel[c, j]
+//! absorb         per register of query rows: maximum over the block's keys, 2 to the differences, their sum
+//! add_exp        per N keys: acc[k] += 2 to the difference over the query rows, then the N sums across lanes at once
+//! add_weighted   per N keys: acc[k] += weight · exponential over the query rows, then the N sums across lanes at once
+//! max_l1         per row: Σ|v| across lanes
+//! pool_max       per register: maximum of the kernel's loads, one element apart
+//! ```
+
+use super::{AHEAD, Lanes, Product, Source, exp2};
+use crate::backend::{Block, KEY_BLOCK, PUT_AWAY, ROW_BLOCK};
+
+#[inline(always)]
+pub(in crate::backend) unsafe fn prefetch<V: Lanes>(rows: &Block) {
+    if rows.tensor.is_row_contiguous() {
+        let bytes = rows.tensor.dim() * rows.tensor.dtype().size();
+        for i in 0..rows.n {
+            for line in (0..bytes).step_by(64) {
+                // SAFETY: a hint, at an address inside the row.
+                unsafe { V::prefetch(rows.row(i).wrapping_add(line)) };
+            }
+        }
+    }
+}
+
+#[inline(always)]
+pub(in crate::backend) unsafe fn load_keys<V: Lanes, S: Source>(keys: &Block, rows: &mut [f32]) {
+    let words = keys.tensor.dim() / S::DIMS;
+    assert!(rows.len() == KEY_BLOCK * words && keys.n <= KEY_BLOCK);
+    let (full, rest) = rows.split_at_mut(keys.n * words);
+    for (i, to) in full.chunks_exact_mut(words).enumerate() {
+        let from = keys.row(i) as *const S::Element;
+        let mut c = 0;
+        // SAFETY: the row has `words` lanes side by side, and so has `to`.
+        unsafe {
+            while c + V::N <= words {
+                S::load::<V>(from.add(c)).store(to.as_mut_ptr().add(c));
+                c += V::N;
+            }
+            for c in c..words {
+                to[c] = S::one(from.add(c));
+            }
+        }
+    }
+    rest.fill(0.0);
+}
+
+/// `NK` keys against `NR` registers of query rows. Returns `poison + 0 · logits`.
+#[inline(always)]
+unsafe fn logits_at<V: Lanes, P: Product<V>, const NK: usize, const NR: usize>(
+    keys: *const f32,
+    words: usize,
+    panel: *const f32,
+    rows: usize,
+    tile: *mut f32,
+    mut poison: V,
+) -> V {
+    // SAFETY: the caller promises NK keys of `words` lanes, and NR · N of the rows of panel and tile.
+    unsafe {
+        let mut acc = [[V::splat(0.0); NR]; NK];
+        let mut key = [keys; NK];
+        for k in 0..NK {
+            key[k] = keys.add(k * words);
+        }
+        for c in 0..words {
+            let mut q = [V::splat(0.0); NR];
+            for j in 0..NR {
+                q[j] = V::load(panel.add(c * rows + j * V::N));
+            }
+            for k in 0..NK {
+                let x = V::splat(key[k].add(c).read());
+                for j in 0..NR {
+                    acc[k][j] = P::add(x, q[j], acc[k][j]);
+                }
+            }
+        }
+        for k in 0..NK {
+            for j in 0..NR {
+                acc[k][j].store(tile.add(k * rows + j * V::N));
+                poison = acc[k][j].fma(V::splat(0.0), poison);
+            }
+        }
+        poison
+    }
+}
+
+/// Every key against `NR` registers of query rows, `NK` keys at a time; `NS` are fewer than `NK`, so that sixteen keys need
+/// no single ones: 16 = 6 + 6 + 4.
+#[inline(always)]
+unsafe fn logits_strip<V: Lanes, P: Product<V>, const NK: usize, const NS: usize, const NR: usize>(
+    (keys, n): (*const f32, usize),
+    words: usize,
+    panel: *const f32,
+    rows: usize,
+    tile: *mut f32,
+    mut poison: V,
+) -> V {
+    let mut k = 0;
+    while k < n {
+        let left = n - k;
+        // SAFETY: the caller promises n keys, n rows of the tile, and NR · N of the rows of panel and tile.
+        unsafe {
+            let (keys, tile) = (keys.add(k * words), tile.add(k * rows));
+            if left >= NK {
+                poison = logits_at::<V, P, NK, NR>(keys, words, panel, rows, tile, poison);
+                k += NK;
+            } else if left >= NS {
+                poison = logits_at::<V, P, NS, NR>(keys, words, panel, rows, tile, poison);
+                k += NS;
+            } else {
+                poison = logits_at::<V, P, 1, NR>(keys, words, panel, rows, tile, poison);
+                k += 1;
+            }
+        }
+    }
+    poison
+}
+
+#[inline(always)]
+pub(in crate::backend) unsafe fn logits<V: Lanes, P: Product<V>, const NK: usize, const NS: usize>(
+    keys: &[f32],
+    words: usize,
+    panel: &[f32],
+    tile: &mut [f32],
+) -> bool {
+    let (n, rows) = (keys.len() / words, panel.len() / words);
+    assert!(tile.len() >= n * rows && rows.is_multiple_of(V::N));
+    let (keys, panel, tile) = ((keys.as_ptr(), n), panel.as_ptr(), tile.as_mut_ptr());
+    // SAFETY: the lengths were just checked; r + NR · N stays within the rows.
+    unsafe {
+        let mut poison = V::splat(0.0);
+        let mut r = 0;
+        while r + 2 * V::N <= rows {
+            poison = logits_strip::<V, P, NK, NS, 2>(keys, words, panel.add(r), rows, tile.add(r), poison);
+            r += 2 * V::N;
+        }
+        if r < rows {
+            poison = logits_strip::<V, P, NK, NS, 1>(keys, words, panel.add(r), rows, tile.add(r), poison);
+        }
+        poison.total() == 0.0
+    }
+}
+
+#[inline(always)]
+pub(in crate::backend) unsafe fn absorb<V: Lanes, const E: usize>(
+    tile: &[f32],
+    scale: f32,
+    max: &mut [f32],
+    sum: &mut [f64],
+    away: &mut [u8],
+) {
+    let rows = max.len();
+    assert!(tile.len() == KEY_BLOCK * rows && sum.len() == rows && rows.is_multiple_of(V::N));
+    assert!(away.is_empty() || away.len() == KEY_BLOCK * rows * PUT_AWAY);
+    let keep = !away.is_empty();
+    let mut lanes = [0.0f32; KEY_BLOCK];
+    // SAFETY: r + N ≤ rows; a tile's row and `max` have `rows` elements; there is memory for what is put away;
+    // `lanes` has at least N elements.
+    unsafe {
+        for r in (0..rows).step_by(V::N) {
+            let column = tile.as_ptr().add(r);
+            let mut most = V::load(column);
+            for i in 1..KEY_BLOCK {
+                most = most.max(V::load(column.add(i * rows)));
+            }
+            let (scale, old) = (V::splat(scale), V::load(max.as_ptr().add(r)));
+            let most = most.mul(scale).max(old);
+            if most.any_above(old) {
+                most.store(max.as_mut_ptr().add(r));
+                exp2([old.sub(most)])[0].store(lanes.as_mut_ptr());
+                for (sum, shrink) in sum[r..r + V::N].iter_mut().zip(lanes) {
+                    *sum *= shrink as f64;
+                }
+            }
+            let mut total = V::splat(0.0);
+            for i in (0..KEY_BLOCK).step_by(E) {
+                let mut x = [total; E];
+                for j in 0..E {
+                    x[j] = V::load(column.add((i + j) * rows)).mul(scale).sub(most);
+                }
+                let e = exp2(x);
+                for j in 0..E {
+                    total = total.add(e[j]);
+                    if keep {
+                        let (upper, lower) = put_away_at::<V>(away.as_mut_ptr(), r, i + j);
+                        e[j].store_24(upper, lower);
+                    }
+                }
+            }
+            total.store(lanes.as_mut_ptr());
+            for (sum, total) in sum[r..r + V::N].iter_mut().zip(lanes) {
+                *sum += total as f64;
+            }
+        }
+    }
+}
+
+/// Where the upper and the lower bits of key `i` and the rows from `r` on, a multiple of `N`, are put away.
+#[inline(always)]
+unsafe fn put_away_at<V: Lanes>(away: *mut u8, r: usize, i: usize) -> (*mut u16, *mut u8) {
+    const PLANE: usize = KEY_BLOCK * ROW_BLOCK;
+    let at = i * ROW_BLOCK + r % ROW_BLOCK;
+    // SAFETY: the caller's memory holds KEY_BLOCK · PUT_AWAY bytes a row, and N rows from r on.
+    unsafe {
+        let block = away.add(r / ROW_BLOCK * PLANE * PUT_AWAY);
+        ((block as *mut u16).add(at), block.add(2 * PLANE + at))
+    }
+}
+
+#[inline(always)]
+pub(in crate::backend) unsafe fn add_exp<V: Lanes, const N: usize, const E: usize>(
+    tile: &[f32],
+    scale: f32,
+    lse: &[f32],
+    sums: &mut [f32; KEY_BLOCK],
+) {
+    let rows = lse.len();
+    assert!(tile.len() == KEY_BLOCK * rows && rows.is_multiple_of(N));
+    // SAFETY: r + N ≤ rows and i + N ≤ KEY_BLOCK; a tile's row and `lse` have `rows` elements.
+    unsafe {
+        let scale = V::splat(scale);
+        for i in (0..KEY_BLOCK).step_by(N) {
+            let mut acc = [V::splat(0.0); N];
+            for r in (0..rows).step_by(N) {
+                let shift = V::load(lse.as_ptr().add(r));
+                for first in (0..N).step_by(E) {
+                    let mut x = [shift; E];
+                    for j in 0..E {
+                        let logit = V::load(tile.as_ptr().add((i + first + j) * rows + r));
+                        // Only a log-sum-exp that is too small needs the cap: large, not wrapped around.
+                        x[j] = logit.mul(scale).sub(shift).min(V::splat(127.0));
+                    }
+                    let e = exp2(x);
+                    for j in 0..E {
+                        acc[first + j] = acc[first + j].add(e[j]);
+                    }
+                }
+            }
+            add_to(V::sums(acc), &mut sums[i..i + N]);
+        }
+    }
+}
+
+/// The rows from `r` on that fill `NR` registers.
+#[inline(always)]
+unsafe fn add_weighted_at<V: Lanes, const N: usize, const NR: usize>(
+    away: *mut u8,
+    r: usize,
+    max: *const f32,
+    lse: *const f32,
+    sums: &mut [f32; KEY_BLOCK],
+) {
+    // SAFETY: the caller promises NR · N rows of what was put away, of `max` and of `lse` from r on; i + N ≤ KEY_BLOCK.
+    unsafe {
+        let mut weights = [V::splat(0.0); NR];
+        for j in 0..NR {
+            weights[j] = V::load(max.add(r + j * N)).sub(V::load(lse.add(r + j * N)));
+        }
+        let weights = exp2(weights);
+        // What was put away lies in the order of use.
+        for line in (0..NR * N * KEY_BLOCK * PUT_AWAY).step_by(64) {
+            V::prefetch_once(away.wrapping_add(r * KEY_BLOCK * PUT_AWAY + AHEAD + line));
+        }
+        let mut i = 0;
+        while i < KEY_BLOCK {
+            let mut acc = [V::splat(0.0); N];
+            for k in 0..N {
+                for j in 0..NR {
+                    let (upper, lower) = put_away_at::<V>(away, r + j * N, i + k);
+                    acc[k] = weights[j].fma(V::load_24(upper, lower), acc[k]);
+                }
+            }
+            add_to(V::sums(acc), &mut sums[i..i + N]);
+            i += N;
+        }
+    }
+}
+
+#[inline(always)]
+pub(in crate::backend) unsafe fn add_weighted<V: Lanes, const N: usize>(
+    away: &[u8],
+    max: &[f32],
+    lse: &[f32],
+    sums: &mut [f32; KEY_BLOCK],
+) {
+    let rows = max.len();
+    assert!(away.len() == KEY_BLOCK * rows * PUT_AWAY && lse.len() == rows && rows.is_multiple_of(N));
+    let (away, max, lse) = (away.as_ptr() as *mut u8, max.as_ptr(), lse.as_ptr());
+    let mut r = 0;
+    // SAFETY: the lengths were just checked, r + 2 · N or r + N is at most `rows`, and nothing is written to what was put away.
+    unsafe {
+        while r + 2 * N <= rows {
+            add_weighted_at::<V, N, 2>(away, r, max, lse, sums);
+            r += 2 * N;
+        }
+        if r < rows {
+            add_weighted_at::<V, N, 1>(away, r, max, lse, sums);
+        }
+    }
+}
+
+/// Adds the lanes to `N` sums.
+#[inline(always)]
+unsafe fn add_to<V: Lanes>(x: V, sums: &mut [f32]) {
+    assert!(sums.len() == V::N);
+    // SAFETY: N elements, just checked.
+    unsafe { x.add(V::load(sums.as_ptr())).store(sums.as_mut_ptr()) }
+}
+
+#[inline(always)]
+pub(in crate::backend) unsafe fn max_l1<V: Lanes, S: Source>(values: &Block) -> f32 {
+    let d = values.tensor.dim();
+    let (mut max, mut poison) = (0.0f32, 0.0f32);
+    for i in 0..values.n {
+        let row = values.row(i) as *const S::Element;
+        // SAFETY: the row has d elements side by side.
+        let norm = unsafe {
+            let mut acc = [V::splat(0.0); 2];
+            let mut c = 0;
+            while c + 2 * V::N <= d {
+                acc[0] = acc[0].add(S::load::<V>(row.add(c)).abs());
+                acc[1] = acc[1].add(S::load::<V>(row.add(c + V::N)).abs());
+                c += 2 * V::N;
+            }
+            let mut norm = acc[0].add(acc[1]).total();
+            for c in c..d {
+                norm += S::one(row.add(c)).abs();
+            }
+            norm
+        };
+        poison += 0.0 * norm;
+        max = if norm > max { norm } else { max };
+    }
+    max + poison
+}
+
+#[inline(always)]
+pub(in crate::backend) unsafe fn pool_max<V: Lanes>(x: &[f32], kernel: usize, out: &mut [f32]) {
+    let n = out.len();
+    assert!(x.len() >= n + kernel - 1);
+    let mut i = 0;
+    // SAFETY: i + N ≤ n, so every shifted load ends before n + kernel − 1.
+    unsafe {
+        while i + V::N <= n {
+            let mut m = V::load(x.as_ptr().add(i));
+            for shift in 1..kernel {
+                m = m.max(V::load(x.as_ptr().add(i + shift)));
+            }
+            m.store(out.as_mut_ptr().add(i));
+            i += V::N;
+        }
+    }
+    for i in i..n {
+        out[i] = x[i..i + kernel].iter().fold(x[i], |m, &x| if x > m { x } else { m });
+    }
+}
