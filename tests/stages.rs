@@ -509,7 +509,7 @@ fn check_attend(
     let row_start: Vec<u32> = (0..n_kv_heads).map(|h| n_rows[..h].iter().map(|n| n + 1).sum()).collect();
     let total = n_rows.iter().map(|n| n + 1).sum::<u32>() as usize;
     // An engine's queries are f32 or what its cache is.
-    let q_dtype = if seed % 2 == 0 { dtype } else { Dtype::F32 };
+    let q_dtype = if seed.is_multiple_of(2) { dtype } else { Dtype::F32 };
     let q = Data::new(&mut random, q_dtype, (n_new, n_q_heads, dk), 2.0);
     let k = Data::new(&mut random, dtype, (total, 1, dk), 2.0);
     let v = Data::new(&mut random, dtype, (total, 1, dv), 2.0);

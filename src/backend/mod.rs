@@ -89,7 +89,6 @@ pub(crate) struct Kernels {
     #[expect(clippy::type_complexity, reason = "a type of its own would hide the shapes")]
     pub add_weighted: fn(&[u8], &[f32], &[f32], &mut [f32; KEY_BLOCK]),
     /// `softmax_rows(tile, scale, max, sum)`: as `absorb`, for a tile of `attend`; replaces the logits by their exponentials.
-    #[expect(clippy::type_complexity, reason = "a type of its own would hide the shapes")]
     pub softmax_rows: fn(&mut [f32], f32, &mut [f32], &mut [f64]),
     /// `max_l1(values)`: the largest `Σ|v|` of the rows; NaN or infinite if any element is.
     pub max_l1: fn(&Block) -> f32,
