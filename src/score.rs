@@ -97,6 +97,11 @@ struct Buffers<'a> {
     exps_max: &'a mut [f32],
 }
 
+/// Bytes of rows that are put away, a block of keys each.
+fn bytes(rows: &Range<usize>) -> Range<usize> {
+    rows.start * KEY_BLOCK * PUT_AWAY..rows.end * KEY_BLOCK * PUT_AWAY
+}
+
 /// Query rows of a head, filled up.
 fn rows_of(shape: &Shape) -> usize {
     shape.window.next_multiple_of(ROW_BLOCK)
@@ -276,16 +281,19 @@ impl Task<'_> {
                 Some(lse) => self.load_lse(lse, first, b.max)?,
                 None => self.first_pass(b)?,
             }
-            if reduce_first(shape, params) {
-                self.sum_columns(b, out)?;
-            } else {
-                let row = core::mem::take(&mut b.head_row);
-                row.fill(0.0);
-                self.sum_columns(b, row)?;
-                pool(self.kernels, params, row);
-                self.reduce_into(row, out);
-                b.head_row = row;
+            // Heads that must be pooled one by one need a row of their own before they meet.
+            let own = core::mem::take(&mut b.head_row);
+            let row = if reduce_first(shape, params) { &mut *out } else { &mut *own };
+            match self.plan.store {
+                true => self.sum_stored_columns(b, row),
+                false => self.sum_columns(b, row)?,
             }
+            if !reduce_first(shape, params) {
+                pool(self.kernels, params, own);
+                self.reduce_into(own, out);
+                own.fill(0.0);
+            }
+            b.head_row = own;
         }
         if reduce_first(shape, params) {
             pool(self.kernels, params, out);
@@ -372,14 +380,9 @@ impl Task<'_> {
                     false => 0..0,
                 };
                 let own = h * rows..(h + 1) * rows;
-                (self.kernels.absorb)(
-                    b.tile,
-                    self.scale().of_exponent(self.params.softcap),
-                    &mut b.max[own.clone()],
-                    &mut b.sum[own.clone()],
-                    &mut b.exps[away.start * KEY_BLOCK * PUT_AWAY..away.end * KEY_BLOCK * PUT_AWAY],
-                );
-                b.exps_max[away.clone()].copy_from_slice(&b.max[own][..away.len()]);
+                let (max, sum) = (&mut b.max[own.clone()], &mut b.sum[own]);
+                (self.kernels.absorb)(b.tile, self.exponent(), max, sum, &mut b.exps[bytes(&away)]);
+                b.exps_max[away.clone()].copy_from_slice(&max[..away.len()]);
             }
         }
         for (max, sum) in b.max.chunks_exact_mut(rows).zip(b.sum.chunks_exact(rows)) {
@@ -405,31 +408,35 @@ impl Task<'_> {
     fn sum_columns(&self, b: &mut Buffers, out: &mut [f32]) -> Result<()> {
         let rows = rows_of(self.shape);
         for (block, out) in out.chunks_mut(KEY_BLOCK).enumerate() {
-            let (first, n) = (block * KEY_BLOCK, out.len());
-            let mut ahead = match self.plan.store {
-                true => self.ahead(0, 0),
-                false => self.load_keys(b.keys, (first, n), self.shape.prefix_len()),
-            };
+            let keys = (block * KEY_BLOCK, out.len());
+            let mut ahead = self.load_keys(b.keys, keys, self.shape.prefix_len());
             for h in 0..self.plan.together {
-                let lse = h * rows..(h + 1) * rows;
                 let mut sums = [0.0f32; KEY_BLOCK];
-                if self.plan.store {
-                    let away = self.put_away(block, h);
-                    let exps = &b.exps[away.start * KEY_BLOCK * PUT_AWAY..away.end * KEY_BLOCK * PUT_AWAY];
-                    (self.kernels.add_weighted)(exps, &b.exps_max[away], &b.max[lse], &mut sums);
-                } else {
-                    self.logits(b, h, (first, n), &mut ahead)?;
-                    (self.kernels.add_exp)(
-                        b.tile,
-                        self.scale().of_exponent(self.params.softcap),
-                        &b.max[lse],
-                        &mut sums,
-                    );
-                }
-                self.reduce_into(&sums[..n], out);
+                self.logits(b, h, keys, &mut ahead)?;
+                (self.kernels.add_exp)(b.tile, self.exponent(), &b.max[h * rows..(h + 1) * rows], &mut sums);
+                self.reduce_into(&sums[..keys.1], out);
             }
         }
         Ok(())
+    }
+
+    /// The same of the exponentials that were put away.
+    fn sum_stored_columns(&self, b: &mut Buffers, out: &mut [f32]) {
+        let rows = rows_of(self.shape);
+        for (block, out) in out.chunks_mut(KEY_BLOCK).enumerate() {
+            for h in 0..self.plan.together {
+                let away = self.put_away(block, h);
+                let lse = &b.max[h * rows..(h + 1) * rows];
+                let mut sums = [0.0f32; KEY_BLOCK];
+                (self.kernels.add_weighted)(&b.exps[bytes(&away)], &b.exps_max[away], lse, &mut sums);
+                self.reduce_into(&sums[..out.len()], out);
+            }
+        }
+    }
+
+    /// The factor of the exponents.
+    fn exponent(&self) -> f32 {
+        self.scale().of_exponent(self.params.softcap)
     }
 
     /// Loads the keys `first .. first + n`; the block behind them, up to key `end`, is to be asked for meanwhile.
