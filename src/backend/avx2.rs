@@ -176,4 +176,4 @@ unsafe impl Lanes for Avx2 {
     }
 }
 
-super::vector::kernels!("avx2", Avx2, "avx2,fma,f16c", keys: (6, 4), exps: 4, values: 2);
+super::vector::kernels!(c"avx2", Avx2, "avx2,fma,f16c", keys: (6, 4), exps: 4, values: 2);

@@ -136,7 +136,7 @@ unsafe impl Lanes for Avx512 {
     }
 }
 
-super::vector::kernels!("avx512", Avx512, "avx512f,avx2,fma,f16c", keys: (8, 4), exps: 4, values: 4);
+super::vector::kernels!(c"avx512", Avx512, "avx512f,avx2,fma,f16c", keys: (8, 4), exps: 4, values: 4);
 
 /// Whether the machine multiplies pairs of bf16, which `cpufeatures` does not tell.
 pub(super) fn has_bf16() -> bool {
@@ -145,7 +145,7 @@ pub(super) fn has_bf16() -> bool {
 }
 
 /// With pairs of bf16 multiplied as they are.
-pub(crate) static KERNELS_BF16: Kernels = Kernels { name: "avx512_bf16", bf16: Some(&PAIRS), ..KERNELS };
+pub(crate) static KERNELS_BF16: Kernels = Kernels { name: c"avx512_bf16", bf16: Some(&PAIRS), ..KERNELS };
 
 /// What [`KERNELS_BF16`] turns to where queries and keys are both bf16: a lane holds two neighbours of a row.
 static PAIRS: Kernels = Kernels {

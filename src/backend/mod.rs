@@ -14,6 +14,8 @@ pub mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod vector;
 
+use core::ffi::CStr;
+
 use crate::view::{Dtype, Tensor};
 
 /// Keys per block.
@@ -59,7 +61,7 @@ impl Block<'_> {
 /// which saves a product an exponential.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
-    pub name: &'static str,
+    pub name: &'static CStr,
     /// Dims of a row that make one word: 1 for numbers, 2 for pairs.
     pub dims_per_word: usize,
     /// The table for bf16 queries and bf16 keys, where it is another.
@@ -172,7 +174,7 @@ impl Backend {
 
     /// Its name, for reports.
     pub fn name(&self) -> &'static str {
-        self.kernels.name
+        self.kernels.name.to_str().unwrap_or_default()
     }
 }
 

@@ -7,7 +7,7 @@ use super::{Block, KEY_BLOCK, Kernels, PUT_AWAY, ROW_BLOCK, UNSEEN};
 
 /// The scalar table.
 pub(crate) static KERNELS: Kernels = Kernels {
-    name: "scalar",
+    name: c"scalar",
     dims_per_word: 1,
     bf16: None,
     prefetch: |_| {},

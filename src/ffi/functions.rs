@@ -45,13 +45,7 @@ pub extern "C" fn lava_status_string(status: lava_status) -> *const c_char {
 /// Name of the kernels that this machine gets, static, such as "avx2" or "scalar". Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn lava_backend_name() -> *const c_char {
-    // A name and its NUL, for every name a backend has.
-    match Backend::detect().name() {
-        "scalar" => c"scalar".as_ptr(),
-        "avx2" => c"avx2".as_ptr(),
-        "avx512" => c"avx512".as_ptr(),
-        _ => c"unknown".as_ptr(),
-    }
+    Backend::detect().kernels.name.as_ptr()
 }
 
 /// Prefix entries that a budget means for a whole model: (budget - window) * n_layers * n_kv_heads, at most all there are.
