@@ -15,7 +15,7 @@
 mod attend;
 mod score;
 
-use super::scalar;
+use super::{Block, scalar};
 use half::{bf16, f16};
 
 pub(super) use attend::*;
@@ -171,9 +171,15 @@ unsafe fn exp2<V: Lanes, const N: usize>(x: [V; N]) -> [V; N] {
         y
     }
 }
-/// Bytes of rows between the one at work and the one that `dots` and `add_values` ask for meanwhile: what memory brings until
-/// it answers.
+
+/// Bytes of rows between the one at work and the one that is asked for meanwhile: what memory brings until it answers.
 const AHEAD: usize = 12288;
+
+/// The same as a distance in memory.
+#[inline(always)]
+fn ahead_of(rows: &Block) -> usize {
+    (AHEAD / (rows.tensor.dim() * rows.tensor.dtype().size())).max(1) * rows.tensor.row_step()
+}
 
 /// Operations of a `Lanes` that are one instruction: `name(a, b) = intrinsic`.
 macro_rules! instructions {

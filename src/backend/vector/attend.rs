@@ -6,14 +6,8 @@
 //! add_values     for NQ queries and NV registers of dims at a time: for each row: acc += weight · v
 //! ```
 
-use super::{AHEAD, Lanes, Product, Source, exp2};
+use super::{Lanes, Product, Source, ahead_of, exp2};
 use crate::backend::{Block, KEY_BLOCK, UNSEEN, scalar};
-
-/// The same as a distance in memory.
-#[inline(always)]
-fn ahead_of(rows: &Block) -> usize {
-    (AHEAD / (rows.tensor.dim() * rows.tensor.dtype().size())).max(1) * rows.tensor.row_step()
-}
 
 /// Addresses of a block's rows: the first and the last are checked, the others lie between them. Those from `n` on are the last.
 #[inline(always)]

@@ -10,7 +10,7 @@
 //! pool_max       per register: maximum of the kernel's loads, one element apart
 //! ```
 
-use super::{AHEAD, Lanes, Product, Source, exp2};
+use super::{AHEAD, Lanes, Product, Source, ahead_of, exp2};
 use crate::backend::{Block, KEY_BLOCK, PUT_AWAY, ROW_BLOCK};
 
 #[inline(always)]
@@ -314,6 +314,8 @@ unsafe fn add_to<V: Lanes>(x: V, sums: &mut [f32]) {
 pub(in crate::backend) unsafe fn max_l1<V: Lanes, S: Source>(values: &Block) -> f32 {
     let d = values.tensor.dim();
     let (mut max, mut poison) = (0.0f32, 0.0f32);
+    // Where some heads of a token are another thread's, memory is not read in one run that the hardware would see.
+    let ahead = ahead_of(values);
     for i in 0..values.n {
         let row = values.row(i) as *const S::Element;
         // SAFETY: the row has d elements side by side.
@@ -321,6 +323,7 @@ pub(in crate::backend) unsafe fn max_l1<V: Lanes, S: Source>(values: &Block) -> 
             let mut acc = [V::splat(0.0); 2];
             let mut c = 0;
             while c + 2 * V::N <= d {
+                V::prefetch_once((row.add(c) as *const u8).wrapping_add(ahead));
                 acc[0] = acc[0].add(S::load::<V>(row.add(c)).abs());
                 acc[1] = acc[1].add(S::load::<V>(row.add(c + V::N)).abs());
                 c += 2 * V::N;
