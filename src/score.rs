@@ -11,7 +11,8 @@
 //!
 //! - The caller has the log-sum-exp: one pass.
 //! - There is memory for the exponentials of one or more query heads over all keys (within a tenth of the layer's own
-//!   size; 24 bits each): one pass leaves `exp(logit − maximum so far)` there, a second, without arithmetic to speak of, weighs and sums it.
+//!   size; 24 bits each): one pass leaves `exp(logit − maximum so far)` there, a second, without arithmetic to speak of, weighs
+//!   and sums it.
 //! - There is not: the logits are computed twice. Short prompts end up here, where it does not matter.
 //!
 //! Source: arXiv 2509.09754, section 4.1. The work of one KV head touches nobody else's, so heads are the unit of
@@ -44,7 +45,7 @@ pub struct ScoreInputs<'a> {
 /// How the query heads of a group are gone through.
 #[derive(Clone, Copy, Debug)]
 struct Plan {
-    /// Query heads that look at each packed block of keys together; a divisor of the group's size.
+    /// Query heads that look at each loaded block of keys together; a divisor of the group's size.
     together: usize,
     /// Whether their exponentials over the prefix are stored, so that the logits need not be computed twice.
     store: bool,
