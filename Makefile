@@ -10,7 +10,7 @@ LIB  := target/capi/capi/liblava.a
 BIN  := target/examples-c
 LIBS := -lm -lpthread -ldl
 
-.PHONY: run test bench lib check-tools fmt lint doc unit clean
+.PHONY: run test test-neon bench lib check-tools fmt lint doc unit clean
 
 run: $(BIN)/quickstart
 	@$(BIN)/quickstart target/budget-map.svg
@@ -43,6 +43,10 @@ doc:
 # libclang for bindgen is found, or brought, by ffi-tests/libclang.sh.
 unit:
 	$(CARGO) test --workspace --features lava/rayon
+
+# What can be run of aarch64 on x86-64, under QEMU. Not part of `make test`: it installs and downloads several hundred MB.
+test-neon: check-tools
+	@CARGO=$(CARGO) tests/neon.sh
 
 # Times against the machine's limits and against PyTorch, where PYTHON has it. RECORD=file keeps the tables.
 PYTHON ?= python3

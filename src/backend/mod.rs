@@ -10,8 +10,13 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
+mod neon;
 pub mod scalar;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(
+    target_arch = "x86_64",
+    all(target_arch = "aarch64", target_feature = "neon", target_endian = "little")
+))]
 mod vector;
 
 use core::ffi::CStr;
@@ -162,9 +167,23 @@ impl Backend {
         None
     }
 
+    /// NEON, which every aarch64 has that has floating point.
+    #[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
+    pub fn neon() -> Option<Self> {
+        Some(Self { kernels: &neon::KERNELS })
+    }
+
+    /// NEON, which every aarch64 has that has floating point.
+    #[cfg(not(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little")))]
+    pub fn neon() -> Option<Self> {
+        None
+    }
+
     /// Every backend that this machine can run, the scalar one first, the fastest last: what a test goes through.
     pub fn all() -> impl Iterator<Item = Self> {
-        [Some(Self::scalar()), Self::avx2(), Self::avx512(), Self::avx512_bf16()].into_iter().flatten()
+        [Some(Self::scalar()), Self::avx2(), Self::avx512(), Self::avx512_bf16(), Self::neon()]
+            .into_iter()
+            .flatten()
     }
 
     /// The fastest backend that this machine can run.

@@ -182,6 +182,7 @@ fn ahead_of(rows: &Block) -> usize {
 }
 
 /// Operations of a `Lanes` that are one instruction: `name(a, b) = intrinsic`.
+#[cfg(target_arch = "x86_64")]
 macro_rules! instructions {
     ($($name:ident($first:ident $(, $other:ident)*) = $intrinsic:ident;)*) => {
         $(#[inline(always)]
@@ -290,4 +291,6 @@ macro_rules! entry {
     };
 }
 
-pub(super) use {entry, entry_by_dtype, instructions, kernels};
+#[cfg(target_arch = "x86_64")]
+pub(super) use instructions;
+pub(super) use {entry, entry_by_dtype, kernels};
