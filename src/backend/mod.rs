@@ -213,28 +213,52 @@ mod tests {
             // Exponentials from 1 down to what exp2 still gives, and zero. Every row has its maximum, 0, in its first key.
             let tile: Vec<f32> =
                 (0..KEY_BLOCK * rows).map(|i| if i < rows { 0.0 } else { -(i as f32) * 0.1 }).collect();
-            let weights: Vec<f32> = (0..rows).map(|r| 1.0 / (1 + r) as f32).collect();
-            let lse: Vec<f32> = weights.iter().map(|w| -w.log2()).collect();
             for backend in Backend::all() {
                 let kernels = backend.kernels;
                 let (mut max, mut sum) = (vec![UNSEEN; rows], vec![0.0; rows]);
                 let mut away = vec![0; KEY_BLOCK * rows * PUT_AWAY];
                 (kernels.absorb)(&tile, 1.0, &mut max, &mut sum, &mut away);
                 assert!(max.iter().all(|m| *m == 0.0));
-                // The scalar kernel reads what every backend wrote: the format is one.
-                for reader in [kernels, &scalar::KERNELS] {
+                // The scalar kernel reads what every backend wrote: the format is one. Row by row, so that nothing averages out.
+                for r in 0..2 * rows {
+                    let (reader, r) = if r < rows { (kernels, r) } else { (&scalar::KERNELS, r - rows) };
+                    let lse: Vec<f32> =
+                        (0..rows).map(|other| if other == r { 1.0 } else { f32::INFINITY }).collect();
                     let mut sums = [0.0; KEY_BLOCK];
                     (reader.add_weighted)(&away, &max, &lse, &mut sums);
                     for (i, got) in sums.iter().enumerate() {
-                        let row = &tile[i * rows..(i + 1) * rows];
-                        let want: f64 =
-                            row.iter().zip(&weights).map(|(x, w)| (*x as f64).exp2() * *w as f64).sum();
+                        let want = (tile[i * rows + r] as f64 - 1.0).exp2();
                         // Half a unit of the last of 17 bits, and some of f32; below 2^-126 there is nothing.
-                        let bound = want * (1.0 / (1 << 18) as f64 + 1e-6) + rows as f64 * 1.2e-38;
+                        let bound = want * (1.0 / (1 << 18) as f64 + 3e-7) + 1.2e-38;
                         assert!((*got as f64 - want).abs() <= bound, "{}: {got} for {want}", backend.name());
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn powers_of_two_are_within_three_ulp() {
+        // One row of each key counts; the others see nothing.
+        let power = |kernels: &Kernels, x: [f32; KEY_BLOCK]| {
+            let mut tile = vec![UNSEEN; KEY_BLOCK * ROW_BLOCK];
+            (0..KEY_BLOCK).for_each(|i| tile[i * ROW_BLOCK + i % ROW_BLOCK] = x[i]);
+            let mut sums = [0.0; KEY_BLOCK];
+            (kernels.add_exp)(&tile, 1.0, &[0.0; ROW_BLOCK], &mut sums);
+            sums
+        };
+        for backend in Backend::all() {
+            for step in 0..10_000 {
+                let x =
+                    core::array::from_fn(|i| -126.0 + (step * KEY_BLOCK + i) as f32 * (156.0 / 320_000.0));
+                for (x, got) in x.iter().zip(power(backend.kernels, x)) {
+                    let want = libm::exp2(*x as f64);
+                    let bound = 3.0 * f32::EPSILON as f64 * want + 1.2e-38;
+                    assert!((got as f64 - want).abs() <= bound, "{}: 2^{x} = {got}", backend.name());
+                }
+            }
+            assert_eq!(power(backend.kernels, [0.0; KEY_BLOCK]), [1.0; KEY_BLOCK], "{}", backend.name());
+            assert_eq!(power(backend.kernels, [-140.0; KEY_BLOCK]), [0.0; KEY_BLOCK], "{}", backend.name());
         }
     }
 }
