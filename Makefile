@@ -49,6 +49,8 @@ PYTHON ?= python3
 bench: check-tools
 	$(CARGO) run --release --quiet --manifest-path benches/Cargo.toml -- --python $(PYTHON) $(if $(RECORD),--record $(RECORD))
 
+include examples-c/llama.cpp/llama.mk
+
 fmt:
 	$(CARGO) fmt --all
 
