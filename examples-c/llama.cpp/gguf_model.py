@@ -21,7 +21,7 @@ import numpy as np  # noqa: E402
 from gguf import GGUFWriter, LlamaFileType, TokenType  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 
-N_VOCAB = 3 + 256
+N_VOCAB, SPACE = 3 + 256, 3 + ord(" ")
 RANDOM = dict(layers=4, heads=8, kv_heads=2, head_dim=64, embd=128, ff=256, ctx=131072)  # default shape
 
 
@@ -55,10 +55,14 @@ def open_writer(path: Path, name: str, s: Shape) -> GGUFWriter:
     w.add_rope_freq_base(s.rope_theta)
     w.add_layer_norm_rms_eps(s.rms_eps)
 
+    tokens = [b"<unk>", b"<s>", b"</s>", *(b"<0x%02X>" % b for b in range(256))]
+    types = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL] + [TokenType.BYTE] * 256
+    # This tokenizer turns a space into U+2581 before it looks for tokens: without such a token a space would be three bytes.
+    tokens[SPACE], types[SPACE] = "\u2581".encode(), TokenType.NORMAL
     w.add_tokenizer_model("llama")
-    w.add_token_list([b"<unk>", b"<s>", b"</s>", *(b"<0x%02X>" % b for b in range(256))])
+    w.add_token_list(tokens)
     w.add_token_scores([0.0] * N_VOCAB)
-    w.add_token_types([TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL] + [TokenType.BYTE] * 256)
+    w.add_token_types(types)
     w.add_unk_token_id(0)
     w.add_bos_token_id(1)
     w.add_eos_token_id(2)
