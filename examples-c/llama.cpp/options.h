@@ -48,6 +48,7 @@ struct options {
     bool json = false;
     bool verbose = false;
     std::string kv_map;
+    std::string prompt_cache;
 };
 
 inline std::string read_text(const std::string &path) {
@@ -144,6 +145,8 @@ inline bool parse_options(int argc, char **argv, options &o) {
         {0, "ignore-eos", nullptr, "generate on past the end of the text", flag(o.ignore_eos)},
         {0, "json", nullptr, "one JSON object on stdout instead of text", flag(o.json)},
         {0, "kv-map", "FILE", "draw which tokens each layer and head kept, as SVG", [&](const char *text) { o.kv_map = text; }},
+        {0, "prompt-cache", "FILE", "keeps the prompt's prefill, or takes it from there: to try several budgets",
+         [&](const char *text) { o.prompt_cache = text; }},
         {'v', "verbose", nullptr, "llama.cpp's own log too", flag(o.verbose)},
         {'h', "help", nullptr, "this", flag(help)},
     };
