@@ -1,4 +1,5 @@
 # Two commands for people: `make run` shows the library at work on a real model's cache, `make test` runs every check.
+# Those of the llama.cpp integration build llama.cpp first, so they are by themselves: `make llama`, `make test-llama`.
 
 CARGO  ?= cargo
 CC     ?= cc

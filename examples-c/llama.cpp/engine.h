@@ -31,6 +31,9 @@ inline size_t process_memory(const std::string &key) {
     return 0;
 }
 
+/* Forgets the peak so far: the context's own dense cache, which llama_lava_enable replaced, is not the prefill's. */
+inline void reset_peak() { std::ofstream("/proc/self/clear_refs") << 5; }
+
 /* How far a long prefill is: in place on a terminal, else a line every ten seconds. */
 class progress {
     double begin = now_ms(), last = begin;

@@ -36,7 +36,7 @@ pip() {
     python3 -m pip --version >/dev/null 2>&1 || debian python3-pip || return 1
     say "python3 -m pip install $* (into ${folder#"$home/"})"
     rm -rf "$folder.part"
-    python3 -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --target "$folder.part" "$@" >&2 || return 1
+    python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --target "$folder.part" "$@" >&2 || return 1
     mv "$folder.part" "$folder"
 }
 

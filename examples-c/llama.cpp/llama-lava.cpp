@@ -121,6 +121,7 @@ static void run(const options &o) {
     if (!o.stock) check_ratio(o, prompt.size());
     e.open(prompt.size() + n_later);
     if (!o.stock) e.enable(n_later);
+    reset_peak();
 
     size_t n_done = e.prompt_cache(prompt);
     e.feed({prompt.begin() + (long) n_done, prompt.end()}, !o.stock);
