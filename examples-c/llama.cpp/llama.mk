@@ -3,6 +3,8 @@
 LLAMA  := examples-c/llama.cpp
 L_HOME := target/llama.cpp
 JOBS   ?= $(shell nproc)
+# As a make of its own, which does not tell of every folder that it enters.
+L_BUILD = env -u MAKELEVEL -u MAKEFLAGS $(L_HOME)/cmake --build $(L_HOME)/build
 
 .PHONY: llama test-llama bench-llama llama-fetch llama-build
 
@@ -13,7 +15,7 @@ llama: llama-build $(L_HOME)/recall.gguf
 # What the command line promises, then what the patch does (tests/).
 test-llama: llama-build $(L_HOME)/recall.gguf
 	@$(PYTHON) $(LLAMA)/test_cli.py
-	@CTEST_OUTPUT_ON_FAILURE=1 LAVA_TEST_MODELS=$(CURDIR)/$(L_HOME) $(L_HOME)/cmake --build $(L_HOME)/build --target test
+	@CTEST_OUTPUT_ON_FAILURE=1 LAVA_TEST_MODELS=$(CURDIR)/$(L_HOME) $(L_BUILD) --target test
 
 # Half an hour. RECORD=file keeps the tables.
 bench-llama: llama-build $(L_HOME)/recall.gguf
@@ -25,7 +27,7 @@ llama-fetch: check-tools
 # Four minutes of CPU the first time; then only what has changed.
 llama-build: llama-fetch lib
 	@$(L_HOME)/cmake -S $(LLAMA) -B $(L_HOME)/build >$(L_HOME)/configure.log 2>&1 || { cat $(L_HOME)/configure.log; exit 1; }
-	@$(L_HOME)/cmake --build $(L_HOME)/build --parallel $(JOBS)
+	@$(L_BUILD) --parallel $(JOBS)
 
 $(L_HOME)/%.gguf: model/%.safetensors $(LLAMA)/gguf_model.py | llama-fetch
 	@$(PYTHON) $(LLAMA)/gguf_model.py $* $@
