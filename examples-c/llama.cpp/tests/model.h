@@ -1,0 +1,78 @@
+/*
+ * Tiny models with random weights, written as GGUF: architecture llama, a vocabulary of numbers, F32 weights.
+ */
+#pragma once
+
+#include "ggml.h"
+#include "gguf.h"
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+struct tiny_model {
+    uint32_t n_layer = 3, n_head = 8, n_head_kv = 2, head_dim = 64, n_embd = 96, n_ff = 64, n_vocab = 200;
+    std::map<std::string, std::vector<float>> weights;  // by name, rows one behind the other
+
+    const float * get(const std::string & name) const { return weights.at(name).data(); }
+
+    // A file that llama.cpp loads. extra: metadata to be added, such as another architecture's.
+    void write(const std::string & path, unsigned seed = 1) {
+        const uint32_t q = n_head * head_dim, kv = n_head_kv * head_dim;
+        ggml_context * ctx = ggml_init({ (size_t) 64 << 20, nullptr, false });
+        gguf_context * out = gguf_init_empty();
+        gguf_set_val_str(out, "general.architecture", "llama");
+        gguf_set_val_str(out, "general.name", "tiny");
+        auto set = [&](const char * key, uint32_t value) { gguf_set_val_u32(out, (std::string("llama.") + key).c_str(), value); };
+        set("context_length", 65536);
+        set("embedding_length", n_embd);
+        set("block_count", n_layer);
+        set("feed_forward_length", n_ff);
+        set("attention.head_count", n_head);
+        set("attention.head_count_kv", n_head_kv);
+        set("attention.key_length", head_dim);
+        set("attention.value_length", head_dim);
+        set("rope.dimension_count", head_dim);
+        set("vocab_size", n_vocab);
+        gguf_set_val_f32(out, "llama.rope.freq_base", 10000.0f);
+        gguf_set_val_f32(out, "llama.attention.layer_norm_rms_epsilon", 1e-5f);
+        gguf_set_val_str(out, "tokenizer.ggml.model", "none");
+
+        std::mt19937 rng(seed);
+        std::normal_distribution<float> normal;
+        auto add = [&](const std::string & name, uint32_t n_in, uint32_t n_out, float gain) {
+            auto & w = weights[name];
+            w.resize((size_t) n_in * n_out);
+            for (auto & x : w) x = gain > 0 ? normal(rng) * gain / std::sqrt((float) n_in) : 1.0f;
+            ggml_tensor * t = n_out > 1 ? ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_in, n_out) : ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n_in);
+            ggml_set_name(t, name.c_str());
+            std::copy(w.begin(), w.end(), (float *) t->data);
+            gguf_add_tensor(out, t);
+        };
+        add("token_embd.weight", n_embd, n_vocab, std::sqrt((float) n_embd));
+        add("output_norm.weight", n_embd, 1, 0);
+        add("output.weight", n_embd, n_vocab, 1);
+        for (uint32_t l = 0; l < n_layer; l++) {
+            const std::string at = "blk." + std::to_string(l) + ".";
+            add(at + "attn_norm.weight", n_embd, 1, 0);
+            add(at + "attn_q.weight", n_embd, q, 1.5f);
+            add(at + "attn_k.weight", n_embd, kv, 1.5f);
+            add(at + "attn_v.weight", n_embd, kv, 1);
+            add(at + "attn_output.weight", q, n_embd, 1);
+            add(at + "ffn_norm.weight", n_embd, 1, 0);
+            add(at + "ffn_gate.weight", n_embd, n_ff, 1);
+            add(at + "ffn_up.weight", n_embd, n_ff, 1);
+            add(at + "ffn_down.weight", n_ff, n_embd, 1);
+        }
+        if (!gguf_write_to_file(out, path.c_str(), false)) {
+            std::fprintf(stderr, "cannot write %s\n", path.c_str());
+            std::exit(1);
+        }
+        gguf_free(out);
+        ggml_free(ctx);
+    }
+};
