@@ -67,6 +67,7 @@ struct options {
     int n_threads = 1;
     ggml_backend_sched_eval_callback cb = nullptr;
     void * cb_data = nullptr;
+    const llama_lava_params * lava = nullptr;
 };
 
 inline context_ptr open(llama_model * model, const options & o) {
@@ -81,6 +82,7 @@ inline context_ptr open(llama_model * model, const options & o) {
     p.flash_attn_type = o.flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
     p.cb_eval = o.cb;
     p.cb_eval_user_data = o.cb_data;
+    p.lava = o.lava;
     p.no_perf = true;
     return context_ptr(llama_init_from_model(model, p));
 }
