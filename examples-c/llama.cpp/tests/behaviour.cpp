@@ -127,6 +127,56 @@ static void refusals_of_parameters() {
     check_refused(!open(model.get(), o), "a context with parameters that make no sense", "less than the window");
 }
 
+static void refusals_of_models(const std::string & path) {
+    const struct { const char * arch, * message; } kinds[] = {
+        { "cohere2", "sliding-window" }, { "refact", "ALiBi" }, { "mamba", "plain KV cache" },
+    };
+    for (const auto & kind : kinds) {
+        tiny_model other;
+        other.n_embd = other.n_head * other.head_dim;
+        other.write(path, kind.arch);
+        model_ptr unfit = load(path);
+        context_ptr ctx = open(unfit.get(), {}), stock = open(unfit.get(), {});
+        log_text.clear();
+        check_refused(llama_lava_enable(ctx.get(), some_params()) == -2, kind.arch, kind.message);
+        decode(ctx.get(), tokens.data(), 100);
+        decode(stock.get(), tokens.data(), 100);
+        check(identical(steps(ctx.get(), tokens, 100, 4), steps(stock.get(), tokens, 100, 4)), "and the context goes on as stock's");
+        const llama_lava_params p = some_params();
+        options o;
+        o.lava = &p;
+        log_text.clear();
+        check_refused(!open(unfit.get(), o), "a context of it with llama_context_params.lava", kind.message);
+    }
+}
+
+static void not_a_number(const std::string & path) {
+    tiny_model other;
+    const int32_t bad = 50;
+    std::vector<llama_token> prompt(tokens.begin(), tokens.begin() + N_PROMPT);
+    std::replace(prompt.begin(), prompt.end(), bad, bad + 1);
+    prompt[77] = bad;
+    other.write(path, "llama", bad);
+    model_ptr broken = load(path);
+    const llama_lava_params p = some_params();
+    options o;
+    o.lava = &p;
+    context_ptr ctx = open(broken.get(), o);
+    decode(ctx.get(), prompt.data(), (int) N_PROMPT);
+    log_text.clear();
+    check_refused(llama_lava_compress(ctx.get()) == -2 && !llama_lava_get_info(ctx.get()).compressed, "compressing NaN", "NaN");
+    llama_memory_clear(llama_get_memory(ctx.get()), true);
+    llama_lava_compress_next(ctx.get());
+    check(decode(ctx.get(), prompt.data(), (int) N_PROMPT) == 0 && llama_lava_last_result(ctx.get()) == -2 && llama_lava_get_info(ctx.get()).n_evicted == 0,
+          "NaN in a cascade: nothing is evicted from the layer on");
+    log_text.clear();
+    check(decode(ctx.get(), &tokens[0], 1) == 0 && std::isnan(llama_get_logits_ith(ctx.get(), -1)[0]), "NaN in the cache gives NaN logits, as in stock");
+    llama_memory_clear(llama_get_memory(ctx.get()), true);
+    prompt[77] = bad + 1;
+    llama_lava_compress_next(ctx.get());
+    check(decode(ctx.get(), prompt.data(), (int) N_PROMPT) == 0 && llama_lava_last_result(ctx.get()) == 0, "cleared, it works again");
+}
+
 static void nothing_to_compress() {
     llama_lava_params p = some_params();
     context_ptr ctx = prompted(p, {}, 32);
@@ -281,7 +331,7 @@ static void cascade() {
     static int countdown;
     o.n_ubatch = 512;
     context_ptr aborted = open(model.get(), o);
-    for (int at : { 40, 90, 130 }) {
+    for (int at : { 25, 40, 55 }) {  // of the 61 or so that do something
         countdown = at;
         llama_set_abort_callback(aborted.get(), [](void *) { return countdown-- == 0; }, nullptr);
         llama_lava_compress_next(aborted.get());
@@ -441,6 +491,8 @@ int main(int argc, char ** argv) {
     tokens = some_tokens(N_PROMPT + 2 * N_MORE, tiny.n_vocab);
     refusals_while_compressed();
     refusals_of_parameters();
+    refusals_of_models(path + ".unfit");
+    not_a_number(path + ".nan");
     nothing_to_compress();
     options_of_the_library();
     going_on();
