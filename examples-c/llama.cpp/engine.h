@@ -31,9 +31,6 @@ inline size_t process_memory(const std::string &key) {
     return 0;
 }
 
-/* Forgets the peak so far: the context's own dense cache, which llama_lava_enable replaced, is not the prefill's. */
-inline void reset_peak() { std::ofstream("/proc/self/clear_refs") << 5; }
-
 /* How far a long prefill is: in place on a terminal, else a line every ten seconds. */
 class progress {
     double begin = now_ms(), last = begin;
@@ -99,33 +96,8 @@ struct engine {
         return {text, (size_t) std::max(n, 0)};
     }
 
-    /* n_tokens: all that will ever be decoded. */
-    void open(size_t n_tokens) {
-        static const std::map<std::string, ggml_type> types = {
-            {"f16", GGML_TYPE_F16}, {"bf16", GGML_TYPE_BF16}, {"f32", GGML_TYPE_F32}, {"q8_0", GGML_TYPE_Q8_0}};
-        llama_context_params params = llama_context_default_params();
-        params.n_ctx = (uint32_t) (o.n_ctx > 0 ? (size_t) o.n_ctx : n_tokens);
-        params.n_batch = params.n_ubatch = (uint32_t) o.n_ubatch;
-        params.n_threads = params.n_threads_batch =
-            (int32_t) (o.n_threads > 0 ? o.n_threads : std::max(1u, std::thread::hardware_concurrency()));
-        params.flash_attn_type = o.flash_attn ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
-        params.type_k = params.type_v = types.at(o.kv_type);
-        params.no_perf = true;
-        rss["model"] = process_memory("VmRSS");
-        context.reset(llama_init_from_model(model.get(), params));
-        if (!context) throw usage_error("llama.cpp cannot make a context for this model and these options (see above)");
-        if (n_tokens > llama_n_ctx(context.get()))
-            throw usage_error("-c " + std::to_string(o.n_ctx) + " is too small: the texts and answers are " +
-                              std::to_string(n_tokens) + " tokens");
-        rss["context"] = process_memory("VmRSS");
-
-        sampler.reset(llama_sampler_chain_init(llama_sampler_chain_default_params()));
-        if (o.temperature > 0) llama_sampler_chain_add(sampler.get(), llama_sampler_init_temp((float) o.temperature));
-        llama_sampler_chain_add(sampler.get(), o.temperature > 0 ? llama_sampler_init_dist((uint32_t) o.seed) : llama_sampler_init_greedy());
-    }
-
     /* What the command line asks of the compressed cache; n_later: tokens that will come after the prompt. */
-    void enable(size_t n_later) {
+    llama_lava_params lava_params(size_t n_later) const {
         static const std::map<std::string, llama_lava_attn> modes = {
             {"auto", LLAMA_LAVA_ATTN_AUTO}, {"ragged", LLAMA_LAVA_ATTN_RAGGED},
             {"padded", LLAMA_LAVA_ATTN_PADDED}, {"per-head", LLAMA_LAVA_ATTN_PER_HEAD}};
@@ -141,8 +113,37 @@ struct engine {
         params.attn = modes.at(o.attn);
         params.n_reserve = (uint32_t) std::clamp<size_t>(n_later, 1, params.n_reserve);
         params.compress_above = (uint32_t) o.compress_above;
-        if (llama_lava_enable(context.get(), params) != 0)
-            throw usage_error("the cache of this model, with these options, cannot be compressed (see above); --stock runs it as it is");
+        return params;
+    }
+
+    /* A context for n_prompt tokens and n_later more. */
+    void open(size_t n_prompt, size_t n_later) {
+        size_t n_tokens = n_prompt + n_later;
+        static const std::map<std::string, ggml_type> types = {
+            {"f16", GGML_TYPE_F16}, {"bf16", GGML_TYPE_BF16}, {"f32", GGML_TYPE_F32}, {"q8_0", GGML_TYPE_Q8_0}};
+        llama_context_params params = llama_context_default_params();
+        params.n_ctx = (uint32_t) (o.n_ctx > 0 ? (size_t) o.n_ctx : n_tokens);
+        params.n_batch = params.n_ubatch = (uint32_t) o.n_ubatch;
+        params.n_threads = params.n_threads_batch =
+            (int32_t) (o.n_threads > 0 ? o.n_threads : std::max(1u, std::thread::hardware_concurrency()));
+        params.flash_attn_type = o.flash_attn ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+        params.type_k = params.type_v = types.at(o.kv_type);
+        params.no_perf = true;
+        llama_lava_params lava = lava_params(n_later);
+        if (!o.stock) params.lava = &lava;
+        rss["model"] = process_memory("VmRSS");
+        context.reset(llama_init_from_model(model.get(), params));
+        if (!context)
+            throw usage_error(std::string("llama.cpp cannot make a context for this model and these options (see above)") +
+                              (o.stock ? "" : "; where it is the compression that does not fit, --stock runs it as it is"));
+        if (n_tokens > llama_n_ctx(context.get()))
+            throw usage_error("-c " + std::to_string(o.n_ctx) + " is too small: the texts and answers are " +
+                              std::to_string(n_tokens) + " tokens");
+        rss["context"] = process_memory("VmRSS");
+
+        sampler.reset(llama_sampler_chain_init(llama_sampler_chain_default_params()));
+        if (o.temperature > 0) llama_sampler_chain_add(sampler.get(), llama_sampler_init_temp((float) o.temperature));
+        llama_sampler_chain_add(sampler.get(), o.temperature > 0 ? llama_sampler_init_dist((uint32_t) o.seed) : llama_sampler_init_greedy());
     }
 
     /*

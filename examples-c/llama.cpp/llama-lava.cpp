@@ -119,9 +119,7 @@ static void run(const options &o) {
     size_t n_later = (size_t) o.n_predict * std::max<size_t>(1, o.turns.size());
     for (const std::string &text : o.turns) n_later += turns.emplace_back(e.tokenize(text, false)).size();
     if (!o.stock) check_ratio(o, prompt.size());
-    e.open(prompt.size() + n_later);
-    if (!o.stock) e.enable(n_later);
-    reset_peak();
+    e.open(prompt.size(), n_later);
 
     size_t n_done = e.prompt_cache(prompt);
     e.feed({prompt.begin() + (long) n_done, prompt.end()}, !o.stock);

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -28,7 +29,7 @@ sys.path[:0] = [str(ROOT / "target/llama.cpp/python"), str(ROOT / "model")]
 
 import data  # noqa: E402
 
-PROGRAM = ROOT / "target/llama.cpp/build/bin/llama-lava"
+PROGRAM = Path(os.environ.get("LLAMA_LAVA", ROOT / "target/llama.cpp/build/bin/llama-lava")).absolute()
 MODEL = ROOT / "target/llama.cpp/recall.gguf"
 RATIOS = (1.0, 0.5, 0.2, 0.1, 0.05)
 
@@ -86,7 +87,7 @@ def score(say: Callable[[str], None] = print, n_prompts: int = 32, n_tokens: int
     say("-" * 61)
     settings = [[prompt(n_tokens, n_facts, n_questions, known, i) for i in range(n_prompts)] for known in (True, False)]
     results: dict[str, list[float]] = {}
-    for name, way in [("stock", ["--stock"])] + [(f"{100 * r:.0f}%", ["--kv-ratio", str(r), "--window", str(window)]) for r in RATIOS]:
+    for name, way in [("stock", ["--stock"])] + [(f"{100 * r:.0f}%", ["--kv-ratio", str(r), "--window", str(window)]) for r in RATIOS if r * n_tokens >= window]:
         results[name] = [share(program, MODEL, prompts, *way, *options) for prompts in settings]
         known, later = (f"{100 * x:>{width}.1f}%  {100 * x / of:>7.1f}%"
                         for x, of, width in zip(results[name], results["stock"], (14, 15)))
