@@ -1,6 +1,8 @@
 """Measures llama.cpp with lava: decoding, memory and compression at several lengths and budgets, and recall.
 
-    python3 bench.py [--record FILE] [--lengths 4096,8192,32768] [--rounds 3] [--prefix "taskset -c 0,1"]
+    python3 bench.py [--record FILE] [--parts speed,peak,kinds,recall] [--lengths 4096,8192,32768] [--rounds 3]
+
+--record appends, so that a record may be made in pieces; what is compared is measured in one piece.
 
 Speed and memory come from models with random weights whose attention dominates (8 layers; 2 at 32k, where prefill is long), each
 row from processes of its own, the rows of a length taken in turns. The prompt is prefilled once per length: the other
@@ -13,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -58,8 +59,8 @@ def text(n_tokens: int) -> Path:
     return path
 
 
-def run(prefix: list[str], n_tokens: int, *options: str, n_new: int = N_NEW) -> dict:
-    command = [*prefix, PROGRAM, "-m", model(layers(n_tokens)), "-p", text(n_tokens), "-n", n_new, "-t", THREADS, "--ignore-eos", "--json"]
+def run(n_tokens: int, *options: str, n_new: int = N_NEW) -> dict:
+    command = [PROGRAM, "-m", model(layers(n_tokens)), "-p", text(n_tokens), "-n", n_new, "-t", THREADS, "--ignore-eos", "--json"]
     r = subprocess.run([str(c) for c in [*command, *options]], capture_output=True, text=True)
     if r.returncode:
         sys.exit(r.stderr)
@@ -76,7 +77,7 @@ def resident(r: dict) -> int:
     return rss["end"] - rss["cleared"] if r["compressed"] else rss["context"] - rss["model"]
 
 
-def speed(say: Record, prefix: list[str], lengths: list[int], rounds: int) -> dict:
+def speed(say: Record, lengths: list[int], rounds: int) -> dict:
     """The decode ms of every length and row, and the share of compression."""
     say(f"{'tokens':>6}  {'layers':>6}  {'cache':<9}  {'ms/token':>8}  {'tokens/s':>8}  {'vs stock':>8}  {'vs packed':>9}  "
         f"{'KV resident':>11}  {'arithmetic':>10}  {'over':>6}  {'compress':>9}  {'of prefill':>10}")
@@ -85,13 +86,13 @@ def speed(say: Record, prefix: list[str], lengths: list[int], rounds: int) -> di
     for n in lengths:
         cache = HOME / f"prefill-{n}"
         cache.unlink(missing_ok=True)
-        prefill = run(prefix, n, "--stock", "--prompt-cache", str(cache), n_new=0)["prefill_ms"]
+        prefill = run(n, "--stock", "--prompt-cache", str(cache), n_new=0)["prefill_ms"]
         ways = {"stock": ["--stock"]} | {"packed" if x == 1 else f"{100 * x:.0f}%": ["--kv-ratio", str(x)] for x in RATIOS}
         took: dict[str, list[dict]] = {name: [] for name in ways}
         for i in range(rounds):
             for name, options in ways.items():
                 print(f"\r{n} tokens: round {i + 1} of {rounds}, {name}   ", end="", file=sys.stderr, flush=True)
-                took[name].append(run(prefix, n, "--prompt-cache", str(cache), *options))
+                took[name].append(run(n, "--prompt-cache", str(cache), *options))
         print("\r" + " " * 40 + "\r", end="", file=sys.stderr, flush=True)
         cache.unlink()
         ms = {name: min(r["decode_ms"] for r in rs) for name, rs in took.items()}
@@ -109,14 +110,14 @@ def speed(say: Record, prefix: list[str], lengths: list[int], rounds: int) -> di
     return results
 
 
-def peak(say: Record, prefix: list[str], n: int = 4096) -> dict:
+def peak(say: Record, n: int = 4096) -> dict:
     say(f"peak memory of prefilling {n} tokens, over the loaded model; K+V: the most bytes of the cache in use at any time")
     say(f"{'prompt computed as':<20}  {'cache':<6}  {'process':>10}  {'K+V':>9}")
     say("-" * 51)
     results = {}
     for ubatch in (n, UBATCH):
         for name, options in {"stock": ["--stock"], "10%": ["--kv-ratio", "0.1"]}.items():
-            r = run(prefix, n, "-ub", str(ubatch), *options, n_new=0)
+            r = run(n, "-ub", str(ubatch), *options, n_new=0)
             process = r["rss"]["prefill_peak"] - r["rss"]["model"]
             kv = r["kept"]["kv_bytes_peak"] if r["compressed"] else n * row_bytes(n)
             results[ubatch, name] = process
@@ -126,7 +127,7 @@ def peak(say: Record, prefix: list[str], n: int = 4096) -> dict:
     return results
 
 
-def kinds(say: Record, prefix: list[str], n: int = 8192) -> None:
+def kinds(say: Record, n: int = 8192) -> None:
     say(f"decoding at {n} tokens, 10% kept, by cache type and way of attention")
     say(f"{'type':<6}  {'attention':<9}  {'ms/token':>8}  {'stock ms':>8}  {'KV':>8}")
     say("-" * 48)
@@ -134,10 +135,10 @@ def kinds(say: Record, prefix: list[str], n: int = 8192) -> None:
         cache = HOME / f"prefill-{n}-{kv_type}"
         cache.unlink(missing_ok=True)
         common = ("--kv-type", kv_type, "--prompt-cache", str(cache))
-        run(prefix, n, "--stock", *common, n_new=0)
-        stock = run(prefix, n, "--stock", *common)["decode_ms"]
+        run(n, "--stock", *common, n_new=0)
+        stock = run(n, "--stock", *common)["decode_ms"]
         for attn in ways:
-            r = run(prefix, n, *common, "--kv-ratio", "0.1", "--attn", attn)
+            r = run(n, *common, "--kv-ratio", "0.1", "--attn", attn)
             say(f"{kv_type:<6}  {attn:<9}  {r['decode_ms']:8.2f}  {stock:8.2f}  {r['kept']['kv_bytes'] / 1e6:5.1f} MB")
         cache.unlink()
     say()
@@ -171,26 +172,29 @@ def main() -> None:
     ap.add_argument("--record", type=Path)
     ap.add_argument("--lengths", default="4096,8192,32768")
     ap.add_argument("--rounds", type=int, default=3)
-    ap.add_argument("--prefix", default="", help="words before each timed command")
     ap.add_argument("--parts", default="speed,peak,kinds,recall")
     a = ap.parse_args()
-    prefix, parts = shlex.split(a.prefix), a.parts.split(",")
+    parts = a.parts.split(",")
     HOME.mkdir(parents=True, exist_ok=True)
     say = Record()
     say(f"{time.strftime('%Y-%m-%d')}; {cpu()}, {THREADS} threads; llama-cpp-sys-2 0.1.161; F16 cache, flash attention")
     say(f"random weights, {HEADS} query and {KV_HEADS} KV heads of {HEAD_DIM}, width 256; window 32, ubatches of {UBATCH}")
     say()
-    s = speed(say, prefix, [int(n) for n in a.lengths.split(",")], a.rounds) if "speed" in parts else {}
-    p = peak(say, prefix) if "peak" in parts else {}
+    s = speed(say, [int(n) for n in a.lengths.split(",")], a.rounds) if "speed" in parts else {}
+    p = peak(say) if "peak" in parts else {}
     if "kinds" in parts:
-        kinds(say, prefix)
-    answers = recall.score(say) if "recall" in parts else {}
-    if answers:
+        kinds(say)
+    answers = {}
+    if "recall" in parts:
+        answers = recall.score(say)
+        say()
+        recall.score(say, n_questions=16, window=64)
         say()
     targets(say, s, p, answers)
     if a.record:
         a.record.parent.mkdir(parents=True, exist_ok=True)
-        a.record.write_text("\n".join(say.lines) + "\n")
+        with open(a.record, "a") as f:
+            f.write("\n".join(say.lines) + "\n\n")
 
 
 if __name__ == "__main__":

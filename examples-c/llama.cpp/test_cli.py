@@ -62,6 +62,7 @@ class Errors(unittest.TestCase):
         self.refused("is one of f16, bf16, f32, q8_0", "--stock", "--kv-type", "q2")
         self.refused("-c 100 is too small", "--stock", "-c", "100")
         self.refused("cannot make a context", "--stock", "--kv-type", "q8_0", "--flash-attn", "off")
+        self.refused("--stock runs it as it is", "--kv-ratio", "0.5", "--kv-type", "q8_0", "--attn", "ragged")
         self.refused("see --help", "--no-such-option")
         self.refused("give --kv-map another path", "--kv-ratio", "0.5", "-n", "0", "--kv-map", "/nowhere/kept.svg")
 
@@ -176,6 +177,14 @@ class Output(unittest.TestCase):
 
 
 class Recall(unittest.TestCase):
+    def test_every_cache_type_and_way_of_attention_answers(self) -> None:
+        for kv_type in ("f16", "bf16", "f32", "q8_0"):
+            for flash_attn in ("on", "off") if kv_type != "q8_0" else ("on",):
+                for attn in ("auto", "padded", "per-head"):
+                    with self.subTest(kv_type=kv_type, flash_attn=flash_attn, attn=attn):
+                        self.assertEqual(share(PROGRAM, MODEL, [PROMPT], "--kv-ratio", "0.2", "--kv-type", kv_type,
+                                               "--flash-attn", flash_attn, "--attn", attn), 1)
+
     def test_a_fifth_of_the_cache_answers_like_all_of_it(self) -> None:
         """At least 95% of it, on a small sample; `make bench-llama` has the large one."""
         prompts: list[Prompt] = [prompt(1024, 36, 8, True, i) for i in range(8)]
