@@ -30,19 +30,17 @@ static context_ptr compressed(const llama_lava_params & params, options o = {}, 
     return ctx;
 }
 
-static kept_rows rows_of(llama_context * ctx) { return all_positions(ctx, tiny.n_layer, tiny.n_head_kv); }
-
 // Nothing changed: the same rows, and the same logits as a context to which it didn't happen.
 static void check_untouched(llama_context * ctx, const kept_rows & rows, const char * what) {
     context_ptr other = compressed(some_params());
-    check(rows_of(ctx) == rows && identical(steps(ctx, tokens, N_PROMPT, 3), steps(other.get(), tokens, N_PROMPT, 3)), "%s: nothing is lost", what);
+    check(all_positions(ctx) == rows && identical(steps(ctx, tokens, N_PROMPT, 3), steps(other.get(), tokens, N_PROMPT, 3)), "%s: nothing is lost", what);
     llama_memory_seq_rm(llama_get_memory(ctx), 0, N_PROMPT, -1);
 }
 
 static void refusals_while_compressed() {
     context_ptr ctx = compressed(some_params());
     llama_memory_t mem = llama_get_memory(ctx.get());
-    const kept_rows rows = rows_of(ctx.get());
+    const kept_rows rows = all_positions(ctx.get());
     log_text.clear();
     check_refused(!llama_memory_seq_rm(mem, 0, 10, 20), "seq_rm of the middle", "can't be removed");
     check_refused(!llama_memory_seq_rm(mem, 0, 0, 20), "seq_rm of the beginning", "can't be removed");
@@ -100,7 +98,7 @@ static void refusals_of_parameters() {
     refused(p, -1, "an even pool_kernel", "pool_kernel");
     p = some_params(), p.alpha = 2;
     refused(p, -1, "alpha of 2", "alpha");
-    p = some_params(), p.attn = (llama_lava_attn) 9;
+    p = some_params(), p.attn = 9;
     refused(p, -1, "an attention that isn't one", "attn must be");
     check_refused(llama_lava_compress(ctx.get()) == -1, "compressing what isn't enabled", "llama_lava_enable");
     decode(ctx.get(), tokens.data(), 10);
@@ -188,7 +186,7 @@ static void nothing_to_compress() {
     p = some_params(), p.budget = 32;
     ctx = compressed(p);
     bool only_window = true;
-    for (const auto & layer : rows_of(ctx.get()))
+    for (const auto & layer : all_positions(ctx.get()))
         for (const auto & head : layer) only_window = only_window && head.size() == 32 && head[0] == (llama_pos) N_PROMPT - 32;
     check(only_window, "a budget that is the window keeps the window");
     p = some_params(), p.budget = 0, p.ratio = 0.1f;
@@ -203,19 +201,19 @@ static void options_of_the_library() {
     p.n_sink = 4;
     context_ptr ctx = compressed(p);
     bool sinks = true;
-    for (const auto & layer : rows_of(ctx.get()))
+    for (const auto & layer : all_positions(ctx.get()))
         for (const auto & head : layer) sinks = sinks && head[0] == 0 && head[3] == 3;
     check(sinks, "n_sink: every head keeps the first tokens");
     p = some_params(), p.equal_layers = true;
     ctx = compressed(p);
     bool equal = true;
-    for (const auto & layer : rows_of(ctx.get())) equal = equal && layer[0].size() + layer[1].size() == 2 * 80;
+    for (const auto & layer : all_positions(ctx.get())) equal = equal && layer[0].size() + layer[1].size() == 2 * 80;
     check(equal, "equal_layers: every layer keeps the budget");
     p = some_params(), p.head_floor = LAVA_FLOOR_GUARANTEED, p.alpha = 1;
     ctx = compressed(p);
     llama_lava_layer layer = {};
     bool floor = llama_lava_get_layer(ctx.get(), 1, &layer) && layer.evicted_share > 0 && layer.evicted_share < 1 && layer.entropy > 0;
-    for (const auto & heads : rows_of(ctx.get()))
+    for (const auto & heads : all_positions(ctx.get()))
         floor = floor && std::max(heads[0].size(), heads[1].size()) - std::min(heads[0].size(), heads[1].size()) <= 1;
     check(floor, "head_floor, alpha 1: heads of a layer keep as much");
     check(!llama_lava_get_layer(ctx.get(), 99, &layer) && llama_lava_n_kept(ctx.get(), 0, 9) == -1, "there is no layer 99 and no head 9");
@@ -237,6 +235,17 @@ static void going_on() {
             const double off = apart(got, last);
             check(off < (attn == LLAMA_LAVA_ATTN_RAGGED ? 1e-4 : 3e-2), "chunks of %2u, attention %d: at most %.1e from one by one", chunk, attn, off);
         }
+    }
+    options small_ubatch;
+    small_ubatch.n_ubatch = 16;
+    for (llama_lava_attn attn : { LLAMA_LAVA_ATTN_RAGGED, LLAMA_LAVA_ATTN_PADDED }) {
+        llama_lava_params p = some_params();
+        p.attn = attn;
+        context_ptr ctx = compressed(p, small_ubatch);
+        context_ptr by_one = compressed(p, small_ubatch);
+        const floats one_by_one = steps(by_one.get(), tokens, N_PROMPT, N_MORE);
+        const double off = apart(logits_after(ctx.get(), &tokens[N_PROMPT], (int) N_MORE), floats(one_by_one.end() - n_vocab, one_by_one.end()));
+        check(off < (attn == LLAMA_LAVA_ATTN_RAGGED ? 1e-4 : 3e-2), "a chunk of several ubatches, attention %d: at most %.1e", attn, off);
     }
     // a reserve that is full grows, and nobody can tell
     llama_lava_params p = some_params();
@@ -285,7 +294,7 @@ static void state() {
     log_text.clear();
     check_refused(llama_lava_compress(to.get()) == -1 && !llama_lava_get_info(to.get()).compressed, "compressing before a window's queries are known", "is not known");
     check(identical(steps(to.get(), tokens, N_PROMPT, 32), steps(from.get(), tokens, N_PROMPT, 32)), "it goes on dense, with the same logits");
-    check(llama_lava_compress(to.get()) == 0 && llama_lava_compress(from.get()) == 0 && rows_of(to.get()) == rows_of(from.get()),
+    check(llama_lava_compress(to.get()) == 0 && llama_lava_compress(from.get()) == 0 && all_positions(to.get()) == all_positions(from.get()),
           "after a window of tokens it is compressed, to the same rows");
     context_ptr cut = prompted(p);
     llama_memory_seq_rm(llama_get_memory(cut.get()), 0, N_PROMPT - 10, -1);
@@ -314,7 +323,7 @@ static void cascade() {
                 llama_lava_compress_next(during.get());
                 decode(during.get(), tokens.data(), (int) N_PROMPT);
                 const llama_lava_info a = llama_lava_get_info(after.get()), d = llama_lava_get_info(during.get());
-                check(llama_lava_last_result(during.get()) == 0 && d.compressed && rows_of(during.get()) == rows_of(after.get()) &&
+                check(llama_lava_last_result(during.get()) == 0 && d.compressed && all_positions(during.get()) == all_positions(after.get()) &&
                       identical(steps(during.get(), tokens, N_PROMPT, N_MORE), steps(after.get(), tokens, N_PROMPT, N_MORE)),
                       "%-4s flash %-3s floor %d: compressed while evaluated as at the end, to the bit", ggml_type_name(type), flash ? "on" : "off", floor);
                 check(d.kv_bytes_peak < a.kv_bytes_peak && a.kv_bytes_peak >= (size_t) a.n_rows_dense * a.kv_bytes_used / a.n_rows, "and its peak is lower: %zu bytes, not %zu", d.kv_bytes_peak, a.kv_bytes_peak);
@@ -325,7 +334,7 @@ static void cascade() {
     o.lava = &p;
     context_ptr after = compressed(p, o), next = open(model.get(), o);
     llama_lava_compress_next(next.get());
-    check(decode(next.get(), tokens.data(), (int) N_PROMPT) == 0 && llama_lava_last_result(next.get()) == 0 && rows_of(next.get()) == rows_of(after.get()),
+    check(decode(next.get(), tokens.data(), (int) N_PROMPT) == 0 && llama_lava_last_result(next.get()) == 0 && all_positions(next.get()) == all_positions(after.get()),
           "several ubatches: compressed at their end");
     // an abort in the middle of it loses the prompt, as it does in stock, and nothing else
     static int countdown;
@@ -339,7 +348,7 @@ static void cascade() {
         const bool was_aborted = result == 2 && llama_memory_seq_pos_max(llama_get_memory(aborted.get()), 0) == -1 && !llama_lava_get_info(aborted.get()).compressed;
         llama_set_abort_callback(aborted.get(), nullptr, nullptr);
         const bool ok = decode(aborted.get(), tokens.data(), (int) N_PROMPT) == 0 && llama_lava_last_result(aborted.get()) == 0;
-        check(was_aborted && ok && rows_of(aborted.get()) == rows_of(after.get()), "aborted at node %d, then evaluated and compressed all the same", at);
+        check(was_aborted && ok && all_positions(aborted.get()) == all_positions(after.get()), "aborted at node %d, then evaluated and compressed all the same", at);
         llama_memory_clear(llama_get_memory(aborted.get()), true);
     }
 }
@@ -390,12 +399,14 @@ static bool best_rows_kept(const witness & w, const kept_rows & before, const ke
 static void again() {
     // Stock context whose attention is replaced: what the second compression sees, to be scored by plain loops.
     const llama_lava_params p = some_params();
-    context_ptr ctx = compressed(p);
-    const kept_rows first = rows_of(ctx.get());
+    options f32;  // rows without rounding: the two go on from their own
+    f32.type_k = f32.type_v = GGML_TYPE_F32;
+    context_ptr ctx = compressed(p, f32);
+    const kept_rows first = all_positions(ctx.get());
     steps(ctx.get(), tokens, N_PROMPT, N_MORE);
-    const kept_rows before = rows_of(ctx.get());
+    const kept_rows before = all_positions(ctx.get());
     check(llama_lava_compress(ctx.get()) == 0, "a compressed cache is compressed again");
-    const kept_rows after = rows_of(ctx.get());
+    const kept_rows after = all_positions(ctx.get());
     size_t n = 0;
     bool subset = true, window = true;
     for (size_t il = 0; il < after.size(); il++)
@@ -408,11 +419,10 @@ static void again() {
     check(n == (size_t) 80 * tiny.n_layer * tiny.n_head_kv && subset && window, "to %zu rows, the budget's arithmetic, among those there were, the last 32 with them", n);
 
     witness w;
-    options o;
+    options o = f32;
     o.cb = witness::callback;
     o.cb_data = &w;
     context_ptr exact = open(model.get(), o);
-    w.rows = nullptr;
     decode(exact.get(), tokens.data(), (int) N_PROMPT);
     w.rows = &first;
     w.n_base = N_PROMPT;
@@ -456,10 +466,39 @@ static void again() {
         const floats l = steps(many.get(), tokens, N_PROMPT, N_MORE);
         bool finite = true, sinks = true;
         for (float x : l) finite = finite && std::isfinite(x);
-        for (const auto & layer : rows_of(many.get()))
+        for (const auto & layer : all_positions(many.get()))
             for (const auto & head : layer) sinks = sinks && head[0] == 0 && head[2] == 2;
         const llama_lava_info i = llama_lava_get_info(many.get());
         check(finite && sinks && i.n_compress >= 5 && i.n_rows <= 91 * 6, "%s: compressed %u times while decoding, sinks and floors kept", ggml_type_name(type), i.n_compress);
+    }
+}
+
+static void unlike_layers(const std::string & path) {
+    tiny_model other;
+    other.n_head_kv_last = 4;
+    other.write(path, "deci");
+    model_ptr unlike = load(path);
+    for (bool flash : { true, false }) {  // V padded to the widest layer
+        options o;
+        llama_lava_params p = some_params();
+        witness w;
+        o.flash = flash;
+        o.lava = &p;
+        context_ptr ctx = open(unlike.get(), o);
+        llama_lava_compress_next(ctx.get());
+        decode(ctx.get(), tokens.data(), (int) N_PROMPT);
+        const kept_rows rows = all_positions(ctx.get());
+        check(llama_lava_last_result(ctx.get()) == 0 && rows[2].size() == 4 && llama_lava_get_info(ctx.get()).n_rows == 80 * 8,
+              "flash %-3s layers of 2, 2 and 4 KV heads share a budget", flash ? "on," : "off,");
+        o.lava = nullptr;
+        o.cb = witness::callback;
+        o.cb_data = &w;
+        context_ptr exact = open(unlike.get(), o);
+        decode(exact.get(), tokens.data(), (int) N_PROMPT);
+        w.rows = &rows;
+        w.n_base = w.n_past = N_PROMPT;
+        const double off = apart(steps(ctx.get(), tokens, N_PROMPT, 1), steps(exact.get(), tokens, N_PROMPT, 1));
+        check(off < 1e-4, "and the logits are at most %.1e from double precision", off);
     }
 }
 
@@ -473,7 +512,7 @@ static void threads() {
             o.flash = false;
             o.type_k = o.type_v = GGML_TYPE_F32;
             context_ptr ctx = compressed(some_params(), o);
-            rows[i] = rows_of(ctx.get());
+            rows[i] = all_positions(ctx.get());
             for (uint32_t t = 0; t < 20; t += chunk) {
                 const floats l = logits_after(ctx.get(), &tokens[N_PROMPT + t], (int) chunk);
                 logits[i].insert(logits[i].end(), l.begin(), l.end());
@@ -499,6 +538,7 @@ int main(int argc, char ** argv) {
     state();
     cascade();
     again();
+    unlike_layers(path + ".unlike");
     threads();
     model.reset();
     return n_failed > 0;

@@ -133,7 +133,7 @@ int main(int argc, char ** argv) {
         if (llama_lava_enable(ctx.get(), params) != 0) check(false, "%s: enable", v.name);
         for (uint32_t i = 0; i < N_PROMPT; i += v.chunk) decode(ctx.get(), &tokens[i], (int) std::min(v.chunk, N_PROMPT - i));
         if (llama_lava_compress(ctx.get()) != 0) check(false, "%s: compress", v.name);
-        const kept_rows kept = all_positions(ctx.get(), tiny.n_layer, tiny.n_head_kv);
+        const kept_rows kept = all_positions(ctx.get());
         check(kept == kept_by_library(prefill, BUDGET, quantized), "%-26s keeps what the library keeps of a capture", v.name);
         check(count(kept) == (size_t) BUDGET * tiny.n_layer * tiny.n_head_kv, "%-26s %zu rows: the budget's arithmetic, exactly", v.name, count(kept));
         const floats got = steps(ctx.get(), tokens, N_PROMPT, N_STEPS);
@@ -166,7 +166,7 @@ int main(int argc, char ** argv) {
     llama_lava_compress(ctx.get());
     exact_model exact(tiny);
     for (uint32_t i = 0; i < N_PROMPT; i++) exact.step(tokens[i], i);
-    exact.keep(all_positions(ctx.get(), tiny.n_layer, tiny.n_head_kv));
+    exact.keep(all_positions(ctx.get()));
     floats want;
     for (uint32_t i = 0; i < N_STEPS; i++)
         for (double x : exact.step(tokens[N_PROMPT + i], N_PROMPT + i)) want.push_back((float) x);

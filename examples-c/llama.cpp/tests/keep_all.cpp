@@ -28,7 +28,7 @@ int main(int argc, char ** argv) {
                 context_ptr ctx = open(model.get(), o);
                 llama_lava_params params = llama_lava_default_params();
                 params.ratio = 1.0f;
-                params.attn = (llama_lava_attn) mode;
+                params.attn = mode;
                 const bool enabled = llama_lava_enable(ctx.get(), params) == 0;
                 const floats p = logits_after(ctx.get(), tokens.data(), n_prompt);
                 const bool compressed = llama_lava_compress(ctx.get()) == 0 && llama_lava_get_info(ctx.get()).compressed;

@@ -1,6 +1,6 @@
 /*
- * Tiny models with random weights, written as GGUF: a vocabulary of numbers, F32 weights. Architecture llama; others only to be
- * refused: cohere2 (sliding-window attention), refact (ALiBi), mamba (no KV cache at all).
+ * Tiny models with random weights, written as GGUF: a vocabulary of numbers, F32 weights. Architecture llama; others, to be
+ * refused: cohere2 (sliding-window attention), refact (ALiBi), mamba (no KV cache at all); deci, whose layers may be unlike.
  */
 #pragma once
 
@@ -17,13 +17,16 @@
 
 struct tiny_model {
     uint32_t n_layer = 3, n_head = 8, n_head_kv = 2, head_dim = 64, n_embd = 96, n_ff = 64, n_vocab = 200;
+    uint32_t n_head_kv_last = 0;  // KV heads of the last layer, if other
     std::map<std::string, std::vector<float>> weights;  // by name, rows one behind the other
 
     const float * get(const std::string & name) const { return weights.at(name).data(); }
 
+    uint32_t kv_heads(uint32_t layer) const { return n_head_kv_last != 0 && layer + 1 == n_layer ? n_head_kv_last : n_head_kv; }
+
     // A file that llama.cpp loads. broken: a token whose embedding is NaN.
     void write(const std::string & path, const std::string & arch = "llama", int32_t broken = -1) {
-        const uint32_t q = n_head * head_dim, kv = n_head_kv * head_dim;
+        const uint32_t q = n_head * head_dim;
         const bool is_mamba = arch == "mamba", is_cohere = arch == "cohere2";
         ggml_context * ctx = ggml_init({ (size_t) 64 << 20, nullptr, false });
         gguf_context * out = gguf_init_empty();
@@ -35,7 +38,9 @@ struct tiny_model {
         set("block_count", n_layer);
         set("feed_forward_length", n_ff);
         set("attention.head_count", n_head);
-        set("attention.head_count_kv", n_head_kv);
+        std::vector<uint32_t> all_kv_heads;
+        for (uint32_t l = 0; l < n_layer; l++) all_kv_heads.push_back(kv_heads(l));
+        gguf_set_arr_data(out, (arch + ".attention.head_count_kv").c_str(), GGUF_TYPE_UINT32, all_kv_heads.data(), n_layer);
         set("attention.key_length", head_dim);
         set("attention.value_length", head_dim);
         set("rope.dimension_count", head_dim);
@@ -67,6 +72,7 @@ struct tiny_model {
         if (!is_cohere) add("output.weight", n_embd, n_vocab, 1);
         for (uint32_t l = 0; l < n_layer; l++) {
             const std::string at = "blk." + std::to_string(l) + ".";
+            const uint32_t kv = kv_heads(l) * head_dim;
             add(at + "attn_norm.weight", n_embd, 1, 0);
             if (is_mamba) {
                 add(at + "ssm_in.weight", n_embd, 4 * n_embd, 1);

@@ -11,10 +11,13 @@
 
 using kept_rows = std::vector<std::vector<std::vector<llama_pos>>>;  // [layer][KV head]
 
-inline kept_rows all_positions(llama_context * ctx, uint32_t n_layer, uint32_t n_head_kv) {
-    kept_rows rows(n_layer);
-    for (uint32_t il = 0; il < n_layer; il++)
-        for (uint32_t ih = 0; ih < n_head_kv; ih++) rows[il].push_back(positions(ctx, (int) il, (int) ih));
+inline kept_rows all_positions(llama_context * ctx) {
+    kept_rows rows;
+    llama_lava_layer layer = {};
+    for (int il = 0; llama_lava_get_layer(ctx, il, &layer); il++) {
+        rows.emplace_back();
+        for (int ih = 0; ih < (int) layer.n_head_kv; ih++) rows.back().push_back(positions(ctx, il, ih));
+    }
     return rows;
 }
 
