@@ -189,6 +189,8 @@ static void nothing_to_compress() {
     for (const auto & layer : all_positions(ctx.get()))
         for (const auto & head : layer) only_window = only_window && head.size() == 32 && head[0] == (llama_pos) N_PROMPT - 32;
     check(only_window, "a budget that is the window keeps the window");
+    const kept_rows window = all_positions(ctx.get());
+    check(llama_lava_compress(ctx.get()) == 0 && all_positions(ctx.get()) == window, "and again, with nothing to choose from");
     p = some_params(), p.budget = 0, p.ratio = 0.1f;
     ctx = prompted(p);
     log_text.clear();
