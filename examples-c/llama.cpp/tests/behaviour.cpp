@@ -64,7 +64,7 @@ static void refusals_while_compressed() {
     llama_set_causal_attn(ctx.get(), false);
     check_refused(decode(ctx.get(), &tokens[N_PROMPT], 1) != 0, "attention that is not causal", "is causal");
     llama_set_causal_attn(ctx.get(), true);
-    llama_batch batch = llama_batch_get_one(&tokens[N_PROMPT], 1);
+    llama_batch batch = llama_batch_get_one(&tokens[N_PROMPT], 1);  // position and sequence below
     llama_pos pos = N_PROMPT;
     int32_t n_seq = 1;
     llama_seq_id seq = 1, * seqs = &seq;
@@ -338,9 +338,25 @@ static void cascade() {
     llama_lava_compress_next(next.get());
     check(decode(next.get(), tokens.data(), (int) N_PROMPT) == 0 && llama_lava_last_result(next.get()) == 0 && all_positions(next.get()) == all_positions(after.get()),
           "several ubatches: compressed at their end");
+    // positions that don't begin at 0 can't be compressed, in a cascade either
+    o.n_ubatch = 512;
+    context_ptr late = open(model.get(), o);
+    llama_batch batch = llama_batch_init((int) N_PROMPT, 0, 1);
+    batch.n_tokens = (int) N_PROMPT;
+    for (uint32_t i = 0; i < N_PROMPT; i++) {
+        batch.token[i] = tokens[i];
+        batch.pos[i] = (llama_pos) i + 5;
+        batch.n_seq_id[i] = 1;
+        batch.seq_id[i][0] = 0;
+        batch.logits[i] = i + 1 == N_PROMPT;
+    }
+    llama_lava_compress_next(late.get());
+    log_text.clear();
+    check_refused(llama_decode(late.get(), batch) == 0 && llama_lava_last_result(late.get()) == -1 && !llama_lava_get_info(late.get()).compressed,
+                  "compressing positions from 5 on", "without gaps");
+    llama_batch_free(batch);
     // an abort in the middle of it loses the prompt, as it does in stock, and nothing else
     static int countdown;
-    o.n_ubatch = 512;
     context_ptr aborted = open(model.get(), o);
     for (int at : { 25, 40, 55 }) {  // of the 61 or so that do something
         countdown = at;
@@ -506,9 +522,9 @@ static void unlike_layers(const std::string & path) {
 
 static void threads() {
     for (uint32_t chunk : { 1u, 20u }) {
-        floats logits[2];
-        kept_rows rows[2];
-        for (int i = 0; i < 2; i++) {
+        floats logits[3];
+        kept_rows rows[3];
+        for (int i = 0; i < 3; i++) {  // the last: more threads than KV heads
             options o;
             o.n_threads = i + 1;
             o.flash = false;
@@ -520,7 +536,8 @@ static void threads() {
                 logits[i].insert(logits[i].end(), l.begin(), l.end());
             }
         }
-        check(rows[0] == rows[1] && identical(logits[0], logits[1]), "two threads are as one, to the bit (chunks of %u)", chunk);
+        for (int i = 1; i < 3; i++)
+            check(rows[0] == rows[i] && identical(logits[0], logits[i]), "%d threads are as one, to the bit (chunks of %u)", i + 1, chunk);
     }
 }
 
