@@ -470,6 +470,23 @@ static void again() {
     const llama_lava_info info = llama_lava_get_info(by_limit.get());
     check(info.n_compress == 2 && info.n_rows == (80 + 1) * 6 && rows_before == 101 * 6, "with the next it compresses first");
 
+    // with the next prompt of a conversation
+    context_ptr talk = compressed(p);
+    llama_lava_compress_next(talk.get());
+    check(decode(talk.get(), &tokens[N_PROMPT], (int) N_MORE) == 0 && llama_lava_last_result(talk.get()) == 0 && llama_lava_get_info(talk.get()).n_compress == 2 &&
+          llama_lava_get_info(talk.get()).n_rows == 80 * 6, "the next prompt of a conversation is compressed with what was kept");
+
+    // a prompt in chunks never holds more than the limit and a chunk
+    options chunked;
+    chunked.lava = &limit;
+    context_ptr long_prompt = open(model.get(), chunked);
+    uint64_t most = 0;
+    for (uint32_t i = 0; i < 300; i += 20) {
+        decode(long_prompt.get(), &tokens[i], 20);
+        most = std::max(most, llama_lava_get_info(long_prompt.get()).n_rows);
+    }
+    check(most <= (100 + 20) * 6 && llama_lava_get_info(long_prompt.get()).n_compress > 4, "300 tokens in chunks of 20: at most %d rows per head", (int) (most / 6));
+
     // q8_0 and padded attention again and again
     for (ggml_type type : { GGML_TYPE_Q8_0, GGML_TYPE_BF16 }) {
         options q;
