@@ -1,4 +1,5 @@
 # Two commands for people: `make run` shows the library at work on a real model's cache, `make test` runs every check.
+# Those of the llama.cpp integration build llama.cpp first, so they are by themselves: `make llama`, `make test-llama`.
 
 CARGO  ?= cargo
 CC     ?= cc
@@ -52,6 +53,8 @@ test-neon: check-tools
 PYTHON ?= python3
 bench: check-tools
 	$(CARGO) run --release --quiet --manifest-path benches/Cargo.toml -- --python $(PYTHON) $(if $(RECORD),--record $(RECORD))
+
+include examples-c/llama.cpp/llama.mk
 
 fmt:
 	$(CARGO) fmt --all

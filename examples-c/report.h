@@ -112,7 +112,7 @@ static inline bool report_write_svg(const char *path, const report_map *m) {
     int cell = n_heads < 3 ? 176 / (int) n_heads : 58;
     int right = LEFT + (int) n_heads * cell + 64;  /* where the strips begin */
     int width = right + BINS_WIDTH + 28, bottom = TOP + (int) m->n_layers * pitch, height = bottom + 118;
-    uint32_t n_bins = m->n_tokens < N_BINS ? m->n_tokens : N_BINS, most = 1;
+    uint32_t n_bins = m->n_tokens < N_BINS ? m->n_tokens : (uint32_t) N_BINS, most = 1;
     for (uint32_t l = 0; l < m->n_layers; l++)
         for (uint32_t h = 0; h < n_heads; h++)
             if (m->cu[l][h + 1] - m->cu[l][h] > most) most = m->cu[l][h + 1] - m->cu[l][h];

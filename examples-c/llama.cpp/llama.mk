@@ -1,0 +1,42 @@
+# llama.cpp with lava in it. README.md beside this file says more.
+
+LLAMA  := examples-c/llama.cpp
+L_HOME := target/llama.cpp
+JOBS   ?= $(shell nproc)
+L_CONFIGURE = $(L_HOME)/cmake --log-level=WARNING -Wno-dev -S $(LLAMA) -B $(L_HOME)/$(1)
+# As a make of its own, which does not tell of every folder that it enters, and which shows what a failed test printed.
+L_BUILD = env -u MAKELEVEL -u MAKEFLAGS CTEST_OUTPUT_ON_FAILURE=1 $(L_HOME)/cmake --build $(L_HOME)/$(1)
+
+.PHONY: llama test-llama test-llama-asan bench-llama llama-fetch llama-build
+
+# From nothing to answers: the trained model reads a prompt that ends in questions, keeps a fifth of it, and is asked again.
+llama: llama-build $(L_HOME)/recall.gguf
+	@$(PYTHON) $(LLAMA)/recall.py show
+
+# What the command line promises, then what the patch does (tests/).
+test-llama: llama-build $(L_HOME)/recall.gguf
+	@$(PYTHON) $(LLAMA)/test_cli.py
+	@$(call L_BUILD,build) --target test
+
+# The same under the address sanitizer: a build of its own, four more minutes.
+test-llama-asan: llama-fetch lib $(L_HOME)/recall.gguf
+	@$(call L_CONFIGURE,build-asan) -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+		-DCMAKE_C_FLAGS="-fsanitize=address -w" -DCMAKE_CXX_FLAGS="-fsanitize=address -w"
+	@$(call L_BUILD,build-asan) --parallel $(JOBS)
+	@LLAMA_LAVA=$(L_HOME)/build-asan/bin/llama-lava $(PYTHON) $(LLAMA)/test_cli.py Errors Output
+	@$(call L_BUILD,build-asan) --target test
+
+# Half an hour. RECORD=file keeps the tables.
+bench-llama: llama-build $(L_HOME)/recall.gguf
+	@$(PYTHON) $(LLAMA)/bench.py $(if $(RECORD),--record $(RECORD))
+
+llama-fetch: check-tools
+	@CARGO=$(CARGO) $(LLAMA)/fetch.sh
+
+# Four minutes of CPU the first time; then only what has changed.
+llama-build: llama-fetch lib
+	@$(call L_CONFIGURE,build)
+	@$(call L_BUILD,build) --parallel $(JOBS)
+
+$(L_HOME)/%.gguf: model/%.safetensors $(LLAMA)/gguf_model.py | llama-fetch
+	@$(PYTHON) $(LLAMA)/gguf_model.py $* $@

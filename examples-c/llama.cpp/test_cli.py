@@ -1,0 +1,197 @@
+"""What llama-lava and fetch.sh promise on the command line, on the trained model. `make test-llama` runs it after the build."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import unittest
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from recall import MODEL, PROGRAM, ROOT, Prompt, llama_lava, prompt, share
+
+PROMPT = prompt(1024, 36, 8, True, 0)
+
+
+def run(*options: str, text: str = PROMPT.text, model: Path = MODEL) -> subprocess.CompletedProcess:
+    return subprocess.run([PROGRAM, "-m", model, "-p", "-", *options], input=text, capture_output=True, text=True)
+
+
+def described(*options: str, text: str = PROMPT.text) -> dict:
+    r = run("--json", *options, text=text)
+    assert r.returncode == 0, r.stderr
+    return json.loads(r.stdout)
+
+
+def without_times(result: dict) -> dict:
+    """What must not differ from run to run."""
+    result = {k: v for k, v in result.items() if not k.endswith("_ms") and k not in ("rss", "n_threads")}
+    result["kept"] = {k: v for k, v in result["kept"].items() if not k.endswith("_ms")}
+    return result
+
+
+class Errors(unittest.TestCase):
+    def refused(self, says: str, *options: str, **more) -> None:
+        r = run(*options, **more)
+        self.assertEqual(r.returncode, 2, r.stderr)
+        self.assertEqual(r.stdout, "")
+        self.assertIn(says, r.stderr.splitlines()[-1])
+
+    def test_models(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            self.refused("cannot read the model", "--stock", model=Path(folder) / "none.gguf")
+            broken = Path(folder) / "broken.gguf"
+            broken.write_bytes(MODEL.read_bytes()[:100_000])
+            self.refused("is not a model that this llama.cpp can load", "--stock", model=broken)
+
+    def test_budgets(self) -> None:
+        self.refused("how much is to be kept?")
+        self.refused("give one of", "--kv-budget", "100", "--kv-ratio", "0.5")
+        self.refused("below the window of 32", "--kv-budget", "31")
+        self.refused("below the window of 32", "--kv-ratio", "0.01")
+        self.refused("would keep nothing", "--kv-ratio", "0")
+        self.refused("from 0 to 1", "--kv-ratio", "1.5")
+        self.refused("whole number", "--kv-budget", "12.5")
+        self.refused("at least 0", "--kv-budget", "-4")
+        self.refused("not 'much'", "--kv-budget", "much")
+
+    def test_others(self) -> None:
+        self.refused("prompt is missing or empty", "--stock", text="")
+        self.refused("is one of f16, bf16, f32, q8_0", "--stock", "--kv-type", "q2")
+        self.refused("-c 100 is too small", "--stock", "-c", "100")
+        self.refused("cannot make a context", "--stock", "--kv-type", "q8_0", "--flash-attn", "off")
+        self.refused("--stock runs it as it is", "--kv-ratio", "0.5", "--kv-type", "q8_0", "--attn", "ragged")
+        self.refused("see --help", "--no-such-option")
+        self.refused("give --kv-map another path", "--kv-ratio", "0.5", "-n", "0", "--kv-map", "/nowhere/kept.svg")
+
+    def test_a_patch_that_does_not_apply_is_fatal_and_leaves_the_source(self) -> None:
+        patched = ROOT / "target/llama.cpp/src/src/llama-kv-cache.cpp"
+        before = patched.read_bytes()
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "src").mkdir()
+            (Path(folder) / "src/llama-kv-cache.cpp").write_text("// another version\n")
+            r = subprocess.run([ROOT / "examples-c/llama.cpp/fetch.sh"], env=os.environ | {"LLAMA_CPP_DIR": folder},
+                               capture_output=True, text=True)
+        self.assertNotEqual(r.returncode, 0)
+        self.assertIn("does not apply", r.stderr)
+        self.assertEqual(patched.read_bytes(), before)
+
+
+class Output(unittest.TestCase):
+    def test_help(self) -> None:
+        r = subprocess.run([PROGRAM, "--help"], capture_output=True, text=True)
+        self.assertEqual(r.returncode, 0)
+        self.assertIn("--kv-budget N", r.stdout)
+
+    def test_the_budget_is_exact(self) -> None:
+        for budget in (32, 100, 517):
+            kept = described("-n", "0", "--kv-budget", str(budget))["kept"]
+            counts = [n for layer in kept["layers"] for n in layer["kept"]]
+            self.assertEqual(len(counts), 8)  # 4 layers of 2 KV heads
+            self.assertEqual(sum(counts), 8 * budget)
+            self.assertGreaterEqual(min(counts), 32)
+            self.assertEqual(kept["rows"], 8 * budget)
+
+    def test_kept_all_answers_like_stock(self) -> None:
+        ask = [x for q in PROMPT.questions for x in ("--ask", q)]
+        stock = described("--stock", "-n", "1", *ask)
+        packed = described("--kv-ratio", "1", "-n", "1", *ask)
+        self.assertFalse(stock["compressed"])
+        self.assertTrue(packed["compressed"])
+        self.assertEqual(packed["kept"]["rows"], packed["kept"]["rows_dense"])
+        self.assertEqual(stock["turns"], packed["turns"])
+        self.assertEqual([t["answer"] for t in stock["turns"]], PROMPT.answers)
+
+    def test_a_budget_of_0_is_stock(self) -> None:
+        self.assertEqual(run("--kv-budget", "0", "-n", "8").stdout, run("--stock", "-n", "8").stdout)
+
+    def test_a_prompt_no_longer_than_the_window_stays_dense_and_says_so(self) -> None:
+        r = run("--kv-budget", "40", "-n", "4", text="the K=v river")
+        self.assertEqual(r.returncode, 0, r.stderr)
+        self.assertIn("nothing was compressed", r.stderr)
+        self.assertEqual(r.stdout, run("--stock", "-n", "4", text="the K=v river").stdout)
+
+    def test_the_same_again_for_any_threads_and_ubatches(self) -> None:
+        options = ("--kv-ratio", "0.2", "-n", "12", "--ignore-eos")
+        first = without_times(described(*options, "-t", "1"))
+        self.assertEqual(first, without_times(described(*options, "-t", "1")))
+        self.assertEqual(first["kept"]["rows"], without_times(described(*options, "-t", "2"))["kept"]["rows"])
+
+    def test_sampling_follows_the_seed(self) -> None:
+        def text(seed: int) -> str:
+            return run("--kv-ratio", "0.2", "--temp", "2", "--seed", str(seed), "-n", "40", "--ignore-eos", "-t", "1").stdout
+
+        self.assertEqual(text(1), text(1))
+        self.assertNotEqual(text(1), text(2))
+
+    def test_turns_from_files_and_from_the_command_line(self) -> None:
+        with tempfile.NamedTemporaryFile("w") as f:
+            f.write(PROMPT.questions[0])
+            f.flush()
+            self.assertEqual(run("--kv-ratio", "0.5", "-n", "1", "--then", f.name).stdout,
+                             run("--kv-ratio", "0.5", "-n", "1", "--ask", PROMPT.questions[0]).stdout)
+
+    def test_compressing_again_stays_within_the_budget(self) -> None:
+        later = described("--kv-budget", "100", "-n", "4", "--recompress", "--ask", " and then the L=w river" * 4, "--ask", "?L=")
+        self.assertEqual(later["n_compress"], 3)
+
+    def test_the_prompt_cache_changes_nothing(self) -> None:
+        options = ("--kv-ratio", "0.2", "-n", "8", "-t", "1", "-ub", "256", "--ignore-eos")
+        plain = without_times(described(*options))
+        with tempfile.TemporaryDirectory() as folder:
+            cache = ("--prompt-cache", str(Path(folder) / "prompt"))
+            written, read = described(*options, *cache), described(*options, *cache)
+            self.assertEqual(read.pop("n_loaded"), 768)
+            for result in (plain, written):
+                self.assertEqual(result.pop("n_loaded"), 0)
+            for result in (plain, written, read):  # most bytes at any time: the way there may differ
+                result["kept"].pop("kv_bytes_peak")
+            self.assertEqual(plain, without_times(written))
+            self.assertEqual(plain, without_times(read))
+            other = run(*options, *cache, text="x" + PROMPT.text)
+            self.assertEqual(other.returncode, 2)
+            self.assertIn("another model, cache type or prompt", other.stderr)
+
+    def test_the_picture_shows_every_count(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "kept.svg"
+            kept = described("-n", "0", "--kv-ratio", "0.2", "--kv-map", str(path))["kept"]
+            texts = [t.text for t in ET.parse(path).getroot().iter("{http://www.w3.org/2000/svg}text")]
+        for layer in kept["layers"]:
+            for n in layer["kept"]:
+                self.assertIn(str(n), texts)
+
+    def test_memory_falls_with_the_budget(self) -> None:
+        """The process's own memory: what clearing the cache gives back, for a fifth and for all of a long prompt."""
+        p = prompt(4096, 36, 8, True, 0)
+
+        def held(ratio: str) -> int:
+            rss = described("-n", "1", "--kv-ratio", ratio, "--kv-type", "f32", text=p.text)["rss"]
+            return rss["end"] - rss["cleared"]
+
+        full, fifth = held("1"), held("0.2")
+        self.assertGreater(full, 4096 * 8 * 2 * 32 * 4 * 0.95)
+        self.assertLess(fifth, 0.3 * full)
+
+
+class Recall(unittest.TestCase):
+    def test_every_cache_type_and_way_of_attention_answers(self) -> None:
+        for kv_type in ("f16", "bf16", "f32", "q8_0"):
+            for flash_attn in ("on", "off") if kv_type != "q8_0" else ("on",):
+                for attn in ("auto", "padded", "per-head"):
+                    with self.subTest(kv_type=kv_type, flash_attn=flash_attn, attn=attn):
+                        self.assertEqual(share(PROGRAM, MODEL, [PROMPT], "--kv-ratio", "0.2", "--kv-type", kv_type,
+                                               "--flash-attn", flash_attn, "--attn", attn), 1)
+
+    def test_a_fifth_of_the_cache_answers_like_all_of_it(self) -> None:
+        """At least 95% of it, on a small sample; `make bench-llama` has the large one."""
+        prompts: list[Prompt] = [prompt(1024, 36, 8, True, i) for i in range(8)]
+        stock = share(PROGRAM, MODEL, prompts, "--stock")
+        self.assertGreaterEqual(stock, 0.95)
+        self.assertGreaterEqual(share(PROGRAM, MODEL, prompts, "--kv-ratio", "0.2"), 0.95 * stock)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=1)
