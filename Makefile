@@ -5,13 +5,15 @@ CARGO  ?= cargo
 CC     ?= cc
 CXX    ?= c++
 CFLAGS ?= -std=c11 -O2 -Wall -Wextra -Wpedantic -Werror
-ABI    := 0
+# The one place for both is Cargo.toml: the version, and as its major number the C ABI's, which is in the SONAME.
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+ABI     := $(firstword $(subst ., ,$(VERSION)))
 
 LIB  := target/capi/capi/liblava.a
 BIN  := target/examples-c
 LIBS := -lm -lpthread -ldl
 
-.PHONY: run test test-neon bench lib check-tools fmt lint doc unit clean
+.PHONY: run test test-neon bench lib install check-tools fmt lint doc unit clean
 
 run: $(BIN)/quickstart
 	@$(BIN)/quickstart target/budget-map.svg
@@ -27,6 +29,12 @@ lib: check-tools
 	@$(CARGO) rustc --quiet --lib --profile capi --crate-type staticlib --target-dir target/capi
 	@$(CARGO) rustc --quiet --lib --profile capi --crate-type cdylib --target-dir target/capi -- \
 		-C link-arg=-Wl,-soname,liblava.so.$(ABI)
+
+# Headers, liblava.a, liblava.so with its links, lava.pc and the CMake package, under PREFIX (/usr/local). LIBDIR, INCLUDEDIR
+# and DESTDIR as everywhere.
+install: lib
+	@VERSION=$(VERSION) packaging/install.sh
+export PREFIX LIBDIR INCLUDEDIR DESTDIR
 
 test: check-tools lint doc unit
 	@echo "all checks passed"

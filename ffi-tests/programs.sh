@@ -1,0 +1,20 @@
+#!/bin/sh
+# Installs the programs named, where they are missing, from Debian's packages of the same names: programs.sh pkg-config cmake
+set -eu
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
+}
+
+missing=
+for program in "$@"; do
+    command -v "$program" >/dev/null || missing="$missing $program"
+done
+[ -n "$missing" ] || exit 0
+echo "installing$missing" >&2
+# shellcheck disable=SC2086
+if ! { as_root apt-get -qq update && as_root env DEBIAN_FRONTEND=noninteractive \
+    apt-get -qq install -y --no-install-recommends $missing; } >&2; then
+    echo "missing:$missing, and apt-get could not install them (it needs root and a network). Install them, then run this again." >&2
+    exit 1
+fi
