@@ -13,7 +13,7 @@ LIB  := target/capi/capi/liblava.a
 BIN  := target/examples-c
 LIBS := -lm -lpthread -ldl
 
-.PHONY: run test test-neon bench lib install check-tools fmt lint doc unit clean
+.PHONY: run test test-neon bench lib install check-tools fmt lint msrv package doc unit clean
 
 run: $(BIN)/quickstart
 	@$(BIN)/quickstart target/budget-map.svg
@@ -45,6 +45,22 @@ lint:
 	$(CARGO) clippy --features rayon --all-targets -- -D warnings
 	$(CARGO) clippy --no-default-features -- -D warnings
 	$(CARGO) clippy --no-default-features --features capi -- -D warnings
+
+# The library builds with the oldest Rust that Cargo.toml promises. Calls of what is newer are also found by clippy, in lint.
+MSRV := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml).0
+msrv:
+	@rustup run $(MSRV) rustc --version || rustup toolchain install --profile minimal $(MSRV)
+	rustup run $(MSRV) cargo check --lib --features rayon
+	rustup run $(MSRV) cargo check --lib --no-default-features
+	rustup run $(MSRV) cargo check --lib --no-default-features --features capi
+
+# What a registry would get: it builds by itself, and cargo has nothing to say about it. That a version is there already is for
+# who publishes.
+package:
+	@mkdir -p target && $(CARGO) publish --dry-run --allow-dirty --package lava --target-dir target/package-check \
+		>target/package.log 2>&1 || { cat target/package.log; exit 1; }
+	@grep Packaged target/package.log
+	@! grep '^warning' target/package.log | grep -v 'aborting upload due to dry run\|already exists on'
 
 doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
