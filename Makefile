@@ -13,7 +13,7 @@ LIB  := target/capi/capi/liblava.a
 BIN  := target/examples-c
 LIBS := -lm -lpthread -ldl
 
-.PHONY: run test test-neon bench lib install check-tools fmt lint msrv package doc unit clean
+.PHONY: run test test-neon bench lib install check-tools fmt lint msrv package doc doc-c unit clean
 
 run: $(BIN)/quickstart
 	@$(BIN)/quickstart target/budget-map.svg
@@ -36,7 +36,7 @@ install: lib
 	@VERSION=$(VERSION) packaging/install.sh
 export PREFIX LIBDIR INCLUDEDIR DESTDIR
 
-test: check-tools lint doc unit
+test: check-tools lint doc doc-c unit
 	@echo "all checks passed"
 
 lint:
@@ -64,6 +64,12 @@ package:
 
 doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
+
+# The reference and the guide for C, in target/doc-c/html. Doxygen comes from apt if it is not there.
+doc-c:
+	@ffi-tests/programs.sh doxygen
+	@mkdir -p target && VERSION=$(VERSION) doxygen include/Doxyfile
+	@echo "the C reference is in target/doc-c/html/index.html"
 
 # libclang for bindgen is found, or brought, by ffi-tests/libclang.sh.
 unit:
