@@ -105,6 +105,26 @@ fn by_cmake(prefix: &Path, libdir: &Path, build: &Path) {
     }
 }
 
+/// pkg-config and CMake name the libraries that rustc says a static library of its needs. Here, glibc may have them all in one,
+/// and a program links without.
+fn check_static_libraries(libdir: &Path, out: &Path) {
+    let source = out.join("empty.rs");
+    std::fs::write(&source, "").unwrap();
+    let mut rustc = Command::new("rustc");
+    rustc.args(["--crate-type", "staticlib", "--print", "native-static-libs", "-o"]);
+    let output = rustc.arg(out.join("empty.a")).arg(&source).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    let list = text.lines().find_map(|line| line.split("native-static-libs:").nth(1)).expect(&text);
+    // cc adds these itself; the first has no static form.
+    let theirs: BTreeSet<_> = list.split_whitespace().filter(|l| !["-lgcc_s", "-lc"].contains(l)).collect();
+    let pc = std::fs::read_to_string(libdir.join("pkgconfig/lava.pc")).unwrap();
+    let private = pc.lines().find_map(|line| line.strip_prefix("Libs.private:")).unwrap();
+    assert!(private.split_whitespace().collect::<BTreeSet<_>>().is_superset(&theirs), "{private}: {list}");
+    let cmake = std::fs::read_to_string(libdir.join("cmake/lava/lava-config.cmake")).unwrap();
+    let linked = cmake.split("INTERFACE_LINK_LIBRARIES \"").nth(1).unwrap().split('"').next().unwrap();
+    assert_eq!(linked.split(';').map(|l| format!("-l{l}")).collect::<Vec<_>>().join(" "), private.trim());
+}
+
 /// Everything by both, after the installed tree was moved from where it was installed to.
 fn check_installed(installed: &Path, libdir: &str, out: &Path) {
     assert_eq!(tree(installed), expected(libdir));
@@ -112,6 +132,7 @@ fn check_installed(installed: &Path, libdir: &str, out: &Path) {
     std::fs::rename(installed, &moved).unwrap();
     let (libdir, build) = (moved.join(libdir), out.join("build"));
     std::fs::create_dir(&build).unwrap();
+    check_static_libraries(&libdir, &build);
     by_pkg_config(&libdir, &build);
     by_cmake(&moved, &libdir, &build.join("cmake"));
 }
