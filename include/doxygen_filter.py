@@ -29,4 +29,8 @@ def function(match):
 # A comment, and a declaration with parentheses behind it. Inline functions have no such lines in their comments.
 comment = r"(/\*\*\n(?: \*(?!/).*\n)+ \*/\n)"
 text = re.sub(comment + r"((?!typedef|#)[\w ]+[ *]\w+\([^)]*\);\n)", function, text)
+
+# Markdown would take an underscore at a word's edge (LAVA_ERR_) for emphasis. Indented lines are code.
+prose = r"(?m)^ *\* (?! {4}).*_.*$"
+text = re.sub(prose, lambda line: re.sub(r"\b_(?=\w)|_(?=\W)", r"\\_", line[0]), text)
 sys.stdout.write(text)
