@@ -12,9 +12,10 @@ for program in "$@"; do
 done
 [ -n "$missing" ] || exit 0
 echo "installing$missing" >&2
+as_root apt-get -qq update >&2 || true  # lists that are there already may do
 # shellcheck disable=SC2086
-if ! { as_root apt-get -qq update && as_root env DEBIAN_FRONTEND=noninteractive \
-    apt-get -qq install -y --no-install-recommends $missing; } >&2; then
+if ! as_root env DEBIAN_FRONTEND=noninteractive \
+    apt-get -qq -o DPkg::Lock::Timeout=120 install -y --no-install-recommends $missing >/dev/null; then
     echo "missing:$missing, and apt-get could not install them (it needs root and a network). Install them, then run this again." >&2
     exit 1
 fi

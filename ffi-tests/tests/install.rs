@@ -4,6 +4,7 @@ use ffi_tests::library::{root, run, scratch};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Once;
 
 fn version() -> String {
     let text = unsafe { std::ffi::CStr::from_ptr(ffi_tests::lava_version_string()) };
@@ -137,8 +138,12 @@ fn check_installed(installed: &Path, libdir: &str, out: &Path) {
     by_cmake(&moved, &libdir, &build.join("cmake"));
 }
 
+/// Once: two tests at a time would wait for apt's lock in vain.
 fn bring_programs() {
-    run(Command::new("sh").arg(root().join("ffi-tests/programs.sh")).args(["pkg-config", "cmake"]));
+    static BROUGHT: Once = Once::new();
+    BROUGHT.call_once(|| {
+        run(Command::new("sh").arg(root().join("ffi-tests/programs.sh")).args(["pkg-config", "cmake"]));
+    });
 }
 
 #[test]
