@@ -5,13 +5,15 @@ CARGO  ?= cargo
 CC     ?= cc
 CXX    ?= c++
 CFLAGS ?= -std=c11 -O2 -Wall -Wextra -Wpedantic -Werror
-ABI    := 0
+# The one place for both is Cargo.toml: the version, and as its major number the C ABI's, which is in the SONAME.
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+ABI     := $(firstword $(subst ., ,$(VERSION)))
 
 LIB  := target/capi/capi/liblava.a
 BIN  := target/examples-c
 LIBS := -lm -lpthread -ldl
 
-.PHONY: run test test-neon bench lib check-tools fmt lint doc unit clean
+.PHONY: run test parts test-neon bench lib install check-tools fmt lint msrv package doc doc-c unit clean
 
 run: $(BIN)/quickstart
 	@$(BIN)/quickstart target/budget-map.svg
@@ -28,8 +30,18 @@ lib: check-tools
 	@$(CARGO) rustc --quiet --lib --profile capi --crate-type cdylib --target-dir target/capi -- \
 		-C link-arg=-Wl,-soname,liblava.so.$(ABI)
 
-test: check-tools lint doc unit
+# Headers, liblava.a, liblava.so with its links, lava.pc and the CMake package, under PREFIX (/usr/local). LIBDIR, INCLUDEDIR
+# and DESTDIR as everywhere.
+install: lib
+	@VERSION=$(VERSION) packaging/install.sh
+export PREFIX LIBDIR INCLUDEDIR DESTDIR
+
+# Each part is a target of its own. .ci/run asks for their names.
+PARTS := lint doc doc-c unit
+test: check-tools $(PARTS)
 	@echo "all checks passed"
+parts:
+	@echo $(PARTS)
 
 lint:
 	$(CARGO) fmt --all --check
@@ -38,8 +50,30 @@ lint:
 	$(CARGO) clippy --no-default-features -- -D warnings
 	$(CARGO) clippy --no-default-features --features capi -- -D warnings
 
+# The library builds with the oldest Rust that Cargo.toml promises. Calls of what is newer are also found by clippy, in lint.
+MSRV := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml).0
+msrv:
+	@rustup run $(MSRV) rustc --version || rustup toolchain install --profile minimal $(MSRV)
+	rustup run $(MSRV) cargo check --lib --features rayon
+	rustup run $(MSRV) cargo check --lib --no-default-features
+	rustup run $(MSRV) cargo check --lib --no-default-features --features capi
+
+# What a registry would get: it builds by itself, and cargo has nothing to say about it. That a version is there already is for
+# who publishes.
+package:
+	@mkdir -p target && $(CARGO) publish --dry-run --allow-dirty --package lava --target-dir target/package-check \
+		>target/package.log 2>&1 || { cat target/package.log; exit 1; }
+	@grep Packaged target/package.log
+	@! grep '^warning' target/package.log | grep -v 'aborting upload due to dry run\|already exists on'
+
 doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
+
+# The reference and the guide for C, in target/doc-c/html. Doxygen comes from apt if it is not there.
+doc-c:
+	@ffi-tests/programs.sh doxygen
+	@mkdir -p target && VERSION=$(VERSION) doxygen include/Doxyfile
+	@echo "the C reference is in target/doc-c/html/index.html"
 
 # libclang for bindgen is found, or brought, by ffi-tests/libclang.sh.
 unit:

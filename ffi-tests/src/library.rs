@@ -58,7 +58,9 @@ pub fn declared() -> BTreeSet<String> {
 /// The shared library, built as `make lib` does it.
 pub fn shared() -> &'static Path {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
-    LIBRARY.get_or_init(|| build("cdylib", "capi", &["--", "-C", "link-arg=-Wl,-soname,liblava.so.0"]))
+    // SAFETY: takes nothing.
+    let soname = format!("link-arg=-Wl,-soname,liblava.so.{}", unsafe { crate::lava_version() } / 10000);
+    LIBRARY.get_or_init(|| build("cdylib", "capi", &["--", "-C", &soname]))
 }
 
 /// The static library.
