@@ -117,9 +117,10 @@ impl World<'_, '_> {
         odd
     }
 
-    /// Memory of an argument; sometimes that of another, sometimes misaligned.
+    /// Memory of an output; sometimes that of another argument.
     fn place(&mut self, bytes: usize, align: usize, may: May) -> *mut u8 {
-        if !self.regions.is_empty() && self.odd() && self.c.coin() {
+        // An input would overwrite the other's contents, which are promised.
+        if may != May::Read && !self.regions.is_empty() && self.odd() {
             let other = &self.regions[self.c.below(self.regions.len())];
             let (block, at) = (other.block, other.at / align * align + self.c.below(3) * align);
             if at + bytes <= self.blocks[block].len() {
@@ -127,6 +128,11 @@ impl World<'_, '_> {
                 return self.blocks[block].ptr::<u8>().wrapping_add(at);
             }
         }
+        self.fresh(bytes, align, may)
+    }
+
+    /// Memory of its own, sometimes misaligned.
+    fn fresh(&mut self, bytes: usize, align: usize, may: May) -> *mut u8 {
         let at = if align > 1 && self.odd() { self.c.within(1..=align - 1) } else { 0 };
         self.blocks.push(Block::new((at + bytes).next_multiple_of(align), side(self.c)));
         let block = self.blocks.len() - 1;
@@ -171,8 +177,8 @@ impl World<'_, '_> {
         unsafe { (image.as_mut_ptr() as *mut T).write_unaligned(value) };
         image[..4].copy_from_slice(&size.to_ne_bytes());
         image[known..].fill(self.c.once_in(4) as u8);
-        let p = self.place(bytes, align_of::<T>(), may);
-        // SAFETY: `place` gave that many bytes.
+        let p = self.fresh(bytes, align_of::<T>(), may);
+        // SAFETY: `fresh` gave that many bytes.
         unsafe { std::ptr::copy_nonoverlapping(image.as_ptr(), p, bytes) };
         if may == May::Write {
             // A report keeps its size, and what the library does not know.
@@ -302,7 +308,9 @@ impl World<'_, '_> {
         let start = match tensor.row_start.is_null() {
             true => vec![],
             // SAFETY: one entry per head, written by `tensor`; maybe misaligned.
-            false => (0..heads as usize).map(|h| unsafe { tensor.row_start.add(h).read_unaligned() }).collect(),
+            false => {
+                (0..heads as usize).map(|h| unsafe { tensor.row_start.add(h).read_unaligned() }).collect()
+            }
         };
         self.regions[region].elements = Some(Elements { tensor, start, rows: rows.clone(), heads, dim });
         self.structure(tensor, May::Read)
@@ -406,7 +414,11 @@ impl World<'_, '_> {
             let bytes = block.bytes().iter().zip(before).zip(allowed);
             let wrong = { bytes }.position(|((now, before), allowed)| now != before && !allowed);
             if let Some(at) = wrong {
-                let what = self.regions.iter().take(first_region).position(|r| std::ptr::eq(&self.blocks[r.block], block));
+                let what = self
+                    .regions
+                    .iter()
+                    .take(first_region)
+                    .position(|r| std::ptr::eq(&self.blocks[r.block], block));
                 panic!("{name}: status {status}, but byte {at} of region {what:?} was written");
             }
         }

@@ -96,21 +96,10 @@ impl Case {
         let inputs = AttendInputs { q: self.q.view(new), k: self.k.view(rows), v: self.v.view(rows) };
         let workspace = Block::new(attend::workspace_size(&self.shape)?, side(c));
         // SAFETY: the results' memory is written through these views only.
-        let (mut out, mut lse) = unsafe {
-            (TensorMut::from_tensor(to.out.view(new)), TensorMut::from_tensor(to.lse.view(new)))
-        };
+        let (mut out, mut lse) =
+            unsafe { (TensorMut::from_tensor(to.out.view(new)), TensorMut::from_tensor(to.lse.view(new))) };
         let mut carver = Carver::over(workspace.slice_mut())?;
-        attend::attend(
-            backend,
-            &self.shape,
-            &params,
-            &inputs,
-            &mut out,
-            Some(&mut lse),
-            0,
-            1,
-            &mut carver,
-        )
+        attend::attend(backend, &self.shape, &params, &inputs, &mut out, Some(&mut lse), 0, 1, &mut carver)
     }
 
     fn by_c(&self, c: &mut Choices, to: &Results, n_parts: u32) -> (lava_status, lava_error) {
@@ -278,4 +267,3 @@ pub fn run(data: &[u8]) {
     case.check(c);
     assert!(inputs.iter().zip(&before).all(|(t, before)| t.block.bytes() == before), "wrote an input");
 }
-

@@ -103,8 +103,12 @@ fn get(state: &Block, layer: usize, heads: usize) -> Got {
         let status = lava_cascade_get(state.ptr(), state.len(), layer as u32, &mut report, &mut error);
         assert_eq!(status, LAVA_OK);
         let inside = |p: *const u32, n: usize| {
-            let (from, state) = (p as usize, state.ptr::<u8>() as usize..state.ptr::<u8>() as usize + state.len());
-            assert!(n == 0 || state.contains(&from) && state.contains(&(from + 4 * n - 1)), "not in the state");
+            let (from, state) =
+                (p as usize, state.ptr::<u8>() as usize..state.ptr::<u8>() as usize + state.len());
+            assert!(
+                n == 0 || state.contains(&from) && state.contains(&(from + 4 * n - 1)),
+                "not in the state"
+            );
             if n == 0 { vec![] } else { from_raw_parts(p, n).to_vec() }
         };
         let (cu, cu_rows) = (inside(report.cu_kept, heads + 1), inside(report.cu_rows, heads + 1));
@@ -180,8 +184,7 @@ pub fn run(data: &[u8]) {
     for (scores, weight) in case.layers.iter().zip(&mut weights) {
         let scores = Block::of(scores, side(c));
         // SAFETY: see `size`.
-        let status =
-            unsafe { lava_entropy(&shape, scores.ptr(), weight, std::ptr::null_mut(), &mut error) };
+        let status = unsafe { lava_entropy(&shape, scores.ptr(), weight, std::ptr::null_mut(), &mut error) };
         assert_eq!(status, LAVA_OK);
     }
     let least = (case.options.rust().n_protected(prefix) * heads) as u64;
@@ -201,8 +204,7 @@ pub fn run(data: &[u8]) {
     };
     assert_eq!(status, LAVA_OK);
     for (l, scores) in case.layers.iter().enumerate() {
-        let (got, want) =
-            (get(&state, l, heads), select(c, &case.shape, &case.options, scores, budgets[l]));
+        let (got, want) = (get(&state, l, heads), select(c, &case.shape, &case.options, scores, budgets[l]));
         assert_eq!((&got.indices, &got.cu), (&want.indices, &want.cu), "layer {l}");
         let bits = |values: [f64; 3]| values.map(f64::to_bits);
         let (got, want) = (got.report, want.report);

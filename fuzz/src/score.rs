@@ -175,7 +175,10 @@ impl Case {
         let n_parts = c.within(1..=shape.n_kv_heads + 2) as u32;
         let (status, error, got) = self.by_c(c, n_parts);
         assert_eq!((status, error.status), (LAVA_OK, LAVA_OK));
-        assert!(got.iter().zip(&best).all(|(a, b)| a.to_bits() == b.to_bits()), "{n_parts} parts, other bits");
+        assert!(
+            got.iter().zip(&best).all(|(a, b)| a.to_bits() == b.to_bits()),
+            "{n_parts} parts, other bits"
+        );
     }
 
     /// One element that is not finite is found, by every backend, with its layer and its head.
@@ -212,7 +215,9 @@ impl Case {
         }
         for backend in Backend::all() {
             match self.by(backend, side(c)) {
-                Ok(scores) => assert!(scores.iter().all(|s| s.is_finite() && *s >= 0.0), "{}", backend.name()),
+                Ok(scores) => {
+                    assert!(scores.iter().all(|s| s.is_finite() && *s >= 0.0), "{}", backend.name())
+                }
                 Err(error) => assert_eq!(error.kind, ErrorKind::NonFinite),
             }
         }
@@ -228,7 +233,10 @@ pub fn run(data: &[u8]) {
         1 => return case.check_large(c),
         _ => case.check(c),
     }
-    assert!(case.tensors().iter().zip(&inputs).all(|(t, before)| t.block.bytes() == before), "wrote an input");
+    assert!(
+        case.tensors().iter().zip(&inputs).all(|(t, before)| t.block.bytes() == before),
+        "wrote an input"
+    );
 }
 
 // The structs of the header, from those of Rust.

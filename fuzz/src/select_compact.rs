@@ -286,7 +286,10 @@ impl Case {
         // Out of place.
         let dst = [0, 1].map(|i| {
             let layout = match c.below(3) {
-                0 => Layout { row_start: Some(kept.cu[..heads].to_vec()), ..Layout::ragged(c, &counts, src[i].dim) },
+                0 => Layout {
+                    row_start: Some(kept.cu[..heads].to_vec()),
+                    ..Layout::ragged(c, &counts, src[i].dim)
+                },
                 1 => Layout::ragged(c, &counts, src[i].dim),
                 _ => Layout::any(c, &counts, src[i].dim),
             };

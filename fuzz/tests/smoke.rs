@@ -20,9 +20,12 @@ fn stream(target: &str, i: u64) -> Vec<u8> {
 
 extern "C" fn on_signal(signal: i32) {
     // Not all of this may be done in a handler. The process is lost either way, and this says where to look.
-    eprintln!("signal {signal} in case {}", AT.load(Ordering::Relaxed));
-    // SAFETY: ends the process.
-    unsafe { libc::_exit(128 + signal) };
+    let text = format!("\nsignal {signal} in case {} of the stream, or a seed\n", AT.load(Ordering::Relaxed));
+    // SAFETY: writes what there is, and ends the process.
+    unsafe {
+        libc::write(2, text.as_ptr() as *const libc::c_void, text.len());
+        libc::_exit(128 + signal)
+    };
 }
 
 /// One target at a time, so that each has its seconds and a signal its case.
