@@ -313,7 +313,12 @@ impl World<'_, '_> {
             }
         };
         self.regions[region].elements = Some(Elements { tensor, start, rows: rows.clone(), heads, dim });
-        self.structure(tensor, May::Read)
+        let described = self.structure(tensor, May::Read);
+        if described.is_null() {
+            // K alone, where both of V's are not there.
+            self.regions[region].may = May::Read;
+        }
+        described
     }
 
     /// A workspace or state of `size` bytes or another size, which is told truly.

@@ -89,6 +89,8 @@ pub struct Laid {
     pub block: Block,
     pub rows: Vec<usize>,
     pub dim: usize,
+    /// `x[row][head][element]` as the element type has it, for the reference; zeros where a head has no such row.
+    pub values: lava::reference::Heads,
     row_start: Option<Block>,
 }
 
@@ -97,7 +99,7 @@ impl Laid {
     pub fn empty(layout: Layout, dtype: Dtype, rows: &[usize], dim: usize, side: Side) -> Self {
         let block = Block::new(layout.extent(rows, dim) * dtype.size(), side);
         let row_start = layout.row_start.as_ref().map(|start| Block::of(start, side));
-        Self { layout, dtype, block, rows: rows.to_vec(), dim, row_start }
+        Self { layout, dtype, block, rows: rows.to_vec(), dim, values: vec![], row_start }
     }
 
     /// Filled with `value(row, head, element)`.
@@ -109,10 +111,17 @@ impl Laid {
         mut value: impl FnMut(usize, usize, usize) -> f32,
     ) -> Self {
         let (layout, side) = (Layout::any(c, rows, dim), side(c));
-        let laid = Self::empty(layout, dtype, rows, dim, side);
+        let mut laid = Self::empty(layout, dtype, rows, dim, side);
+        let most = rows.iter().copied().max().unwrap_or(0);
+        let mut values = vec![vec![vec![0.0; dim]; rows.len()]; most];
         for (h, &n) in rows.iter().enumerate() {
-            (0..n).for_each(|r| (0..dim).for_each(|c| laid.set(r, h, c, value(r, h, c))));
+            for (r, c) in (0..n).flat_map(|r| (0..dim).map(move |c| (r, c))) {
+                let value = value(r, h, c);
+                laid.set(r, h, c, value);
+                values[r][h][c] = rounded(dtype, value) as f64;
+            }
         }
+        laid.values = values;
         laid
     }
 
@@ -132,17 +141,6 @@ impl Laid {
             Dtype::F16 => f16::from_bits(self.block.slice_mut::<u16>()[i]).to_f32(),
             Dtype::BF16 => bf16::from_bits(self.block.slice_mut::<u16>()[i]).to_f32(),
         }
-    }
-
-    /// `x[row][head][element]`, as the reference takes it; zeros where a head has no such row.
-    pub fn values(&self) -> lava::reference::Heads {
-        let most = self.rows.iter().copied().max().unwrap_or(0);
-        let element = |r: usize, h: usize, c: usize| match r < self.rows[h] {
-            true => self.get(r, h, c) as f64,
-            false => 0.0,
-        };
-        let row = |r: usize, h: usize| (0..self.dim).map(|c| element(r, h, c)).collect();
-        (0..most).map(|r| (0..self.rows.len()).map(|h| row(r, h)).collect()).collect()
     }
 
     pub fn c(&self) -> lava_tensor {
