@@ -10,7 +10,7 @@ LIB  := target/capi/capi/liblava.a
 BIN  := target/examples-c
 LIBS := -lm -lpthread -ldl
 
-.PHONY: run test bench lib check-tools fmt lint doc unit clean
+.PHONY: run test bench lib check-tools fmt lint doc unit fuzz fuzz-smoke sanitize clean
 
 run: $(BIN)/quickstart
 	@$(BIN)/quickstart target/budget-map.svg
@@ -27,7 +27,7 @@ lib: check-tools
 	@$(CARGO) rustc --quiet --lib --profile capi --crate-type cdylib --target-dir target/capi -- \
 		-C link-arg=-Wl,-soname,liblava.so.$(ABI)
 
-test: check-tools lint doc unit
+test: check-tools lint doc unit fuzz-smoke
 	@echo "all checks passed"
 
 lint:
@@ -43,6 +43,19 @@ doc:
 # libclang for bindgen is found, or brought, by ffi-tests/libclang.sh.
 unit:
 	$(CARGO) test --workspace --features lava/rayon
+
+# Arbitrary arguments and every backend against the reference, 10 seconds for each of five questions. No fuzzer is needed.
+fuzz-smoke:
+	$(CARGO) test --quiet --manifest-path fuzz/Cargo.toml
+
+# The same with a fuzzer, SECONDS for each target. Needs nightly Rust and cargo-fuzz.
+SECONDS ?= 60
+fuzz:
+	fuzz/run.sh $(SECONDS)
+
+# C programs and Rust tests under sanitizers and valgrind, ten minutes.
+sanitize: lib
+	ffi-tests/sanitize.sh
 
 # Times against the machine's limits and against PyTorch, where PYTHON has it. RECORD=file keeps the tables.
 PYTHON ?= python3
