@@ -19,7 +19,7 @@ pub fn scores(c: &mut Choices, n: usize) -> Vec<f32> {
         1 => size,
         2 => size * (i == n / 2) as u8 as f32,
         3 => size * random.below(3) as f32,
-        4 => size * (random.below(40) as f32 * -1.0).exp(),
+        4 => size * (-(random.below(40) as f32)).exp(),
         // Neighbours in the order of numbers.
         5 => f32::from_bits(size.to_bits() + random.below(5) as u32),
         _ => size * random.real().abs(),

@@ -14,7 +14,7 @@ static AT: AtomicU64 = AtomicU64::new(0);
 
 /// A case of the random stream.
 fn stream(target: &str, i: u64) -> Vec<u8> {
-    let mut random = Random(target.len() as u64 * 0x1_0000_0001 ^ i);
+    let mut random = Random((target.len() as u64 * 0x1_0000_0001) ^ i);
     (0..random.below(120)).map(|_| random.bits() as u8).collect()
 }
 
