@@ -13,7 +13,8 @@ LIB  := target/capi/capi/liblava.a
 BIN  := target/examples-c
 LIBS := -lm -lpthread -ldl
 
-.PHONY: run test parts test-neon bench lib install check-tools fmt lint msrv package doc doc-c unit clean
+.PHONY: run test parts test-neon bench lib install check-tools fmt lint msrv package doc doc-c unit fuzz fuzz-smoke \
+	sanitize clean
 
 run: $(BIN)/quickstart
 	@$(BIN)/quickstart target/budget-map.svg
@@ -37,7 +38,7 @@ install: lib
 export PREFIX LIBDIR INCLUDEDIR DESTDIR
 
 # Each part is a target of its own. .ci/run asks for their names.
-PARTS := lint doc doc-c unit
+PARTS := lint doc doc-c unit fuzz-smoke
 test: check-tools $(PARTS)
 	@echo "all checks passed"
 parts:
@@ -82,6 +83,19 @@ unit:
 # What can be run of aarch64 on x86-64, under QEMU. Not part of `make test`: it installs and downloads several hundred MB.
 test-neon: check-tools
 	@CARGO=$(CARGO) tests/neon.sh
+
+# Arbitrary arguments and every backend against the reference, 10 seconds for each of five questions. No fuzzer is needed.
+fuzz-smoke:
+	$(CARGO) test --quiet --manifest-path fuzz/Cargo.toml
+
+# The same with a fuzzer, SECONDS for each target. Needs nightly Rust and cargo-fuzz.
+SECONDS ?= 60
+fuzz:
+	fuzz/run.sh $(SECONDS)
+
+# C programs and Rust tests under sanitizers and valgrind, ten minutes.
+sanitize: lib
+	ffi-tests/sanitize.sh
 
 # Times against the machine's limits and against PyTorch, where PYTHON has it. RECORD=file keeps the tables.
 PYTHON ?= python3

@@ -63,7 +63,7 @@ impl Plan {
         let most = if reduce_first(shape, params) { shape.group_size() } else { 1 };
         // With the log-sum-exp given there is nothing to store.
         for store in [true, false].into_iter().skip(has_lse as usize) {
-            for together in (1..=most).rev().filter(|n| shape.group_size().is_multiple_of(*n)) {
+            for together in divisors(most) {
                 let plan = Self { together, store };
                 match size_of_carve(|c| Buffers::carve(c, shape, params, plan)) {
                     Ok(size) if size as u64 <= layer / 10 => return Ok(plan),
@@ -73,6 +73,12 @@ impl Plan {
         }
         Ok(Self { together: 1, store: false })
     }
+}
+
+/// Divisors of `n`, the largest first, in steps that grow with its root: a caller may ask for billions of heads.
+fn divisors(n: usize) -> impl Iterator<Item = usize> {
+    let small = (1..=n.isqrt()).filter(move |d| n.is_multiple_of(*d));
+    small.clone().map(move |d| n / d).chain(small.rev().filter(move |d| d * d < n))
 }
 
 /// Buffers of one part. `rows` are the window's query rows of one head, filled up to [`ROW_BLOCK`]s with rows of zeros, whose

@@ -128,6 +128,15 @@ impl Rows<'_> {
             Rows::Cu(cu) => (cu[h + 1] - cu[h]) as usize,
         }
     }
+
+    /// Rows of the longest of `n_heads` heads. Heads that are alike are not gone through: there may be billions, if only in a
+    /// caller's mistake.
+    fn most(&self, n_heads: usize) -> usize {
+        match self {
+            Rows::Same(n) => *n,
+            _ => (0..n_heads).map(|h| self.of(h)).max().unwrap_or(0),
+        }
+    }
 }
 
 /// A tensor to read from.
@@ -233,7 +242,7 @@ impl<'a> Tensor<'a> {
                 ensure(cu[..=n_heads].is_sorted(), ErrorKind::Indices, c"cu_kept")?;
             }
         }
-        let max_rows = (0..n_heads).map(|h| rows.of(h)).max().unwrap_or(0);
+        let max_rows = rows.most(n_heads);
 
         // A stride over one element or none is never used.
         let stride = |value: i64, extent: usize, field| match usize::try_from(value) {
@@ -405,8 +414,7 @@ impl<'a> Tensor<'a> {
                     && delta.saturating_add(inner).saturating_add(width(hi)) <= period
             }
         };
-        let most_rows = |t: &Tensor| (0..t.n_heads).map(|h| t.rows.of(h)).max().unwrap_or(0);
-        let rows = most_rows(self).max(most_rows(other));
+        let rows = self.rows.most(self.n_heads).max(other.rows.most(other.n_heads));
         let heads_reach = (self.n_heads - 1).saturating_mul(head);
         let rows_reach = rows.saturating_sub(1).saturating_mul(token);
         // The longer of the two outer strides may be the period of all that lies inside it; the shorter one too, if it
@@ -424,8 +432,7 @@ impl<'a> Tensor<'a> {
     /// `one_part` does all heads in order, both are ragged and no row moves backwards.
     pub(crate) fn is_in_place_of(&self, src: &Tensor, rows: &[u32], cu: &[u32], one_part: bool) -> bool {
         let used = |stride: usize, n: usize| if n > 1 { stride } else { 0 };
-        let max_rows = |t: &Tensor| (0..t.n_heads).map(|h| t.rows(h)).max().unwrap_or(0);
-        let few = max_rows(self).min(max_rows(src));
+        let few = self.rows.most(self.n_heads).min(src.rows.most(src.n_heads));
         let same_rows = self.data == src.data
             && self.dtype == src.dtype
             && used(self.stride_token, few) == used(src.stride_token, few)

@@ -1,0 +1,145 @@
+#!/usr/bin/env python3
+"""Breaks promises of include/lava.h on purpose, one at a time, in a copy of the project, and sees which test goes red.
+
+    ffi-tests/break_promises.py [WORD...]      only those whose promise contains a word
+
+Each row is a promise, the file and the text that keeps it, what stands there instead, and the test that must then fail. A row
+whose text is not there any more is an error: the table below is kept with the code. PROMISES.md tells the outcome.
+"""
+import pathlib
+import shutil
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+COPY = ROOT / "target/broken"
+
+# Promise, file in src/, what is there, what is put there, test file of ffi-tests.
+ROWS = [
+    ("misaligned pointers are refused", "ffi/call.rs",
+     "ensure((p as usize).is_multiple_of(align_of::<T>()), ErrorKind::Alignment, name)", "Ok(())", "status"),
+    ("a larger struct is taken only if its unknown tail is zero", "ffi/call.rs",
+     "ensure(tail.iter().all(|&b| b == 0), ErrorKind::StructSize, name)?;", "let _ = tail;", "status"),
+    ("a struct smaller than its first version is refused", "ffi/call.rs",
+     "(T::FIRST_SIZE..=MAX_STRUCT_SIZE)", "(4..=MAX_STRUCT_SIZE)", "status"),
+    ("a report keeps the caller's struct_size", "ffi/call.rs",
+     "core::ptr::copy_nonoverlapping(from.add(4), (p as *mut u8).add(4), known - 4);",
+     "core::ptr::copy_nonoverlapping(from, p as *mut u8, known);", "status"),
+    ("overlapping outputs are refused", "ffi/call.rs",
+     "ensure(!(*written && shared), ErrorKind::Overlap, name)?;", "let _ = (written, shared, name);", "status"),
+    ("lava_error is written on success too", "ffi/call.rs",
+     "unsafe { write_struct(error, report) };",
+     "if status != LAVA_OK { unsafe { write_struct(error, report) } };", "status"),
+    ("every element lies within size", "view.rs", "extent <= size && extent", "extent <= size + 4 && extent", "status"),
+    ("no two elements share memory", "view.rs", "ensure(stride > inner,", "ensure(stride >= inner,", "status"),
+    ("heads of a ragged cache do not overlap", "view.rs",
+     "ensure(start[h] as usize >= end, ErrorKind::Overlap", "ensure(start[h] as usize + 1 >= end, ErrorKind::Overlap",
+     "layouts"),
+    ("in place moves rows forwards only", "view.rs",
+     "same_rows && (same_heads || (one_part && forwards()))", "same_rows", "layouts"),
+    ("heads close ranks in one part only", "view.rs", "(one_part && forwards())", "(one_part | true && forwards())", "layouts"),
+    ("n_kv_heads * n_tokens is below 2^32", "params.rs",
+     "ensure(entries.is_some_and(|n| n <= u32::MAX as u64), ErrorKind::Overflow, c\"n_tokens\")?;",
+     "let _ = entries;", "overflow"),
+    ("n_q_heads * window is below 2^32", "params.rs",
+     "ensure(rows.is_some_and(|n| n <= u32::MAX as u64), ErrorKind::Overflow, c\"window\")", "Ok(drop(rows))", "overflow"),
+    ("a workspace's contents are not needed", "workspace.rs", "if !self.keep {", "if false {", "faults"),
+    ("workspaces are aligned, or refused", "workspace.rs",
+     "ensure((base as usize).is_multiple_of(WORKSPACE_ALIGN), ErrorKind::Alignment, c\"workspace\")?;", "", "status"),
+    ("a workspace is as large as its size function says, or refused", "workspace.rs",
+     "ensure(end <= self.size, ErrorKind::Workspace", "ensure(end <= self.size + 64, ErrorKind::Workspace", "status"),
+    ("the size of billions of heads is told at once", "score.rs",
+     "for together in divisors(most) {",
+     "for together in (1..=most).rev().filter(|n| most.is_multiple_of(*n)) {", "overflow"),
+    ("scores are finite, or the call is refused", "score.rs",
+     "ensure(finite, ErrorKind::NonFinite, c\"scores\")", "Ok(drop(finite))", "status"),
+    ("NONFINITE names the head", "score.rs",
+     "task.run(&mut buffers, out).map_err(|e| e.at_head(head).at_layer(shape.layer))?;",
+     "task.run(&mut buffers, out).map_err(|e| e.at_layer(shape.layer))?;", "status"),
+    ("a sliding window counts the query's own key", "score.rs",
+     "key.saturating_add(swa).saturating_sub(prefix)", "key.saturating_add(swa + 1).saturating_sub(prefix)", "score"),
+    ("LAVA_VALUES_ALL takes the window's values too", "score.rs",
+     "|| params.value_span == ValueSpan::All", "", "score"),
+    ("a part writes its own heads only", "ffi/functions.rs",
+     "slice_mut(scores.add(heads.start * prefix_len)", "slice_mut(scores.add(0 * heads.start * prefix_len)", "faults"),
+    ("the bits are the same for every n_parts", "attend.rs",
+     "let tile = Tile { backend, shape,",
+     "let tile = Tile { backend: if n_parts > 1 { Backend::scalar() } else { backend }, shape,", "splits"),
+    ("ties go to the lower token", "select.rs", "let tie = key == self.key && ties > 0;",
+     "let tie = key == self.key && ties > 0 && !key.is_multiple_of(2);", "exact"),
+    ("ties go to the lower head", "select.rs",
+     "for head in 0..n_heads {\n            let (mut above", "for head in (0..n_heads).rev() {\n            let (mut above", "exact"),
+    ("outputs of lava_select are untouched on error", "select.rs",
+     "let mut buffers = Buffers::carve(workspace, shape.n_kv_heads)?;\n    for",
+     "let mut buffers = Buffers::carve(workspace, shape.n_kv_heads)?;\n    cu_kept[0] = 0;\n    for", "status"),
+    ("everything_kept says whether nothing was evicted", "select.rs",
+     "let everything_kept = budget == n_entries as u64;", "let everything_kept = false;", "exact"),
+    ("the budget for a share is the smallest", "select.rs",
+     "Ok(budget.min(scores.len() as u64))", "Ok((budget + 1).min(scores.len() as u64))", "exact"),
+    ("largest remainders, ties to the lower layer", "budget.rs",
+     "other > mine || (other == mine && j < i)", "other > mine || (other == mine && j > i)", "exact"),
+    ("no layer gets more than its capacity", "budget.rs",
+     "} else if excess <= 0 && share(l)", "} else if excess < 0 && share(l)", "exact"),
+    ("neither cache is touched on error, in any part's heads", "ffi/functions.rs",
+     "compact::check_rows(&src, &dst, rows, cu_kept, 0..n_heads)",
+     "compact::check_rows(&src, &dst, rows, cu_kept, heads.clone())", "status"),
+    ("kept rows ascend and lie inside the cache, or are refused", "compact.rs",
+     "ensure(ascending && inside, ErrorKind::Indices", "ensure(ascending || inside, ErrorKind::Indices", "faults"),
+    ("rows keep the order of positions, in place", "compact.rs",
+     "copy(h, r, kept[r] as usize, run);", "(0..run).rev().for_each(|i| copy(h, r + i, kept[r] as usize + i, 1));", "splits"),
+    ("the cascade is unchanged on error", "cascade.rs",
+     "let spread = entropy(scores, shape.n_kv_heads, prefix_len).map_err(at)?;",
+     "self.header[12] += 1;\n        let spread = entropy(scores, shape.n_kv_heads, prefix_len).map_err(at)?;", "status"),
+    ("a cascade ends where all at once ends", "cascade.rs",
+     "if n == n_layers { Rounding::Exact } else { Rounding::Up }", "Rounding::Exact", "cascade"),
+    ("a cascade started again is a new one", "cascade.rs", "cascade.header[N_PUSHED] = 0;", "", "faults"),
+    ("a state holds no pointers", "cascade.rs",
+     "ensure(head[MAGIC] == MAGIC_VALUE, ErrorKind::State, c\"state\")?;",
+     "if head[13] == 0 { head[13] = head.as_ptr() as u64 };\n"
+     "        ensure(head[MAGIC] == MAGIC_VALUE && head[13] == head.as_ptr() as u64, ErrorKind::State, c\"state\")?;", "faults"),
+    ("attention's window goes by true positions", "attend.rs",
+     "partition_point(end, |row| positions.of(self.head, row) < oldest)", "oldest as usize", "attend"),
+    ("positions beyond 2^32 do not wrap", "attend.rs",
+     "None => self.n_base as u64 + (row - kept.len()) as u64,",
+     "None => self.n_base.wrapping_add((row - kept.len()) as u32) as u64,", "overflow"),
+    ("a query that sees no row gets zeros", "attend.rs",
+     "if b.sum[r] > 0.0 { (1.0 / b.sum[r]) as f32 } else { 0.0 }", "(1.0 / b.sum[r]) as f32", "attend"),
+    ("log-sum-exp is natural", "attend.rs", "* core::f64::consts::LN_2) as f32", ") as f32", "attend"),
+]
+
+
+def run_tests(test):
+    command = ["cargo", "test", "--quiet", "--package", "ffi-tests", "--test", test]
+    return subprocess.run(command, cwd=COPY, capture_output=True, text=True, timeout=900)
+
+
+def main():
+    words = sys.argv[1:]
+    rows = [row for row in ROWS if not words or any(word in row[0] for word in words)]
+    COPY.mkdir(parents=True, exist_ok=True)
+    survived = []
+    for name in ("src", "ffi-tests", "include", "tests", "examples-c", "Cargo.toml", "Cargo.lock"):
+        old = COPY / name
+        if old.is_dir():
+            shutil.rmtree(old)
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+        copy(ROOT / name, old)
+    for i, (promise, file, before, after, test) in enumerate(rows):
+        print(f"{i + 1:3}/{len(rows)} {promise:<62} {test:<9}", end=" ", flush=True)
+        path = COPY / "src" / file
+        text = path.read_text()
+        if before not in text:
+            sys.exit(f"\nsrc/{file} has no {before!r}")
+        path.write_text(text.replace(before, after, 1))
+        result = run_tests(test)
+        path.write_text(text)
+        if "error: could not compile" in result.stderr:
+            sys.exit(f"\ndoes not compile:\n{result.stderr}")
+        print("red" if result.returncode else "SURVIVED", flush=True)
+        if not result.returncode:
+            survived.append(promise)
+    print(f"{len(rows)} broken, {len(survived)} not noticed")
+    return 1 if survived else 0
+
+
+sys.exit(main())

@@ -1,0 +1,165 @@
+/*
+ * Every function of lava.h once, over memory from malloc of exactly the size that the header asks for: what a sanitizer or
+ * valgrind looks at, a byte too much shows. Exits with 0, or says which check failed.
+ */
+#include <lava.h>
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CHECK(condition) do { if (!(condition)) { fprintf(stderr, "line %d: %s\n", __LINE__, #condition); exit(1); } } while (0)
+#define OK(call) do { lava_error error = lava_error_init(); lava_status status = (call); if (status != LAVA_OK) { \
+    fprintf(stderr, "line %d: %s: %s (%s)\n", __LINE__, #call, error.message, error.argument); exit(1); } } while (0)
+
+enum { TOKENS = 150, WINDOW = 9, Q_HEADS = 6, HEADS = 3, DK = 24, DV = 17, LAYERS = 3, NEW = 11 };
+enum { PREFIX = TOKENS - WINDOW, ENTRIES = HEADS * PREFIX };
+
+/* Never NULL, and not initialised: that is part of the check. */
+static void *allocate(size_t size) {
+    void *memory = malloc(size ? size : 1);
+    CHECK(memory != NULL);
+    return memory;
+}
+
+/* Elements of any type, small numbers, repeatable. */
+static void *elements(lava_dtype dtype, size_t n, uint32_t seed) {
+    uint32_t *words = allocate(n * (dtype == LAVA_F32 ? 4 : 2));
+    for (size_t i = 0; i < n; i++) {
+        seed = seed * 1664525u + 1013904223u;
+        float x = (float) (seed >> 24) / 64.0f - 2.0f;
+        uint32_t bits;
+        memcpy(&bits, &x, 4);
+        /* The upper half of an f32 is a bf16; as an f16, some other number of moderate size. */
+        if (dtype == LAVA_F32) words[i] = bits;
+        else ((uint16_t *) words)[i] = (uint16_t) (dtype == LAVA_BF16 ? bits >> 16 : 0x3000 | (bits >> 16 & 0x83ff));
+    }
+    return words;
+}
+
+static size_t bytes(lava_dtype dtype, size_t n) {
+    return n * (dtype == LAVA_F32 ? 4 : 2);
+}
+
+/* One layer, from scores to attention over what is left. Writes its scores. */
+static void one_layer(lava_dtype dtype, const lava_score_params *params, float *scores) {
+    const lava_shape shape = lava_shape_init(TOKENS, Q_HEADS, HEADS, DK, DV, WINDOW);
+    void *q = elements(dtype, WINDOW * Q_HEADS * DK, 1), *k = elements(dtype, TOKENS * HEADS * DK, 2);
+    void *v = elements(dtype, TOKENS * HEADS * DV, 3);
+    lava_tensor tq = lava_tensor_token_major(dtype, q, bytes(dtype, WINDOW * Q_HEADS * DK), Q_HEADS, DK);
+    lava_tensor tk = lava_tensor_head_major(dtype, k, bytes(dtype, TOKENS * HEADS * DK), TOKENS, DK);
+    lava_tensor tv = lava_tensor_transposed(dtype, v, bytes(dtype, TOKENS * HEADS * DV), TOKENS, DV);
+    size_t size;
+    OK(lava_score_workspace_size(&shape, params, &size, &error));
+    for (uint32_t part = 0; part < 2; part++) {
+        void *workspace = allocate(size);
+        OK(lava_score(&shape, params, &tq, &tk, &tv, NULL, part, 2, workspace, size, scores, &error));
+        free(workspace);
+    }
+
+    double *entropy = allocate(8), *mass = allocate(8);
+    OK(lava_entropy(&shape, scores, entropy, mass, &error));
+    CHECK(*entropy > 0 && *entropy <= 1 && *mass > 0);
+    free(entropy), free(mass);
+
+    uint64_t *budget = allocate(8), *n_kept = allocate(8);
+    OK(lava_budget_for_share_workspace_size(&size, &error));
+    void *workspace = allocate(size);
+    OK(lava_budget_for_share(&shape, scores, 0.2, workspace, size, budget, &error));
+    free(workspace);
+    CHECK(*budget > 0 && *budget < ENTRIES);
+    OK(lava_n_kept(&shape, *budget, n_kept, &error));
+    uint8_t *mask = allocate(PREFIX);
+    for (int i = 0; i < PREFIX; i++) mask[i] = i == 40;
+    lava_select_params select = lava_select_params_released();
+    select.n_sink = 2;
+    select.protected_mask = mask;
+    uint32_t *kept = allocate(*n_kept * 4), *cu = allocate((HEADS + 1) * 4);
+    lava_selection *selection = allocate(sizeof(*selection));
+    *selection = lava_selection_init();
+    OK(lava_select_workspace_size(&shape, &size, &error));
+    workspace = allocate(size);
+    OK(lava_select(&shape, &select, scores, *budget, workspace, size, kept, *n_kept, cu, selection, &error));
+    CHECK(selection->n_kept == *n_kept && cu[HEADS] == *n_kept && kept[0] == 0 && kept[1] == 1);
+    free(workspace), free(mask), free(selection), free(budget);
+
+    /* Into a ragged cache with room for new rows, then in place in the source. */
+    uint32_t *start = allocate(HEADS * 4), *n_rows = allocate(HEADS * 4);
+    for (uint32_t h = 0; h < HEADS; h++) start[h] = cu[h] + h * NEW, n_rows[h] = cu[h + 1] - cu[h] + NEW;
+    size_t rows = cu[HEADS] + HEADS * NEW;
+    void *k_kept = elements(dtype, rows * DK, 4), *v_kept = elements(dtype, rows * DV, 5);
+    lava_tensor to_k = lava_tensor_ragged(dtype, k_kept, bytes(dtype, rows * DK), start, DK);
+    lava_tensor to_v = lava_tensor_ragged(dtype, v_kept, bytes(dtype, rows * DV), start, DV);
+    for (uint32_t part = 0; part < 2; part++)
+        OK(lava_compact(&shape, &tk, &tv, NULL, kept, cu, &to_k, &to_v, part, 2, &error));
+    OK(lava_compact(&shape, &tk, &tv, NULL, kept, cu, &tk, &tv, 0, 1, &error));
+
+    const lava_shape new_shape = lava_shape_init(NEW, Q_HEADS, HEADS, DK, DV, 1);
+    lava_attend_params attend = lava_attend_params_init();
+    attend.sliding_window = 100;
+    attend.n_base = TOKENS;
+    attend.kept_indices = kept;
+    attend.cu_kept = cu;
+    attend.softcap = 20;
+    void *new_q = elements(dtype, NEW * Q_HEADS * DK, 6);
+    lava_tensor tn = lava_tensor_token_major(dtype, new_q, bytes(dtype, NEW * Q_HEADS * DK), Q_HEADS, DK);
+    float *out = allocate(NEW * Q_HEADS * DV * 4), *lse = allocate(NEW * Q_HEADS * 4);
+    lava_tensor to = lava_tensor_token_major(LAVA_F32, out, NEW * Q_HEADS * DV * 4, Q_HEADS, DV);
+    lava_tensor to_lse = lava_tensor_token_major(LAVA_F32, lse, NEW * Q_HEADS * 4, Q_HEADS, 1);
+    OK(lava_attend_workspace_size(&new_shape, &size, &error));
+    workspace = allocate(size);
+    OK(lava_attend(&new_shape, &attend, &tn, &to_k, &to_v, n_rows, &to, &to_lse, 0, 1, workspace, size, &error));
+    /* Every number of the result is read: valgrind knows whether it was written. */
+    for (int i = 0; i < NEW * Q_HEADS * DV; i++) CHECK(isfinite(out[i]));
+    for (int i = 0; i < NEW * Q_HEADS; i++) CHECK(isfinite(lse[i]));
+
+    free(workspace), free(lse), free(out), free(new_q), free(v_kept), free(k_kept), free(n_rows), free(start);
+    free(cu), free(kept), free(n_kept), free(v), free(k), free(q);
+}
+
+/* All layers: budgets, and the same layer by layer. */
+static void model(float *const scores[LAYERS]) {
+    const lava_shape shape = lava_shape_init(TOKENS, Q_HEADS, HEADS, DK, DV, WINDOW);
+    const lava_select_params params = lava_select_params_init();
+    uint32_t *budget = allocate(4);
+    uint64_t *total = allocate(8), *budgets = allocate(LAYERS * 8), *capacities = allocate(LAYERS * 8);
+    double *weights = allocate(LAYERS * 8);
+    OK(lava_budget_from_ratio(&shape, 0.3, budget, &error));
+    OK(lava_total_entries(&shape, *budget, LAYERS, total, &error));
+    for (int l = 0; l < LAYERS; l++) {
+        capacities[l] = ENTRIES;
+        OK(lava_entropy(&shape, scores[l], &weights[l], NULL, &error));
+    }
+    OK(lava_layer_budgets(LAYERS, weights, capacities, NULL, *total, budgets, &error));
+
+    size_t size;
+    OK(lava_cascade_state_size(&shape, LAYERS, *total, &params, &size, &error));
+    void *state = allocate(size);
+    OK(lava_cascade_init(&shape, LAYERS, *total, &params, state, size, &error));
+    for (int l = 0; l < LAYERS; l++) OK(lava_cascade_push(state, size, scores[l], &error));
+    for (uint32_t l = 0; l < LAYERS; l++) {
+        lava_cascade_layer layer = lava_cascade_layer_init();
+        OK(lava_cascade_get(state, size, l, &layer, &error));
+        CHECK(layer.budget == budgets[l] && layer.cu_kept[HEADS] == budgets[l] + HEADS * WINDOW);
+        for (uint32_t i = 0; i < layer.cu_kept[HEADS]; i++) CHECK(layer.kept_indices[i] < TOKENS && layer.rows[i] < TOKENS);
+        CHECK(layer.cu_rows[HEADS] >= layer.cu_kept[HEADS]);
+    }
+    free(state), free(weights), free(capacities), free(budgets), free(total), free(budget);
+}
+
+int main(void) {
+    CHECK(lava_version() > 0 && strlen(lava_version_string()) > 0 && strlen(lava_status_string(-3)) > 0);
+    float *scores[LAYERS];
+    for (lava_dtype dtype = LAVA_F32; dtype <= LAVA_BF16; dtype++) {
+        lava_score_params params = lava_score_params_init();
+        if (dtype == LAVA_F16) params.pool = LAVA_POOL_AVG;
+        if (dtype == LAVA_BF16) params.sliding_window = 60, params.softcap = 30;
+        scores[dtype] = allocate(ENTRIES * sizeof(float));
+        one_layer(dtype, &params, scores[dtype]);
+    }
+    model(scores);
+    for (int l = 0; l < LAYERS; l++) free(scores[l]);
+    printf("every function, with %s kernels\n", lava_backend_name());
+    return 0;
+}

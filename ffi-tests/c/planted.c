@@ -1,0 +1,53 @@
+/*
+ * Mistakes of a caller that a sanitizer must see inside the library: `overread` gives lava_entropy one score too few, `race` gives
+ * two threads one workspace. If these run clean, the library is not instrumented.
+ */
+#include <lava.h>
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { TOKENS = 4000, WINDOW = 4, DIM = 16 };
+
+static float q[WINDOW * DIM], k[TOKENS * DIM], v[TOKENS * DIM];
+static void *workspace;
+static size_t size;
+
+static void *score(void *scores) {
+    const lava_shape shape = lava_shape_init(TOKENS, 1, 1, DIM, DIM, WINDOW);
+    const lava_score_params params = lava_score_params_init();
+    const lava_tensor tq = lava_tensor_token_major(LAVA_F32, q, sizeof(q), 1, DIM);
+    const lava_tensor tk = lava_tensor_token_major(LAVA_F32, k, sizeof(k), 1, DIM);
+    const lava_tensor tv = lava_tensor_token_major(LAVA_F32, v, sizeof(v), 1, DIM);
+    lava_score(&shape, &params, &tq, &tk, &tv, NULL, 0, 1, workspace, size, scores, NULL);
+    return NULL;
+}
+
+static int race(void) {
+    const lava_shape shape = lava_shape_init(TOKENS, 1, 1, DIM, DIM, WINDOW);
+    const lava_score_params params = lava_score_params_init();
+    static float scores[2][TOKENS];
+    pthread_t threads[2];
+    if (lava_score_workspace_size(&shape, &params, &size, NULL) != LAVA_OK || (workspace = malloc(size)) == NULL) return 1;
+    for (int t = 0; t < 2; t++) pthread_create(&threads[t], NULL, score, scores[t]);
+    for (int t = 0; t < 2; t++) pthread_join(threads[t], NULL);
+    free(workspace);
+    return 0;
+}
+
+static int overread(void) {
+    const lava_shape shape = lava_shape_init(100, 1, 1, DIM, DIM, WINDOW);
+    double entropy = 0;
+    size_t n = 100 - WINDOW - 1;
+    float *scores = malloc(n * sizeof(float));
+    if (scores == NULL) return 1;
+    for (size_t i = 0; i < n; i++) scores[i] = 1;
+    lava_entropy(&shape, scores, &entropy, NULL, NULL);
+    free(scores);
+    return 0;
+}
+
+int main(int n, char **arguments) {
+    return n == 2 && strcmp(arguments[1], "race") == 0 ? race() : overread();
+}

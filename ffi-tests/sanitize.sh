@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# The C examples and the programs of ffi-tests/c under gcc's AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, and
+# under valgrind; the Rust tests under AddressSanitizer. Prints a table; stops with an error if anything was found.
+#
+# With a nightly compiler the library itself is instrumented, else only the C side is (valgrind sees both). valgrind hides AVX-512,
+# so it runs the AVX2 kernels.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+host=$(rustc -vV | sed -n 's/^host: //p')
+out=target/sanitize
+libs=(-lm -lpthread -ldl)
+mkdir -p "$out/bin"
+
+command -v valgrind >/dev/null || {
+    echo "installing valgrind"
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends valgrind libc6-dbg; } >/dev/null ||
+        { echo "missing: valgrind. Install it, then run this again."; exit 1; }
+}
+
+# library NAME RUSTFLAGS: liblava.a with the library's own code instrumented, or as users have it.
+library() {
+    if cargo +nightly --version >/dev/null 2>&1; then
+        RUSTFLAGS="$2" cargo +nightly rustc --quiet --lib --release --crate-type staticlib --target "$host" --target-dir "$out/$1"
+        echo "$out/$1/$host/release/liblava.a"
+    else
+        echo "no nightly compiler: $1 sanitizer looks at the C side only" >&2
+        echo target/capi/capi/liblava.a
+    fi
+}
+
+n=0 failed=0
+# check TOOL WHAT COMMAND...: one line of the table.
+check() {
+    local tool=$1 what=$2 start=$SECONDS log=$out/log
+    shift 2
+    n=$((n + 1))
+    printf '%-28s %-28s ' "$tool" "$what"
+    if "$@" >"$log" 2>&1; then
+        printf 'ok %4d s\n' $((SECONDS - start))
+    else
+        printf 'FOUND\n'
+        head -60 "$log"
+        failed=$((failed + 1))
+    fi
+}
+
+# build SOURCE PROGRAM FLAGS... with everything to be linked among the flags.
+build() {
+    local source=$1 program=$2
+    shift 2
+    case $source in
+        *.cpp) g++ -std=c++17 -O1 -g -Wall -Wextra -I include "$source" -o "$program" "$@" "${libs[@]}" ;;
+        *) gcc -std=c11 -O1 -g -Wall -Wextra -I include "$source" -o "$program" "$@" "${libs[@]}" ;;
+    esac
+}
+
+programs=(examples-c/*.c examples-c/*.cpp ffi-tests/c/every_function.c ffi-tests/c/shared_inputs.c)
+threaded=(examples-c/threads.c ffi-tests/c/shared_inputs.c)
+
+plain=target/capi/capi/liblava.a
+address=$(library address "-Zsanitizer=address")
+# The precompiled standard library is not instrumented; nothing of it runs on two threads at a time here.
+thread=$(library thread "-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer")
+
+export UBSAN_OPTIONS=print_stacktrace=1
+for source in "${programs[@]}"; do
+    build "$source" "$out/bin/program" -fsanitize=address,undefined -fno-sanitize-recover=all "$address"
+    check "address, undefined" "$(basename "$source")" "$out/bin/program"
+done
+for source in "${threaded[@]}"; do
+    build "$source" "$out/bin/program" -fsanitize=thread ffi-tests/c/tsan_memory.c "$thread"
+    check "thread" "$(basename "$source")" "$out/bin/program"
+done
+for source in "${programs[@]}"; do
+    build "$source" "$out/bin/program" "$plain"
+    check "valgrind memcheck" "$(basename "$source")" \
+        valgrind --quiet --error-exitcode=9 --leak-check=full "$out/bin/program"
+done
+
+# That the tools see what they are for: a read behind the scores, and two parts with one workspace.
+expect_found() {
+    local what=$1
+    shift
+    if "$@" >"$out/log" 2>&1; then return 1; fi
+    grep -q "$what" "$out/log"
+}
+build ffi-tests/c/planted.c "$out/bin/program" -fsanitize=address "$address"
+check "address, planted" "a read behind the scores" expect_found heap-buffer-overflow "$out/bin/program" overread
+build ffi-tests/c/planted.c "$out/bin/program" -fsanitize=thread ffi-tests/c/tsan_memory.c "$thread"
+check "thread, planted" "two calls, one workspace" expect_found "data race" "$out/bin/program" race
+build ffi-tests/c/planted.c "$out/bin/program" "$plain"
+check "valgrind, planted" "a read behind the scores" \
+    expect_found "Invalid read" valgrind --error-exitcode=9 "$out/bin/program" overread
+
+if cargo +nightly --version >/dev/null 2>&1; then
+    rust() { RUSTFLAGS="-Zsanitizer=address" cargo +nightly test --quiet --target "$host" --target-dir "$out/rust" "$@"; }
+    check "address, Rust" "tests/stages.rs and units" rust --lib --test stages
+    check "address, Rust" "fuzz targets, 5 s each" env LAVA_FUZZ_SECONDS=5 RUSTFLAGS="-Zsanitizer=address" \
+        cargo +nightly test --quiet --manifest-path fuzz/Cargo.toml --target "$host" --target-dir "$out/rust"
+fi
+echo "$n checks, $failed with findings"
+[ "$failed" -eq 0 ]

@@ -1,0 +1,280 @@
+//! Every backend's scores against the f64 reference; the C function gives the best backend's bits, in any split.
+
+use crate::choices::Choices;
+use crate::memory::{Block, Side};
+use crate::tensors::{DTYPES, Laid, contents, side};
+use lava::ffi::*;
+use lava::score::{self, ScoreInputs};
+use lava::workspace::Carver;
+use lava::*;
+use std::ptr::null;
+
+/// A layer with its options.
+struct Case {
+    shape: Shape,
+    params: ScoreParams,
+    q: Laid,
+    k: Laid,
+    v: Laid,
+    lse: Option<Laid>,
+}
+
+/// Small, with a few of the size from which exponentials are stored.
+fn sizes(c: &mut Choices) -> Shape {
+    let wide = c.once_in(64);
+    let (n_kv_heads, group) = if wide { (8, c.within(1..=2)) } else { (c.within(1..=2), c.within(1..=3)) };
+    let dim = |c: &mut Choices| match c.below(16) {
+        0 => c.within(1..=130),
+        1 => c.pick(&[16, 32, 64]),
+        _ => c.within(1..=10),
+    };
+    let (dims, prefix) =
+        if wide { ((64, c.within(60..=72)), c.within(95..=135)) } else { ((dim(c), dim(c)), c.below(30)) };
+    let prefix = if !wide && c.once_in(32) { c.within(0..=300) } else { prefix };
+    let window = if c.once_in(8) { c.within(1..=34) } else { c.within(1..=5) };
+    Shape {
+        layer: c.byte() as u32,
+        n_tokens: prefix + window,
+        n_q_heads: n_kv_heads * group,
+        n_kv_heads,
+        head_dim_k: dims.0,
+        head_dim_v: dims.1,
+        window,
+    }
+}
+
+fn options(c: &mut Choices) -> ScoreParams {
+    ScoreParams {
+        scale: c.pick(&[None, None, Some(0.3), Some(-0.7), Some(1e-30)]),
+        softcap: c.pick(&[None, None, Some(0.5), Some(30.0)]),
+        sliding_window: if c.coin() { None } else { Some(c.within(1..=60)) },
+        pool: c.pick(&[Pool::Max, Pool::Avg]),
+        pool_kernel: c.pick(&[1, 3, 7, 7, 9, 63, 127]),
+        group_reduce: c.pick(&[GroupReduce::Max, GroupReduce::Mean]),
+        value_span: c.pick(&[ValueSpan::Prefix, ValueSpan::All]),
+    }
+}
+
+impl Case {
+    fn new(c: &mut Choices) -> Self {
+        let (shape, params) = (sizes(c), options(c));
+        let same = c.coin();
+        let of_all = c.pick(&DTYPES);
+        let tensor = |c: &mut Choices, rows: usize, heads: usize, dim: usize| {
+            let dtype = if same { of_all } else { c.pick(&DTYPES) };
+            let mut next = contents(c);
+            Laid::new(c, dtype, &vec![rows; heads], dim, |_, _, _| next())
+        };
+        let Shape { n_tokens, n_q_heads, n_kv_heads, head_dim_k, head_dim_v, window, .. } = shape;
+        let q = tensor(c, window, n_q_heads, head_dim_k);
+        let k = tensor(c, n_tokens, n_kv_heads, head_dim_k);
+        let v = tensor(c, n_tokens, n_kv_heads, head_dim_v);
+        let lse = c.once_in(3).then(|| {
+            let lse = reference::log_sum_exp(&q.values, &k.values, &params);
+            Laid::new(c, Dtype::F32, &vec![window; n_q_heads], 1, |j, h, _| lse[j][h] as f32)
+        });
+        Self { shape, params, q, k, v, lse }
+    }
+
+    fn tensors(&self) -> [&Laid; 3] {
+        [&self.q, &self.k, &self.v]
+    }
+
+    /// By the Rust function, all heads at once.
+    fn by(&self, backend: Backend, side: Side) -> Result<Vec<f32>> {
+        let shape = &self.shape;
+        let inputs = ScoreInputs {
+            q: self.q.view(Rows::Same(shape.window)),
+            k: self.k.view(Rows::Same(shape.n_tokens)),
+            v: self.v.view(Rows::Same(shape.n_tokens)),
+            lse: self.lse.as_ref().map(|lse| lse.view(Rows::Same(shape.window))),
+        };
+        let workspace = Block::new(score::workspace_size(shape, &self.params)?, side);
+        let scores = Block::new(shape.prefix_entries() as usize * 4, side);
+        let mut carver = Carver::over(workspace.slice_mut())?;
+        score::score(backend, shape, &self.params, &inputs, 0, 1, &mut carver, scores.slice_mut())?;
+        Ok(scores.to_vec())
+    }
+
+    /// By the C function, in parts from the last to the first or the other way round.
+    fn by_c(&self, c: &mut Choices, n_parts: u32) -> (lava_status, lava_error, Vec<f32>) {
+        let shape = c_shape(&self.shape);
+        let params = c_score_params(&self.params);
+        let (tensors, lse) = (self.tensors().map(Laid::c), self.lse.as_ref().map(Laid::c));
+        let scores = Block::new(self.shape.prefix_entries() as usize * 4, side(c));
+        let mut error = no_error();
+        let mut size = 0;
+        // SAFETY: all memory is as large as the header asks.
+        unsafe {
+            assert_eq!(lava_score_workspace_size(&shape, &params, &mut size, &mut error), LAVA_OK);
+            let forwards = c.coin();
+            for i in 0..n_parts {
+                let part = if forwards { i } else { n_parts - 1 - i };
+                let workspace = Block::new(size, side(c));
+                let [q, k, v] = &tensors;
+                let lse = lse.as_ref().map_or(null(), |lse| lse);
+                let status = lava_score(
+                    &shape,
+                    &params,
+                    q,
+                    k,
+                    v,
+                    lse,
+                    part,
+                    n_parts,
+                    workspace.ptr(),
+                    size,
+                    scores.ptr(),
+                    &mut error,
+                );
+                if status != LAVA_OK {
+                    return (status, error, vec![]);
+                }
+            }
+        }
+        (LAVA_OK, error, scores.to_vec())
+    }
+
+    /// Largest Σ|q·k| of a logit, scaled.
+    fn largest_logit(&self) -> f64 {
+        let (q, k) = (&self.q.values, &self.k.values);
+        let group = self.shape.group_size();
+        let scale = self.params.scale.map_or(1.0 / (self.shape.head_dim_k as f64).sqrt(), f64::from).abs();
+        let of = |q: &[f64], k: &[f64]| q.iter().zip(k).map(|(a, b)| (a * b).abs()).sum::<f64>() * scale;
+        let pairs = q.iter().flat_map(|q| k.iter().map(move |k| (q, k)));
+        pairs
+            .flat_map(|(q, k)| q.iter().enumerate().map(move |(h, q)| of(q, &k[h / group])))
+            .fold(0.0, f64::max)
+    }
+
+    fn check(&self, c: &mut Choices) {
+        let shape = &self.shape;
+        let want = reference::scores(&self.q.values, &self.k.values, &self.v.values, &self.params).concat();
+        // A logit is a sum of d products in f32; the log-sum-exp is rounded to f32 too. Each moves an exponential by as much, the
+        // attention by both, and a stored one is off by 3.8e-6 at most.
+        let largest_logit = self.largest_logit().max(self.params.softcap.unwrap_or(0.0) as f64);
+        let logit_error =
+            (shape.head_dim_k + 8) as f64 * 0.5f64.powi(24) * (largest_logit + (shape.n_tokens as f64).ln());
+        let error = 1e-5 + 4.0 * logit_error;
+        let largest = want.iter().copied().fold(0.0, f64::max);
+        let backend = any_backend(c);
+        let got = self.by(backend, side(c)).expect("valid input");
+        for (i, (&got, &want)) in got.iter().zip(&want).enumerate() {
+            assert!(got.is_finite() && got >= 0.0, "{} entry {i}: {got}", backend.name());
+            assert!(
+                (got as f64 - want).abs() <= error * largest + 1e-35,
+                "{} entry {i}: {got} for {want}, {shape:?} {:?}",
+                backend.name(),
+                self.params
+            );
+        }
+        let best = self.by(Backend::detect(), side(c)).expect("valid input");
+        let n_parts = c.within(1..=shape.n_kv_heads + 2) as u32;
+        let (status, error, got) = self.by_c(c, n_parts);
+        assert_eq!((status, error.status), (LAVA_OK, LAVA_OK));
+        assert!(
+            got.iter().zip(&best).all(|(a, b)| a.to_bits() == b.to_bits()),
+            "{n_parts} parts, other bits"
+        );
+    }
+
+    /// One element that is not finite is found, by every backend, with its layer and its head.
+    fn check_nonfinite(&self, c: &mut Choices) {
+        let bad = c.pick(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY]);
+        let laid = self.tensors()[c.below(3)];
+        let (h, e) = (c.below(laid.rows.len()), c.below(laid.dim));
+        laid.set(c.below(laid.rows[h]), h, e, bad);
+        let head = (h / (laid.rows.len() / self.shape.n_kv_heads)) as u32;
+        if self.shape.prefix_len() == 0 {
+            return;
+        }
+        let backend = any_backend(c);
+        let error = self.by(backend, side(c)).expect_err("a number that is none");
+        assert_eq!(
+            (error.kind, error.head, error.layer),
+            (ErrorKind::NonFinite, Some(head), Some(self.shape.layer)),
+            "{}",
+            backend.name()
+        );
+        let (status, error, _) = self.by_c(c, 1);
+        assert_eq!((status, error.head, error.layer), (LAVA_ERR_NONFINITE, head, self.shape.layer));
+    }
+
+    /// Numbers so large that sums overflow: refused, or scores that are in order.
+    fn check_large(&self, c: &mut Choices) {
+        let huge = c.pick(&[6e4, 1e18, 2e19, 3e38]);
+        for laid in self.tensors() {
+            let sign = if c.coin() { 1.0 } else { -1.0 };
+            if c.coin() && laid.dtype != Dtype::F16 {
+                (0..laid.dim).for_each(|e| laid.set(0, 0, e, huge * sign));
+            }
+        }
+        let backend = any_backend(c);
+        match self.by(backend, side(c)) {
+            Ok(scores) => {
+                assert!(scores.iter().all(|s| s.is_finite() && *s >= 0.0), "{}", backend.name())
+            }
+            Err(error) => assert_eq!(error.kind, ErrorKind::NonFinite),
+        }
+    }
+}
+
+/// One of those that this machine can run.
+pub fn any_backend(c: &mut Choices) -> Backend {
+    let all: Vec<Backend> = Backend::all().collect();
+    c.pick(&all)
+}
+
+pub fn run(data: &[u8]) {
+    let c = &mut Choices::new(data);
+    let case = Case::new(c);
+    let inputs = case.tensors().map(|t| t.block.bytes().to_vec());
+    match c.below(8) {
+        0 => return case.check_nonfinite(c),
+        1 => return case.check_large(c),
+        _ => case.check(c),
+    }
+    assert!(
+        case.tensors().iter().zip(&inputs).all(|(t, before)| t.block.bytes() == before),
+        "wrote an input"
+    );
+}
+
+// The structs of the header, from those of Rust.
+
+pub fn c_shape(shape: &Shape) -> lava_shape {
+    lava_shape {
+        struct_size: size_of::<lava_shape>() as u32,
+        layer: shape.layer,
+        n_tokens: shape.n_tokens as u32,
+        n_q_heads: shape.n_q_heads as u32,
+        n_kv_heads: shape.n_kv_heads as u32,
+        head_dim_k: shape.head_dim_k as u32,
+        head_dim_v: shape.head_dim_v as u32,
+        window: shape.window as u32,
+    }
+}
+
+fn c_score_params(params: &ScoreParams) -> lava_score_params {
+    lava_score_params {
+        struct_size: size_of::<lava_score_params>() as u32,
+        pool: params.pool as i32,
+        pool_kernel: params.pool_kernel as u32,
+        group_reduce: params.group_reduce as i32,
+        value_span: params.value_span as i32,
+        sliding_window: params.sliding_window.unwrap_or(0) as u32,
+        scale: params.scale.unwrap_or(0.0),
+        softcap: params.softcap.unwrap_or(0.0),
+    }
+}
+
+pub fn no_error() -> lava_error {
+    lava_error {
+        struct_size: size_of::<lava_error>() as u32,
+        status: 0,
+        layer: LAVA_NONE,
+        head: LAVA_NONE,
+        argument: null(),
+        message: null(),
+    }
+}
