@@ -17,9 +17,11 @@ command -v valgrind >/dev/null || {
         { echo "missing: valgrind. Install it, then run this again."; exit 1; }
 }
 
+nightly() { cargo +nightly --version >/dev/null 2>&1; }
+
 # library NAME RUSTFLAGS: liblava.a with the library's own code instrumented, or as users have it.
 library() {
-    if cargo +nightly --version >/dev/null 2>&1; then
+    if nightly; then
         RUSTFLAGS="$2" cargo +nightly rustc --quiet --lib --release --crate-type staticlib --target "$host" --target-dir "$out/$1"
         echo "$out/$1/$host/release/liblava.a"
     else
@@ -84,15 +86,17 @@ expect_found() {
     if "$@" >"$out/log" 2>&1; then return 1; fi
     grep -q "$what" "$out/log"
 }
-build ffi-tests/c/planted.c "$out/bin/program" -fsanitize=address "$address"
-check "address, planted" "a read behind the scores" expect_found heap-buffer-overflow "$out/bin/program" overread
-build ffi-tests/c/planted.c "$out/bin/program" -fsanitize=thread ffi-tests/c/tsan_memory.c "$thread"
-check "thread, planted" "two calls, one workspace" expect_found "data race" "$out/bin/program" race
+if nightly; then
+    build ffi-tests/c/planted.c "$out/bin/program" -fsanitize=address "$address"
+    check "address, planted" "a read behind the scores" expect_found heap-buffer-overflow "$out/bin/program" overread
+    build ffi-tests/c/planted.c "$out/bin/program" -fsanitize=thread ffi-tests/c/tsan_memory.c "$thread"
+    check "thread, planted" "two calls, one workspace" expect_found "data race" "$out/bin/program" race
+fi
 build ffi-tests/c/planted.c "$out/bin/program" "$plain"
 check "valgrind, planted" "a read behind the scores" \
     expect_found "Invalid read" valgrind --error-exitcode=9 "$out/bin/program" overread
 
-if cargo +nightly --version >/dev/null 2>&1; then
+if nightly; then
     rust() { RUSTFLAGS="-Zsanitizer=address" cargo +nightly test --quiet --target "$host" --target-dir "$out/rust" "$@"; }
     check "address, Rust" "tests/stages.rs and units" rust --lib --test stages
     check "address, Rust" "fuzz targets, 5 s each" env LAVA_FUZZ_SECONDS=5 RUSTFLAGS="-Zsanitizer=address" \

@@ -30,7 +30,7 @@ for target in "${targets[@]}"; do
     log=$logs/$target
     mkdir -p "corpus/$target" "artifacts/$target"
     cargo +nightly fuzz run "${options[@]}" "$target" "corpus/$target" "seeds/$target" -- \
-        -max_total_time="$seconds" -timeout=10 -max_len=256 >"$log" 2>&1 &
+        -max_total_time="$seconds" -timeout=60 -max_len=256 >"$log" 2>&1 &
     while kill -0 $! 2>/dev/null; do
         printf '\r%-16s %12s executions' "$target" "$(executions "$log" || true)" >&2
         sleep 1

@@ -114,6 +114,27 @@ fn scores_overwritten_before_selection_are_refused_or_selected_as_they_are() {
     assert_eq!(kept.head(0)[..50], (0..50).collect::<Vec<u32>>());
 }
 
+/// Found by breaking it on purpose: a score that is none is only met after all sizes have been found right.
+#[test]
+fn a_selection_refused_for_its_scores_has_written_nothing() {
+    let layer = layer(2);
+    let (shape, params) = (&layer.shape, select_params());
+    let size = number(|n, e| unsafe { lava_select_workspace_size(shape, n, e) }).unwrap();
+    let n_kept = 50 + WINDOW * HEADS.1;
+    let scores = Memory::of(&layer.score().unwrap());
+    scores.set(3 * PREFIX - 1, f32::INFINITY);
+    let (workspace, indices, cu) =
+        (Memory::new(size), Memory::new(4 * n_kept), Memory::new(4 * (HEADS.1 + 1)));
+    let mut report = unsafe { lava_selection_init() };
+    report.n_kept = 9;
+    let (from, space, to, to_cu) = (scores.ptr(), workspace.ptr(), indices.ptr(), cu.ptr());
+    let (n, out) = (n_kept as u64, &raw mut report);
+    let got = call(|e| unsafe { lava_select(shape, &params, from, 50, space, size, to, n, to_cu, out, e) });
+    assert_eq!(got.unwrap_err().status, LAVA_ERR_NONFINITE);
+    assert!([&indices, &cu].iter().all(|m| m.to_vec::<u8>().iter().all(|&b| b == POISON)));
+    assert_eq!(report.n_kept, 9);
+}
+
 // A workspace reused.
 
 /// What a workspace holds at first is nobody's result: poison, all ones, NaNs, and what other functions left.

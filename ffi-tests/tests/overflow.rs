@@ -27,6 +27,23 @@ fn the_workspace_of_billions_of_heads_is_told_at_once() {
     assert!(many < few * 700 + Duration::from_micros(50), "{many:?} against {few:?}");
 }
 
+/// A tensor's rows were counted head by head before its memory was looked at, though all heads had the same.
+#[test]
+fn a_tensor_of_billions_of_heads_is_refused_at_once() {
+    let of = |heads: usize| {
+        let shape = shape(1, (heads, heads), (1, 1), 1);
+        let memory = Memory::new(16);
+        let tensor = Layout::token_major(1, 1).tensor(&memory);
+        let (params, t, to) = (score_params(), &raw const tensor, memory.ptr());
+        let none = nothing();
+        let got =
+            call(|e| unsafe { lava_score(&shape, &params, t, t, t, none, 0, 1, none.cast(), 0, to, e) });
+        assert_eq!(got.unwrap_err().status, LAVA_ERR_BUFFER_SIZE);
+    };
+    let (few, many) = (time(|| of(1 << 20)), time(|| of(ALL)));
+    assert!(many < few * 700 + Duration::from_micros(50), "{many:?} against {few:?}");
+}
+
 const MILLION: usize = 1_000_000;
 /// 2^31 and a little.
 const LONG: usize = (1 << 31) + 10;
