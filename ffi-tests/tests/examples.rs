@@ -10,6 +10,9 @@ fn examples_compile_and_run() {
     let mut n = 0;
     for entry in std::fs::read_dir(&folder).unwrap() {
         let source = entry.unwrap().path();
+        if !source.is_file() {
+            continue; // llama.cpp is a folder
+        }
         let (compiler, standard) = match source.extension().and_then(|e| e.to_str()) {
             Some("c") => ("gcc", "-std=c11"),
             Some("cpp") => ("g++", "-std=c++17"),
