@@ -56,7 +56,7 @@ build() {
     esac
 }
 
-programs=(examples-c/*.c examples-c/*.cpp ffi-tests/c/every_function.c ffi-tests/c/shared_inputs.c)
+programs=(examples-c/*.c examples-c/quickstart.cpp ffi-tests/c/every_function.c ffi-tests/c/shared_inputs.c)
 threaded=(examples-c/threads.c ffi-tests/c/shared_inputs.c)
 
 plain=target/capi/capi/liblava.a
