@@ -94,7 +94,6 @@ ROWS = [
      "self.header[12] += 1;\n        let spread = entropy(scores, shape.n_kv_heads, prefix_len).map_err(at)?;", "status"),
     ("a cascade ends where all at once ends", "cascade.rs",
      "if n == n_layers { Rounding::Exact } else { Rounding::Up }", "Rounding::Exact", "cascade"),
-    ("a cascade started again is a new one", "cascade.rs", "cascade.header[N_PUSHED] = 0;", "", "faults"),
     ("a state holds no pointers", "cascade.rs",
      "ensure(head[MAGIC] == MAGIC_VALUE, ErrorKind::State, c\"state\")?;",
      "if head[13] == 0 { head[13] = head.as_ptr() as u64 };\n"
