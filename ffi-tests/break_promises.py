@@ -34,7 +34,7 @@ ROWS = [
     ("no two elements share memory", "view.rs", "ensure(stride > inner,", "ensure(stride >= inner,", "status"),
     ("heads of a ragged cache do not overlap", "view.rs",
      "ensure(start[h] as usize >= end, ErrorKind::Overlap", "ensure(start[h] as usize + 1 >= end, ErrorKind::Overlap",
-     "layouts"),
+     "faults"),
     ("in place moves rows forwards only", "view.rs",
      "same_rows && (same_heads || (one_part && forwards()))", "same_rows", "layouts"),
     ("heads close ranks in one part only", "view.rs", "(one_part && forwards())", "(one_part | true && forwards())", "layouts"),
