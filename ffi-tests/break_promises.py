@@ -34,7 +34,7 @@ ROWS = [
     ("no two elements share memory", "view.rs", "ensure(stride > inner,", "ensure(stride >= inner,", "status"),
     ("heads of a ragged cache do not overlap", "view.rs",
      "ensure(start[h] as usize >= end, ErrorKind::Overlap", "ensure(start[h] as usize + 1 >= end, ErrorKind::Overlap",
-     "layouts"),
+     "faults"),
     ("in place moves rows forwards only", "view.rs",
      "same_rows && (same_heads || (one_part && forwards()))", "same_rows", "layouts"),
     ("heads close ranks in one part only", "view.rs", "(one_part && forwards())", "(one_part | true && forwards())", "layouts"),
@@ -94,7 +94,6 @@ ROWS = [
      "self.header[12] += 1;\n        let spread = entropy(scores, shape.n_kv_heads, prefix_len).map_err(at)?;", "status"),
     ("a cascade ends where all at once ends", "cascade.rs",
      "if n == n_layers { Rounding::Exact } else { Rounding::Up }", "Rounding::Exact", "cascade"),
-    ("a cascade started again is a new one", "cascade.rs", "cascade.header[N_PUSHED] = 0;", "", "faults"),
     ("a state holds no pointers", "cascade.rs",
      "ensure(head[MAGIC] == MAGIC_VALUE, ErrorKind::State, c\"state\")?;",
      "if head[13] == 0 { head[13] = head.as_ptr() as u64 };\n"

@@ -229,6 +229,22 @@ fn rows_that_a_cache_does_not_have_are_refused() {
     }
 }
 
+/// Found by breaking it on purpose: heads of a ragged cache that share one row.
+#[test]
+fn heads_that_share_a_row_are_refused() {
+    let layer = layer(4);
+    let (k, v) = (layer.k.lay(), layer.v.lay());
+    let (rows, cu) = ([0u32, 1, 0, 1, 0], [0u32, 2, 4, 5]);
+    let v_start = [0u32, 2, 4];
+    for (start, shared) in [([0u32, 2, 4], false), ([0, 1, 4], true), ([0, 2, 3], true), ([1, 0, 4], true)] {
+        let ragged = |start: &[u32], dim| Laid::empty(Layout::ragged(start, dim), 6, 1, dim);
+        let (k_dst, v_dst) = (ragged(&start, DIMS.0), ragged(&v_start, DIMS.1));
+        let (src, dst) = ([&k.tensor(), &v.tensor()], [&k_dst.tensor(), &v_dst.tensor()]);
+        let got = compact(&layer.shape, src, None, (&rows, &cu), dst, WHOLE);
+        assert_eq!(got.err().map(|e| e.status), shared.then_some(LAVA_ERR_OVERLAP), "{start:?}");
+    }
+}
+
 /// `lava_attend` believes the positions: they shape the mask and nothing else. Wrong ones give a wrong mask, never more.
 #[test]
 fn positions_that_lie_only_change_the_mask() {
