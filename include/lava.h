@@ -26,9 +26,13 @@
  *   written to a cache unless the call succeeds. Other outputs: as each comment says.
  * - A pointer must lead to as much memory as its comment says for as long as the call lasts. NULL and misaligned
  *   pointers and overlapping arrays are found and refused; a pointer that is simply wrong is not. Structs are copied
- *   before anything is written.
+ *   before anything is written. Any call may return LAVA_ERR_ALIGNMENT, and LAVA_ERR_STRUCT_SIZE for its lava_error,
+ *   also where its own comment does not say so.
  * - Calls with different outputs may run at the same time; inputs may be shared. Work that splits takes (part, n_parts):
- *   each part is a call of its own, on any thread, and the results are the same bits for every n_parts.
+ *   each part is a call of its own, on any thread and in any order, and the results are the same bits for every n_parts.
+ *   A part that has not run leaves its heads' outputs as they were.
+ * - What a workspace contains is neither needed before a call nor kept behind it. What a cascade's state contains is
+ *   believed: only lava_cascade_init and lava_cascade_push may write it.
  * - Not promised: the bits of scores and attention outputs across machines, versions and layouts of the same numbers (they
  *   agree within rounding). Given the scores, everything after them is the same bits everywhere.
  * - "Budget" is tokens per KV head, window included, where a person sets it (uint32_t; lava_total_entries), and prefix
@@ -260,7 +264,8 @@ typedef struct lava_tensor {
      */
     void *data;
     /**
-     * Bytes that may be accessed from data on. Every element is checked to lie within.
+     * Bytes that may be accessed from data on. Every element is checked to lie within; without row_start as if every head
+     * had as many rows as the longest.
      */
     size_t size;
     /**
@@ -765,7 +770,8 @@ lava_status lava_budget_for_share(const struct lava_shape *shape,
  *     into a larger buffer, such as an arena that layers share): then n_parts must be 1.
  *     Otherwise a destination may not share memory with a source or the other destination; K and V interleaved in one
  *     buffer with the same strides are fine.
- * part, n_parts: as in lava_score: a share of the KV heads.
+ * part, n_parts: as in lava_score: a share of the KV heads. In place each part runs once: a second run would move rows
+ *     again. What moves is what the cache holds now; the scores are not looked at.
  * Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, STRIDE, ALIGNMENT, ARGUMENT, OVERLAP, BUFFER_SIZE, DTYPE, INDICES. Neither
  *     cache is touched on error. Any thread.
  */

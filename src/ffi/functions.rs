@@ -480,7 +480,8 @@ pub unsafe extern "C" fn lava_budget_for_share(
 ///     into a larger buffer, such as an arena that layers share): then n_parts must be 1.
 ///     Otherwise a destination may not share memory with a source or the other destination; K and V interleaved in one
 ///     buffer with the same strides are fine.
-/// part, n_parts: as in lava_score: a share of the KV heads.
+/// part, n_parts: as in lava_score: a share of the KV heads. In place each part runs once: a second run would move rows
+///     again. What moves is what the cache holds now; the scores are not looked at.
 /// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, STRIDE, ALIGNMENT, ARGUMENT, OVERLAP, BUFFER_SIZE, DTYPE, INDICES. Neither
 ///     cache is touched on error. Any thread.
 #[unsafe(no_mangle)]

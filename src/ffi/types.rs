@@ -142,7 +142,8 @@ pub struct lava_tensor {
     pub dtype: lava_dtype,
     /// First element, aligned to the element's size. Tensors that a call only reads are never written.
     pub data: *mut c_void,
-    /// Bytes that may be accessed from data on. Every element is checked to lie within.
+    /// Bytes that may be accessed from data on. Every element is checked to lie within; without row_start as if every head
+    /// had as many rows as the longest.
     pub size: usize,
     /// Elements from one row of a head to the next.
     pub stride_token: i64,
