@@ -6,5 +6,9 @@
 //! | `cache.rs` | one layer's compacted cache |
 //! | `tasks.rs` | prompts and what is asked of them |
 pub mod cache;
+pub mod measure;
+pub mod methods;
 pub mod model;
+pub mod report;
+pub mod statistics;
 pub mod tasks;

@@ -1,46 +1,109 @@
-use eval::*;
-use std::time::Instant;
-fn main() {
-    let model = model::Model::load(std::path::Path::new("model/recall.safetensors")).unwrap();
-    for length in [512, 1024, 2048] {
-        for task in tasks::Task::ALL {
-            let (mut right, mut n, mut pre, mut dec) = (0, 0, 0.0, 0.0);
-            for i in 0..6 {
-                let t = task.text(1000, length, i);
-                assert_eq!(t.prompt.len() + t.continuation.len(), length);
-                let start = Instant::now();
-                let p = model.prefill(&t.prompt);
-                pre += start.elapsed().as_secs_f64();
-                let start = Instant::now();
-                let mut caches: Vec<_> = p
-                    .layers
-                    .iter()
-                    .map(|l| {
-                        cache::Cache::compact(
-                            &model.cfg,
-                            l,
-                            &cache::Kept::everything(2, t.prompt.len()),
-                            t.continuation.len(),
-                        )
-                        .unwrap()
-                    })
-                    .collect();
-                let logits = model.decode(&mut caches, t.prompt.len(), &t.continuation, None).unwrap();
-                dec += start.elapsed().as_secs_f64();
-                for s in &t.scored {
-                    let row = &logits[s.step * 259..][..259];
-                    let best = (0..259).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
-                    right += (best == s.target as usize) as usize;
-                    n += 1;
-                }
-            }
-            println!(
-                "{length} {:<12} {right}/{n} {:.3} prefill {:.3}s decode {:.4}s",
-                task.name(),
-                right as f64 / n as f64,
-                pre / 6.0,
-                dec / 6.0
-            );
+//! `make eval`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use eval::measure::{TextResult, run};
+use eval::methods::{self, Method};
+use eval::model::Model;
+use eval::report::Run;
+use eval::statistics::Cell;
+use eval::tasks::Task;
+use indicatif::{ProgressBar, ProgressStyle};
+use rayon::prelude::*;
+
+#[derive(Parser)]
+#[command(about = "What KV-cache eviction methods lose, at equal bytes")]
+struct Args {
+    /// Methods by name, or by family: lava, peers, ablations, beyond. All, if none is named
+    #[arg(long, value_delimiter = ';')]
+    methods: Vec<String>,
+    /// Tasks by name or group: known, later, generation
+    #[arg(long, value_delimiter = ',')]
+    tasks: Vec<String>,
+    /// Tokens of a text, those that are decoded included; the model knows 2,048
+    #[arg(long, value_delimiter = ',', default_values_t = [512, 1024, 2048])]
+    lengths: Vec<usize>,
+    /// Shares of the prefix to keep
+    #[arg(long, value_delimiter = ',', default_values_t = [0.5, 0.2, 0.1, 0.05, 0.02])]
+    ratios: Vec<f64>,
+    /// Texts of each task and length
+    #[arg(long, default_value_t = 100)]
+    texts: usize,
+    /// Of the texts. Settings are chosen on others than those that the table is made on
+    #[arg(long, default_value_t = 2)]
+    seed: u64,
+    #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, |n| n.get()))]
+    threads: usize,
+    /// Few short texts: a look at everything in a minute
+    #[arg(long)]
+    quick: bool,
+    #[arg(long, default_value = "model/recall.safetensors")]
+    weights: PathBuf,
+    /// Write tables and plots into this folder; without it they are only printed
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+/// Those of `all` that are named.
+fn chosen<T>(all: Vec<T>, words: &[String], matches: impl Fn(&T, &str) -> bool) -> Result<Vec<T>> {
+    for word in words {
+        if !all.iter().any(|x| matches(x, word)) {
+            bail!("there is no {word}; see --help and src/methods.rs, src/tasks.rs");
         }
     }
+    Ok(all.into_iter().filter(|x| words.is_empty() || words.iter().any(|w| matches(x, w))).collect())
+}
+
+fn main() -> Result<()> {
+    let mut args = Args::parse();
+    if args.quick {
+        (args.texts, args.lengths) = (args.texts.min(8), vec![512]);
+    }
+    let model = Model::load(&args.weights)?;
+    let methods = chosen(methods::all(), &args.methods, |m: &Method, w| m.name == w || m.family.name() == w)?;
+    let tasks = chosen(Task::ALL.to_vec(), &args.tasks, |t, w| t.name() == w || t.group().name() == w)?;
+    let cells: Vec<(Task, usize)> =
+        args.lengths.iter().flat_map(|&l| tasks.iter().map(move |&t| (t, l))).collect();
+    let jobs: Vec<(Task, usize, usize)> =
+        cells.iter().flat_map(|&(t, l)| (0..args.texts).map(move |i| (t, l, i))).collect();
+
+    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} texts, {eta} left")?;
+    let bar = ProgressBar::new(jobs.len() as u64).with_style(style);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads).build()?;
+    // One text a piece: their times differ by an order of magnitude. Results come in the texts' order.
+    let results: Vec<TextResult> = pool.install(|| {
+        jobs.par_iter()
+            .with_max_len(1)
+            .map(|&(task, length, i)| {
+                let result = run(&model, &task.text(args.seed, length, i), &methods, &args.ratios);
+                bar.inc(1);
+                result.with_context(|| format!("{}, {length} tokens, text {i}", task.name()))
+            })
+            .collect::<Result<_>>()
+    })?;
+    bar.finish_and_clear();
+
+    let mut results = results.into_iter();
+    let cells = cells
+        .iter()
+        .map(|&(task, length)| {
+            Cell::new(args.seed, task, length, results.by_ref().take(args.texts).collect())
+        })
+        .collect();
+    let machine = format!(
+        "{} threads on {}, kernels {}",
+        args.threads,
+        std::env::consts::ARCH,
+        lava::Backend::detect().name()
+    );
+    let run = Run { seed: args.seed, n_texts: args.texts, methods, ratios: args.ratios, cells, machine };
+    println!("{}", run.summary());
+    if let Some(out) = args.out {
+        std::fs::create_dir_all(&out)?;
+        std::fs::write(out.join("tables.md"), run.page())?;
+        std::fs::write(out.join("cells.csv"), run.csv())?;
+    }
+    Ok(())
 }
