@@ -60,5 +60,8 @@ pub mod workspace;
 
 pub use backend::Backend;
 pub use error::{Error, ErrorKind, Result};
-pub use params::{GroupReduce, HeadFloor, Pool, ScoreParams, SelectParams, Shape, ValueSpan};
+pub use params::{
+    Attention, GroupReduce, HeadFloor, LayerBudgets, Pool, ScoreParams, SelectParams, Shape, ValueSpan,
+    ValueWeight,
+};
 pub use view::{Dtype, Rows, Strides, Tensor, TensorMut};

@@ -228,6 +228,12 @@ impl World<'_, '_> {
             sliding_window: self.number(0) as u32,
             scale: self.float(0.0) as f32,
             softcap: self.float(0.0) as f32,
+            attention: self.number(0) as i32,
+            value_weight: self.number(0) as i32,
+            gamma: self.float(0.0) as f32,
+            decay: self.float(0.0) as f32,
+            weight: self.float(0.0) as f32,
+            reserved: self.odd() as u32,
         };
         self.structure(params, May::Read)
     }
@@ -246,6 +252,9 @@ impl World<'_, '_> {
             alpha: self.float(0.2),
             protected_mask: mask,
             n_sink: self.number(0) as u32,
+            head_min: self.number(0) as u32,
+            head_weights: std::ptr::null(),
+            layer_budgets: self.number(0) as i32,
             reserved: self.odd() as u32,
         };
         self.structure(params, May::Read)

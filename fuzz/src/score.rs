@@ -52,7 +52,24 @@ fn options(c: &mut Choices) -> ScoreParams {
         pool_kernel: c.pick(&[1, 3, 7, 7, 9, 63, 127]),
         group_reduce: c.pick(&[GroupReduce::Max, GroupReduce::Mean]),
         value_span: c.pick(&[ValueSpan::Prefix, ValueSpan::All]),
+        ..scorer(c)
     }
+}
+
+/// One of the frame's statistics and value weights, LAVa's most often.
+fn scorer(c: &mut Choices) -> ScoreParams {
+    let (attention, value_weight) = c.pick(&[
+        (Attention::Mean, ValueWeight::HeadMax),
+        (Attention::Mean, ValueWeight::HeadMax),
+        (Attention::Mean, ValueWeight::HeadMax),
+        (Attention::Mean, ValueWeight::Token),
+        (Attention::Squared, ValueWeight::None),
+        (Attention::MeanVariance, ValueWeight::HeadMax),
+        (Attention::Exponential, ValueWeight::HeadMax),
+        (Attention::Recency, ValueWeight::None),
+    ]);
+    let (gamma, decay) = (c.pick(&[0.0, 1.0, 200.0]), c.pick(&[0.3, 1.0]));
+    ScoreParams { attention, value_weight, gamma, decay, ..Default::default() }
 }
 
 impl Case {
@@ -265,6 +282,12 @@ fn c_score_params(params: &ScoreParams) -> lava_score_params {
         sliding_window: params.sliding_window.unwrap_or(0) as u32,
         scale: params.scale.unwrap_or(0.0),
         softcap: params.softcap.unwrap_or(0.0),
+        attention: params.attention as i32,
+        value_weight: params.value_weight as i32,
+        gamma: params.gamma,
+        decay: params.decay,
+        weight: params.weight,
+        reserved: 0,
     }
 }
 
