@@ -6,6 +6,8 @@
 //! | `cache.rs` | one layer's compacted cache |
 //! | `tasks.rs` | prompts and what is asked of them |
 pub mod cache;
+pub mod keep;
+pub mod lkv;
 pub mod measure;
 pub mod methods;
 pub mod model;

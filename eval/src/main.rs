@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+use eval::lkv::Lkv;
 use eval::measure::{TextResult, run};
-use eval::methods::{self, Method};
+use eval::methods::{self, Layers, Method};
 use eval::model::Model;
 use eval::report::Run;
 use eval::statistics::Cell;
@@ -41,6 +42,9 @@ struct Args {
     quick: bool,
     #[arg(long, default_value = "model/recall.safetensors")]
     weights: PathBuf,
+    /// Of LKV's scorer and budgets; where the file is not there the method is left out
+    #[arg(long, default_value = "model/lkv.safetensors")]
+    lkv: PathBuf,
     /// Write tables and plots into this folder; without it they are only printed
     #[arg(long)]
     out: Option<PathBuf>,
@@ -62,7 +66,10 @@ fn main() -> Result<()> {
         (args.texts, args.lengths) = (args.texts.min(8), vec![512]);
     }
     let model = Model::load(&args.weights)?;
-    let methods = chosen(methods::all(), &args.methods, |m: &Method, w| m.name == w || m.family.name() == w)?;
+    let lkv = if args.lkv.exists() { Some(Lkv::load(&model.cfg, &args.lkv)?) } else { None };
+    let runnable =
+        methods::all().into_iter().filter(|m| lkv.is_some() || m.layers != Layers::Learned).collect();
+    let methods = chosen(runnable, &args.methods, |m: &Method, w| m.name == w || m.family.name() == w)?;
     let tasks = chosen(Task::ALL.to_vec(), &args.tasks, |t, w| t.name() == w || t.group().name() == w)?;
     let cells: Vec<(Task, usize)> =
         args.lengths.iter().flat_map(|&l| tasks.iter().map(move |&t| (t, l))).collect();
@@ -77,7 +84,8 @@ fn main() -> Result<()> {
         jobs.par_iter()
             .with_max_len(1)
             .map(|&(task, length, i)| {
-                let result = run(&model, &task.text(args.seed, length, i), &methods, &args.ratios);
+                let result =
+                    run(&model, lkv.as_ref(), &task.text(args.seed, length, i), &methods, &args.ratios);
                 bar.inc(1);
                 result.with_context(|| format!("{}, {length} tokens, text {i}", task.name()))
             })

@@ -3,7 +3,9 @@
 use anyhow::Result;
 
 use crate::cache::{Cache, Kept};
-use crate::methods::{Method, Scored as Scores, WINDOW};
+use crate::keep::Prompt;
+use crate::lkv::Lkv;
+use crate::methods::{Method, WINDOW};
 use crate::model::{LayerTrace, Model, Prefill, l2};
 use crate::tasks::Text;
 
@@ -40,7 +42,13 @@ pub fn budget(n_tokens: usize, ratio: f64) -> usize {
     WINDOW + ((n_tokens - WINDOW) as f64 * ratio).round() as usize
 }
 
-pub fn run(model: &Model, text: &Text, methods: &[Method], ratios: &[f64]) -> Result<TextResult> {
+pub fn run(
+    model: &Model,
+    lkv: Option<&Lkv>,
+    text: &Text,
+    methods: &[Method],
+    ratios: &[f64],
+) -> Result<TextResult> {
     let prefill = model.prefill(&text.prompt);
     let everything = vec![Kept::everything(model.cfg.n_kv_heads, prefill.n_tokens); model.cfg.n_layers];
     let mut trace = vec![];
@@ -48,12 +56,12 @@ pub fn run(model: &Model, text: &Text, methods: &[Method], ratios: &[f64]) -> Re
     let logits = model.decode(&mut caches, prefill.n_tokens, &text.continuation, Some(&mut trace))?;
     let reference = Reference { model, text, prefill: &prefill, trace, log_probs: log_probs(model, &logits) };
     let full = reference.outcome(&everything)?;
-    let mut scores = Scores::new(model, &prefill);
+    let mut prompt = Prompt::new(model, lkv, &prefill);
     let of = methods
         .iter()
         .map(|method| {
             let at_ratio = |&ratio: &f64| {
-                let kept = scores.keep(method, budget(prefill.n_tokens, ratio))?;
+                let kept = prompt.keep(method, budget(prefill.n_tokens, ratio))?;
                 kept.map(|kept| reference.outcome(&kept)).transpose()
             };
             ratios.iter().map(at_ratio).collect()
