@@ -14,7 +14,7 @@ use crate::methods::{Kind, Layers, Method, Scorer, Ties, Weight};
 use crate::model::{LAST_QUERIES, LayerState, Model, Prefill, l2};
 
 /// Scores of all layers, each `[n_kv_heads, prefix_len]`.
-type Scores = Vec<Vec<f32>>;
+pub type Scores = Vec<Vec<f32>>;
 
 /// A prompt, and its scores as far as they were asked for: methods and budgets share them.
 pub struct Prompt<'a> {
@@ -22,11 +22,13 @@ pub struct Prompt<'a> {
     lkv: Option<&'a Lkv>,
     prefill: &'a Prefill,
     known: Vec<(Scorer, Scores)>,
+    /// CAKE's weights of the layers.
+    preferences: Vec<(f64, Vec<f64>)>,
 }
 
 impl<'a> Prompt<'a> {
     pub fn new(model: &'a Model, lkv: Option<&'a Lkv>, prefill: &'a Prefill) -> Self {
-        Self { model, lkv, prefill, known: vec![] }
+        Self { model, lkv, prefill, known: vec![], preferences: vec![] }
     }
 
     /// What each layer keeps at `budget` tokens a head on average, window included. `None` where the method's window and
@@ -43,6 +45,12 @@ impl<'a> Prompt<'a> {
             for (l, layer) in scores.iter_mut().enumerate() {
                 let factor = self.layer_factor(weight, l, layer);
                 layer.iter_mut().for_each(|s| *s *= factor);
+            }
+        }
+        if method.smoothing > 0.0 {
+            for head in scores.iter_mut().flat_map(|s| s.chunks_exact_mut(shape.prefix_len())) {
+                let mean = head.iter().sum::<f32>() / head.len() as f32;
+                head.iter_mut().for_each(|s| *s += method.smoothing * mean);
             }
         }
         let ordered = if method.ties == Ties::LowerToken {
@@ -78,8 +86,10 @@ impl<'a> Prompt<'a> {
                 pyramid_weights(per_head, shape.prefix_len() as u64, beta, &mut weights)?;
                 weights
             }
-            Layers::Preference => {
-                (0..cfg.n_layers).map(|l| self.preference(method.scorer, l)).collect::<Result<_>>()?
+            Layers::Preference { tau1, weight } => {
+                let preferences = self.preferences(method.scorer, tau1)?;
+                let factor = |l: usize| self.layer_factor(weight, l, &scores[l]) as f64;
+                preferences.iter().enumerate().map(|(l, p)| p * factor(l)).collect()
             }
             Layers::Entropy | Layers::Blend { .. } => {
                 let share = if let Layers::Blend { mass, .. } = method.layers { mass } else { 0.0 };
@@ -115,7 +125,8 @@ impl<'a> Prompt<'a> {
         }
     }
 
-    fn scores(&mut self, scorer: Scorer) -> Result<&Scores> {
+    /// `[n_kv_heads, prefix_len]` for each layer.
+    pub fn scores(&mut self, scorer: Scorer) -> Result<&Scores> {
         let at = match self.known.iter().position(|(s, _)| *s == scorer) {
             Some(at) => at,
             None => {
@@ -178,16 +189,24 @@ impl<'a> Prompt<'a> {
         (0..prefix).map(norm).collect()
     }
 
-    /// CAKE's weight of layer `l`.
-    fn preference(&self, scorer: Scorer, l: usize) -> Result<f64> {
+    /// CAKE's weights of the layers.
+    fn preferences(&mut self, scorer: Scorer, tau1: f64) -> Result<Vec<f64>> {
+        if let Some((_, known)) = self.preferences.iter().find(|(tau, _)| *tau == tau1) {
+            return Ok(known.clone());
+        }
         let cfg = &self.model.cfg;
         let shape = shape(cfg, self.prefill.n_tokens, scorer.window);
-        let mut stats = vec![AttentionStats::default(); cfg.n_kv_heads];
-        with_workspace(lava::score::workspace_size(&shape, &scorer.params)?, |w| {
-            let inputs = inputs(&shape, &self.prefill.layers[l])?;
-            attention_stats(Backend::detect(), &shape, &scorer.params, &inputs, 0, 1, w, &mut stats)
-        })?;
-        Ok(preference(&stats, 1.0, 1.0)?)
+        let mut weights = vec![];
+        for layer in &self.prefill.layers {
+            let mut stats = vec![AttentionStats::default(); cfg.n_kv_heads];
+            with_workspace(lava::score::workspace_size(&shape, &scorer.params)?, |w| {
+                let inputs = inputs(&shape, layer)?;
+                attention_stats(Backend::detect(), &shape, &scorer.params, &inputs, 0, 1, w, &mut stats)
+            })?;
+            weights.push(preference(&stats, tau1, 1.0)?);
+        }
+        self.preferences.push((tau1, weights.clone()));
+        Ok(weights)
     }
 }
 

@@ -11,6 +11,7 @@ pub mod lkv;
 pub mod measure;
 pub mod methods;
 pub mod model;
+pub mod plot;
 pub mod report;
 pub mod statistics;
 pub mod tasks;

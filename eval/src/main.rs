@@ -8,9 +8,10 @@ use eval::lkv::Lkv;
 use eval::measure::{TextResult, run};
 use eval::methods::{self, Layers, Method};
 use eval::model::Model;
-use eval::report::Run;
+use eval::plot;
+use eval::report::{Run, between_markers};
 use eval::statistics::Cell;
-use eval::tasks::Task;
+use eval::tasks::{Group, Task};
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 
@@ -48,6 +49,9 @@ struct Args {
     /// Write tables and plots into this folder; without it they are only printed
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Put the short table between the marker comments of this file
+    #[arg(long)]
+    readme: Option<PathBuf>,
 }
 
 /// Those of `all` that are named.
@@ -112,6 +116,16 @@ fn main() -> Result<()> {
         std::fs::create_dir_all(&out)?;
         std::fs::write(out.join("tables.md"), run.page())?;
         std::fs::write(out.join("cells.csv"), run.csv())?;
+        plot::accuracy(&run, &out.join("accuracy.svg"))?;
+        plot::needles(&run, Group::Known, 0.1, &out.join("needles-known.svg"))?;
+        plot::needles(&run, Group::Later, 0.2, &out.join("needles-later.svg"))?;
+    }
+    if let Some(path) = args.readme {
+        let text = std::fs::read_to_string(&path)?;
+        let new = between_markers(&text, "eval", &run.readme()).with_context(|| {
+            format!("{} lacks the lines <!-- eval: begin ... and <!-- eval: end", path.display())
+        })?;
+        std::fs::write(&path, new)?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! The methods: a scorer, a rule for layers and a rule for heads, at a budget that is the same for all.
 
+use lava::params::Attention;
 use lava::{GroupReduce, HeadFloor, Pool, ScoreParams, SelectParams, ValueWeight};
 
 /// How prefix entries are scored.
@@ -38,8 +39,11 @@ pub enum Layers {
     Pyramid {
         beta: f64,
     },
-    /// By entropy and variance of the window's attention, τ1 = τ2 = 1: CAKE.
-    Preference,
+    /// By entropy (to the power 1/τ1) times variance of the window's attention, times the weight: CAKE, with τ1 = 1.
+    Preference {
+        tau1: f64,
+        weight: Weight,
+    },
     /// Head budgets of the whole model that were learned: LKV.
     Learned,
     /// `entropy^(1 − mass) · mass^mass` of scores times the weight.
@@ -104,6 +108,8 @@ pub struct Method {
     /// Sinks, and how heads share a layer's budget, or under [`Layers::Global`] the total.
     pub select: SelectParams<'static>,
     pub ties: Ties,
+    /// Each entry's score grows by so many times its head's mean: what nobody looked at yet may still be looked at.
+    pub smoothing: f32,
     /// Whether layer budgets are shares of all tokens, window and sinks among them, or of what competes.
     pub window_in_shares: bool,
     /// Where it was published.
@@ -118,6 +124,9 @@ impl Method {
         layers && heads
     }
 }
+
+/// The setting that exploration, on other texts than the tables, found best.
+pub const DEFAULT: &str = "g W_o";
 
 /// The method that all others are compared with.
 pub const BASE: &str = "LAVa";
@@ -147,6 +156,7 @@ fn lava() -> Method {
         layers: Layers::Entropy,
         select: SelectParams::paper(),
         ties: Ties::LowerToken,
+        smoothing: 0.0,
         window_in_shares: false,
         source: "arXiv 2509.09754",
     }
@@ -178,7 +188,10 @@ fn peers() -> Vec<Method> {
                 ..with("PyramidKV", snapkv, "arXiv 2406.02069")
             },
         ),
-        Method { layers: Layers::Preference, ..with("CAKE", ScoreParams::cake(200.0), "arXiv 2503.12491") },
+        Method {
+            layers: Layers::Preference { tau1: 1.0, weight: Weight::One },
+            ..with("CAKE", ScoreParams::cake(200.0), "arXiv 2503.12491")
+        },
         window(1, kind(Kind::OneForAll, with("TOVA", ScoreParams::tova(), "arXiv 2401.06104"))),
         sinks(4, with("StreamingLLM", ScoreParams::streaming(), "arXiv 2309.17453")),
         sinks(20, with("VATP", ScoreParams::vatp(), "arXiv 2406.12335")),
@@ -226,7 +239,6 @@ fn beyond() -> Vec<Method> {
     let base = Method { family: Family::Beyond, layers: Layers::Global(Weight::One), source: "", ..lava() };
     let lava = ScoreParams::default();
     let none = ScoreParams::snapkv();
-    let unpooled = ScoreParams { pool_kernel: 1, ..none };
     let global = |name, weight| Method { name, layers: Layers::Global(weight), ..base };
     let kind = |name, kind, params| Method { name, scorer: Scorer { kind, params, ..base.scorer }, ..base };
     let wo = |name, params| Method {
@@ -234,41 +246,45 @@ fn beyond() -> Vec<Method> {
         ..global(name, Weight::Projection)
     };
     let blend = |name, mass, weight| Method { name, layers: Layers::Blend { mass, weight }, ..base };
+    let mass_wo = Layers::Blend { mass: 1.0, weight: Weight::Projection };
+    let cake = Layers::Preference { tau1: 1.0, weight: Weight::One };
+    let cake_wo = Layers::Preference { tau1: 1.0, weight: Weight::Projection };
+    let pref =
+        |name, layers, params| Method { name, layers, scorer: Scorer { params, ..base.scorer }, ..base };
+    let smooth = |name, smoothing, params| Method { smoothing, ..wo(name, params) };
+    let pool15 = ScoreParams { pool_kernel: 15, ..lava };
+    let token = ScoreParams { value_weight: ValueWeight::Token, ..lava };
+    let squared = ScoreParams { attention: Attention::Squared, ..lava };
     vec![
-        global("global", Weight::One),
         global("g W_o", Weight::Projection),
-        global("g W_o/residual", Weight::ProjectionOverResidual),
-        global("g mass^-0.5", Weight::Mass(-0.5)),
-        Method {
-            select: floor(HeadFloor::Guaranteed, 0.2),
-            ..global("g W_o, guaranteed 0.2", Weight::Projection)
-        },
-        Method { ties: Ties::Unpooled, ..global("g W_o, ties unpooled", Weight::Projection) },
-        wo("g W_o token norm", ScoreParams { value_weight: ValueWeight::Token, ..lava }),
-        wo("g W_o output change", ScoreParams { value_weight: ValueWeight::Output, ..lava }),
-        wo("g W_o group mean", ScoreParams { group_reduce: GroupReduce::Mean, ..lava }),
-        wo("g W_o pool 1", ScoreParams { pool_kernel: 1, ..lava }),
-        wo("g W_o pool 3", ScoreParams { pool_kernel: 3, ..lava }),
-        wo("g W_o pool 15", ScoreParams { pool_kernel: 15, ..lava }),
-        Method {
-            scorer: Scorer { window: 16, ..base.scorer },
-            ..global("g W_o window 16", Weight::Projection)
-        },
-        Method {
-            scorer: Scorer { window: 8, ..base.scorer },
-            ..global("g W_o window 8", Weight::Projection)
-        },
-        kind("g projected token", Kind::ProjectedToken, none),
-        kind("g projected token pool 1", Kind::ProjectedToken, unpooled),
-        kind("g projected max", Kind::ProjectedMax, none),
-        kind("g projected max pool 1", Kind::ProjectedMax, unpooled),
-        Method { layers: Layers::Entropy, ..kind("entropy, projected token", Kind::ProjectedToken, none) },
-        blend("mass", 1.0, Weight::One),
         blend("mass W_o", 1.0, Weight::Projection),
-        blend("blend 0.5 W_o", 0.5, Weight::Projection),
-        Method {
-            layers: Layers::Blend { mass: 1.0, weight: Weight::One },
-            ..kind("mass, projected token", Kind::ProjectedToken, none)
-        },
+        wo("g W_o token norm", token),
+        wo("g W_o pool 15", pool15),
+        wo("g W_o squared", squared),
+        wo("g W_o squared pool 15", ScoreParams { pool_kernel: 15, ..squared }),
+        wo("g W_o squared token", ScoreParams { value_weight: ValueWeight::Token, ..squared }),
+        pref("pref, LAVa", cake, lava),
+        pref("pref, token", cake, token),
+        pref("pref, pool 15", cake, pool15),
+        pref("pref, CAKE score", cake, ScoreParams::cake(200.0)),
+        pref("pref W_o, LAVa", cake_wo, lava),
+        pref("pref W_o, token", cake_wo, token),
+        pref("variance, LAVa", Layers::Preference { tau1: 1e9, weight: Weight::One }, lava),
+        pref("variance W_o, LAVa", Layers::Preference { tau1: 1e9, weight: Weight::Projection }, lava),
+        smooth("g W_o smooth 0.01", 0.01, lava),
+        smooth("g W_o smooth 0.1", 0.1, lava),
+        smooth("g W_o smooth 0.3", 0.3, lava),
+        smooth("g W_o smooth 1", 1.0, lava),
+        smooth("g W_o token smooth 0.1", 0.1, token),
+        smooth("g W_o token smooth 0.3", 0.3, token),
+        smooth("g W_o pool 15 smooth 0.1", 0.1, pool15),
+        smooth("g W_o pool 15 smooth 0.3", 0.3, pool15),
+        smooth("g W_o token pool 15 smooth 0.1", 0.1, ScoreParams { pool_kernel: 15, ..token }),
+        smooth("g W_o squared smooth 0.1", 0.1, squared),
+        Method { smoothing: 0.1, ..kind("g projected token smooth 0.1", Kind::ProjectedToken, none) },
+        kind("g projected token pool 15", Kind::ProjectedToken, ScoreParams { pool_kernel: 15, ..none }),
+        smooth("g W_o pool 31 smooth 0.1", 0.1, ScoreParams { pool_kernel: 31, ..lava }),
+        Method { layers: mass_wo, ..wo("mass W_o, pool 15", pool15) },
+        Method { layers: mass_wo, ..wo("mass W_o, squared", squared) },
     ]
 }

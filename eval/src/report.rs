@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::measure::Outcome;
-use crate::methods::{BASE, Family, Method};
+use crate::methods::{BASE, DEFAULT, Family, Method};
 use crate::statistics::{Cell, Estimate};
 use crate::tasks::Group;
 
@@ -91,8 +91,8 @@ impl Run {
         (0..self.methods.len()).filter(|&m| families.contains(&self.methods[m].family)).collect()
     }
 
-    fn base(&self) -> Option<usize> {
-        self.methods.iter().position(|m| m.name == BASE)
+    fn method(&self, name: &str) -> Option<usize> {
+        self.methods.iter().position(|m| m.name == name)
     }
 
     fn head(&self, first: &str) -> Vec<String> {
@@ -117,36 +117,73 @@ impl Run {
         table(&self.head("kept of the prefix"), &rows)
     }
 
-    /// Methods by ratios, the paired difference from LAVa with its interval; bold where the interval has no zero in it.
-    fn differences(&self, group: Group, measure: Measure, methods: &[usize]) -> String {
-        let Some(base) = self.base() else { return String::new() };
-        let decimals = measure.decimals();
-        let rows: Vec<_> = methods
+    /// Paired differences `a − b` by ratios with their intervals; bold where the interval has no zero in it.
+    fn paired(&self, title: &str, group: Group, rows: &[(&str, usize, usize)]) -> String {
+        let of = |m, r| Estimate::of(self.group(group), m, r, |o| Measure::Accuracy.of(o));
+        let rows: Vec<_> = rows
             .iter()
-            .filter(|&&m| m != base)
-            .map(|&m| {
-                let of = |m, r| Estimate::of(self.group(group), m, r, |o| measure.of(o));
-                let cell = |r| match (of(m, r), of(base, r)) {
-                    (Some(e), Some(b)) => {
-                        let d = e.minus(&b);
+            .map(|&(name, a, b)| {
+                let cell = |r| match (of(a, r), of(b, r)) {
+                    (Some(a), Some(b)) => {
+                        let d = a.minus(&b);
                         let (low, high) = d.interval();
                         let bold = if low > 0.0 || high < 0.0 { "**" } else { "" };
-                        format!("{bold}{:+.decimals$}{bold} [{low:+.decimals$}, {high:+.decimals$}]", d.mean)
+                        format!("{bold}{:+.1}{bold} [{low:+.1}, {high:+.1}]", d.mean)
                     }
                     _ => "–".to_string(),
                 };
-                std::iter::once(self.methods[m].name.to_string())
-                    .chain((0..self.ratios.len()).map(cell))
-                    .collect()
+                std::iter::once(name.to_string()).chain((0..self.ratios.len()).map(cell)).collect()
             })
             .collect();
-        table(&self.head("minus LAVa"), &rows)
+        table(&self.head(title), &rows)
     }
 
-    fn full_cache(&self) -> String {
+    /// Accuracy of methods minus LAVa's.
+    fn minus_base(&self, group: Group, methods: &[usize]) -> String {
+        let Some(base) = self.method(BASE) else { return String::new() };
+        let rows: Vec<_> =
+            methods.iter().filter(|&&m| m != base).map(|&m| (self.methods[m].name, m, base)).collect();
+        self.paired("minus LAVa", group, &rows)
+    }
+
+    /// Accuracy of the default minus each method's whose budgets do not depend on the prompt.
+    fn against_static(&self, group: Group) -> String {
+        let Some(default) = self.method(DEFAULT) else { return String::new() };
+        let rows: Vec<_> = (0..self.methods.len())
+            .filter(|&m| self.methods[m].is_static())
+            .map(|m| (self.methods[m].name, default, m))
+            .collect();
+        self.paired(&format!("{DEFAULT}, minus"), group, &rows)
+    }
+
+    /// Methods by lengths, at one ratio.
+    fn by_length(&self, group: Group, ratio: usize, methods: &[usize]) -> String {
+        let lengths = self.lengths();
+        let rows: Vec<_> = methods
+            .iter()
+            .map(|&m| {
+                let cell = |&l: &usize| {
+                    let cells = self.group(group).filter(move |c| c.length == l);
+                    Estimate::of(cells, m, ratio, |o| Measure::Accuracy.of(o))
+                        .map_or("–".into(), |e| format!("{:.1} ± {:.1}", e.mean, e.half_width()))
+                };
+                std::iter::once(self.methods[m].name.to_string()).chain(lengths.iter().map(cell)).collect()
+            })
+            .collect();
+        let title = format!("{} kept, tokens", self.percent(ratio));
+        let head: Vec<String> = std::iter::once(title).chain(lengths.iter().map(usize::to_string)).collect();
+        table(&head, &rows)
+    }
+
+    fn lengths(&self) -> Vec<usize> {
         let mut lengths: Vec<usize> = self.cells.iter().map(|c| c.length).collect();
         lengths.sort_unstable();
         lengths.dedup();
+        lengths
+    }
+
+    fn full_cache(&self) -> String {
+        let lengths = self.lengths();
         let mut tasks: Vec<_> = self.cells.iter().map(|c| c.task).collect();
         tasks.sort_unstable();
         tasks.dedup();
@@ -168,9 +205,7 @@ impl Run {
     }
 
     fn bytes(&self) -> String {
-        let mut lengths: Vec<usize> = self.cells.iter().map(|c| c.length).collect();
-        lengths.sort_unstable();
-        lengths.dedup();
+        let lengths = self.lengths();
         let mut head = self.head("tokens");
         head.insert(1, "whole cache".into());
         let rows: Vec<_> = lengths
@@ -217,7 +252,7 @@ impl Run {
                 let cell = |r| {
                     let share =
                         |l: usize| Estimate::of(self.group(group), m, r, |o| 100.0 * o.layer_share[l]);
-                    (0..4)
+                    (0..self.n_layers())
                         .map(|l| share(l).map_or("–".into(), |e| format!("{:.0}", e.mean)))
                         .collect::<Vec<_>>()
                         .join(" ")
@@ -251,84 +286,114 @@ impl Run {
         );
         let _ = writeln!(page, "## Bytes\n\nKiB of K and V in f16, achieved.\n\n{}", self.bytes());
         for group in self.groups() {
-            let _ = writeln!(page, "## {}\n", group.name());
+            let name = group.name();
+            let _ = writeln!(page, "## {name}\n\n{}\n", group.meaning());
             for measure in Measure::ALL {
-                let _ = writeln!(
-                    page,
-                    "### {}: {}\n\n{}",
-                    group.name(),
-                    measure.title(),
-                    self.means(group, measure, &main)
-                );
+                let _ = writeln!(page, "{}:\n\n{}", measure.title(), self.means(group, measure, &main));
             }
-            let _ = writeln!(
-                page,
-                "Accuracy minus LAVa's:\n\n{}",
-                self.differences(group, Measure::Accuracy, &main)
-            );
+            let _ = writeln!(page, "The same, accuracy minus LAVa's:\n\n{}", self.minus_base(group, &main));
+            for ratio in 0..self.ratios.len() {
+                let _ = writeln!(page, "{}", self.by_length(group, ratio, &main));
+            }
             for (title, methods) in &others {
                 if !methods.is_empty() {
                     let _ = writeln!(
                         page,
-                        "### {}: {title}\n\nAccuracy minus LAVa's:\n\n{}",
-                        group.name(),
-                        self.differences(group, Measure::Accuracy, methods)
+                        "### {name}: {title}\n\nAccuracy minus LAVa's:\n\n{}",
+                        self.minus_base(group, methods)
                     );
-                    let _ = writeln!(
-                        page,
-                        "{}:\n\n{}",
-                        Measure::Accuracy.title(),
-                        self.means(group, Measure::Accuracy, methods)
-                    );
-                    let _ = writeln!(
-                        page,
-                        "{}:\n\n{}",
-                        Measure::Error.title(),
-                        self.means(group, Measure::Error, methods)
-                    );
+                    for measure in [Measure::Accuracy, Measure::Error] {
+                        let _ =
+                            writeln!(page, "{}:\n\n{}", measure.title(), self.means(group, measure, methods));
+                    }
                 }
             }
-            let _ =
-                writeln!(page, "### {}: where the budget goes\n\n{}", group.name(), self.layer_shares(group));
+            let _ = writeln!(
+                page,
+                "### {name}: is dynamic worth it\n\nThe default's accuracy minus that of each method whose budgets are the same for every \
+                 prompt:\n\n{}",
+                self.against_static(group)
+            );
+            let _ = writeln!(
+                page,
+                "### {name}: where the budget goes\n\nShares of layers 0 to {}, %.\n\n{}",
+                self.n_layers() - 1,
+                self.layer_shares(group)
+            );
         }
         page
     }
 
-    /// One line a task, length, method and ratio.
+    fn n_layers(&self) -> usize {
+        self.cells[0].results[0].full.layer_error.len()
+    }
+
+    /// One line a task, length, method and ratio; `_pm` is half the 95% interval.
     pub fn csv(&self) -> String {
-        let mut csv = String::from("task,length,kept,method,texts");
-        for name in ["accuracy", "error", "kl", "nll"] {
-            let _ = write!(csv, ",{name},{name}_low,{name}_high");
-        }
-        csv += ",accuracy_minus_lava,low,high,bytes\n";
+        let mut csv = String::from(
+            "task,length,kept,method,accuracy,accuracy_pm,minus_lava,minus_lava_low,minus_lava_high,error,error_pm,kl,nll,bytes\n",
+        );
+        let base = self.method(BASE);
         for cell in &self.cells {
             for (m, method) in self.methods.iter().enumerate() {
                 for r in 0..self.ratios.len() {
-                    let of = |m, measure: Measure| Estimate::of([cell], m, r, |o| measure.of(o));
-                    let Some(accuracy) = of(m, Measure::Accuracy) else { continue };
-                    let _ = write!(
+                    let of = |m, pick: fn(&Outcome) -> f64| Estimate::of([cell], m, r, pick);
+                    let (Some(accuracy), Some(error)) = (of(m, |o| 100.0 * o.accuracy), of(m, |o| o.error))
+                    else {
+                        continue;
+                    };
+                    let mean = |pick| of(m, pick).map_or(0.0, |e| e.mean);
+                    let difference =
+                        base.and_then(|b| of(b, |o| 100.0 * o.accuracy)).map(|b| accuracy.minus(&b));
+                    let difference = difference.map_or(",,".to_string(), |d| {
+                        format!("{:.1},{:.1},{:.1}", d.mean, d.interval().0, d.interval().1)
+                    });
+                    let _ = writeln!(
                         csv,
-                        "{},{},{},\"{}\",{}",
+                        "{},{},{},\"{}\",{:.1},{:.1},{difference},{:.3},{:.3},{:.3},{:.3},{:.0}",
                         cell.task.name(),
                         cell.length,
                         self.ratios[r],
                         method.name,
-                        cell.results.len()
+                        accuracy.mean,
+                        accuracy.half_width(),
+                        error.mean,
+                        error.half_width(),
+                        mean(|o| o.kl),
+                        mean(|o| o.nll),
+                        mean(|o| o.bytes as f64)
                     );
-                    let mut numbers: Vec<Estimate> = Measure::ALL.iter().filter_map(|&x| of(m, x)).collect();
-                    if let Some(base) = self.base().and_then(|b| of(b, Measure::Accuracy)) {
-                        numbers.push(accuracy.minus(&base));
-                    }
-                    for e in numbers {
-                        let (low, high) = e.interval();
-                        let _ = write!(csv, ",{:.4},{low:.4},{high:.4}", e.mean);
-                    }
-                    let bytes = Estimate::of([cell], m, r, |o| o.bytes as f64).map_or(0.0, |e| e.mean);
-                    let _ = writeln!(csv, ",{bytes:.0}");
                 }
             }
         }
         csv
+    }
+
+    /// For the README: the main methods' accuracy at three budgets of each group.
+    pub fn readme(&self) -> String {
+        let shown: Vec<usize> =
+            (0..self.ratios.len()).filter(|&r| [0.2, 0.1, 0.05].contains(&self.ratios[r])).collect();
+        let mut head = vec!["right, %".to_string()];
+        let groups: Vec<Group> = self.groups().collect();
+        for group in &groups {
+            head.extend(shown.iter().map(|&r| format!("{}, {}", group.name(), self.percent(r))));
+        }
+        let mut methods = self.family(&[Family::Lava, Family::Peer]);
+        methods.splice(0..0, self.method(DEFAULT).filter(|m| !methods.contains(m)));
+        let rows: Vec<_> = methods
+            .iter()
+            .map(|&m| {
+                let mut row = vec![self.methods[m].name.to_string()];
+                for &group in &groups {
+                    row.extend(shown.iter().map(|&r| {
+                        Estimate::of(self.group(group), m, r, |o| Measure::Accuracy.of(o))
+                            .map_or("–".into(), |e| format!("{:.0} ± {:.0}", e.mean, e.half_width()))
+                    }));
+                }
+                row
+            })
+            .collect();
+        format!("{}\nSeed {}, {} texts a task and length.\n", table(&head, &rows), self.seed, self.n_texts)
     }
 
     /// The short form for the terminal.
@@ -355,4 +420,25 @@ pub fn between_markers(text: &str, name: &str, new: &str) -> Option<String> {
     let from = from + text[from..].find('\n')? + 1;
     let to = from + text[from..].find(&end)?;
     Some([&text[..from], new, &text[to..]].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let row = |a: &str, b: &str| vec![a.to_string(), b.to_string()];
+        let text = table(&row("name", "50%"), &[row("LAVa", "99.6 ± 0.5"), row("g", "–")]);
+        let widths: Vec<usize> = text.lines().map(|l| l.chars().count()).collect();
+        assert_eq!(widths, [21; 4]);
+    }
+
+    #[test]
+    fn only_what_is_between_the_markers_is_replaced() {
+        let text = "a\n<!-- eval: begin, by make eval -->\nold\n<!-- eval: end -->\nb\n";
+        let new = between_markers(text, "eval", "new\n").unwrap();
+        assert_eq!(new, "a\n<!-- eval: begin, by make eval -->\nnew\n<!-- eval: end -->\nb\n");
+        assert_eq!(between_markers("no markers", "eval", "new"), None);
+    }
 }

@@ -94,3 +94,40 @@ impl Estimate {
         (high - low) / 2.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Texts whose accuracy is `values`, all else nothing.
+    fn cell(values: &[f64]) -> Cell {
+        let result = |&accuracy: &f64| TextResult {
+            full: Outcome { accuracy, ..Outcome::default() },
+            of: vec![vec![Some(Outcome { accuracy: accuracy + 0.25, ..Outcome::default() }), None]],
+            depths: vec![],
+        };
+        Cell::new(1, Task::Copy, 512, values.iter().map(result).collect())
+    }
+
+    #[test]
+    fn an_interval_is_as_wide_as_theory_says() {
+        let values: Vec<f64> = (0..100).map(|i| (i % 10) as f64).collect();
+        let full = Estimate::over([&cell(&values)], |r| r.full.accuracy).unwrap();
+        assert!((full.mean - 4.5).abs() < 1e-12);
+        // 1.96 standard errors; with 1000 replicates a quantile is off by some percent.
+        let theory = 1.96 * (8.25f64 / 100.0).sqrt();
+        assert!((full.half_width() / theory - 1.0).abs() < 0.12, "{} against {theory}", full.half_width());
+        let (low, high) = full.interval();
+        assert!(low < full.mean && full.mean < high);
+    }
+
+    #[test]
+    fn a_paired_difference_has_no_noise_of_the_texts() {
+        let cell = cell(&[0.0, 1.0, 0.0, 1.0, 1.0]);
+        let full = Estimate::over([&cell], |r| r.full.accuracy).unwrap();
+        let method = Estimate::of([&cell], 0, 0, |o| o.accuracy).unwrap();
+        let (low, high) = method.minus(&full).interval();
+        assert!((low - 0.25).abs() < 1e-9 && (high - 0.25).abs() < 1e-9);
+        assert!(Estimate::of([&cell], 0, 1, |o| o.accuracy).is_none(), "a ratio that was not run");
+    }
+}

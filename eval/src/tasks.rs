@@ -49,6 +49,22 @@ impl Group {
             Self::Generation => "generation",
         }
     }
+
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Known => {
+                "Facts among filler, one or ten of which are asked. The questions stand at the prompt's end, inside the observation window, \
+                 without answers; after eviction they are asked again."
+            }
+            Self::Later => {
+                "Facts among filler, one or ten of which are asked. The prompt has no question: all are asked only after eviction."
+            }
+            Self::Generation => {
+                "Structured random text goes on for 64 tokens: a long segment repeated, segments in the order A B A C A B A D, a repeating block \
+                 of short repetitions."
+            }
+        }
+    }
 }
 
 impl Task {
@@ -207,7 +223,7 @@ fn nested(rng: &mut ChaCha8Rng, length: usize) -> Text {
     let order = |i: usize| (i + 1).trailing_zeros() as usize;
     let n = length - 1;
     let offset = rng.random_range(0..len);
-    let mut first_of_level = vec![usize::MAX; 16];
+    let mut first_of_level = [usize::MAX; 16];
     let tokens: Vec<u16> = (0..n)
         .map(|at| {
             let (i, j) = ((at + offset) / len, (at + offset) % len);
