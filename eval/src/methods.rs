@@ -119,14 +119,84 @@ pub struct Method {
 impl Method {
     /// Whether every prompt gets the same budgets.
     pub fn is_static(&self) -> bool {
-        let layers = matches!(self.layers, Layers::Equal | Layers::Pyramid { .. } | Layers::Learned);
+        let layers = matches!(self.layers, Layers::Equal | Layers::Pyramid { .. });
         let heads = self.select.head_floor == HeadFloor::Affine && self.select.alpha == 1.0;
-        layers && heads
+        self.layers == Layers::Learned || layers && heads
+    }
+
+    /// The score, in words.
+    pub fn score_in_words(&self) -> String {
+        let p = &self.scorer.params;
+        if self.scorer.kind == Kind::Learned {
+            return "learned, of key and value".into();
+        }
+        let attention = match p.attention {
+            Attention::Mean => "mean attention".to_string(),
+            Attention::Squared => "mean squared attention".to_string(),
+            Attention::MeanVariance => format!("mean + {} variance of attention", p.gamma),
+            Attention::Exponential if p.decay == 1.0 => "last query's attention".to_string(),
+            Attention::Exponential => format!("exponential mean of attention, {}", p.decay),
+            Attention::Recency => return "position".into(),
+        };
+        let values = match (self.scorer.kind, p.value_weight) {
+            (Kind::ProjectedToken, _) => " × norm of W_o v",
+            (_, ValueWeight::HeadMax) => " × head's largest norm",
+            (_, ValueWeight::None) => "",
+            (_, ValueWeight::Token) => " × token's norm",
+            (_, ValueWeight::Output) => " → change of output",
+        };
+        let pool = match (p.pool, p.pool_kernel) {
+            (_, 1) => String::new(),
+            (Pool::Max, k) => format!(", max-pool {k}"),
+            (Pool::Avg, k) => format!(", average-pool {k}"),
+        };
+        let group = match p.group_reduce {
+            _ if self.scorer.kind == Kind::OneForAll => ", mean of all heads",
+            GroupReduce::Max => "",
+            GroupReduce::Mean => ", group mean",
+        };
+        let smoothing =
+            if self.smoothing > 0.0 { format!(", + {} head's mean", self.smoothing) } else { String::new() };
+        format!("{attention}{values}{pool}{group}{smoothing}")
+    }
+
+    /// Who gets how much, in words.
+    pub fn budgets_in_words(&self) -> String {
+        let weight = |w| match w {
+            Weight::One => "",
+            Weight::Projection => " × W_o",
+            Weight::ProjectionOverResidual => " × W_o/residual",
+            Weight::Mass(_) => " / mass",
+        };
+        let layers = match self.layers {
+            Layers::Equal => "layers equal".to_string(),
+            Layers::Entropy => "layers by entropy".to_string(),
+            Layers::Pyramid { .. } => "layers falling".to_string(),
+            Layers::Preference { weight: w, .. } => format!("layers by entropy · variance{}", weight(w)),
+            Layers::Learned => return "learned for each head".into(),
+            Layers::Blend { mass: 1.0, weight: w } => format!("layers by mass{}", weight(w)),
+            Layers::Blend { weight: w, .. } => format!("layers by √(entropy · mass){}", weight(w)),
+            Layers::Global(w) => format!("one sort{}", weight(w)),
+        };
+        let heads = match (self.select.head_floor, self.select.alpha) {
+            (HeadFloor::None, _) if matches!(self.layers, Layers::Global(_)) => String::new(),
+            (HeadFloor::None, _) => ", heads compete".into(),
+            (HeadFloor::Affine, 1.0) => ", heads equal".into(),
+            (HeadFloor::Affine, a) => format!(", heads compete, affine {a}"),
+            (HeadFloor::Guaranteed, a) => format!(", heads compete, guaranteed {a}"),
+        };
+        let ties = match self.ties {
+            Ties::LowerToken => "",
+            Ties::HigherToken => ", ties to the higher token",
+            Ties::Unpooled => ", ties by unpooled score",
+        };
+        let window = if self.window_in_shares { ", window counted" } else { "" };
+        format!("{layers}{heads}{ties}{window}")
     }
 }
 
 /// The setting that exploration, on other texts than the tables, found best.
-pub const DEFAULT: &str = "g W_o";
+pub const DEFAULT: &str = "LAVa global";
 
 /// The method that all others are compared with.
 pub const BASE: &str = "LAVa";
@@ -238,53 +308,57 @@ fn ablations() -> Vec<Method> {
 fn beyond() -> Vec<Method> {
     let base = Method { family: Family::Beyond, layers: Layers::Global(Weight::One), source: "", ..lava() };
     let lava = ScoreParams::default();
-    let none = ScoreParams::snapkv();
-    let global = |name, weight| Method { name, layers: Layers::Global(weight), ..base };
-    let kind = |name, kind, params| Method { name, scorer: Scorer { kind, params, ..base.scorer }, ..base };
-    let wo = |name, params| Method {
-        scorer: Scorer { params, ..base.scorer },
-        ..global(name, Weight::Projection)
-    };
-    let blend = |name, mass, weight| Method { name, layers: Layers::Blend { mass, weight }, ..base };
-    let mass_wo = Layers::Blend { mass: 1.0, weight: Weight::Projection };
-    let cake = Layers::Preference { tau1: 1.0, weight: Weight::One };
-    let cake_wo = Layers::Preference { tau1: 1.0, weight: Weight::Projection };
-    let pref =
-        |name, layers, params| Method { name, layers, scorer: Scorer { params, ..base.scorer }, ..base };
-    let smooth = |name, smoothing, params| Method { smoothing, ..wo(name, params) };
-    let pool15 = ScoreParams { pool_kernel: 15, ..lava };
     let token = ScoreParams { value_weight: ValueWeight::Token, ..lava };
     let squared = ScoreParams { attention: Attention::Squared, ..lava };
+    let both = ScoreParams { value_weight: ValueWeight::Token, ..squared };
+    let global = |name, weight, params| Method {
+        name,
+        layers: Layers::Global(weight),
+        scorer: Scorer { params, ..base.scorer },
+        ..base
+    };
+    let smooth = |method| Method { smoothing: 1.0, ..method };
+    let best = |name, weight| smooth(global(name, weight, both));
+    let by_mass = Layers::Blend { mass: 1.0, weight: Weight::Projection };
+    let preference = |weight| Layers::Preference { tau1: 1.0, weight };
     vec![
-        global("g W_o", Weight::Projection),
-        blend("mass W_o", 1.0, Weight::Projection),
-        wo("g W_o token norm", token),
-        wo("g W_o pool 15", pool15),
-        wo("g W_o squared", squared),
-        wo("g W_o squared pool 15", ScoreParams { pool_kernel: 15, ..squared }),
-        wo("g W_o squared token", ScoreParams { value_weight: ValueWeight::Token, ..squared }),
-        pref("pref, LAVa", cake, lava),
-        pref("pref, token", cake, token),
-        pref("pref, pool 15", cake, pool15),
-        pref("pref, CAKE score", cake, ScoreParams::cake(200.0)),
-        pref("pref W_o, LAVa", cake_wo, lava),
-        pref("pref W_o, token", cake_wo, token),
-        pref("variance, LAVa", Layers::Preference { tau1: 1e9, weight: Weight::One }, lava),
-        pref("variance W_o, LAVa", Layers::Preference { tau1: 1e9, weight: Weight::Projection }, lava),
-        smooth("g W_o smooth 0.01", 0.01, lava),
-        smooth("g W_o smooth 0.1", 0.1, lava),
-        smooth("g W_o smooth 0.3", 0.3, lava),
-        smooth("g W_o smooth 1", 1.0, lava),
-        smooth("g W_o token smooth 0.1", 0.1, token),
-        smooth("g W_o token smooth 0.3", 0.3, token),
-        smooth("g W_o pool 15 smooth 0.1", 0.1, pool15),
-        smooth("g W_o pool 15 smooth 0.3", 0.3, pool15),
-        smooth("g W_o token pool 15 smooth 0.1", 0.1, ScoreParams { pool_kernel: 15, ..token }),
-        smooth("g W_o squared smooth 0.1", 0.1, squared),
-        Method { smoothing: 0.1, ..kind("g projected token smooth 0.1", Kind::ProjectedToken, none) },
-        kind("g projected token pool 15", Kind::ProjectedToken, ScoreParams { pool_kernel: 15, ..none }),
-        smooth("g W_o pool 31 smooth 0.1", 0.1, ScoreParams { pool_kernel: 31, ..lava }),
-        Method { layers: mass_wo, ..wo("mass W_o, pool 15", pool15) },
-        Method { layers: mass_wo, ..wo("mass W_o, squared", squared) },
+        global("global", Weight::One, lava),
+        global("global, W_o", Weight::Projection, lava),
+        global("global, W_o/residual", Weight::ProjectionOverResidual, lava),
+        global("global, 1/mass", Weight::Mass(-1.0), lava),
+        Method {
+            select: floor(HeadFloor::Guaranteed, 0.2),
+            ..global("global, W_o, guaranteed 0.2", Weight::Projection, lava)
+        },
+        Method { ties: Ties::Unpooled, ..global("global, W_o, ties unpooled", Weight::Projection, lava) },
+        global("global, W_o, token norm", Weight::Projection, token),
+        Method {
+            scorer: Scorer { kind: Kind::ProjectedToken, params: ScoreParams::snapkv(), ..base.scorer },
+            ..global("global, projected norm", Weight::One, lava)
+        },
+        global("global, squared", Weight::One, squared),
+        smooth(global("global, smoothed", Weight::One, lava)),
+        smooth(global("global, squared, smoothed", Weight::One, squared)),
+        best(DEFAULT, Weight::One),
+        best("LAVa global, W_o", Weight::Projection),
+        Method { smoothing: 0.3, ..best("LAVa global, smoothing 0.3", Weight::One) },
+        Method { smoothing: 3.0, ..best("LAVa global, smoothing 3", Weight::One) },
+        Method { layers: by_mass, ..global("layers by mass, W_o", Weight::Projection, lava) },
+        Method {
+            layers: Layers::Blend { mass: 0.5, weight: Weight::Projection },
+            ..global("layers by entropy and mass, W_o", Weight::Projection, lava)
+        },
+        Method { layers: preference(Weight::One), ..global("CAKE's layers", Weight::One, lava) },
+        Method {
+            layers: preference(Weight::Projection),
+            ..global("CAKE's layers, W_o, token norm", Weight::One, token)
+        },
+        Method { layers: Layers::Learned, ..global("LAVa's score, LKV's budgets", Weight::One, lava) },
+        Method { layers: Layers::Learned, ..global("its score, LKV's budgets", Weight::One, both) },
+        Method {
+            layers: Layers::Equal,
+            select: SelectParams::equal(),
+            ..global("its score, equal budgets", Weight::One, both)
+        },
     ]
 }

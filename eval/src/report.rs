@@ -265,6 +265,26 @@ impl Run {
         table(&self.head("layers' shares, %"), &rows)
     }
 
+    /// What each method is.
+    fn methods(&self) -> String {
+        let head = ["method", "score", "budgets", "window", "sinks", "published"].map(String::from);
+        let rows: Vec<_> = self
+            .methods
+            .iter()
+            .map(|m| {
+                vec![
+                    m.name.to_string(),
+                    m.score_in_words(),
+                    m.budgets_in_words(),
+                    m.scorer.window.to_string(),
+                    m.select.n_sink.to_string(),
+                    m.source.to_string(),
+                ]
+            })
+            .collect();
+        table(&head, &rows)
+    }
+
     /// Everything, as one Markdown page.
     pub fn page(&self) -> String {
         let mut page = String::from("# What eviction loses\n\n");
@@ -278,6 +298,11 @@ impl Run {
             "Written by `make eval`. Seed {}, {} texts a task and length, {}. Intervals: 95%, bootstrap over texts; differences are \
              paired by text. Bold: the interval has no zero in it.\n",
             self.seed, self.n_texts, self.machine
+        );
+        let _ = writeln!(
+            page,
+            "## Methods\n\nAll keep the same number of tokens, their window and sinks among them.\n\n{}",
+            self.methods()
         );
         let _ = writeln!(
             page,
