@@ -52,23 +52,24 @@ impl Measure {
     }
 }
 
-/// A Markdown table whose columns line up: the first to the left, numbers to the right.
+/// A Markdown table whose columns line up: words to the left, numbers to the right.
 pub fn table(head: &[String], rows: &[Vec<String>]) -> String {
     let width = |c: usize| {
         let cells = rows.iter().map(|r| &r[c]).chain([&head[c]]);
         cells.map(|s| s.chars().count()).max().unwrap_or(0).max(3)
     };
-    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let is_words = |c: usize| c == 0 || rows.iter().any(|r| r[c].starts_with(char::is_alphabetic));
+    let columns: Vec<(usize, bool)> = (0..head.len()).map(|c| (width(c), is_words(c))).collect();
     let line = |row: &[String]| {
-        let cells = row.iter().zip(&widths).enumerate().map(|(c, (s, &w))| match c {
-            0 => format!(" {s:<w$} "),
-            _ => format!(" {s:>w$} "),
+        let cells = row.iter().zip(&columns).map(|(s, &(w, words))| match words {
+            true => format!(" {s:<w$} "),
+            false => format!(" {s:>w$} "),
         });
         format!("|{}|\n", cells.collect::<Vec<_>>().join("|"))
     };
-    let rule = widths.iter().enumerate().map(|(c, w)| match c {
-        0 => "-".repeat(w + 2),
-        _ => "-".repeat(w + 1) + ":",
+    let rule = columns.iter().map(|&(w, words)| match words {
+        true => "-".repeat(w + 2),
+        false => "-".repeat(w + 1) + ":",
     });
     let rule = format!("|{}|\n", rule.collect::<Vec<_>>().join("|"));
     line(head) + &rule + &rows.iter().map(|r| line(r)).collect::<String>()
