@@ -1,7 +1,7 @@
 """Trains LKV's two parts on the frozen recall model, writes lkv.safetensors and measures it on held-out text.
 
-    python lkv.py               # trains (about 20 minutes on one core), then the tables
-    python lkv.py --eval-only   # the tables of the file that is there
+    python lkv.py               # trains (about 8 minutes on one core of its own), then the table
+    python lkv.py --eval-only   # the table of the file that is there
 
 LKV: one share of the total per (layer, KV head), fixed after training, and a scorer per (layer, KV head) that reads
 a cached row [k, v] and nothing else: no queries, no attention. Both are trained end to end: a soft top-k per head turns
@@ -36,11 +36,13 @@ RATIOS = (0.5, 0.2, 0.1, 0.05, 0.02)
 LENGTHS = (256, 512, 1024, 512, 256, 1024, 512, 2048)
 TOKENS_PER_GROUP = 2048
 N_BUDGETS = 2  # budgets tried per context: the full cache's pass is the expensive half
-STEPS = 900
-LR, LR_SHARE, WARMUP = 3e-3, 3e-2, 20
-# In units of the scorer's output, whose scale is free. Soft gates cheat: a row at a gate of 0.1 has lost little against
-# other gated rows. Only as they turn hard does the loss become eviction's.
-TAU, TAU_END = 1.0, 0.05
+STEPS = 800
+LR, LR_SHARE, WARMUP = 1e-2, 3e-2, 20
+# The soft top-k's temperature falls from TAU to TAU_END over the first SOFT of the steps, in units of the scorer's output,
+# whose scale is free. Soft gates alone are not enough: a row at a gate of 0.1 has lost little against other rows at 0.1,
+# so the loss looks good (recall at 98%) where a hard top-k loses a quarter of the answers. The rest of the run is hard.
+TAU, TAU_END, SOFT = 1.0, 0.3, 0.2
+TRACE = 1e-6  # an evicted row's gate in training
 
 
 @dataclass
@@ -95,11 +97,22 @@ def counts(share: Tensor, total: int, cap: int) -> Tensor:
     return whole.long()
 
 
+def top(scores: Tensor, kept: Tensor) -> Tensor:
+    """The kept[i] largest of row i as ones, the rest zeros; ties go to the lower token."""
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    chosen = (torch.arange(scores.shape[-1]) < kept[..., None]).float().expand_as(scores)
+    return torch.zeros_like(scores).scatter(-1, order, chosen)
+
+
 class Gates(torch.autograd.Function):
-    """sigmoid((scores - t) / tau), each row's t such that they sum to the row's budget; t's own gradient included."""
+    """sigmoid((scores - t) / tau), each row's t such that they sum to the row's budget; t's own gradient included.
+
+    With `kept`, forward is the hard top-k of as many and backward is still the soft one's: what is trained is then
+    what is deployed. The evicted keep a trace, from which a gradient tells that one should have stayed.
+    """
 
     @staticmethod
-    def forward(ctx, scores: Tensor, budgets: Tensor, tau: float) -> Tensor:
+    def forward(ctx, scores: Tensor, budgets: Tensor, tau: float, kept: Tensor | None) -> Tensor:
         low, high = scores.amin(-1, keepdim=True) - 30 * tau, scores.amax(-1, keepdim=True) + 30 * tau
         for _ in range(30):
             mid = (low + high) / 2
@@ -108,7 +121,7 @@ class Gates(torch.autograd.Function):
         gates = torch.sigmoid((scores - (low + high) / 2) / tau)
         ctx.save_for_backward(gates)
         ctx.tau = tau
-        return gates
+        return (gates if kept is None else top(scores, kept)).clamp(min=TRACE)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -116,7 +129,7 @@ class Gates(torch.autograd.Function):
         slope = gates * (1 - gates)
         weight = slope / slope.sum(-1, keepdim=True).clamp(min=1e-6)
         mean = (weight * grad).sum(-1, keepdim=True)  # what one more token of budget is worth
-        return slope * (grad - mean) / ctx.tau, mean[..., 0].sum(0), None
+        return slope * (grad - mean) / ctx.tau, mean[..., 0].sum(0), None, None
 
 
 # --- The learned part -------------------------------------------------------------------------------------------------
@@ -219,15 +232,24 @@ def after(model: Model, g: Group, context: Context, gates: Tensor) -> Tensor:
     return model.output(model.output_norm(x))
 
 
-def loss_of(logits: Tensor, g: Group, teacher: Tensor) -> tuple[Tensor, list[float]]:
-    """Cross-entropy of the answers plus KL against the full cache; then those two and the answers' accuracy."""
+def answers(logits: Tensor, g: Group) -> tuple[Tensor, Tensor]:
+    """Where the text after the context follows from what stands before: logits [n, vocab], and the tokens [n]."""
     later, target = g.tokens[:, g.n_context + 1 :], g.target[:, g.n_context + 1 :]
-    answer = logits[target]
-    ce = F.cross_entropy(answer, later[target])
-    kl = F.kl_div(logits[target].log_softmax(-1), teacher[target].log_softmax(-1), log_target=True,
-                  reduction="batchmean")
-    hit = (answer.argmax(-1) == later[target]).float().mean()
-    return ce + kl, [ce.item(), kl.item(), hit.item()]
+    return logits[target], later[target]
+
+
+def hit_rate(logits: Tensor, g: Group) -> float:
+    answer, token = answers(logits, g)
+    return (answer.argmax(-1) == token).float().mean().item()
+
+
+def loss_of(logits: Tensor, g: Group, teacher: Tensor) -> tuple[Tensor, list[float]]:
+    """Cross-entropy of the answers plus KL against the full cache; then those two and the hit rate."""
+    answer, token = answers(logits, g)
+    full, _ = answers(teacher, g)
+    ce = F.cross_entropy(answer, token)
+    kl = F.kl_div(answer.log_softmax(-1), full.log_softmax(-1), log_target=True, reduction="batchmean")
+    return ce + kl, [ce.item(), kl.item(), hit_rate(logits, g)]
 
 
 # --- Training ----------------------------------------------------------------------------------------------------------
@@ -250,16 +272,21 @@ def train(model: Model, args: argparse.Namespace) -> Lkv:
             "n_layers": model.cfg.n_layers, "n_kv_heads": model.cfg.n_kv_heads, "head_dim": model.cfg.head_dim,
             "window": WINDOW, "seed": args.seed, "steps": done})
 
-    start, seen = time.time(), []
+    print(f"seed {args.seed}, torch {torch.__version__}, {sum(p.numel() for p in lkv.parameters())} parameters, "
+          f"{args.steps} steps; seconds are of CPU time", flush=True)
+    start, seen = time.process_time(), []
     for step in tqdm(range(args.steps), disable=None, mininterval=5):
         rng = data.stream(args.seed, data.TRAIN, STREAM, step)
-        tau = TAU * (TAU_END / TAU) ** min(1.0, step / (0.8 * args.steps))
+        progress = step / args.steps
+        hard = progress >= SOFT
+        tau = TAU * (TAU_END / TAU) ** min(1.0, progress / SOFT)
         for g in training_groups(rng, LENGTHS[step % len(LENGTHS)]):
             context = prefill(model, g)
             p = context.prefix_len
             for ratio in rng.choice(RATIOS, N_BUDGETS, replace=False):
-                budgets = fill(lkv.share, ratio * p * lkv.share.numel(), p)
-                gates = Gates.apply(lkv.scores(context.rows), budgets, tau).clamp(min=1e-9)
+                total = ratio * p * lkv.share.numel()
+                kept = counts(lkv.share.detach(), round(total), p) if hard else None
+                gates = Gates.apply(lkv.scores(context.rows), fill(lkv.share, total, p), tau, kept)
                 loss, parts = loss_of(after(model, g, context, gates), g, context.logits)
                 loss.backward()
                 seen.append(parts)
@@ -273,7 +300,7 @@ def train(model: Model, args: argparse.Namespace) -> Lkv:
             tqdm.write(f"step {done:4d}  tau {tau:.3f}  " + "  ".join(
                 f"{task}: ce {ce:.3f} kl {kl:.3f} acc {hit:.3f}" for task, (ce, kl, hit) in zip(("recall", "copying"), m))
                 + "  shares " + " ".join(f"{100 * s:.1f}" for s in lkv.share.tolist())
-                + f"  {time.time() - start:5.0f} s")
+                + f"  {time.process_time() - start:4.0f} s")
             seen = []
         if done % 100 == 0 or done == args.steps:
             save(done)
@@ -295,13 +322,6 @@ def window_scores(model: Model, context: Context) -> Tensor:
         vmax = v[:, :p].abs().sum(-1).amax(1)
         out.append(F.max_pool1d(a, 7, stride=1, padding=3) * vmax[..., None])
     return torch.cat(out, 1)
-
-
-def top(scores: Tensor, kept: Tensor) -> Tensor:
-    """The kept[i] largest of row i as ones, the rest zeros; ties go to the lower token."""
-    order = scores.argsort(dim=-1, descending=True, stable=True)
-    chosen = (torch.arange(scores.shape[-1]) < kept[..., None]).float().expand_as(scores)
-    return torch.zeros_like(scores).scatter(-1, order, chosen)
 
 
 def lava_keeps(cfg: Config, scores: Tensor, total: int) -> Tensor:
@@ -326,7 +346,7 @@ def evaluate(model: Model, lkv: Lkv, seed: int) -> None:
         "recall, 2-character keys": lambda r, n: group([data.recall(r, n + 80, 2, n // 32 * 3, 16)], n),
         "copying": lambda r, n: group([data.copying(r, n + 64, int(n * 0.45))], n),
     }
-    lengths, n_prompts = (512, 1024, 2048), 12
+    lengths, n_prompts = (1024, 2048), 16
     hits: dict = {}
     rows = [(task, n) for task in tasks for n in lengths]
     for i, (task, n) in enumerate(tqdm(rows, disable=None)):
@@ -336,7 +356,7 @@ def evaluate(model: Model, lkv: Lkv, seed: int) -> None:
                 context = prefill(model, g)
                 p, own, window = context.prefix_len, lkv.scores(context.rows), window_scores(model, context)
                 noise = torch.rand(own.shape, generator=torch.Generator().manual_seed(1000 * i + j))
-                hits.setdefault((task, n, "full cache", 1), []).append(loss_of(context.logits, g, context.logits)[1][2])
+                hits.setdefault((task, n, "full cache"), []).append(hit_rate(context.logits, g))
                 for ratio in RATIOS:
                     total = round(ratio * p * n_heads)
                     same, shared = counts(equal, total, p), counts(learned, total, p)
@@ -347,15 +367,16 @@ def evaluate(model: Model, lkv: Lkv, seed: int) -> None:
                     }
                     for name, gates in methods.items():
                         assert int(gates.sum()) == total
-                        hit = loss_of(after(model, g, context, gates), g, context.logits)[1][2]
+                        hit = hit_rate(after(model, g, context, gates), g)
                         hits.setdefault((task, n, name, ratio), []).append(hit)
-    header = f"| {'task':24} | {'context':>7} | {'what is kept':28} | " + " | ".join(f"{100 * r:4.0f}%" for r in RATIOS) + " |"
+    header = (f"| {'task':24} | context | {'what is kept':28} | "
+              + " | ".join(f"{100 * r:4.0f}%" for r in RATIOS) + " | everything |")
     print("Answers that are the first choice, %, by share of the prefix kept\n" + header)
     print("|" + "|".join("-" * len(cell) for cell in header.split("|")[1:-1]) + "|")
     for task, n in rows:
-        for name in ["full cache", *methods]:
-            cells = [100 * np.mean(hits[task, n, name, 1 if name == "full cache" else r]) for r in RATIOS]
-            print(f"| {task:24} | {n:7} | {name:28} | " + " | ".join(f"{c:5.1f}" for c in cells) + " |")
+        for name in methods:
+            cells = "".join(f" | {100 * np.mean(hits[task, n, name, r]):5.1f}" for r in RATIOS)
+            print(f"| {task:24} | {n:7} | {name:28}{cells} | {100 * np.mean(hits[task, n, 'full cache']):10.1f} |")
 
 
 def main() -> None:
