@@ -25,18 +25,18 @@ struct Args {
     #[arg(long, value_delimiter = ',')]
     tasks: Vec<String>,
     /// Tokens of a text, those that are decoded included; the model knows 2,048
-    #[arg(long, value_delimiter = ',', default_values_t = [512, 1024, 2048])]
+    #[arg(long, value_delimiter = ',', default_values_t = [512, 1024, 2048], value_parser = length)]
     lengths: Vec<usize>,
     /// Shares of the prefix to keep
-    #[arg(long, value_delimiter = ',', default_values_t = [0.5, 0.2, 0.1, 0.05, 0.02])]
+    #[arg(long, value_delimiter = ',', default_values_t = [0.5, 0.2, 0.1, 0.05, 0.02], value_parser = ratio)]
     ratios: Vec<f64>,
     /// Texts of each task and length
-    #[arg(long, default_value_t = 80)]
+    #[arg(long, default_value_t = 80, value_parser = at_least_one)]
     texts: usize,
     /// Of the texts. Settings are chosen on others than those that the table is made on
     #[arg(long, default_value_t = 2)]
     seed: u64,
-    #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, |n| n.get()))]
+    #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, |n| n.get()), value_parser = at_least_one)]
     threads: usize,
     /// Few short texts: a look at everything in a minute
     #[arg(long)]
@@ -52,6 +52,27 @@ struct Args {
     /// Put the short table between the marker comments of this file
     #[arg(long)]
     readme: Option<PathBuf>,
+}
+
+/// A number that is inside its range, or what the range is.
+fn within<T: std::str::FromStr>(
+    text: &str,
+    range: &str,
+    is_inside: impl Fn(&T) -> bool,
+) -> Result<T, String> {
+    text.parse().ok().filter(is_inside).ok_or_else(|| format!("expected {range}"))
+}
+
+fn length(text: &str) -> Result<usize, String> {
+    within(text, "256 to 4096 tokens", |n| (256..=4096).contains(n))
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    within(text, "a share above 0 and at most 1", |r| *r > 0.0 && *r <= 1.0)
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    within(text, "a number of at least 1", |n| *n >= 1)
 }
 
 /// Those of `all` that are named.

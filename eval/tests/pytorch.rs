@@ -3,11 +3,10 @@
 use std::path::Path;
 
 use eval::cache::{Cache, Kept};
-use eval::model::{Model, numbers, to_f16};
+use eval::model::{Model, numbers};
 use safetensors::SafeTensors;
 
-/// Captured keys and values are f16, and so are ours: half a unit in the last place each, and f32 sums in another order.
-/// What error there is grows with what is added up, so it is taken relative to the tensor's largest number.
+/// Relative to the tensor's largest number: errors grow with what is added up.
 fn worst(ours: impl IntoIterator<Item = f32>, theirs: &[f32]) -> f32 {
     let largest = theirs.iter().fold(0.0f32, |m, x| m.max(x.abs()));
     let ours: Vec<f32> = ours.into_iter().collect();
@@ -52,12 +51,16 @@ fn captured_prompts_give_the_same_numbers() {
                 ("k_next", wide(&trace.k)),
                 ("v_next", wide(&trace.v)),
             ] {
-                // Decoding reads an f16 cache where PyTorch's is f32, so its errors are a cache's, 2^-11 each.
-                let bound = if name.ends_with("next") { 4e-3 } else { 1.5e-3 };
+                // Queries are f32 on both sides: sums in another order. Keys and values are f16: half a unit in the last place.
+                // Decoding reads an f16 cache where PyTorch's is f32, so all its errors are a cache's, some 2^-11 each.
+                let bound = match name {
+                    "q" => 1e-5,
+                    "k" | "v" => 1e-3,
+                    _ => 4e-3,
+                };
                 let error = worst(ours, &of(name));
                 assert!(error < bound, "prompt {p}, layer {l}, {name}: off by {error}");
             }
         }
     }
-    assert_eq!(to_f16(&[1.0]), [half::f16::ONE]);
 }
