@@ -31,7 +31,7 @@ struct Args {
     #[arg(long, value_delimiter = ',', default_values_t = [0.5, 0.2, 0.1, 0.05, 0.02], value_parser = ratio)]
     ratios: Vec<f64>,
     /// Texts of each task and length
-    #[arg(long, default_value_t = 80, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 64, value_parser = at_least_one)]
     texts: usize,
     /// Of the texts. Settings are chosen on others than those that the table is made on
     #[arg(long, default_value_t = 2)]

@@ -55,14 +55,14 @@ pub fn run(
     let mut caches = compact(model, &prefill, &everything, text)?;
     let logits = model.decode(&mut caches, prefill.n_tokens, &text.continuation, Some(&mut trace))?;
     let reference = Reference { model, text, prefill: &prefill, trace, log_probs: log_probs(model, &logits) };
-    let full = reference.outcome(&everything)?;
+    let full = reference.outcome(&everything, WINDOW)?;
     let mut prompt = Prompt::new(model, lkv, &prefill);
     let of = methods
         .iter()
         .map(|method| {
             let at_ratio = |&ratio: &f64| {
                 let kept = prompt.keep(method, budget(prefill.n_tokens, ratio))?;
-                kept.map(|kept| reference.outcome(&kept)).transpose()
+                kept.map(|kept| reference.outcome(&kept, method.scorer.window)).transpose()
             };
             ratios.iter().map(at_ratio).collect()
         })
@@ -96,7 +96,8 @@ struct Reference<'a> {
 }
 
 impl Reference<'_> {
-    fn outcome(&self, kept: &[Kept]) -> Result<Outcome> {
+    /// `window` is the method's, which it keeps in any case.
+    fn outcome(&self, kept: &[Kept], window: usize) -> Result<Outcome> {
         let (cfg, text) = (&self.model.cfg, self.text);
         let mut caches = compact(self.model, self.prefill, kept, text)?;
         let mut layer_error = vec![];
@@ -129,7 +130,7 @@ impl Reference<'_> {
             o.nll += (full[target] - ours[target]) * share;
         }
         let prefix: Vec<f64> =
-            kept.iter().map(|k| k.indices.len() as f64 - (WINDOW * cfg.n_kv_heads) as f64).collect();
+            kept.iter().map(|k| k.indices.len() as f64 - (window * cfg.n_kv_heads) as f64).collect();
         let all: f64 = prefix.iter().sum();
         o.layer_share = prefix.iter().map(|p| p / all).collect();
         Ok(o)
