@@ -35,7 +35,7 @@ for target in "${targets[@]}"; do
     cargo +nightly fuzz run "${options[@]}" "$target" "corpus/$target" "seeds/$target" -- \
         "${limit:--max_total_time=$seconds}" -timeout=600 -max_len=256 >"$log" 2>&1 &
     while kill -0 $! 2>/dev/null; do
-        printf '\r%-16s %12s executions' "$target" "$(executions "$log" || true)" >&2
+        [ ! -t 2 ] || printf '\r%-16s %12s executions' "$target" "$(executions "$log" || true)" >&2
         sleep 1
     done
     if wait $!; then

@@ -19,17 +19,20 @@ struct Case {
     lse: Option<Laid>,
 }
 
-/// Small, with a few of the size from which exponentials are stored.
+/// Small, with a few around the sizes from which exponentials are stored, those of one head or of its whole group.
 fn sizes(c: &mut Choices) -> Shape {
-    let wide = c.rarely(64);
-    let (n_kv_heads, group) = if wide { (8, c.within(1..=2)) } else { (c.within(1..=2), c.within(1..=3)) };
+    let wide = c.rarely(128);
+    let (n_kv_heads, group) = (if wide { 16 } else { c.within(1..=2) }, c.within(1..=3));
     let dim = |c: &mut Choices| match c.below(16) {
         _ if c.rarely(16) => c.within(1..=130),
         0 => c.pick(&[16, 32, 64]),
         _ => c.within(1..=10),
     };
-    let (dims, prefix) =
-        if wide { ((64, c.within(60..=72)), c.within(95..=135)) } else { ((dim(c), dim(c)), c.below(30)) };
+    let (dims, prefix) = if wide {
+        ((c.within(12..=20), c.within(50..=70)), c.within(60..=100))
+    } else {
+        ((dim(c), dim(c)), c.below(30))
+    };
     let prefix = if !wide && c.rarely(32) { c.within(0..=300) } else { prefix };
     let window = if c.once_in(8) { c.within(1..=34) } else { c.within(1..=5) };
     Shape {
