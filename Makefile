@@ -88,10 +88,10 @@ test-neon: check-tools
 fuzz-smoke:
 	$(CARGO) test --quiet --manifest-path fuzz/Cargo.toml
 
-# The same with a fuzzer, SECONDS for each target. Needs nightly Rust and cargo-fuzz.
+# The same with a fuzzer, SECONDS for each target, or RUNS executions. Needs nightly Rust and cargo-fuzz.
 SECONDS ?= 60
 fuzz:
-	fuzz/run.sh $(SECONDS)
+	RUNS=$(RUNS) fuzz/run.sh $(SECONDS)
 
 # C programs and Rust tests under sanitizers and valgrind, ten minutes.
 sanitize: lib

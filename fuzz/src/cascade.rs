@@ -21,7 +21,7 @@ struct Case {
 impl Case {
     fn new(c: &mut Choices) -> Self {
         let (heads, layers, window) = (c.within(1..=4), c.within(1..=6), c.within(1..=3));
-        let prefix = if c.once_in(24) { c.below(120) } else { c.below(16) };
+        let prefix = if c.rarely(24) { c.below(120) } else { c.below(16) };
         let shape = Shape {
             layer: 0,
             n_tokens: prefix + window,

@@ -128,7 +128,7 @@ struct Case {
 impl Case {
     fn new(c: &mut Choices) -> Self {
         let heads = c.within(1..=5);
-        let prefix = if c.once_in(24) { c.below(200) } else { c.below(20) };
+        let prefix = if c.rarely(24) { c.below(200) } else { c.below(20) };
         let window = c.within(1..=4);
         let dims = (c.within(1..=9), c.within(1..=9));
         let shape = Shape {
