@@ -319,9 +319,10 @@ typedef struct lava_score_params {
      */
     float weight;
     /**
-     * Must be 0.
+     * So many times a head's mean score is added to all its scores: what nobody has looked at yet may still be looked at, more
+     * so in heads that are much looked at. Not negative.
      */
-    uint32_t reserved;
+    float smoothing;
 } lava_score_params;
 
 /**

@@ -154,6 +154,9 @@ pub struct ScoreParams {
     pub decay: f32,
     /// What the attention is multiplied by.
     pub value_weight: ValueWeight,
+    /// This many times a head's mean score is added to all its scores: what nobody has looked at yet may still be looked at, in
+    /// heads that are much looked at more than in others. Not negative.
+    pub smoothing: f32,
     /// A factor on all scores of the layer, finite and above 0. It decides nothing inside a layer; under
     /// [`LayerBudgets::Global`] it is the layer's weight.
     pub weight: f32,
@@ -173,6 +176,7 @@ impl Default for ScoreParams {
             gamma: 0.0,
             decay: 1.0,
             value_weight: ValueWeight::HeadMax,
+            smoothing: 0.0,
             weight: 1.0,
         }
     }
@@ -242,6 +246,7 @@ impl ScoreParams {
         ensure(odd, ErrorKind::Argument, c"pool_kernel")?;
         ensure(self.gamma.is_finite() && self.gamma >= 0.0, ErrorKind::Argument, c"gamma")?;
         ensure(self.decay > 0.0 && self.decay <= 1.0, ErrorKind::Argument, c"decay")?;
+        ensure(self.smoothing.is_finite() && self.smoothing >= 0.0, ErrorKind::Argument, c"smoothing")?;
         ensure(self.weight.is_finite() && self.weight > 0.0, ErrorKind::Argument, c"weight")?;
         let sums_to_1 = matches!(self.attention, Attention::Mean | Attention::Exponential);
         ensure(sums_to_1 || self.value_weight != ValueWeight::Output, ErrorKind::Argument, c"value_weight")?;

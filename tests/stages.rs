@@ -242,7 +242,8 @@ fn scores_of_every_method() {
         ScoreParams::rest_kv(1.0),
         ScoreParams::kv_compress(),
         ScoreParams::sage_kv(),
-        ScoreParams { weight: 3.5, ..ScoreParams::vatp() },
+        ScoreParams { weight: 3.5, smoothing: 1.5, ..ScoreParams::vatp() },
+        ScoreParams { smoothing: 1.0, ..ScoreParams::streaming() },
     ];
     let mut seed = 1000u64;
     for scorer in scorers {

@@ -532,7 +532,12 @@ const SCORE_PARAMS: [Row; 24] = [
         LAVA_ERR_ARGUMENT,
         "weight",
     ),
-    ("reserved", |w| w.at::<lava_score_params>("params").reserved = 1, LAVA_ERR_ARGUMENT, "reserved"),
+    (
+        "smoothing NaN",
+        |w| w.at::<lava_score_params>("params").smoothing = f32::NAN,
+        LAVA_ERR_ARGUMENT,
+        "smoothing",
+    ),
 ];
 
 #[test]

@@ -233,7 +233,7 @@ impl World<'_, '_> {
             gamma: self.float(0.0) as f32,
             decay: self.float(0.0) as f32,
             weight: self.float(0.0) as f32,
-            reserved: self.odd() as u32,
+            smoothing: self.float(0.0) as f32,
         };
         self.structure(params, May::Read)
     }

@@ -72,7 +72,8 @@ fn scorer(c: &mut Choices) -> ScoreParams {
         (Attention::Recency, ValueWeight::None),
     ]);
     let (gamma, decay) = (c.pick(&[0.0, 1.0, 200.0]), c.pick(&[0.3, 1.0]));
-    ScoreParams { attention, value_weight, gamma, decay, ..Default::default() }
+    let smoothing = c.pick(&[0.0, 0.0, 1.0]);
+    ScoreParams { attention, value_weight, gamma, decay, smoothing, ..Default::default() }
 }
 
 impl Case {
@@ -298,7 +299,7 @@ fn c_score_params(params: &ScoreParams) -> lava_score_params {
         gamma: params.gamma,
         decay: params.decay,
         weight: params.weight,
-        reserved: 0,
+        smoothing: params.smoothing,
     }
 }
 
