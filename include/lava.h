@@ -14,6 +14,10 @@
  *
  * A cascade (lava_cascade_*) does the third and fourth step for all layers so far whenever another layer's scores arrive.
  *
+ * LAVa is one point of a frame, scorer x head budgets x layer budgets. The options make the others: lava_score_params_snapkv and
+ * its neighbours; head floors, head_min and head_weights of lava_select_params; and in place of lava_entropy's weights equal ones,
+ * lava_pyramid_weights, lava_preference, weights from elsewhere, or one sort over all layers (lava_global_budgets).
+ *
  * Rules for all functions:
  *
  * - Memory is the caller's. Nothing is allocated, nothing is kept between calls but what the machine was found to be able
