@@ -70,11 +70,11 @@ package:
 doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
 
-# The reference and the guide for C, in target/doc-c/html. Doxygen comes from apt if it is not there.
+# The reference of lava.h and lava.hpp and the guide, in target/doc-c/html. Doxygen comes from apt if it is not there.
 doc-c:
 	@ffi-tests/programs.sh doxygen
 	@mkdir -p target && VERSION=$(VERSION) doxygen include/Doxyfile
-	@echo "the C reference is in target/doc-c/html/index.html"
+	@echo "the C and C++ reference is in target/doc-c/html/index.html"
 
 # libclang for bindgen is found, or brought, by ffi-tests/libclang.sh.
 unit:
