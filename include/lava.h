@@ -882,7 +882,7 @@ lava_status lava_global_budgets_workspace_size(const struct lava_shape *shape,
  * workspace: lava_global_budgets_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN.
  * head_budgets: [n_layers, n_kv_heads], receives each head's prefix entries, in all min(total, all there are); untouched on error.
  * Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, ARGUMENT, OVERLAP, WORKSPACE, BUDGET (below what the heads are promised),
- *     NONFINITE (naming layer and head). Any thread.
+ *     NONFINITE (naming layer and head, or head_weights). Any thread.
  */
 lava_status lava_global_budgets(const struct lava_shape *shape,
                                 uint32_t n_layers,
@@ -931,7 +931,7 @@ lava_status lava_select_workspace_size(const struct lava_shape *shape,
  *     kept_indices[cu_kept[h]] up to kept_indices[cu_kept[h + 1]].
  * selection: NULL, or receives what was done, in particular whether nothing was evicted.
  * Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, ARGUMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, BUDGET (below the
- *     protected entries), NONFINITE. Outputs untouched on error. Any thread.
+ *     protected entries or head_min), NONFINITE. Outputs untouched on error. Any thread.
  */
 lava_status lava_select(const struct lava_shape *shape,
                         const struct lava_select_params *params,
@@ -1012,7 +1012,8 @@ lava_status lava_compact(const struct lava_shape *shape,
  * Bytes of state that a cascade needs: about 12 per prefix entry of the total, and its windows.
  *
  * size: receives the bytes; untouched on error.
- * Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ARGUMENT, BUDGET (the protected entries alone exceed the total). Any thread.
+ * Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ARGUMENT, NONFINITE (head_weights), BUDGET (the protected entries or head_min alone
+ *     exceed the total). Any thread.
  */
 lava_status lava_cascade_state_size(const struct lava_shape *shape,
                                     uint32_t n_layers,

@@ -280,7 +280,9 @@ fn compete<E: Entries>(
         }
     }
 
-    b.counts.iter_mut().for_each(|count| *count = (*count).max(floor));
+    for head in 0..n_heads {
+        b.counts[head] = b.counts[head].max(floor.min(entries.len(head) as u64));
+    }
     if params.head_floor == HeadFloor::Affine {
         b.spare.copy_from_slice(b.counts);
         budget::affine_counts(params.alpha, budget, rounding, b.spare, b.counts);

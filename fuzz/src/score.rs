@@ -209,7 +209,13 @@ impl Case {
         let (h, e) = (c.below(laid.rows.len()), c.below(laid.dim));
         laid.set(c.below(laid.rows[h]), h, e, bad);
         let head = (h / (laid.rows.len() / self.shape.n_kv_heads)) as u32;
-        if self.shape.prefix_len() == 0 {
+        // What is not needed is not looked at.
+        let is_values = std::ptr::eq(laid, self.tensors()[2]);
+        let is_needed = match is_values {
+            true => self.params.value_weight != ValueWeight::None,
+            false => self.params.attention != Attention::Recency,
+        };
+        if self.shape.prefix_len() == 0 || !is_needed {
             return;
         }
         let backend = any_backend(c);

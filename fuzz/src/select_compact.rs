@@ -157,7 +157,7 @@ impl Case {
     fn select(&self, c: &mut Choices) -> Kept {
         let (prefix, window) = (self.shape.prefix_len(), self.shape.window);
         let params = self.options.rust();
-        let least = params.n_protected(prefix) * self.shape.n_kv_heads;
+        let least = params.minimum(prefix) * self.shape.n_kv_heads;
         let budget = least + c.below(self.entries() - least + 1);
         let flat = self.scores.concat();
         let kept = select(c, &self.shape, &self.options, &flat, budget as u64);
