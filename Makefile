@@ -13,7 +13,7 @@ LIB  := target/capi/capi/liblava.a
 BIN  := target/examples-c
 LIBS := -lm -lpthread -ldl
 
-.PHONY: run test parts test-neon bench lib install check-tools fmt lint msrv package doc doc-c unit fuzz fuzz-smoke \
+.PHONY: run test parts test-neon bench lib install uninstall check-tools fmt lint msrv package doc doc-c unit fuzz fuzz-smoke \
 	sanitize clean
 
 run: $(BIN)/quickstart
@@ -34,7 +34,10 @@ lib: check-tools
 # Headers, liblava.a, liblava.so with its links, lava.pc and the CMake package, under PREFIX (/usr/local). LIBDIR, INCLUDEDIR
 # and DESTDIR as everywhere.
 install: lib
-	@VERSION=$(VERSION) packaging/install.sh
+	@VERSION=$(VERSION) packaging/install.sh install
+# Takes them away again, with the same variables.
+uninstall:
+	@VERSION=$(VERSION) packaging/install.sh uninstall
 export PREFIX LIBDIR INCLUDEDIR DESTDIR
 
 # Each part is a target of its own. .ci/run asks for their names.
