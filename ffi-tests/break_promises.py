@@ -115,7 +115,7 @@ ROWS = [
      "let total = params.total.min(there);", "let total = params.total.min(there) / 2;", "frame"),
     ("weights are the pushes'", "cascade.rs", "self.weights[layer] = weight;", "self.weights[layer] = 1.0;", "frame"),
     ("a cascade by weights takes no push without", "cascade.rs",
-     "(LayerBudgets::Weights, None) | (_, Some(_)) => {", "(_, Some(_)) if false => {", "status"),
+     "return Err(at(Error::new(ErrorKind::Argument, c\"weight\")));", "1.0", "status"),
     ("an older caller's struct does what it did", "ffi/types.rs",
      "lava_score_params: 56, 32", "lava_score_params: 56, 56", "status"),
     ("attention's window goes by true positions", "attend.rs",
