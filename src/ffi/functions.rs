@@ -250,8 +250,10 @@ pub unsafe extern "C" fn lava_mean_over_heads(
 
 /// How the window looks at the prefix, two numbers per KV head: what lava_preference makes a layer's weight of.
 ///
-///     entropy  = sum over the group's query heads, the window and the prefix of -A ln A
-///     variance = sum over the group's query heads and the prefix of A's variance over the window's queries (by window - 1)
+///     entropy  = sum over heads, window and prefix of -A ln A
+///     variance = sum over heads and prefix of the variance of A over the window, divided by window - 1
+///
+/// where heads are the query heads of the KV head.
 ///
 /// Another pass over K beside lava_score's.
 ///
