@@ -266,7 +266,8 @@ typedef struct lava_error {
 } lava_error;
 
 /**
- * Options of lava_score. lava_score_params_init gives LAVa's; lava_score_params_snapkv and its neighbours those of other papers.
+ * Options of lava_score. lava_score_params_default gives the preset that measures best, lava_score_params_init LAVa's,
+ * lava_score_params_snapkv and its neighbours those of other papers.
  */
 typedef struct lava_score_params {
     /**
@@ -385,8 +386,8 @@ typedef struct lava_tensor {
 } lava_tensor;
 
 /**
- * Options of lava_select and of a cascade. lava_select_params_init gives the default, lava_select_params_paper and
- * lava_select_params_released the presets.
+ * Options of lava_select and of a cascade. lava_select_params_default gives the preset that measures best; the others are
+ * lava_select_params_paper (all zero, as lava_select_params_init), _released and _equal.
  */
 typedef struct lava_select_params {
     /**
@@ -870,11 +871,11 @@ lava_status lava_global_budgets_workspace_size(const struct lava_shape *shape,
                                                struct lava_error *error);
 
 /**
- * Head budgets by one sort over the whole model: the `total` largest scores win, in whatever layer and head they are. Ties go to
+ * Layer and head budgets by one sort over the whole model: the `total` largest scores win, in whatever layer and head they are. Ties go to
  * the lower layer, then the lower head, then the lower token.
  *
- * For each layer, lava_select with these as head_weights and their sum as the budget keeps exactly those entries. Layer weights go
- * into the scores (lava_score_params.weight).
+ * For each layer, lava_select with its budget, and its part of head_weights in lava_select_params, keeps exactly those entries. Layer
+ * weights go into the scores (lava_score_params.weight).
  *
  * shape: of every layer. n_layers * n_kv_heads * n_tokens must be below 2^32.
  * params: head_min, sinks, the mask and LAVA_FLOOR_GUARANTEED are as in one layer, with total / (n_layers * n_kv_heads) as a
@@ -882,7 +883,8 @@ lava_status lava_global_budgets_workspace_size(const struct lava_shape *shape,
  * scores: f32 [n_layers, n_kv_heads, n_tokens - window], finite.
  * total: prefix entries to keep over all layers; see lava_total_entries.
  * workspace: lava_global_budgets_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN.
- * head_budgets: [n_layers, n_kv_heads], receives each head's prefix entries, in all min(total, all there are); untouched on error.
+ * budgets: [n_layers], receives each layer's prefix entries, in all min(total, all there are); untouched on error.
+ * head_weights: [n_layers, n_kv_heads], receives each head's prefix entries, as doubles; untouched on error.
  * Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, ARGUMENT, OVERLAP, WORKSPACE, BUDGET (below what the heads are promised),
  *     NONFINITE (naming layer and head, or head_weights). Any thread.
  */
@@ -893,7 +895,8 @@ lava_status lava_global_budgets(const struct lava_shape *shape,
                                 uint64_t total,
                                 void *workspace,
                                 size_t workspace_size,
-                                uint64_t *head_budgets,
+                                uint64_t *budgets,
+                                double *head_weights,
                                 struct lava_error *error);
 
 /**
@@ -1229,11 +1232,25 @@ static inline lava_tensor lava_tensor_ragged(lava_dtype dtype, void *data, size_
     return tensor;
 }
 
-/** LAVa's scoring: max-pooling of width 7, maximum over the group, values of the prefix. */
+/** Preset `paper`, LAVa's scoring: max-pooling of width 7, maximum over the group, values of the prefix. */
 static inline lava_score_params lava_score_params_init(void) {
     lava_score_params params = LAVA_ZERO;
     params.struct_size = (uint32_t) sizeof(params);
     params.pool_kernel = 7;
+    return params;
+}
+
+/**
+ * The default preset, chosen by `make eval`: squared attention, each token's own value norm, one head's mean added.
+ *
+ * For lava_select_params_default: one sort over all layers. Of the README's table it is the best that was not trained for the model,
+ * or as good as it within the confidence interval.
+ */
+static inline lava_score_params lava_score_params_default(void) {
+    lava_score_params params = lava_score_params_init();
+    params.attention = LAVA_ATTENTION_SQUARED;
+    params.value_weight = LAVA_VALUE_TOKEN;
+    params.smoothing = 1;
     return params;
 }
 
@@ -1336,9 +1353,23 @@ static inline lava_select_params lava_select_params_equal(void) {
     return params;
 }
 
-/** The default: preset `paper`. */
+/** All options at zero: preset `paper`. */
 static inline lava_select_params lava_select_params_init(void) {
     return lava_select_params_paper();
+}
+
+/**
+ * The default preset, chosen by `make eval`: one sort over all layers, of a tenth of which each head is sure.
+ *
+ * A cascade does it by itself. At once: lava_global_budgets, and then lava_select with what it gives. The tenth is for models that are
+ * unlike the one of that table: no layer is left with its window alone because its scores are small throughout.
+ */
+static inline lava_select_params lava_select_params_default(void) {
+    lava_select_params params = lava_select_params_paper();
+    params.head_floor = LAVA_FLOOR_GUARANTEED;
+    params.alpha = 0.1;
+    params.layer_budgets = LAVA_LAYERS_GLOBAL;
+    return params;
 }
 
 /** Causal attention, scale 1 / sqrt(head_dim_k). */

@@ -359,23 +359,26 @@ inline std::vector<double> pyramid_weights(std::uint32_t n_layers, std::uint64_t
     return weights;
 }
 
-/**
- * lava_global_budgets: [n_layers, n_kv_heads] head budgets by one sort over all layers' scores, [n_layers, n_scores(shape)].
- *
- * They are for lava_select_params::head_weights, which are doubles, and so are these.
- */
-inline std::vector<double> global_budgets(const lava_shape &shape, std::uint32_t n_layers, span<const float> scores, std::uint64_t total,
+/** What one sort over the model gives each layer, and of that each of its heads. */
+struct budgets_of_model {
+    std::vector<std::uint64_t> layers;  /**< n_layers prefix budgets, for select */
+    std::vector<double> head_weights;   /**< [n_layers, n_kv_heads], for lava_select_params::head_weights */
+};
+
+/** lava_global_budgets: one sort over all layers' scores, [n_layers, n_scores(shape)]. */
+inline budgets_of_model global_budgets(const lava_shape &shape, std::uint32_t n_layers, span<const float> scores, std::uint64_t total,
                                           workspace &scratch, const lava_select_params &params = lava_select_params_init()) {
     detail::want_size("lava_global_budgets", "scores", scores.size(), n_layers * n_scores(shape));
     std::size_t size = 0;
     detail::check("lava_global_budgets_workspace_size",
                   [&](lava_error *e) { return lava_global_budgets_workspace_size(&shape, n_layers, &size, e); });
-    std::vector<std::uint64_t> budgets(std::size_t(n_layers) * shape.n_kv_heads);
+    budgets_of_model out = {std::vector<std::uint64_t>(n_layers), std::vector<double>(std::size_t(n_layers) * shape.n_kv_heads)};
     void *memory = scratch.reserve(size);
     detail::check("lava_global_budgets", [&](lava_error *e) {
-        return lava_global_budgets(&shape, n_layers, &params, scores.data(), total, memory, size, budgets.data(), e);
+        return lava_global_budgets(&shape, n_layers, &params, scores.data(), total, memory, size, out.layers.data(),
+                                   out.head_weights.data(), e);
     });
-    return {budgets.begin(), budgets.end()};
+    return out;
 }
 
 /** What a layer keeps. */

@@ -129,7 +129,8 @@ pub enum ValueWeight {
     Output = 3,
 }
 
-/// Options of scoring. The default is LAVa's setting; [`ScoreParams::snapkv`] and the others are published methods.
+/// Options of scoring. `Default` is LAVa's setting; [`ScoreParams::global`] is the preset that measures best, and [`ScoreParams::snapkv`] and
+/// the others are published methods.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ScoreParams {
     /// Factor on `q · k`. `None`: `1 / sqrt(head_dim_k)`.
@@ -183,6 +184,17 @@ impl Default for ScoreParams {
 }
 
 impl ScoreParams {
+    /// The preset that `make eval` chose, for one sort over all layers (C: `lava_score_params_default`): squared attention, which tells
+    /// sharp heads from blurred ones; each token's own value norm; and a head's mean added.
+    pub fn global() -> Self {
+        Self {
+            attention: Attention::Squared,
+            value_weight: ValueWeight::Token,
+            smoothing: 1.0,
+            ..Self::default()
+        }
+    }
+
     /// SnapKV, and with other budgets Ada-KV and PyramidKV: mean attention, max-pooled.
     pub fn snapkv() -> Self {
         Self { value_weight: ValueWeight::None, ..Self::default() }
@@ -338,6 +350,11 @@ impl SelectParams<'_> {
     /// The preset of the authors' released code: an affine floor with α = 0.2, here with exact totals.
     pub fn released() -> Self {
         Self { head_floor: HeadFloor::Affine, alpha: 0.2, ..Self::default() }
+    }
+
+    /// What goes with [`ScoreParams::global`] and [`LayerBudgets::Global`]: each head is sure of its best tenth of a share.
+    pub fn global() -> Self {
+        Self { head_floor: HeadFloor::Guaranteed, alpha: 0.1, ..Self::default() }
     }
 
     /// Equal head budgets: SnapKV, PyramidKV, CAKE and all that came before Ada-KV.

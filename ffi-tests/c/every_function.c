@@ -160,14 +160,14 @@ static void model(float *const scores[LAYERS]) {
     /* The same by one sort over all layers, in a cascade and at once; and with weights. */
     float *all = allocate(LAYERS * ENTRIES * sizeof(float));
     for (int l = 0; l < LAYERS; l++) memcpy(all + l * ENTRIES, scores[l], ENTRIES * sizeof(float));
-    uint64_t *head_budgets = allocate(LAYERS * HEADS * 8);
+    double *head_weights = allocate(LAYERS * HEADS * 8);
     OK(lava_global_budgets_workspace_size(&shape, LAYERS, &size, &error));
     void *workspace = allocate(size);
-    OK(lava_global_budgets(&shape, LAYERS, &params, all, *total, workspace, size, head_budgets, &error));
+    OK(lava_global_budgets(&shape, LAYERS, &params, all, *total, workspace, size, budgets, head_weights, &error));
     free(workspace);
     uint64_t sum = 0;
-    for (int i = 0; i < LAYERS * HEADS; i++) sum += head_budgets[i];
-    CHECK(sum == *total);
+    for (int l = 0; l < LAYERS; l++) sum += budgets[l];
+    CHECK(sum == *total && head_weights[0] + head_weights[1] <= (double) budgets[0]);
     OK(lava_pyramid_weights(LAYERS, *budget - WINDOW, TOKENS - WINDOW, 20, weights, &error));
     for (int mode = LAVA_LAYERS_EQUAL; mode <= LAVA_LAYERS_GLOBAL; mode++) {
         lava_select_params by = params;
@@ -191,7 +191,7 @@ static void model(float *const scores[LAYERS]) {
     }
     OK(lava_mean_over_heads(&shape, all, &error));
     CHECK(all[0] == all[TOKENS - WINDOW]);
-    free(all), free(head_budgets), free(weights), free(capacities), free(budgets), free(total), free(budget);
+    free(all), free(head_weights), free(weights), free(capacities), free(budgets), free(total), free(budget);
 }
 
 int main(void) {

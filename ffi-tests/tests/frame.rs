@@ -307,26 +307,18 @@ fn every_allocator_in_a_cascade() {
                 })
                 .unwrap();
                 let (workspace, scores) = (Memory::new(size), layers.concat());
-                let mut counts = vec![0u64; LAYERS * heads];
+                let mut budgets = vec![0u64; LAYERS];
+                of_heads = vec![0.0; LAYERS * heads];
                 call(|e| unsafe {
-                    let (workspace, counts) = (workspace.ptr(), counts.as_mut_ptr());
-                    let scores = scores.as_ptr();
+                    let (workspace, scores, n) = (workspace.ptr(), scores.as_ptr(), LAYERS as u32);
+                    let (budgets, weights) = (budgets.as_mut_ptr(), of_heads.as_mut_ptr());
                     lava_global_budgets(
-                        &shape,
-                        LAYERS as u32,
-                        &params,
-                        scores,
-                        total,
-                        workspace,
-                        size,
-                        counts,
-                        e,
+                        &shape, n, &params, scores, total, workspace, size, budgets, weights, e,
                     )
                 })
                 .unwrap();
-                assert_eq!(counts.iter().sum::<u64>(), total);
-                of_heads = counts.iter().map(|&n| n as f64).collect();
-                counts.chunks(heads).map(|layer| layer.iter().sum()).collect()
+                assert_eq!(budgets.iter().sum::<u64>(), total);
+                budgets
             }
         };
         for (l, scores) in layers.iter().enumerate() {

@@ -1210,7 +1210,8 @@ fn global_budgets() {
                 w.n("total"),
                 w.p("workspace"),
                 size,
-                w.p("head_budgets"),
+                w.p("budgets"),
+                w.p("head_weights"),
                 e,
             )
         })
@@ -1222,7 +1223,8 @@ fn global_budgets() {
             .number("total", 10)
             .arg("scores", In, &[0.5f32; 2 * PREFIX * HEADS.1])
             .scratch("workspace", "workspace_size", bytes)
-            .arg("head_budgets", Out, &[9u64; 2 * HEADS.1])
+            .arg("budgets", Out, &[9u64; 2])
+            .arg("head_weights", Out, &[9f64; 2 * HEADS.1])
     };
     check(make, &[], &SELECT_PARAMS);
     check(

@@ -696,10 +696,10 @@ unsafe fn global_budgets(mut w: World, shape: lava_shape, entries: u64) {
     let needed =
         unsafe { size_of_call(|size| lava_global_budgets_workspace_size(s, layers, size, null_mut())) };
     let (space, size) = w.workspace(needed, May::Scratch);
-    let budgets = w.output(heads, May::Write);
+    let (budgets, weights) = (w.output(layers as u64, May::Write), w.output(heads, May::Write));
     // SAFETY: see `run`.
     w.call("lava_global_budgets", |e| unsafe {
-        lava_global_budgets(s, layers, params, scores, total, space, size, budgets, e)
+        lava_global_budgets(s, layers, params, scores, total, space, size, budgets, weights, e)
     });
 }
 

@@ -471,11 +471,11 @@ pub unsafe extern "C" fn lava_global_budgets_workspace_size(
     }
 }
 
-/// Head budgets by one sort over the whole model: the `total` largest scores win, in whatever layer and head they are. Ties go to
+/// Layer and head budgets by one sort over the whole model: the `total` largest scores win, in whatever layer and head they are. Ties go to
 /// the lower layer, then the lower head, then the lower token.
 ///
-/// For each layer, lava_select with these as head_weights and their sum as the budget keeps exactly those entries. Layer weights go
-/// into the scores (lava_score_params.weight).
+/// For each layer, lava_select with its budget, and its part of head_weights in lava_select_params, keeps exactly those entries. Layer
+/// weights go into the scores (lava_score_params.weight).
 ///
 /// shape: of every layer. n_layers * n_kv_heads * n_tokens must be below 2^32.
 /// params: head_min, sinks, the mask and LAVA_FLOOR_GUARANTEED are as in one layer, with total / (n_layers * n_kv_heads) as a
@@ -483,7 +483,8 @@ pub unsafe extern "C" fn lava_global_budgets_workspace_size(
 /// scores: f32 [n_layers, n_kv_heads, n_tokens - window], finite.
 /// total: prefix entries to keep over all layers; see lava_total_entries.
 /// workspace: lava_global_budgets_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN.
-/// head_budgets: [n_layers, n_kv_heads], receives each head's prefix entries, in all min(total, all there are); untouched on error.
+/// budgets: [n_layers], receives each layer's prefix entries, in all min(total, all there are); untouched on error.
+/// head_weights: [n_layers, n_kv_heads], receives each head's prefix entries, as doubles; untouched on error.
 /// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, ARGUMENT, OVERLAP, WORKSPACE, BUDGET (below what the heads are promised),
 ///     NONFINITE (naming layer and head, or head_weights). Any thread.
 #[unsafe(no_mangle)]
@@ -495,7 +496,8 @@ pub unsafe extern "C" fn lava_global_budgets(
     total: u64,
     workspace: *mut c_void,
     workspace_size: usize,
-    head_budgets: *mut u64,
+    budgets: *mut u64,
+    head_weights: *mut f64,
     error: *mut lava_error,
 ) -> lava_status {
     unsafe {
@@ -507,7 +509,8 @@ pub unsafe extern "C" fn lava_global_budgets(
             reads_options(&params, &shape, n_layers as usize)
                 .reads(scores, n, c"scores")
                 .writes(workspace as *mut u8, workspace_size, c"workspace")
-                .writes(head_budgets, n_heads, c"head_budgets")
+                .writes(budgets, n_layers as usize, c"budgets")
+                .writes(head_weights, n_heads, c"head_weights")
                 .check()?;
             select::global_budgets(
                 &shape,
@@ -516,7 +519,8 @@ pub unsafe extern "C" fn lava_global_budgets(
                 if n == 0 { &[] } else { slice(scores, n, c"scores")? },
                 total,
                 &mut super::call::workspace(workspace, workspace_size)?,
-                slice_mut(head_budgets, n_heads, c"head_budgets")?,
+                slice_mut(budgets, n_layers as usize, c"budgets")?,
+                slice_mut(head_weights, n_heads, c"head_weights")?,
             )
         })
     }

@@ -187,7 +187,8 @@ pub struct lava_tensor {
     pub row_start: *const u32,
 }
 
-/// Options of lava_score. lava_score_params_init gives LAVa's; lava_score_params_snapkv and its neighbours those of other papers.
+/// Options of lava_score. lava_score_params_default gives the preset that measures best, lava_score_params_init LAVa's,
+/// lava_score_params_snapkv and its neighbours those of other papers.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types)]
@@ -224,8 +225,8 @@ pub struct lava_score_params {
     pub smoothing: f32,
 }
 
-/// Options of lava_select and of a cascade. lava_select_params_init gives the default, lava_select_params_paper and
-/// lava_select_params_released the presets.
+/// Options of lava_select and of a cascade. lava_select_params_default gives the preset that measures best; the others are
+/// lava_select_params_paper (all zero, as lava_select_params_init), _released and _equal.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types)]
