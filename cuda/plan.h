@@ -159,7 +159,7 @@ LAVA_PLAN void lava_cuda_score_plan(lava_cuda_score_args *a, uint32_t element_si
 
 /* ---- Entropy ------------------------------------------------------------------------------------------------------ */
 
-/* lava_entropy_heads: grid (n_kv_heads, n_items), LAVA_CUDA_ENTROPY_THREADS threads. lava_entropy: grid (n_items), 32 threads. */
+/* lava_entropy_heads: grid (n_kv_heads, n_items), LAVA_CUDA_ENTROPY_THREADS threads. lava_entropy_layer: grid (n_items), 32 threads. */
 typedef struct lava_cuda_entropy_item {
     const float *scores; /* [n_kv_heads, prefix_len] */
     double *entropy;     /* receives one number */
@@ -176,7 +176,7 @@ LAVA_PLAN uint64_t lava_cuda_entropy_workspace(uint32_t n_items, uint32_t n_kv_h
 
 /* ---- Layer budgets ------------------------------------------------------------------------------------------------ */
 
-/* lava_layer_budgets: grid (n_items), LAVA_CUDA_BUDGET_THREADS threads. */
+/* lava_share_layers: grid (n_items), LAVA_CUDA_BUDGET_THREADS threads. */
 typedef struct lava_cuda_budget_item {
     const double *weights;      /* [n_layers] */
     const uint64_t *capacities; /* [n_layers] */
@@ -216,7 +216,7 @@ typedef struct lava_cuda_select_item {
 } lava_cuda_select_item;
 
 /*
- * lava_select: grid (n_blocks, n_items), LAVA_CUDA_SELECT_THREADS threads. With n_blocks > 1 the blocks wait for each other: all of
+ * lava_select_entries: grid (n_blocks, n_items), LAVA_CUDA_SELECT_THREADS threads. With n_blocks > 1 the blocks wait for each other: all of
  * the grid must fit on the GPU at once (a cooperative launch). Any n_blocks gives the same bits. The workspace's first
  * n_items * LAVA_CUDA_CONTROL_BYTES must be zero.
  */
