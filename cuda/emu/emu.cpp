@@ -1,9 +1,9 @@
 // The scheduler behind emu.h. Compiled without instrumentation: to ThreadSanitizer this file is the hardware. It still sees
-// malloc, free and memset, as done by whichever fiber runs, so memory is filled by loops and freed when a launch is over.
+// malloc, free, memcpy and memset, as done by whichever fiber runs. So fibers allocate nothing, memory is filled by loops, and
+// freed when a launch is over.
 #include "emu.h"
 
 #include <cstdarg>
-#include <map>
 #include <memory>
 #include <ucontext.h>
 #include <vector>
@@ -47,7 +47,7 @@ struct Thread {
 };
 
 struct OpenMeeting {
-    uint32_t mask, arrived;
+    uint32_t mask = 0, arrived = 0; // mask 0: none
     const char *what;
     Meeting meeting;
     Payload in[32];
@@ -55,7 +55,7 @@ struct OpenMeeting {
 
 struct Warp {
     uint32_t alive = 0;
-    std::vector<std::unique_ptr<OpenMeeting>> open;
+    OpenMeeting open[32]; // of disjoint lanes
     char token = 0;
 };
 
@@ -72,8 +72,11 @@ struct Block {
     int line = 0;
     char token = 0;
     std::unique_ptr<char, Free> dynamic, fixed;
-    std::map<const void *, char *> variables;
-    size_t fixed_used = 0, fixed_bytes = 0;
+    struct {
+        const void *key;
+        char *memory;
+    } variables[64];
+    size_t n_variables = 0, fixed_used = 0, fixed_bytes = 0;
 };
 
 struct Grid {
@@ -173,9 +176,8 @@ void enter() {
     Block &block = *thread->block;
     Warp &warp = block.warps[thread->linear / 32];
     warp.alive &= ~(1u << thread->linear % 32);
-    for (auto &meeting : warp.open)
-        if (meeting->mask >> thread->linear % 32 & 1)
-            fail("has returned, but other lanes wait for it in %s", meeting->what);
+    for (const OpenMeeting &meeting : warp.open)
+        if (meeting.mask >> thread->linear % 32 & 1) fail("has returned, but other lanes wait for it in %s", meeting.what);
     if (thread->copies.n != 0) fail("has returned without waiting for its asynchronous copies");
     block.alive--;
     grid->alive--;
@@ -205,6 +207,9 @@ void start(Block &block) {
     const unsigned n = launch.block.x * launch.block.y * launch.block.z;
     block.alive = n;
     block.warps.resize((n + 31) / 32);
+    // Room for all, so that a fiber that wakes others allocates nothing.
+    grid->runnable.reserve(grid->alive + 2 * n);
+    grid->spinning.reserve(grid->alive + 2 * n);
     block.dynamic.reset(unwritten(launch.shared_bytes + GAP));
     forbid(block.dynamic.get() + launch.shared_bytes, GAP, true);
     block.fixed_bytes = STATIC_BYTES + 32 * GAP;
@@ -350,14 +355,16 @@ Payload meet(uint32_t mask, const char *what, Meeting meeting, const Payload &mi
     const uint32_t bit = 1u << thread->linear % 32;
     if ((mask & bit) == 0) fail("%s with mask %08x, which leaves out the calling lane", what, mask);
     if ((mask & warp.alive) != mask) fail("%s with mask %08x waits for lanes that have returned (left: %08x)", what, mask, warp.alive);
-    OpenMeeting *found = nullptr;
-    for (auto &open : warp.open) {
-        if (open->mask == mask && open->meeting == meeting) found = open.get();
-        else if (open->mask & mask) fail("%s with mask %08x while other lanes are in %s with mask %08x", what, mask, open->what, open->mask);
+    OpenMeeting *found = nullptr, *unused = nullptr;
+    for (OpenMeeting &open : warp.open) {
+        if (open.mask == 0) unused = &open;
+        else if (open.mask == mask && open.meeting == meeting) found = &open;
+        else if (open.mask & mask)
+            fail("%s with mask %08x while other lanes are in %s with mask %08x", what, mask, open.what, open.mask);
     }
     if (found == nullptr) {
-        warp.open.emplace_back(new OpenMeeting{mask, 0, what, meeting, {}});
-        found = warp.open.back().get();
+        found = unused;
+        found->mask = mask, found->arrived = 0, found->what = what, found->meeting = meeting;
     }
     found->in[thread->linear % 32] = mine;
     found->arrived |= bit;
@@ -367,7 +374,7 @@ Payload meet(uint32_t mask, const char *what, Meeting meeting, const Payload &mi
         leave(Wait::WARP);
         return thread->taken;
     }
-    Payload out[32] = {};
+    Payload out[32];
     meeting(mask, found->in, out);
     for (unsigned lane = 0; lane < 32; lane++)
         if (mask >> lane & 1) {
@@ -375,11 +382,7 @@ Payload meet(uint32_t mask, const char *what, Meeting meeting, const Payload &mi
             other->taken = out[lane];
             if (other != thread) wake(other);
         }
-    for (size_t i = 0; i < warp.open.size(); i++)
-        if (warp.open[i].get() == found) {
-            warp.open.erase(warp.open.begin() + long(i));
-            break;
-        }
+    found->mask = 0;
     // The last to come does not always go first.
     wake(thread);
     leave(Wait::NONE);
@@ -430,9 +433,9 @@ template <class Widen> static void multiply(const Payload *in, Payload *out, Wid
         for (unsigned i = 0; i < 4; i++) {
             const unsigned row = lane / 4 + i / 2 * 8, column = 2 * (lane % 4) + i % 2;
             float sum;
-            memcpy(&sum, &in[lane].word[6 + i], 4);
+            __builtin_memcpy(&sum, &in[lane].word[6 + i], 4);
             for (unsigned k = 0; k < 16; k++) sum += a[row][k] * b[k][column];
-            memcpy(&out[lane].word[i], &sum, 4);
+            __builtin_memcpy(&out[lane].word[i], &sum, 4);
         }
 }
 
@@ -478,13 +481,13 @@ void spin() {
 
 void *shared(const void *key, size_t bytes) {
     Block &block = *grid->current->block;
-    char *&memory = block.variables[key];
-    if (memory == nullptr) {
-        if (block.fixed_used + bytes > STATIC_BYTES) fail("more than %zu bytes of static shared memory", STATIC_BYTES);
-        memory = block.fixed.get() + block.fixed_used;
-        forbid(memory, bytes, false);
-        block.fixed_used += (bytes + GAP + GAP - 1) / GAP * GAP;
-    }
+    for (size_t i = 0; i < block.n_variables; i++)
+        if (block.variables[i].key == key) return block.variables[i].memory;
+    if (block.n_variables == 64 || block.fixed_used + bytes > STATIC_BYTES) fail("more than %zu bytes or 64 variables of static shared memory", STATIC_BYTES);
+    char *memory = block.fixed.get() + block.fixed_used;
+    forbid(memory, bytes, false);
+    block.fixed_used += (bytes + GAP + GAP - 1) / GAP * GAP;
+    block.variables[block.n_variables++] = {key, memory};
     return memory;
 }
 

@@ -153,12 +153,12 @@ inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(unsigned(x)); }
 inline float __uint_as_float(unsigned bits) {
     float x;
-    memcpy(&x, &bits, 4);
+    __builtin_memcpy(&x, &bits, 4);
     return x;
 }
 inline unsigned __float_as_uint(float x) {
     unsigned bits;
-    memcpy(&bits, &x, 4);
+    __builtin_memcpy(&bits, &x, 4);
     return bits;
 }
 
