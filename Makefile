@@ -103,6 +103,7 @@ bench: check-tools
 	$(CARGO) run --release --quiet --manifest-path benches/Cargo.toml -- --python $(PYTHON) $(if $(RECORD),--record $(RECORD))
 
 include examples-c/llama.cpp/llama.mk
+include cuda/cuda.mk
 
 fmt:
 	$(CARGO) fmt --all

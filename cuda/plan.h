@@ -76,10 +76,11 @@ typedef struct lava_cuda_score_seq {
 
 /*
  * Launches, in order, all with this struct, grid.y = n_kv_heads, grid.z = n_seqs:
- *     lava_score_values_{f16,bf16,f32}          grid.x = LAVA_CUDA_MAX_SPLITS, LAVA_CUDA_VALUE_THREADS threads
+ *     lava_score_values_{f16,bf16,f32}          grid.x = the most lava_cuda_score_splits of a sequence,
+ *                                               LAVA_CUDA_VALUE_THREADS threads
  *     lava_score_rows_{f16,bf16}_{64,80,96,128,256,any}, lava_score_rows_f32
- *                                               grid.x = LAVA_CUDA_MAX_SPLITS, 32 * n_warps threads, shared_bytes; not
- *                                               needed where every sequence has lse
+ *                                               the same grid, 32 * n_warps threads, shared_bytes; not needed
+ *                                               where every sequence has lse
  *     lava_score_lse                            grid.x = ceil(n_rows / LAVA_CUDA_LSE_THREADS)
  *     lava_score_columns_...                    as lava_score_rows_
  *     lava_score_pool                           grid.x = ceil(longest prefix / LAVA_CUDA_POOL_TILE)
@@ -103,6 +104,11 @@ LAVA_PLAN uint32_t lava_cuda_score_rows(const lava_cuda_score_args *a) { return 
 /* Keys of one block: at most LAVA_CUDA_MAX_SPLITS of them, in whole steps. */
 LAVA_PLAN uint32_t lava_cuda_score_span(uint32_t n_tokens) {
     return (uint32_t) lava_cuda_round_up((n_tokens + LAVA_CUDA_MAX_SPLITS - 1) / LAVA_CUDA_MAX_SPLITS, 128);
+}
+/* Blocks that a sequence's keys take. */
+LAVA_PLAN uint32_t lava_cuda_score_splits(uint32_t n_tokens) {
+    const uint32_t span = lava_cuda_score_span(n_tokens);
+    return (n_tokens + span - 1) / span;
 }
 /* Whether the group is reduced before pooling: both maxima, both means, or one of the two does nothing. */
 LAVA_PLAN int lava_cuda_score_reduce_first(const lava_cuda_score_args *a) {

@@ -430,7 +430,7 @@ LAVA_KERNEL(LAVA_CUDA_LSE_THREADS) lava_score_lse(const __grid_constant__ lava_c
         lse = *row_of<float>(seq.lse, head * rows.group + h, j) * LOG2_E;
         if (!is_finite(lse)) report(a.status, seq.layer, blockIdx.z, head, LAVA_CUDA_BAD_LSE);
     } else if (j < a.window) {
-        const uint32_t n = (seq.n_tokens + rows.span - 1) / rows.span;
+        const uint32_t n = lava_cuda_score_splits(seq.n_tokens);
         float most = -INFINITY;
         for (uint32_t i = 0; i < n; i++) most = fmaxf(most, m.partial[uint64_t(i) * rows.all + row].x);
         float sum = 0.0f;
@@ -473,7 +473,7 @@ LAVA_KERNEL(LAVA_CUDA_POOL_THREADS) lava_score_pool(const __grid_constant__ lava
         }
         __syncthreads();
     }
-    const uint32_t n_parts = (seq.n_tokens + rows.span - 1) / rows.span;
+    const uint32_t n_parts = lava_cuda_score_splits(seq.n_tokens);
     float vmax = 0.0f;
     for (uint32_t i = 0; i < n_parts; i++) vmax = fmaxf(vmax, m.value_max[i]);
     // Attention is a mean over the window; a mean over the group is folded in.

@@ -22,7 +22,7 @@
 namespace emu {
 namespace {
 
-constexpr size_t STACK_BYTES = 256 << 10;
+constexpr size_t STACK_BYTES = 64 << 10;
 constexpr size_t STATIC_BYTES = 48 << 10;  // what a kernel may declare
 constexpr size_t GAP = 64;                 // between two shared variables, forbidden ground for AddressSanitizer
 
@@ -84,7 +84,6 @@ struct Grid {
     const std::function<void()> *kernel = nullptr;
     std::vector<std::unique_ptr<Block>> blocks, finished;
     std::vector<Thread *> runnable, spinning;
-    std::vector<char *> stacks;
     Thread *current = nullptr;
     ucontext_t scheduler;
     void *scheduler_fake_stack = nullptr;
@@ -98,6 +97,7 @@ struct Grid {
 };
 
 Grid *grid = nullptr;
+std::vector<char *> stacks; // not in use; a launch later they may be again
 
 void release(void *token) {
 #ifdef EMU_TSAN
@@ -221,9 +221,9 @@ void start(Block &block) {
         thread->block = &block;
         thread->linear = i;
         thread->index = {i % launch.block.x, i / launch.block.x % launch.block.y, i / (launch.block.x * launch.block.y)};
-        if (grid->stacks.empty()) grid->stacks.push_back(static_cast<char *>(aligned_alloc(4096, STACK_BYTES)));
-        thread->stack = grid->stacks.back();
-        grid->stacks.pop_back();
+        if (stacks.empty()) stacks.push_back(static_cast<char *>(aligned_alloc(4096, STACK_BYTES)));
+        thread->stack = stacks.back();
+        stacks.pop_back();
         getcontext(&thread->context);
         thread->context.uc_stack.ss_sp = thread->stack;
         thread->context.uc_stack.ss_size = STACK_BYTES;
@@ -244,8 +244,7 @@ void finish(std::unique_ptr<Block> block) {
 #ifdef EMU_TSAN
         __tsan_destroy_fiber(thread->tsan);
 #else
-        grid->stacks.push_back(thread->stack);
-        thread->stack = nullptr;
+        stacks.push_back(thread->stack);
 #endif
     }
     forbid(block->dynamic.get(), grid->launch.shared_bytes + GAP, false);
@@ -257,12 +256,20 @@ void finish(std::unique_ptr<Block> block) {
 
 [[noreturn]] void deadlock() {
     fprintf(stderr, "emu: deadlock: every thread waits\n");
-    int shown = 0;
-    for (auto &block : grid->blocks)
-        for (auto &thread : block->threads)
-            if (thread->wait != Wait::DONE && shown++ < 8)
-                fprintf(stderr, "emu: block (%u, %u, %u) thread %u waits in %s:%d\n", block->index.x, block->index.y,
-                        block->index.z, thread->linear, thread->at, thread->line);
+    // The first thread of each block that waits in a place.
+    for (auto &block : grid->blocks) {
+        const Thread *shown[16];
+        int n = 0;
+        for (auto &thread : block->threads) {
+            bool is_new = thread->wait != Wait::DONE && n < 16;
+            for (int i = 0; i < n; i++) is_new &= shown[i]->at != thread->at || shown[i]->line != thread->line;
+            if (!is_new) continue;
+            shown[n++] = thread.get();
+            fprintf(stderr, "emu: block (%u, %u, %u) thread %u waits in %s", block->index.x, block->index.y, block->index.z, thread->linear, thread->at);
+            if (thread->line != 0) fprintf(stderr, ":%d", thread->line);
+            fprintf(stderr, "\n");
+        }
+    }
     abort();
 }
 
@@ -344,8 +351,7 @@ void launch(const Launch &what, const std::function<void()> &kernel) {
     }
     acquire(&own.end_token);
     for (auto &block : own.finished)
-        for (auto &thread : block->threads) free(thread->stack);
-    for (char *stack : own.stacks) free(stack);
+        for (auto &thread : block->threads) stacks.push_back(thread->stack);
     grid = nullptr;
 }
 
@@ -476,6 +482,7 @@ void warp_barrier(uint32_t mask) {
 
 void spin() {
     grid->current->at = "a loop on another block's word";
+    grid->current->line = 0;
     leave(Wait::SPIN);
 }
 

@@ -88,11 +88,13 @@ static uint64_t on_gpu(const Case &c, const std::vector<uint32_t> &lengths, std:
     a.n_q_heads = c.n_q_heads, a.n_kv_heads = c.n_kv_heads, a.head_dim_k = c.dk, a.head_dim_v = c.dv, a.window = c.window;
     a.pool = c.pool, a.pool_kernel = c.kernel, a.group_reduce = c.reduce, a.value_span = c.span, a.sliding_window = c.sliding;
     a.scale = c.scale != 0 ? c.scale : float(1 / sqrt(double(c.dk))), a.softcap = c.softcap;
+    uint32_t splits = 0;
     for (uint32_t i = 0; i < a.n_seqs; i++) {
         Sequence &s = *seqs[i];
         memset(s.scores.data(), 0xA5, s.scores.bytes());
         a.seq[i] = {s.q.gpu, s.k.gpu, s.v.gpu, s.lse.gpu, s.scores.data(), lengths[i], 7};
         if (!c.lse) a.seq[i].lse.data = nullptr;
+        splits = std::max(splits, lava_cuda_score_splits(lengths[i]));
         a.max_prefix = std::max(a.max_prefix, lava_cuda_score_prefix(lengths[i], c.window));
     }
     lava_cuda_score_plan(&a, uint32_t(size_of(c.dtype)), c.shared_limit);
@@ -103,10 +105,10 @@ static uint64_t on_gpu(const Case &c, const std::vector<uint32_t> &lengths, std:
     a.status = status.data();
     const uint32_t heads = c.n_kv_heads, threads = 32 * a.n_warps;
     const Kernel values = c.value_dtype == LAVA_F32 ? lava_score_values_f32 : c.value_dtype == LAVA_F16 ? lava_score_values_f16 : lava_score_values_bf16;
-    launch(values, LAVA_CUDA_MAX_SPLITS, heads, a.n_seqs, LAVA_CUDA_VALUE_THREADS, 0, seed, a);
-    if (!c.lse) launch(variant(c.dtype, c.dk, VARIANTS(lava_score_rows)), LAVA_CUDA_MAX_SPLITS, heads, a.n_seqs, threads, a.shared_bytes, seed, a);
+    launch(values, splits, heads, a.n_seqs, LAVA_CUDA_VALUE_THREADS, 0, seed, a);
+    if (!c.lse) launch(variant(c.dtype, c.dk, VARIANTS(lava_score_rows)), splits, heads, a.n_seqs, threads, a.shared_bytes, seed, a);
     launch(lava_score_lse, (lava_cuda_score_rows(&a) + LAVA_CUDA_LSE_THREADS - 1) / LAVA_CUDA_LSE_THREADS, heads, a.n_seqs, LAVA_CUDA_LSE_THREADS, 0, seed, a);
-    launch(variant(c.dtype, c.dk, VARIANTS(lava_score_columns)), LAVA_CUDA_MAX_SPLITS, heads, a.n_seqs, threads, a.shared_bytes, seed, a);
+    launch(variant(c.dtype, c.dk, VARIANTS(lava_score_columns)), splits, heads, a.n_seqs, threads, a.shared_bytes, seed, a);
     launch(lava_score_pool, (a.max_prefix + LAVA_CUDA_POOL_TILE - 1) / LAVA_CUDA_POOL_TILE, heads, a.n_seqs, LAVA_CUDA_POOL_THREADS, 0, seed, a);
     return status[0];
 }
