@@ -6,6 +6,7 @@
 
 A cubin NAME.sm_XX.cubin has the output of ptxas -v beside it, NAME.sm_XX.log.
 """
+import os
 import pathlib
 import re
 import subprocess
@@ -31,10 +32,13 @@ def read_log(path):
     return rows
 
 
-def tensor_cores(cuobjdump, cubin):
+def tensor_cores(tools, cubin):
     """HMMA instructions of each kernel."""
     counts, kernel = {}, None
-    sass = subprocess.run([cuobjdump, "-sass", cubin], check=True, capture_output=True, text=True).stdout
+    # cuobjdump looks for nvdisasm, which comes beside it.
+    environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}"}
+    command = [f"{tools}/cuobjdump", "-sass", cubin]
+    sass = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
     for line in sass.splitlines():
         if found := re.search(r"Function : (\w+)", line):
             kernel = found[1]
@@ -50,7 +54,7 @@ def main(mode, root, *cubins):
         rows += read_log(cubin.with_suffix(".log"))
         if not cubin.name.startswith("score."):
             continue
-        for kernel, n in tensor_cores(f"{root}/bin/cuobjdump", cubin).items():
+        for kernel, n in tensor_cores(f"{root}/bin", cubin).items():
             wants = re.match(r"lava_score_(rows|columns)_b?f16_", kernel) is not None
             if wants != (n > 0):
                 faults.append(f"{kernel} in {cubin.name}: {n} tensor-core instructions")
