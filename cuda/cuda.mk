@@ -58,10 +58,10 @@ cuda-plain: $(foreach test,$(CU_TESTS),$(CU_HOME)/test-$(test))
 	@set -e; for test in $(CU_TESTS); do LAVA_SEEDS=3 $(CU_HOME)/test-$$test; done
 cuda-tsan: $(foreach test,$(CU_TESTS),$(CU_HOME)/tsan-$(test))
 	@echo "under ThreadSanitizer:"
-	@set -e; for test in $(CU_TESTS); do LAVA_SEEDS=1 TSAN_OPTIONS=halt_on_error=1 $(CU_HOME)/tsan-$$test; done
+	@set -e; for test in $(CU_TESTS); do LAVA_QUICK=1 LAVA_SEEDS=1 TSAN_OPTIONS=halt_on_error=1 $(CU_HOME)/tsan-$$test; done
 cuda-asan: $(foreach test,$(CU_TESTS),$(CU_HOME)/asan-$(test))
 	@echo "under AddressSanitizer and UndefinedBehaviorSanitizer:"
-	@set -e; for test in $(CU_TESTS); do LAVA_SEEDS=1 $(CU_HOME)/asan-$$test; done
+	@set -e; for test in $(CU_TESTS); do LAVA_QUICK=1 LAVA_SEEDS=1 $(CU_HOME)/asan-$$test; done
 
 CU_TEST_NEEDS = $(CU)/tests/test.h $(CU_SOURCES) $(CU)/emu/emu.h $(CU)/emu/emu.cpp $(CU_KIT)/.fetched lib
 $(CU_HOME)/test-%: $(CU)/tests/%.cpp $(CU_TEST_NEEDS)

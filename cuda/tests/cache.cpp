@@ -193,6 +193,7 @@ int main() {
         }
     }
     for (const lava_dtype t : {LAVA_F16, LAVA_BF16, LAVA_F32}) {
+        if (is_skipped(t)) continue;
         for (const uint32_t d : {64u, 80u, 128u, 256u, 33u}) check_attend({t, 4, 2, d, d, 1, 1, 2, {100, 37}});
         for (const uint32_t n : {1u, 31u, 32u, 33u, 127u, 128u, 129u, 300u}) check_attend({t, 2, 2, 64, 64, 1, 1, 3, {n, 1}});
         for (const uint32_t causal : {0u, 1u})
