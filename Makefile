@@ -115,6 +115,7 @@ test-eval:
 	$(CARGO) test --release --manifest-path eval/Cargo.toml
 
 include examples-c/llama.cpp/llama.mk
+include cuda/cuda.mk
 
 fmt:
 	$(CARGO) fmt --all
