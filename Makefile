@@ -41,7 +41,7 @@ uninstall:
 export PREFIX LIBDIR INCLUDEDIR DESTDIR
 
 # Each part is a target of its own. .ci/run asks for their names.
-PARTS := lint doc doc-c unit fuzz-smoke
+PARTS := lint doc doc-c unit fuzz-smoke cuda-plain
 test: check-tools $(PARTS)
 	@echo "all checks passed"
 parts:
