@@ -38,6 +38,7 @@ BREAKS = [
     ("compact.cu", "", "while (row >= cu[head + 1]) head++;", "if (row >= cu[head + 1]) head++;", "cache", "plain"),
     ("attend.cu", "ranges[threadIdx.x] =", SYNC, "", "cache", "tsan"),
     ("attend.cu", "", "sum = sum * shrink + total;", "sum = sum + total;", "cache", "plain"),
+    ("attend.cu", "", "acc[r][c] *= by;", ";", "cache", "plain"),
 ]
 
 
