@@ -97,7 +97,12 @@ struct Grid {
 };
 
 Grid *grid = nullptr;
-std::vector<char *> stacks; // not in use; a launch later they may be again
+/// Stacks that are not in use; a launch later they may be again.
+struct Stacks : std::vector<char *> {
+    ~Stacks() {
+        for (char *stack : *this) free(stack);
+    }
+} stacks;
 
 void release(void *token) {
 #ifdef EMU_TSAN

@@ -38,6 +38,7 @@ BREAKS = [
     ("compact.cu", "", "while (row >= cu[head + 1]) head++;", "if (row >= cu[head + 1]) head++;", "cache", "plain"),
     ("attend.cu", "ranges[threadIdx.x] =", SYNC, "", "cache", "tsan"),
     ("attend.cu", "", "sum = sum * shrink + total;", "sum = sum + total;", "cache", "plain"),
+    ("attend.cu", "", "acc[r][c] *= by;", ";", "cache", "plain"),
 ]
 
 
@@ -57,9 +58,11 @@ def build_and_run(source, test, build):
         return "does not end"
     if result.returncode == 0:
         return None
-    for line in result.stderr.splitlines():
-        if "SUMMARY" in line or "emu:" in line or ".cpp:" in line:
-            return line.replace(str(source), "cuda")[:110]
+    lines = result.stderr.splitlines()
+    for sign in ("SUMMARY", "emu: ", ".cpp:"):
+        for line in lines:
+            if sign in line:
+                return line.replace(str(source), "cuda")[:110]
     return f"exit status {result.returncode}"
 
 

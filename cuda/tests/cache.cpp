@@ -205,6 +205,8 @@ int main() {
                 c.transposed_v = true, check_attend(c);
             }
         check_attend({t, 2, 2, 64, 64, 1, 0, 2, {50, 0}});
+        // A warp that comes back for more rows, and rescales what it has when a larger logit comes.
+        check_attend({t, 8, 2, 64, 80, 1, 1, 1, {700, 300}});
         check_attend({t, 4, 2, 64, 64, 1, 1, 2, {50, 40}}, 1);
         check_attend({t, 4, 2, 64, 64, 1, 1, 2, {50, 40}}, 2);
     }
