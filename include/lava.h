@@ -161,7 +161,8 @@
 #define LAVA_FLOOR_GUARANTEED 1
 
 /**
- * Head counts are h * (1 - alpha) + alpha * budget / n_kv_heads, rounded so that they sum exactly.
+ * Head counts are h * (1 - alpha) + alpha * budget / n_kv_heads, rounded so that they sum exactly. Takes time that grows with the
+ * square of n_kv_heads.
  */
 #define LAVA_FLOOR_AFFINE 2
 
@@ -236,7 +237,8 @@ typedef struct lava_shape {
 } lava_shape;
 
 /**
- * Why a call was refused. Every call takes one, or NULL. It is written on success too.
+ * Why a call was refused. Every call takes one, or NULL. It is written on success too. That it shares no memory with the other
+ * arguments is not checked.
  */
 typedef struct lava_error {
     /**
@@ -541,7 +543,8 @@ typedef struct lava_attend_params {
      */
     uint32_t n_base;
     /**
-     * NULL, or the positions of each head's first rows.
+     * NULL, or the positions of each head's first rows, ascending. That they ascend is not checked: others give another mask, and
+     * nothing worse.
      */
     const uint32_t *kept_indices;
     /**
@@ -719,10 +722,10 @@ lava_status lava_score_workspace_size(const struct lava_shape *shape,
  *
  * This is LAVa's score, the default; params make it another paper's.
  *
- * q:   [window, n_q_heads, head_dim_k], the last window queries of the prompt, after RoPE.
+ * q:   [min(window, n_tokens), n_q_heads, head_dim_k], the last window queries of the prompt, after RoPE.
  * k:   [n_tokens, n_kv_heads, head_dim_k], after RoPE.
  * v:   [n_tokens, n_kv_heads, head_dim_v].
- * lse: NULL, or f32 [window, n_q_heads, 1]: natural log-sum-exp of each query's scaled, capped, masked logits over all
+ * lse: NULL, or f32 [min(window, n_tokens), n_q_heads, 1]: natural log-sum-exp of each query's scaled, capped, masked logits over all
  *      keys it sees, as flash attention returns it. Saves a pass and the memory for it. It is believed: a wrong one gives
  *      wrong scores.
  * part, n_parts: this call does share `part` of `n_parts` of the KV heads: n_kv_heads * part / n_parts up to
@@ -1083,7 +1086,7 @@ lava_status lava_cascade_push_weighted(void *state,
  * What layer `layer` keeps after the last push, and how to get there from what the caller's cache held before it.
  *
  * out: receives pointers into the state, good until the next push; untouched on error. What they lead to may be read by
- *     several threads at a time.
+ *     several threads at a time. That it lies outside the state is not checked.
  * Errors: NULL, STRUCT_SIZE, ALIGNMENT, WORKSPACE, STATE (not initialised, or that layer was not pushed yet). Any thread,
  *     but one call on a state at a time.
  */
@@ -1118,8 +1121,9 @@ lava_status lava_attend_workspace_size(const struct lava_shape *shape,
  * part, n_parts: a share of the KV heads with their query heads; the result is the same bits for every n_parts.
  * workspace: lava_attend_workspace_size bytes, one per part, aligned to LAVA_WORKSPACE_ALIGN.
  * Errors: NULL (kept_indices, with a sliding window), STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE,
- *     WORKSPACE, OVERFLOW, DTYPE, INDICES, NONFINITE. The cache is never written; out and lse may be partly written
- *     on NONFINITE and are untouched otherwise. Any thread.
+ *     WORKSPACE, OVERFLOW, DTYPE, INDICES, NONFINITE (in q, k or v, or a sum over values that overflows; rows that no query sees may
+ *     or may not be looked at). The cache is never written; out and lse may be partly written on NONFINITE and are untouched
+ *     otherwise. Any thread.
  */
 lava_status lava_attend(const struct lava_shape *shape,
                         const struct lava_attend_params *params,

@@ -123,10 +123,10 @@ pub unsafe extern "C" fn lava_score_workspace_size(
 ///
 /// This is LAVa's score, the default; params make it another paper's.
 ///
-/// q:   [window, n_q_heads, head_dim_k], the last window queries of the prompt, after RoPE.
+/// q:   [min(window, n_tokens), n_q_heads, head_dim_k], the last window queries of the prompt, after RoPE.
 /// k:   [n_tokens, n_kv_heads, head_dim_k], after RoPE.
 /// v:   [n_tokens, n_kv_heads, head_dim_v].
-/// lse: NULL, or f32 [window, n_q_heads, 1]: natural log-sum-exp of each query's scaled, capped, masked logits over all
+/// lse: NULL, or f32 [min(window, n_tokens), n_q_heads, 1]: natural log-sum-exp of each query's scaled, capped, masked logits over all
 ///      keys it sees, as flash attention returns it. Saves a pass and the memory for it. It is believed: a wrong one gives
 ///      wrong scores.
 /// part, n_parts: this call does share `part` of `n_parts` of the KV heads: n_kv_heads * part / n_parts up to
@@ -950,7 +950,7 @@ unsafe fn push(state: *mut c_void, state_size: usize, scores: *const f32, weight
 /// What layer `layer` keeps after the last push, and how to get there from what the caller's cache held before it.
 ///
 /// out: receives pointers into the state, good until the next push; untouched on error. What they lead to may be read by
-///     several threads at a time.
+///     several threads at a time. That it lies outside the state is not checked.
 /// Errors: NULL, STRUCT_SIZE, ALIGNMENT, WORKSPACE, STATE (not initialised, or that layer was not pushed yet). Any thread,
 ///     but one call on a state at a time.
 #[unsafe(no_mangle)]
@@ -1020,8 +1020,9 @@ pub unsafe extern "C" fn lava_attend_workspace_size(
 /// part, n_parts: a share of the KV heads with their query heads; the result is the same bits for every n_parts.
 /// workspace: lava_attend_workspace_size bytes, one per part, aligned to LAVA_WORKSPACE_ALIGN.
 /// Errors: NULL (kept_indices, with a sliding window), STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE,
-///     WORKSPACE, OVERFLOW, DTYPE, INDICES, NONFINITE. The cache is never written; out and lse may be partly written
-///     on NONFINITE and are untouched otherwise. Any thread.
+///     WORKSPACE, OVERFLOW, DTYPE, INDICES, NONFINITE (in q, k or v, or a sum over values that overflows; rows that no query sees may
+///     or may not be looked at). The cache is never written; out and lse may be partly written on NONFINITE and are untouched
+///     otherwise. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_attend(
     shape: *const lava_shape,

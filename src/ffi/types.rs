@@ -109,7 +109,8 @@ pub const LAVA_LAYERS_GLOBAL: i32 = 3;
 pub const LAVA_FLOOR_NONE: i32 = 0;
 /// Each head's top floor(alpha * budget / n_kv_heads) entries are kept first, the rest compete.
 pub const LAVA_FLOOR_GUARANTEED: i32 = 1;
-/// Head counts are h * (1 - alpha) + alpha * budget / n_kv_heads, rounded so that they sum exactly.
+/// Head counts are h * (1 - alpha) + alpha * budget / n_kv_heads, rounded so that they sum exactly. Takes time that grows with the
+/// square of n_kv_heads.
 pub const LAVA_FLOOR_AFFINE: i32 = 2;
 
 /// Alignment that workspaces and cascade states need, in bytes. Memory from malloc has it.
@@ -322,13 +323,15 @@ pub struct lava_attend_params {
     pub sliding_window: u32,
     /// Position of each head's first row behind its kept ones; later rows count on from there.
     pub n_base: u32,
-    /// NULL, or the positions of each head's first rows.
+    /// NULL, or the positions of each head's first rows, ascending. That they ascend is not checked: others give another mask, and
+    /// nothing worse.
     pub kept_indices: *const u32,
     /// NULL, or their prefix sum, n_kv_heads + 1 entries.
     pub cu_kept: *const u32,
 }
 
-/// Why a call was refused. Every call takes one, or NULL. It is written on success too.
+/// Why a call was refused. Every call takes one, or NULL. It is written on success too. That it shares no memory with the other
+/// arguments is not checked.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types)]
