@@ -13,7 +13,7 @@ LIB  := target/capi/capi/liblava.a
 BIN  := target/examples-c
 LIBS := -lm -lpthread -ldl
 
-.PHONY: run test parts test-neon bench eval test-eval lib install check-tools fmt lint msrv package doc doc-c unit fuzz fuzz-smoke \
+.PHONY: run test parts test-neon bench eval test-eval lib install uninstall check-tools fmt lint msrv package doc doc-c unit fuzz fuzz-smoke \
 	sanitize clean
 
 run: $(BIN)/quickstart
@@ -34,11 +34,14 @@ lib: check-tools
 # Headers, liblava.a, liblava.so with its links, lava.pc and the CMake package, under PREFIX (/usr/local). LIBDIR, INCLUDEDIR
 # and DESTDIR as everywhere.
 install: lib
-	@VERSION=$(VERSION) packaging/install.sh
+	@VERSION=$(VERSION) packaging/install.sh install
+# Takes them away again, with the same variables.
+uninstall:
+	@VERSION=$(VERSION) packaging/install.sh uninstall
 export PREFIX LIBDIR INCLUDEDIR DESTDIR
 
 # Each part is a target of its own. .ci/run asks for their names.
-PARTS := lint doc doc-c unit fuzz-smoke
+PARTS := lint doc doc-c unit fuzz-smoke cuda-plain
 test: check-tools $(PARTS)
 	@echo "all checks passed"
 parts:
@@ -70,11 +73,11 @@ package:
 doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
 
-# The reference and the guide for C, in target/doc-c/html. Doxygen comes from apt if it is not there.
+# The reference of lava.h and lava.hpp and the guide, in target/doc-c/html. Doxygen comes from apt if it is not there.
 doc-c:
 	@ffi-tests/programs.sh doxygen
 	@mkdir -p target && VERSION=$(VERSION) doxygen include/Doxyfile
-	@echo "the C reference is in target/doc-c/html/index.html"
+	@echo "the C and C++ reference is in target/doc-c/html/index.html"
 
 # libclang for bindgen is found, or brought, by ffi-tests/libclang.sh.
 unit:
@@ -88,10 +91,10 @@ test-neon: check-tools
 fuzz-smoke:
 	$(CARGO) test --quiet --manifest-path fuzz/Cargo.toml
 
-# The same with a fuzzer, SECONDS for each target. Needs nightly Rust and cargo-fuzz.
+# The same with a fuzzer, SECONDS for each target, or RUNS executions. Needs nightly Rust and cargo-fuzz.
 SECONDS ?= 60
 fuzz:
-	fuzz/run.sh $(SECONDS)
+	RUNS=$(RUNS) fuzz/run.sh $(SECONDS)
 
 # C programs and Rust tests under sanitizers and valgrind, ten minutes.
 sanitize: lib
@@ -112,6 +115,7 @@ test-eval:
 	$(CARGO) test --release --manifest-path eval/Cargo.toml
 
 include examples-c/llama.cpp/llama.mk
+include cuda/cuda.mk
 
 fmt:
 	$(CARGO) fmt --all

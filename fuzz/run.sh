@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# Runs each fuzz target in turn for SECONDS (60) with libFuzzer, and prints a table. Stops with an error if there is a finding;
-# what led to it is then in fuzz/artifacts/.
+# Runs each fuzz target in turn for SECONDS (60) with libFuzzer, or where RUNS is set for so many executions, and prints a table.
+# Stops with an error if there is a finding; what led to it is then in fuzz/artifacts/.
 #
 #     fuzz/run.sh [SECONDS [TARGET...]]
+#     RUNS=10000000 fuzz/run.sh
 #
 # Needs the nightly compiler and cargo-fuzz 0.13. No sanitizer: the targets put all memory against guard pages, and debug
-# assertions are on. Comparisons are not traced, which makes twice as many executions.
+# assertions are on. Comparisons are not traced, which makes twice as many executions. A case of ten seconds is told and kept, one
+# of ten minutes ends the run: less may be a machine that was busy or paused.
 set -euo pipefail
 cd "$(dirname "$0")"
 seconds=${1:-60}
 targets=("${@:2}")
+limit=${RUNS:+-runs=$RUNS}
 [ ${#targets[@]} -gt 0 ] || targets=(abi score select_compact cascade attend)
 
 cargo +nightly fuzz --version >/dev/null 2>&1 || {
@@ -20,7 +23,7 @@ options=(--fuzz-dir . --sanitizer none --features libfuzzer --release --debug-as
 cargo +nightly fuzz build "${options[@]}" --quiet 2>/dev/null || cargo +nightly fuzz build "${options[@]}"
 
 # Of a libFuzzer log: the last number of executions, and of covered places.
-executions() { grep -oE '^#[0-9]+' "$1" | tail -1 | tr -d '#'; }
+executions() { grep -oE '^(#|Done )[0-9]+' "$1" | tail -1 | tr -dc '0-9'; }
 covered() { grep -oE 'cov: [0-9]+' "$1" | tail -1 | tr -dc '0-9'; }
 
 logs=$(mktemp -d)
@@ -30,13 +33,19 @@ for target in "${targets[@]}"; do
     log=$logs/$target
     mkdir -p "corpus/$target" "artifacts/$target"
     cargo +nightly fuzz run "${options[@]}" "$target" "corpus/$target" "seeds/$target" -- \
-        -max_total_time="$seconds" -timeout=60 -max_len=256 >"$log" 2>&1 &
+        "${limit:--max_total_time=$seconds}" -timeout=600 -max_len=256 >"$log" 2>&1 &
     while kill -0 $! 2>/dev/null; do
-        printf '\r%-16s %12s executions' "$target" "$(executions "$log" || true)" >&2
+        [ ! -t 2 ] || printf '\r%-16s %12s executions' "$target" "$(executions "$log" || true)" >&2
         sleep 1
     done
-    wait $! && finding=none || { finding="$(grep -m1 -oE 'panicked at .*|deadly signal|timeout after.*' "$log" || echo "see below")"; failed=1; tail -40 "$log"; }
-    row=$(printf '%-16s %12s %8s  %s' "$target" "$(executions "$log" || true)" "$(covered "$log" || true)" "$finding")
+    if wait $!; then
+        finding=$(grep -oE 'Slowest unit: [0-9]+ s' "$log" | tail -1 || true)
+    else
+        finding=$(grep -m1 -oE 'panicked at .*|deadly signal|timeout after.*' "$log" || echo "see below")
+        failed=1
+        tail -40 "$log"
+    fi
+    row=$(printf '%-16s %12s %8s  %s' "$target" "$(executions "$log" || true)" "$(covered "$log" || true)" "${finding:-none}")
     table+=$row$'\n'
     printf '\r%s\n' "$row" >&2
 done

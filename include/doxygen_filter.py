@@ -4,13 +4,15 @@ The header's comments are for people with an editor: parameters are "name: text"
 functions are the comment at its top. Here these become the commands that Doxygen has for them; not a word is changed.
 """
 
+import pathlib
 import re
 import sys
 
-text = open(sys.argv[1], encoding="utf-8").read()
+path = pathlib.Path(sys.argv[1])
+text = path.read_text(encoding="utf-8")
 
 # The top is the page of the file. Its lists and indented tables are Markdown already.
-text = text.replace("/*\n * lava.h - ", "/** @file lava.h\n * ", 1)
+text = text.replace(f"/*\n * {path.name} - ", f"/** @file {path.name}\n * ", 1)
 
 
 def function(match):

@@ -14,6 +14,10 @@
  *
  * A cascade (lava_cascade_*) does the third and fourth step for all layers so far whenever another layer's scores arrive.
  *
+ * LAVa is one point of a frame, scorer x head budgets x layer budgets. The options make the others: lava_score_params_snapkv and
+ * its neighbours; head floors, head_min and head_weights of lava_select_params; and in place of lava_entropy's weights equal ones,
+ * lava_pyramid_weights, lava_preference, weights from elsewhere, or one sort over all layers (lava_global_budgets).
+ *
  * Rules for all functions:
  *
  * - Memory is the caller's. Nothing is allocated, nothing is kept between calls but what the machine was found to be able
@@ -157,7 +161,8 @@
 #define LAVA_FLOOR_GUARANTEED 1
 
 /**
- * Head counts are h * (1 - alpha) + alpha * budget / n_kv_heads, rounded so that they sum exactly.
+ * Head counts are h * (1 - alpha) + alpha * budget / n_kv_heads, rounded so that they sum exactly. Takes time that grows with the
+ * square of n_kv_heads.
  */
 #define LAVA_FLOOR_AFFINE 2
 
@@ -232,7 +237,8 @@ typedef struct lava_shape {
 } lava_shape;
 
 /**
- * Why a call was refused. Every call takes one, or NULL. It is written on success too.
+ * Why a call was refused. Every call takes one, or NULL. It is written on success too. That it shares no memory with the other
+ * arguments is not checked.
  */
 typedef struct lava_error {
     /**
@@ -262,7 +268,8 @@ typedef struct lava_error {
 } lava_error;
 
 /**
- * Options of lava_score. lava_score_params_init gives LAVa's; lava_score_params_snapkv and its neighbours those of other papers.
+ * Options of lava_score. lava_score_params_default gives the preset that measures best, lava_score_params_init LAVa's,
+ * lava_score_params_snapkv and its neighbours those of other papers.
  */
 typedef struct lava_score_params {
     /**
@@ -319,9 +326,10 @@ typedef struct lava_score_params {
      */
     float weight;
     /**
-     * Must be 0.
+     * So many times a head's mean score is added to all its scores: what nobody has looked at yet may still be looked at, more
+     * so in heads that are much looked at. Not negative.
      */
-    uint32_t reserved;
+    float smoothing;
 } lava_score_params;
 
 /**
@@ -380,8 +388,8 @@ typedef struct lava_tensor {
 } lava_tensor;
 
 /**
- * Options of lava_select and of a cascade. lava_select_params_init gives the default, lava_select_params_paper and
- * lava_select_params_released the presets.
+ * Options of lava_select and of a cascade. lava_select_params_default gives the preset that measures best; the others are
+ * lava_select_params_paper (all zero, as lava_select_params_init), _released and _equal.
  */
 typedef struct lava_select_params {
     /**
@@ -535,7 +543,8 @@ typedef struct lava_attend_params {
      */
     uint32_t n_base;
     /**
-     * NULL, or the positions of each head's first rows.
+     * NULL, or the positions of each head's first rows, ascending. That they ascend is not checked: others give another mask, and
+     * nothing worse.
      */
     const uint32_t *kept_indices;
     /**
@@ -713,10 +722,10 @@ lava_status lava_score_workspace_size(const struct lava_shape *shape,
  *
  * This is LAVa's score, the default; params make it another paper's.
  *
- * q:   [window, n_q_heads, head_dim_k], the last window queries of the prompt, after RoPE.
+ * q:   [min(window, n_tokens), n_q_heads, head_dim_k], the last window queries of the prompt, after RoPE.
  * k:   [n_tokens, n_kv_heads, head_dim_k], after RoPE.
  * v:   [n_tokens, n_kv_heads, head_dim_v].
- * lse: NULL, or f32 [window, n_q_heads, 1]: natural log-sum-exp of each query's scaled, capped, masked logits over all
+ * lse: NULL, or f32 [min(window, n_tokens), n_q_heads, 1]: natural log-sum-exp of each query's scaled, capped, masked logits over all
  *      keys it sees, as flash attention returns it. Saves a pass and the memory for it. It is believed: a wrong one gives
  *      wrong scores.
  * part, n_parts: this call does share `part` of `n_parts` of the KV heads: n_kv_heads * part / n_parts up to
@@ -757,8 +766,10 @@ lava_status lava_mean_over_heads(const struct lava_shape *shape,
 /**
  * How the window looks at the prefix, two numbers per KV head: what lava_preference makes a layer's weight of.
  *
- *     entropy  = sum over the group's query heads, the window and the prefix of -A ln A
- *     variance = sum over the group's query heads and the prefix of A's variance over the window's queries (by window - 1)
+ *     entropy  = sum over heads, window and prefix of -A ln A
+ *     variance = sum over heads and prefix of the variance of A over the window, divided by window - 1
+ *
+ * where heads are the query heads of the KV head.
  *
  * Another pass over K beside lava_score's.
  *
@@ -863,11 +874,11 @@ lava_status lava_global_budgets_workspace_size(const struct lava_shape *shape,
                                                struct lava_error *error);
 
 /**
- * Head budgets by one sort over the whole model: the `total` largest scores win, in whatever layer and head they are. Ties go to
+ * Layer and head budgets by one sort over the whole model: the `total` largest scores win, in whatever layer and head they are. Ties go to
  * the lower layer, then the lower head, then the lower token.
  *
- * For each layer, lava_select with these as head_weights and their sum as the budget keeps exactly those entries. Layer weights go
- * into the scores (lava_score_params.weight).
+ * For each layer, lava_select with its budget, and its part of head_weights in lava_select_params, keeps exactly those entries. Layer
+ * weights go into the scores (lava_score_params.weight).
  *
  * shape: of every layer. n_layers * n_kv_heads * n_tokens must be below 2^32.
  * params: head_min, sinks, the mask and LAVA_FLOOR_GUARANTEED are as in one layer, with total / (n_layers * n_kv_heads) as a
@@ -875,9 +886,10 @@ lava_status lava_global_budgets_workspace_size(const struct lava_shape *shape,
  * scores: f32 [n_layers, n_kv_heads, n_tokens - window], finite.
  * total: prefix entries to keep over all layers; see lava_total_entries.
  * workspace: lava_global_budgets_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN.
- * head_budgets: [n_layers, n_kv_heads], receives each head's prefix entries, in all min(total, all there are); untouched on error.
+ * budgets: [n_layers], receives each layer's prefix entries, in all min(total, all there are); untouched on error.
+ * head_weights: [n_layers, n_kv_heads], receives each head's prefix entries, as doubles; untouched on error.
  * Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, ARGUMENT, OVERLAP, WORKSPACE, BUDGET (below what the heads are promised),
- *     NONFINITE (naming layer and head). Any thread.
+ *     NONFINITE (naming layer and head, or head_weights). Any thread.
  */
 lava_status lava_global_budgets(const struct lava_shape *shape,
                                 uint32_t n_layers,
@@ -886,7 +898,8 @@ lava_status lava_global_budgets(const struct lava_shape *shape,
                                 uint64_t total,
                                 void *workspace,
                                 size_t workspace_size,
-                                uint64_t *head_budgets,
+                                uint64_t *budgets,
+                                double *head_weights,
                                 struct lava_error *error);
 
 /**
@@ -926,7 +939,7 @@ lava_status lava_select_workspace_size(const struct lava_shape *shape,
  *     kept_indices[cu_kept[h]] up to kept_indices[cu_kept[h + 1]].
  * selection: NULL, or receives what was done, in particular whether nothing was evicted.
  * Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, ARGUMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, BUDGET (below the
- *     protected entries), NONFINITE. Outputs untouched on error. Any thread.
+ *     protected entries or head_min), NONFINITE. Outputs untouched on error. Any thread.
  */
 lava_status lava_select(const struct lava_shape *shape,
                         const struct lava_select_params *params,
@@ -1007,7 +1020,8 @@ lava_status lava_compact(const struct lava_shape *shape,
  * Bytes of state that a cascade needs: about 12 per prefix entry of the total, and its windows.
  *
  * size: receives the bytes; untouched on error.
- * Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ARGUMENT, BUDGET (the protected entries alone exceed the total). Any thread.
+ * Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ARGUMENT, NONFINITE (head_weights), BUDGET (the protected entries or head_min alone
+ *     exceed the total). Any thread.
  */
 lava_status lava_cascade_state_size(const struct lava_shape *shape,
                                     uint32_t n_layers,
@@ -1072,7 +1086,7 @@ lava_status lava_cascade_push_weighted(void *state,
  * What layer `layer` keeps after the last push, and how to get there from what the caller's cache held before it.
  *
  * out: receives pointers into the state, good until the next push; untouched on error. What they lead to may be read by
- *     several threads at a time.
+ *     several threads at a time. That it lies outside the state is not checked.
  * Errors: NULL, STRUCT_SIZE, ALIGNMENT, WORKSPACE, STATE (not initialised, or that layer was not pushed yet). Any thread,
  *     but one call on a state at a time.
  */
@@ -1107,8 +1121,9 @@ lava_status lava_attend_workspace_size(const struct lava_shape *shape,
  * part, n_parts: a share of the KV heads with their query heads; the result is the same bits for every n_parts.
  * workspace: lava_attend_workspace_size bytes, one per part, aligned to LAVA_WORKSPACE_ALIGN.
  * Errors: NULL (kept_indices, with a sliding window), STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE,
- *     WORKSPACE, OVERFLOW, DTYPE, INDICES, NONFINITE. The cache is never written; out and lse may be partly written
- *     on NONFINITE and are untouched otherwise. Any thread.
+ *     WORKSPACE, OVERFLOW, DTYPE, INDICES, NONFINITE (in q, k or v, or a sum over values that overflows; rows that no query sees may
+ *     or may not be looked at). The cache is never written; out and lse may be partly written on NONFINITE and are untouched
+ *     otherwise. Any thread.
  */
 lava_status lava_attend(const struct lava_shape *shape,
                         const struct lava_attend_params *params,
@@ -1221,11 +1236,25 @@ static inline lava_tensor lava_tensor_ragged(lava_dtype dtype, void *data, size_
     return tensor;
 }
 
-/** LAVa's scoring: max-pooling of width 7, maximum over the group, values of the prefix. */
+/** Preset `paper`, LAVa's scoring: max-pooling of width 7, maximum over the group, values of the prefix. */
 static inline lava_score_params lava_score_params_init(void) {
     lava_score_params params = LAVA_ZERO;
     params.struct_size = (uint32_t) sizeof(params);
     params.pool_kernel = 7;
+    return params;
+}
+
+/**
+ * The default preset, chosen by `make eval`: squared attention, each token's own value norm, one head's mean added.
+ *
+ * For lava_select_params_default: one sort over all layers. Of the README's table it is the best that was not trained for the model,
+ * or as good as it within the confidence interval.
+ */
+static inline lava_score_params lava_score_params_default(void) {
+    lava_score_params params = lava_score_params_init();
+    params.attention = LAVA_ATTENTION_SQUARED;
+    params.value_weight = LAVA_VALUE_TOKEN;
+    params.smoothing = 1;
     return params;
 }
 
@@ -1328,9 +1357,23 @@ static inline lava_select_params lava_select_params_equal(void) {
     return params;
 }
 
-/** The default: preset `paper`. */
+/** All options at zero: preset `paper`. */
 static inline lava_select_params lava_select_params_init(void) {
     return lava_select_params_paper();
+}
+
+/**
+ * The default preset, chosen by `make eval`: one sort over all layers, of a tenth of which each head is sure.
+ *
+ * A cascade does it by itself. At once: lava_global_budgets, and then lava_select with what it gives. The tenth is for models that are
+ * unlike the one of that table: no layer is left with its window alone because its scores are small throughout.
+ */
+static inline lava_select_params lava_select_params_default(void) {
+    lava_select_params params = lava_select_params_paper();
+    params.head_floor = LAVA_FLOOR_GUARANTEED;
+    params.alpha = 0.1;
+    params.layer_budgets = LAVA_LAYERS_GLOBAL;
+    return params;
 }
 
 /** Causal attention, scale 1 / sqrt(head_dim_k). */

@@ -33,11 +33,13 @@
 #error "lava.hpp throws; without exceptions, call the functions of lava.h"
 #endif
 
+/** All of lava.hpp. */
 namespace lava {
 
 /** What a C function refused, as an exception. what() says it in words: function, reason, argument, layer, head. */
 class error : public std::runtime_error {
 public:
+    /** The C function's name and what it reported. */
     error(const char *function, const lava_error &why) : std::runtime_error(words(function, why)), why_(why) {}
 
     /** One of the LAVA_ERR_ codes. */
@@ -65,19 +67,21 @@ private:
 template <class T>
 class span {
 public:
+    /** Nothing. */
     constexpr span() noexcept = default;
+    /** `size` elements from `data` on. */
     constexpr span(T *data, std::size_t size) noexcept : data_(data), size_(size) {}
     /** A vector, array, std::span or anything else that std::data and std::size take. */
     template <class Container, class = std::enable_if_t<std::is_convertible_v<
                                    std::remove_pointer_t<decltype(std::data(std::declval<Container &>()))> (*)[], T (*)[]>>>
     constexpr span(Container &container) noexcept : data_(std::data(container)), size_(std::size(container)) {}
 
-    constexpr T *data() const noexcept { return data_; }
-    constexpr std::size_t size() const noexcept { return size_; }
-    constexpr bool empty() const noexcept { return size_ == 0; }
-    constexpr T *begin() const noexcept { return data_; }
-    constexpr T *end() const noexcept { return data_ + size_; }
-    constexpr T &operator[](std::size_t i) const noexcept { return data_[i]; }
+    constexpr T *data() const noexcept { return data_; }            /**< the first element; nullptr for a span of nothing */
+    constexpr std::size_t size() const noexcept { return size_; }   /**< elements */
+    constexpr bool empty() const noexcept { return size_ == 0; }    /**< whether there are none */
+    constexpr T *begin() const noexcept { return data_; }           /**< as containers have it */
+    constexpr T *end() const noexcept { return data_ + size_; }     /**< as containers have it */
+    constexpr T &operator[](std::size_t i) const noexcept { return data_[i]; }   /**< i is below size(); not checked */
 
 private:
     T *data_ = nullptr;
@@ -132,24 +136,27 @@ inline std::uint64_t n_scores(const lava_shape &shape) noexcept {
 /** Typed memory for a tensor: made by f32, f16 and bf16. Void is void, or const void for what is only read. */
 template <class Void>
 struct elements {
-    lava_dtype dtype;
-    Void *data;
-    std::size_t bytes;
+    lava_dtype dtype;    /**< LAVA_F32, LAVA_F16 or LAVA_BF16 */
+    Void *data;          /**< the first element */
+    std::size_t bytes;   /**< of all elements */
 };
 
 /** A C tensor, and whether its elements may be written. A tensor turns into a const_tensor by itself, not the reverse. */
 template <class Void>
 struct basic_tensor;
 
+/** What const_tensor stands for. */
 template <>
 struct basic_tensor<const void> {
-    lava_tensor c;
+    lava_tensor c;   /**< what the C functions take */
 };
 
+/** What tensor stands for. */
 template <>
 struct basic_tensor<void> {
-    lava_tensor c;
+    lava_tensor c;   /**< what the C functions take */
 
+    /** The same memory, only to be read. */
     operator basic_tensor<const void>() const noexcept { return {c}; }
 };
 
@@ -160,23 +167,28 @@ using const_tensor = basic_tensor<const void>;
 
 /** `count` floats; binary32. */
 inline elements<void> f32(float *data, std::size_t count) noexcept { return {LAVA_F32, data, count * 4}; }
+/** The same, only to be read. */
 inline elements<const void> f32(const float *data, std::size_t count) noexcept { return {LAVA_F32, data, count * 4}; }
 /** `count` binary16 numbers, as their bits. */
 inline elements<void> f16(std::uint16_t *data, std::size_t count) noexcept { return {LAVA_F16, data, count * 2}; }
+/** The same, only to be read. */
 inline elements<const void> f16(const std::uint16_t *data, std::size_t count) noexcept { return {LAVA_F16, data, count * 2}; }
 /** `count` bfloat16 numbers, as their bits. */
 inline elements<void> bf16(std::uint16_t *data, std::size_t count) noexcept { return {LAVA_BF16, data, count * 2}; }
+/** The same, only to be read. */
 inline elements<const void> bf16(const std::uint16_t *data, std::size_t count) noexcept { return {LAVA_BF16, data, count * 2}; }
 
-/** The elements of a vector, array or span: of float for f32, of uint16_t for the others. */
+/** The elements of a vector, array or span of float. */
 template <class Container>
 auto f32(Container &container) noexcept -> decltype(f32(std::data(container), std::size(container))) {
     return f32(std::data(container), std::size(container));
 }
+/** The elements of a vector, array or span of uint16_t. */
 template <class Container>
 auto f16(Container &container) noexcept -> decltype(f16(std::data(container), std::size(container))) {
     return f16(std::data(container), std::size(container));
 }
+/** The elements of a vector, array or span of uint16_t. */
 template <class Container>
 auto bf16(Container &container) noexcept -> decltype(bf16(std::data(container), std::size(container))) {
     return bf16(std::data(container), std::size(container));
@@ -229,8 +241,8 @@ public:
         }
         return memory_.get();
     }
-    void *data() const noexcept { return memory_.get(); }
-    std::size_t size() const noexcept { return size_; }
+    void *data() const noexcept { return memory_.get(); }     /**< the memory; nullptr before the first use */
+    std::size_t size() const noexcept { return size_; }       /**< bytes there are now */
 
 private:
     detail::aligned memory_;
@@ -239,7 +251,8 @@ private:
 
 /** Share `index` of `count` of the work, by KV heads. The default is all of it. */
 struct part {
-    std::uint32_t index = 0, count = 1;
+    std::uint32_t index = 0;   /**< below count */
+    std::uint32_t count = 1;   /**< parts in all, at least 1 */
 };
 
 /** lava_budget_from_ratio: tokens per KV head per layer that a ratio of the prompt means. */
@@ -283,8 +296,10 @@ inline std::vector<float> score(const lava_shape &shape, const const_tensor &q, 
     return scores;
 }
 
+/** What entropy() tells of a layer. */
 struct entropy_and_mass {
-    double entropy, mass;
+    double entropy;   /**< in [0, 1]: its weight for layer_budgets() */
+    double mass;      /**< sum of its scores */
 };
 
 /** lava_entropy: the layer's weight, in [0, 1], and the sum of its n_scores(shape) scores. */
@@ -311,6 +326,59 @@ inline std::vector<std::uint64_t> layer_budgets(span<const double> weights, span
                                   minimums.empty() ? nullptr : minimums.data(), total, budgets.data(), e);
     });
     return budgets;
+}
+
+/** lava_mean_over_heads: all heads get the mean of their scores, n_scores(shape) of them. */
+inline void mean_over_heads(const lava_shape &shape, span<float> scores) {
+    detail::want_size("lava_mean_over_heads", "scores", scores.size(), n_scores(shape), shape.layer);
+    detail::check("lava_mean_over_heads", [&](lava_error *e) { return lava_mean_over_heads(&shape, scores.data(), e); });
+}
+
+/** lava_attention_stats and lava_preference: CAKE's weight of a layer. */
+inline double preference(const lava_shape &shape, const lava_score_params &params, const const_tensor &q, const const_tensor &k,
+                         double tau1, double tau2, workspace &scratch) {
+    std::size_t size = 0;
+    double weight = 0;
+    detail::check("lava_score_workspace_size", [&](lava_error *e) { return lava_score_workspace_size(&shape, &params, &size, e); });
+    std::vector<double> stats(2 * std::size_t(shape.n_kv_heads));
+    void *memory = scratch.reserve(size);
+    detail::check("lava_attention_stats", [&](lava_error *e) {
+        return lava_attention_stats(&shape, &params, &q.c, &k.c, nullptr, 0, 1, memory, size, stats.data(), e);
+    });
+    detail::check("lava_preference", [&](lava_error *e) { return lava_preference(&shape, stats.data(), tau1, tau2, &weight, e); });
+    return weight;
+}
+
+/** lava_pyramid_weights: PyramidKV's, one per layer, for layer_budgets. */
+inline std::vector<double> pyramid_weights(std::uint32_t n_layers, std::uint64_t prefix_budget, std::uint64_t prefix_len, double beta) {
+    if (n_layers > LAVA_MAX_LAYERS) detail::refuse("lava_pyramid_weights", LAVA_ERR_SHAPE, "n_layers");
+    std::vector<double> weights(n_layers);
+    detail::check("lava_pyramid_weights", [&](lava_error *e) {
+        return lava_pyramid_weights(n_layers, prefix_budget, prefix_len, beta, weights.data(), e);
+    });
+    return weights;
+}
+
+/** What one sort over the model gives each layer, and of that each of its heads. */
+struct budgets_of_model {
+    std::vector<std::uint64_t> layers;  /**< n_layers prefix budgets, for select */
+    std::vector<double> head_weights;   /**< [n_layers, n_kv_heads], for lava_select_params::head_weights */
+};
+
+/** lava_global_budgets: one sort over all layers' scores, [n_layers, n_scores(shape)]. */
+inline budgets_of_model global_budgets(const lava_shape &shape, std::uint32_t n_layers, span<const float> scores, std::uint64_t total,
+                                          workspace &scratch, const lava_select_params &params = lava_select_params_init()) {
+    detail::want_size("lava_global_budgets", "scores", scores.size(), n_layers * n_scores(shape));
+    std::size_t size = 0;
+    detail::check("lava_global_budgets_workspace_size",
+                  [&](lava_error *e) { return lava_global_budgets_workspace_size(&shape, n_layers, &size, e); });
+    budgets_of_model out = {std::vector<std::uint64_t>(n_layers), std::vector<double>(std::size_t(n_layers) * shape.n_kv_heads)};
+    void *memory = scratch.reserve(size);
+    detail::check("lava_global_budgets", [&](lava_error *e) {
+        return lava_global_budgets(&shape, n_layers, &params, scores.data(), total, memory, size, out.layers.data(),
+                                   out.head_weights.data(), e);
+    });
+    return out;
 }
 
 /** What a layer keeps. */
@@ -380,9 +448,12 @@ struct cascade_layer {
     bool unchanged;                            /**< the last push evicted nothing here: no row moves */
     span<const std::uint32_t> kept_indices;    /**< token positions, as kept::indices */
     span<const std::uint32_t> cu_kept;         /**< n_kv_heads + 1 */
-    span<const std::uint32_t> rows, cu_rows;   /**< for compact: from what the cache held before the push */
+    span<const std::uint32_t> rows;            /**< for compact: rows of what the cache held before the push, as kept_indices */
+    span<const std::uint32_t> cu_rows;         /**< for compact: n_kv_heads + 1, the rows that the cache held then */
     std::uint64_t budget;                      /**< prefix entries kept */
-    double entropy, mass, evicted_share;
+    double entropy;                            /**< the layer's weight, as entropy() tells it */
+    double mass;                               /**< sum of all its scores */
+    double evicted_share;                      /**< of the mass, what was evicted up to now */
 };
 
 /**
@@ -402,8 +473,8 @@ public:
         detail::check("lava_cascade_init",
                       [&](lava_error *e) { return lava_cascade_init(&shape, n_layers, total, &params, state_.get(), size_, e); });
     }
-    cascade(cascade &&) noexcept = default;
-    cascade &operator=(cascade &&) noexcept = default;
+    cascade(cascade &&) noexcept = default;              /**< push and layer of what was moved from throw */
+    cascade &operator=(cascade &&) noexcept = default;   /**< the same */
     cascade(const cascade &) = delete;
     cascade &operator=(const cascade &) = delete;
 
@@ -411,6 +482,13 @@ public:
     void push(span<const float> scores) {
         detail::want_size("lava_cascade_push", "scores", scores.size(), n_scores_);
         detail::check("lava_cascade_push", [&](lava_error *e) { return lava_cascade_push(state_.get(), size_, scores.data(), e); });
+    }
+
+    /** The same with the layer's weight, under LAVA_LAYERS_WEIGHTS. */
+    void push(span<const float> scores, double weight) {
+        detail::want_size("lava_cascade_push_weighted", "scores", scores.size(), n_scores_);
+        detail::check("lava_cascade_push_weighted",
+                      [&](lava_error *e) { return lava_cascade_push_weighted(state_.get(), size_, scores.data(), weight, e); });
     }
 
     /** What a layer that was pushed keeps now. */

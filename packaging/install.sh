@@ -1,6 +1,7 @@
 #!/bin/sh
-# Puts the libraries of `make lib`, the headers and what pkg-config and CMake read under $PREFIX. `make install` runs it and says
-# which VERSION; LIBDIR and INCLUDEDIR may lie elsewhere, DESTDIR goes before all of them, as packagers expect.
+# Puts the libraries of `make lib`, the headers and what pkg-config and CMake read under $PREFIX: install.sh install. Takes the same
+# files away: install.sh uninstall. `make install` and `make uninstall` run it and say which VERSION; LIBDIR and INCLUDEDIR may lie
+# elsewhere, DESTDIR goes before all of them, as packagers expect.
 #
 # What is installed finds its parts by where it lies itself, so the tree may be moved.
 set -eu
@@ -20,11 +21,30 @@ docdir=$prefix/share/doc/lava
 root=${DESTDIR:-}
 abi=${VERSION%%.*}
 built=target/capi/capi
+task=$1
+
+# Another version's files have the same names.
+pc=$root$libdir/pkgconfig/lava.pc
+if [ "$task" = uninstall ] && [ -e "$pc" ] && ! grep -qx "Version: $VERSION" "$pc"; then
+    echo "what is in $root$prefix is not lava $VERSION but $(sed -n 's/^Version: //p' "$pc"): nothing was removed." \
+        "Uninstall it with its own Makefile." >&2
+    exit 1
+fi
 
 # put MODE FILE FOLDER [NAME]
 put() {
-    install -d "$root$3"
-    install -m "$1" "$2" "$root$3/${4:-$(basename "$2")}"
+    to=$root$3/${4:-$(basename "$2")}
+    if [ "$task" = install ]; then
+        install -d "$root$3"
+        install -m "$1" "$2" "$to"
+    else
+        rm -f "$to"
+    fi
+}
+
+# link FILE NAME, both in the folder of the libraries.
+link() {
+    if [ "$task" = install ]; then ln -sf "$1" "$root$libdir/$2"; else rm -f "$root$libdir/$2"; fi
 }
 
 # fill TEMPLATE FOLDER: @...@ is replaced, paths are written relative to the folder.
@@ -42,12 +62,20 @@ put 644 include/lava.hpp "$includedir"
 put 644 $built/liblava.a "$libdir"
 put 755 $built/liblava.so "$libdir" "liblava.so.$VERSION"
 # A program is linked by the last name and runs by the one in the middle, which changes with the ABI only.
-ln -sf "liblava.so.$VERSION" "$root$libdir/liblava.so.$abi"
-ln -sf "liblava.so.$abi" "$root$libdir/liblava.so"
+link "liblava.so.$VERSION" "liblava.so.$abi"
+link "liblava.so.$abi" liblava.so
 fill packaging/lava.pc.in "$libdir/pkgconfig"
 fill packaging/lava-config.cmake.in "$libdir/cmake/lava"
 fill packaging/lava-config-version.cmake.in "$libdir/cmake/lava"
 for text in LICENSE-MIT LICENSE-APACHE; do
     put 644 $text "$docdir"
 done
-echo "lava $VERSION is in $root$prefix"
+if [ "$task" = install ]; then
+    echo "lava $VERSION is in $root$prefix"
+else
+    # Folders that are lava's own. The others may be others' too.
+    for folder in "$root$libdir/cmake/lava" "$root$docdir"; do
+        [ ! -d "$folder" ] || rmdir --ignore-fail-on-non-empty "$folder"
+    done
+    echo "lava $VERSION is gone from $root$prefix"
+fi

@@ -129,7 +129,8 @@ pub enum ValueWeight {
     Output = 3,
 }
 
-/// Options of scoring. The default is LAVa's setting; [`ScoreParams::snapkv`] and the others are published methods.
+/// Options of scoring. `Default` is LAVa's setting; [`ScoreParams::global`] is the preset that measures best, and [`ScoreParams::snapkv`] and
+/// the others are published methods.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ScoreParams {
     /// Factor on `q · k`. `None`: `1 / sqrt(head_dim_k)`.
@@ -154,6 +155,9 @@ pub struct ScoreParams {
     pub decay: f32,
     /// What the attention is multiplied by.
     pub value_weight: ValueWeight,
+    /// This many times a head's mean score is added to all its scores: what nobody has looked at yet may still be looked at, in
+    /// heads that are much looked at more than in others. Not negative.
+    pub smoothing: f32,
     /// A factor on all scores of the layer, finite and above 0. It decides nothing inside a layer; under
     /// [`LayerBudgets::Global`] it is the layer's weight.
     pub weight: f32,
@@ -173,12 +177,24 @@ impl Default for ScoreParams {
             gamma: 0.0,
             decay: 1.0,
             value_weight: ValueWeight::HeadMax,
+            smoothing: 0.0,
             weight: 1.0,
         }
     }
 }
 
 impl ScoreParams {
+    /// The preset that `make eval` chose, for one sort over all layers (C: `lava_score_params_default`): squared attention, which tells
+    /// sharp heads from blurred ones; each token's own value norm; and a head's mean added.
+    pub fn global() -> Self {
+        Self {
+            attention: Attention::Squared,
+            value_weight: ValueWeight::Token,
+            smoothing: 1.0,
+            ..Self::default()
+        }
+    }
+
     /// SnapKV, and with other budgets Ada-KV and PyramidKV: mean attention, max-pooled.
     pub fn snapkv() -> Self {
         Self { value_weight: ValueWeight::None, ..Self::default() }
@@ -242,6 +258,7 @@ impl ScoreParams {
         ensure(odd, ErrorKind::Argument, c"pool_kernel")?;
         ensure(self.gamma.is_finite() && self.gamma >= 0.0, ErrorKind::Argument, c"gamma")?;
         ensure(self.decay > 0.0 && self.decay <= 1.0, ErrorKind::Argument, c"decay")?;
+        ensure(self.smoothing.is_finite() && self.smoothing >= 0.0, ErrorKind::Argument, c"smoothing")?;
         ensure(self.weight.is_finite() && self.weight > 0.0, ErrorKind::Argument, c"weight")?;
         let sums_to_1 = matches!(self.attention, Attention::Mean | Attention::Exponential);
         ensure(sums_to_1 || self.value_weight != ValueWeight::Output, ErrorKind::Argument, c"value_weight")?;
@@ -333,6 +350,11 @@ impl SelectParams<'_> {
     /// The preset of the authors' released code: an affine floor with α = 0.2, here with exact totals.
     pub fn released() -> Self {
         Self { head_floor: HeadFloor::Affine, alpha: 0.2, ..Self::default() }
+    }
+
+    /// What goes with [`ScoreParams::global`] and [`LayerBudgets::Global`]: each head is sure of its best tenth of a share.
+    pub fn global() -> Self {
+        Self { head_floor: HeadFloor::Guaranteed, alpha: 0.1, ..Self::default() }
     }
 
     /// Equal head budgets: SnapKV, PyramidKV, CAKE and all that came before Ada-KV.

@@ -127,18 +127,18 @@ pub fn scores(q: &Heads, k: &Heads, v: &Heads, params: &ScoreParams) -> Vec<Vec<
             ValueWeight::Token => l1(i),
             ValueWeight::None | ValueWeight::Output => 1.0,
         };
-        scores.push(
-            (0..prefix)
-                .map(|i| {
-                    let column = pooled.iter().map(|p| p[i]);
-                    let reduced = match params.group_reduce {
-                        GroupReduce::Max => column.fold(0.0, f64::max),
-                        GroupReduce::Mean => column.sum::<f64>() / group as f64,
-                    };
-                    reduced * value(i) * f64::from(params.weight)
-                })
-                .collect(),
-        );
+        let head: Vec<f64> = (0..prefix)
+            .map(|i| {
+                let column = pooled.iter().map(|p| p[i]);
+                let reduced = match params.group_reduce {
+                    GroupReduce::Max => column.fold(0.0, f64::max),
+                    GroupReduce::Mean => column.sum::<f64>() / group as f64,
+                };
+                reduced * value(i) * f64::from(params.weight)
+            })
+            .collect();
+        let more = f64::from(params.smoothing) * head.iter().sum::<f64>() / prefix as f64;
+        scores.push(head.iter().map(|s| s + more).collect());
     }
     scores
 }

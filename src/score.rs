@@ -163,6 +163,14 @@ impl Task<'_> {
             *s = *s * factor * values * params.weight;
             finite &= s.is_finite();
         }
+        if params.smoothing > 0.0 {
+            let mean = crate::entropy::mass(out, out.len()) / out.len() as f64;
+            let more = (params.smoothing as f64 * mean) as f32;
+            for s in out.iter_mut() {
+                *s += more;
+                finite &= s.is_finite();
+            }
+        }
         ensure(finite, ErrorKind::NonFinite, c"scores")
     }
 

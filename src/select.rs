@@ -280,7 +280,9 @@ fn compete<E: Entries>(
         }
     }
 
-    b.counts.iter_mut().for_each(|count| *count = (*count).max(floor));
+    for head in 0..n_heads {
+        b.counts[head] = b.counts[head].max(floor.min(entries.len(head) as u64));
+    }
     if params.head_floor == HeadFloor::Affine {
         b.spare.copy_from_slice(b.counts);
         budget::affine_counts(params.alpha, budget, rounding, b.spare, b.counts);
@@ -417,13 +419,14 @@ pub fn global_budgets_workspace_size(shape: &Shape, n_layers: usize) -> Result<u
 /// Head budgets by one sort over all layers: the `total` largest scores of the model win, whichever layer and head they are in; ties go
 /// to the lower layer, then the lower head, then the lower token.
 ///
-/// `scores` is `[n_layers, n_kv_heads, prefix_len]`, `head_budgets` receives `[n_layers, n_kv_heads]`, which sum to
-/// `min(total, all there are)`. A layer's part as [`SelectParams::head_weights`], and its sum as the budget, make [`select`] keep
-/// exactly those entries. Floors are as in one layer: with α each head's top `⌊α · total / (n_layers · n_kv_heads)⌋`, with `head_min` its
+/// `scores` is `[n_layers, n_kv_heads, prefix_len]`. `budgets`, `[n_layers]`, receives each layer's prefix entries, which sum to
+/// `min(total, all there are)`, and `head_weights`, `[n_layers, n_kv_heads]`, each head's. A layer's part of that as
+/// [`SelectParams::head_weights`], and its budget, make [`select`] keep exactly those entries. Floors are as in one layer: with α each head's top `⌊α · total / (n_layers · n_kv_heads)⌋`, with `head_min` its
 /// top so many; `Affine` and `head_weights` have no meaning here.
 ///
 /// Source: KV-Compress (arXiv 2410.00161) sorts squared attention so; for LAVa's score it minimises the paper's bound summed
 /// over the layers.
+#[expect(clippy::too_many_arguments, reason = "the C function's arguments, one to one")]
 pub fn global_budgets(
     shape: &Shape,
     n_layers: usize,
@@ -431,7 +434,8 @@ pub fn global_budgets(
     scores: &[f32],
     total: u64,
     workspace: &mut Carver,
-    head_budgets: &mut [u64],
+    budgets: &mut [u64],
+    head_weights: &mut [f64],
 ) -> Result<()> {
     let all = as_one_layer(shape, n_layers)?;
     let prefix_len = shape.prefix_len();
@@ -439,7 +443,8 @@ pub fn global_budgets(
     params.validate(all.n_kv_heads, prefix_len)?;
     let n_entries = all.n_kv_heads * prefix_len;
     ensure(scores.len() >= n_entries, ErrorKind::BufferSize, c"scores")?;
-    ensure(head_budgets.len() >= all.n_kv_heads, ErrorKind::BufferSize, c"head_budgets")?;
+    ensure(budgets.len() >= n_layers, ErrorKind::BufferSize, c"budgets")?;
+    ensure(head_weights.len() >= all.n_kv_heads, ErrorKind::BufferSize, c"head_weights")?;
     let minimum = params.minimum(prefix_len) as u64;
     let total = total.min(n_entries as u64);
     ensure(total >= minimum * all.n_kv_heads as u64, ErrorKind::Budget, c"total")?;
@@ -449,7 +454,9 @@ pub fn global_budgets(
     }
     let entries = Dense { scores, n_kv_heads: all.n_kv_heads, prefix_len, params: *params };
     plan(&entries, params, minimum, total, Rounding::Exact, &mut buffers);
-    head_budgets[..all.n_kv_heads].copy_from_slice(buffers.counts);
+    head_weights.iter_mut().zip(&*buffers.counts).for_each(|(weight, &count)| *weight = count as f64);
+    let layers = buffers.counts.chunks_exact(shape.n_kv_heads);
+    budgets.iter_mut().zip(layers).for_each(|(budget, heads)| *budget = heads.iter().sum());
     Ok(())
 }
 

@@ -242,7 +242,8 @@ fn scores_of_every_method() {
         ScoreParams::rest_kv(1.0),
         ScoreParams::kv_compress(),
         ScoreParams::sage_kv(),
-        ScoreParams { weight: 3.5, ..ScoreParams::vatp() },
+        ScoreParams { weight: 3.5, smoothing: 1.5, ..ScoreParams::vatp() },
+        ScoreParams { smoothing: 1.0, ..ScoreParams::streaming() },
     ];
     let mut seed = 1000u64;
     for scorer in scorers {
@@ -492,16 +493,15 @@ proptest! {
         let shape = shape(prefix + window, (heads, heads), (1, 1), window);
         let flat = layers.concat().concat();
         let mut workspace = aligned(select::global_budgets_workspace_size(&shape, n_layers).unwrap());
-        let mut head_budgets = vec![u64::MAX; n_layers * heads];
-        select::global_budgets(&shape, n_layers, &params, &flat, total, &mut carver(&mut workspace), &mut head_budgets).unwrap();
+        let (mut budgets, mut head_weights) = (vec![u64::MAX; n_layers], vec![f64::NAN; n_layers * heads]);
+        select::global_budgets(&shape, n_layers, &params, &flat, total, &mut carver(&mut workspace), &mut budgets, &mut head_weights).unwrap();
         // As if all were one layer; and selecting layer by layer with these counts keeps the same.
         let want = reference::select(&layers.concat(), &params, total.min(all));
-        prop_assert_eq!(head_budgets.iter().sum::<u64>(), total.min(all));
+        prop_assert_eq!(budgets.iter().sum::<u64>(), total.min(all));
         for (l, scores) in layers.iter().enumerate() {
-            let own = &head_budgets[l * heads..(l + 1) * heads];
-            let weights: Vec<f64> = own.iter().map(|&n| n as f64).collect();
-            let params = SelectParams { head_weights: Some(&weights), n_sink, ..Default::default() };
-            let budget = own.iter().sum::<u64>();
+            let own = &head_weights[l * heads..(l + 1) * heads];
+            let params = SelectParams { head_weights: Some(own), n_sink, ..Default::default() };
+            let budget = budgets[l];
             let mut workspace = aligned(select::workspace_size(&shape).unwrap());
             let mut kept = vec![0; select::n_kept(&shape, budget).unwrap() as usize];
             let mut cu = vec![0; heads + 1];
@@ -608,10 +608,8 @@ proptest! {
         let mut of_heads: Vec<f64> = head_weights.map_or(vec![], |w| w.to_vec());
         if global {
             let mut workspace = aligned(select::global_budgets_workspace_size(&shape, n_layers).unwrap());
-            let mut head_budgets = vec![0; n_layers * heads];
-            select::global_budgets(&shape, n_layers, &select_params, &layers.concat(), total, &mut carver(&mut workspace), &mut head_budgets).unwrap();
-            budgets = head_budgets.chunks(heads).map(|layer| layer.iter().sum()).collect();
-            of_heads = head_budgets.iter().map(|&n| n as f64).collect();
+            of_heads = vec![0.0; n_layers * heads];
+            select::global_budgets(&shape, n_layers, &select_params, &layers.concat(), total, &mut carver(&mut workspace), &mut budgets, &mut of_heads).unwrap();
         }
         let entropies: Vec<f64> = layers.iter().map(|s| entropy::entropy(s, heads, prefix).unwrap().entropy).collect();
         let capacities = vec![(heads * prefix) as u64; n_layers];

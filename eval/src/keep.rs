@@ -47,12 +47,6 @@ impl<'a> Prompt<'a> {
                 layer.iter_mut().for_each(|s| *s *= factor);
             }
         }
-        if method.smoothing > 0.0 {
-            for head in scores.iter_mut().flat_map(|s| s.chunks_exact_mut(shape.prefix_len())) {
-                let mean = head.iter().sum::<f32>() / head.len() as f32;
-                head.iter_mut().for_each(|s| *s += method.smoothing * mean);
-            }
-        }
         let ordered = if method.ties == Ties::LowerToken {
             None
         } else {

@@ -108,8 +108,6 @@ pub struct Method {
     /// Sinks, and how heads share a layer's budget, or under [`Layers::Global`] the total.
     pub select: SelectParams<'static>,
     pub ties: Ties,
-    /// Each entry's score grows by so many times its head's mean: what nobody looked at yet may still be looked at.
-    pub smoothing: f32,
     /// Whether layer budgets are shares of all tokens, window and sinks among them, or of what competes.
     pub window_in_shares: bool,
     /// Where it was published.
@@ -156,7 +154,7 @@ impl Method {
             GroupReduce::Mean => ", group mean",
         };
         let smoothing =
-            if self.smoothing > 0.0 { format!(", + {} head's mean", self.smoothing) } else { String::new() };
+            if p.smoothing > 0.0 { format!(", + {} head's mean", p.smoothing) } else { String::new() };
         format!("{attention}{values}{pool}{group}{smoothing}")
     }
 
@@ -195,7 +193,7 @@ impl Method {
     }
 }
 
-/// The setting that exploration, on other texts than the tables, found best.
+/// The default preset: the setting that exploration, on other texts than the tables, found best, with a floor for other models.
 pub const DEFAULT: &str = "LAVa global";
 
 /// The method that all others are compared with.
@@ -226,7 +224,6 @@ fn lava() -> Method {
         layers: Layers::Entropy,
         select: SelectParams::paper(),
         ties: Ties::LowerToken,
-        smoothing: 0.0,
         window_in_shares: false,
         source: "arXiv 2509.09754",
     }
@@ -317,8 +314,9 @@ fn beyond() -> Vec<Method> {
         scorer: Scorer { params, ..base.scorer },
         ..base
     };
-    let smooth = |method| Method { smoothing: 1.0, ..method };
-    let best = |name, weight| smooth(global(name, weight, both));
+    let smooth = |smoothing, params| ScoreParams { smoothing, ..params };
+    let best = |name, weight| global(name, weight, ScoreParams::global());
+    let with_floor = |select, method: Method| Method { select, ..method };
     let by_mass = Layers::Blend { mass: 1.0, weight: Weight::Projection };
     let preference = |weight| Layers::Preference { tau1: 1.0, weight };
     vec![
@@ -337,12 +335,14 @@ fn beyond() -> Vec<Method> {
             ..global("global, projected norm", Weight::One, lava)
         },
         global("global, squared", Weight::One, squared),
-        smooth(global("global, smoothed", Weight::One, lava)),
-        smooth(global("global, squared, smoothed", Weight::One, squared)),
-        best(DEFAULT, Weight::One),
-        best("LAVa global, W_o", Weight::Projection),
-        Method { smoothing: 0.3, ..best("LAVa global, smoothing 0.3", Weight::One) },
-        Method { smoothing: 3.0, ..best("LAVa global, smoothing 3", Weight::One) },
+        global("global, smoothed", Weight::One, smooth(1.0, lava)),
+        global("global, squared, smoothed", Weight::One, smooth(1.0, squared)),
+        with_floor(SelectParams::global(), best(DEFAULT, Weight::One)),
+        best("LAVa global, no floor", Weight::One),
+        with_floor(floor(HeadFloor::Guaranteed, 0.2), best("LAVa global, guaranteed 0.2", Weight::One)),
+        best("LAVa global, no floor, W_o", Weight::Projection),
+        global("LAVa global, no floor, smoothing 0.3", Weight::One, smooth(0.3, both)),
+        global("LAVa global, no floor, smoothing 3", Weight::One, smooth(3.0, both)),
         Method { layers: by_mass, ..global("layers by mass, W_o", Weight::Projection, lava) },
         Method {
             layers: Layers::Blend { mass: 0.5, weight: Weight::Projection },

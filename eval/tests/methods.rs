@@ -75,10 +75,13 @@ fn one_sort_over_the_model_is_the_librarys_global_budgets() {
     let mut memory = vec![0u8; size + 16];
     let start = memory.as_ptr().align_offset(16);
     let mut workspace = Carver::over(&mut memory[start..start + size]).unwrap();
-    let mut budgets = vec![0; counts.len()];
     let (n, params) = (cfg.n_layers, global.select);
-    lava::select::global_budgets(&shape, n, &params, &scores, total, &mut workspace, &mut budgets).unwrap();
-    assert_eq!(counts, budgets);
+    let (mut budgets, mut heads) = (vec![0; n], vec![0.0; counts.len()]);
+    let memory = &mut workspace;
+    lava::select::global_budgets(&shape, n, &params, &scores, total, memory, &mut budgets, &mut heads)
+        .unwrap();
+    assert_eq!(counts.iter().map(|&n| n as f64).collect::<Vec<_>>(), heads);
+    assert_eq!(counts.iter().sum::<u64>(), budgets.iter().sum::<u64>());
 }
 
 #[test]

@@ -80,7 +80,7 @@ fn layouts_in_c_are_those_of_the_bindings() {
         lava_error { struct_size, status, layer, head, argument, message }
         lava_score_params {
             struct_size, pool, pool_kernel, group_reduce, value_span, sliding_window, scale, softcap, attention,
-            value_weight, gamma, decay, weight, reserved
+            value_weight, gamma, decay, weight, smoothing
         }
         lava_tensor { struct_size, dtype, data, size, stride_token, stride_head, stride_dim, row_start }
         lava_select_params {

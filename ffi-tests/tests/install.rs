@@ -11,11 +11,12 @@ fn version() -> String {
     text.to_str().unwrap().to_owned()
 }
 
-fn make_install(variables: &[String]) {
+fn make(target: &str, variables: &[String]) -> Command {
     let mut make = Command::new("make");
     // The jobs of a make above are not this one's.
-    make.env_remove("MAKEFLAGS").env_remove("MFLAGS").arg("-C").arg(root()).arg("install");
-    run(make.arg(format!("CARGO={}", env!("CARGO"))).args(variables));
+    make.env_remove("MAKEFLAGS").env_remove("MFLAGS").arg("-C").arg(root()).arg(target);
+    make.arg(format!("CARGO={}", env!("CARGO"))).args(variables);
+    make
 }
 
 /// Files and links below a folder, as paths from it.
@@ -151,8 +152,37 @@ fn a_prefix_of_ones_own() {
     bring_programs();
     let out = scratch("install-prefix");
     let prefix = out.join("prefix");
-    make_install(&[format!("PREFIX={}", prefix.display())]);
+    run(&mut make("install", &[format!("PREFIX={}", prefix.display())]));
     check_installed(&prefix, "lib", &out);
+}
+
+#[test]
+fn what_was_installed_goes_again_and_nothing_else() {
+    let prefix = scratch("uninstall").join("prefix");
+    let variables = [format!("PREFIX={}", prefix.display()), format!("LIBDIR={}/lib64", prefix.display())];
+    run(&mut make("install", &variables));
+    assert_eq!(tree(&prefix), expected("lib64"));
+    let others = ["include/other.h", "lib64/pkgconfig/other.pc", "lib64/liblava.so.999"].map(str::to_owned);
+    others.iter().for_each(|file| std::fs::write(prefix.join(file), "").unwrap());
+
+    // Another version is left alone.
+    let pc = prefix.join("lib64/pkgconfig/lava.pc");
+    let own = std::fs::read_to_string(&pc).unwrap();
+    std::fs::write(&pc, own.replace(&version(), "999.0.0")).unwrap();
+    let before = tree(&prefix);
+    let refused = make("uninstall", &variables).output().unwrap();
+    let why = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && why.contains("999.0.0"), "{why}");
+    assert_eq!(tree(&prefix), before);
+    std::fs::write(&pc, own).unwrap();
+
+    // Twice: what is not there needs no removing.
+    for _ in 0..2 {
+        run(&mut make("uninstall", &variables));
+        assert_eq!(tree(&prefix), others.clone().into());
+    }
+    let folders = run(Command::new("find").current_dir(&prefix).args([".", "-type", "d", "-name", "lava"]));
+    assert_eq!(folders, "", "folders of lava's own");
 }
 
 /// As a distribution does it: staged, with libraries in a folder of their architecture.
@@ -162,11 +192,9 @@ fn a_packagers_stage() {
     let out = scratch("install-stage");
     let stage = out.join("stage");
     let libdir = format!("lib/{}", run(Command::new("gcc").arg("-print-multiarch")).trim());
-    make_install(&[
-        format!("DESTDIR={}", stage.display()),
-        "PREFIX=/usr".into(),
-        format!("LIBDIR=/usr/{libdir}"),
-    ]);
+    let variables =
+        [format!("DESTDIR={}", stage.display()), "PREFIX=/usr".into(), format!("LIBDIR=/usr/{libdir}")];
+    run(&mut make("install", &variables));
     assert_eq!(std::fs::read_dir(&stage).unwrap().count(), 1, "all is below /usr");
     check_installed(&stage.join("usr"), libdir.trim_end_matches('/'), &out);
 }

@@ -67,6 +67,12 @@ impl<'a> Choices<'a> {
         self.below(n) == n - 1
     }
 
+    /// True once in `n`, by all bytes together. For what makes a case large: a fuzzer would find the byte that does, keep it for
+    /// what it covers, and do little else.
+    pub fn rarely(&mut self, n: u64) -> bool {
+        self.behind.bits().is_multiple_of(n)
+    }
+
     pub fn coin(&mut self) -> bool {
         self.below(2) == 1
     }

@@ -128,7 +128,7 @@ struct Case {
 impl Case {
     fn new(c: &mut Choices) -> Self {
         let heads = c.within(1..=5);
-        let prefix = if c.once_in(24) { c.below(200) } else { c.below(20) };
+        let prefix = if c.rarely(24) { c.below(200) } else { c.below(20) };
         let window = c.within(1..=4);
         let dims = (c.within(1..=9), c.within(1..=9));
         let shape = Shape {
@@ -157,7 +157,7 @@ impl Case {
     fn select(&self, c: &mut Choices) -> Kept {
         let (prefix, window) = (self.shape.prefix_len(), self.shape.window);
         let params = self.options.rust();
-        let least = params.n_protected(prefix) * self.shape.n_kv_heads;
+        let least = params.minimum(prefix) * self.shape.n_kv_heads;
         let budget = least + c.below(self.entries() - least + 1);
         let flat = self.scores.concat();
         let kept = select(c, &self.shape, &self.options, &flat, budget as u64);

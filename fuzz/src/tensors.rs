@@ -14,15 +14,6 @@ pub fn side(c: &mut Choices) -> Side {
     if c.coin() { Side::Front } else { Side::Back }
 }
 
-/// `x` as an element of this type has it.
-pub fn rounded(dtype: Dtype, x: f32) -> f32 {
-    match dtype {
-        Dtype::F32 => x,
-        Dtype::F16 => f16::from_f32(x).to_f32(),
-        Dtype::BF16 => bf16::from_f32(x).to_f32(),
-    }
-}
-
 /// Where a tensor's elements are: the fields of `lava_tensor`, in elements.
 #[derive(Clone, Debug)]
 pub struct Layout {
@@ -116,9 +107,8 @@ impl Laid {
         let mut values = vec![vec![vec![0.0; dim]; rows.len()]; most];
         for (h, &n) in rows.iter().enumerate() {
             for (r, c) in (0..n).flat_map(|r| (0..dim).map(move |c| (r, c))) {
-                let value = value(r, h, c);
-                laid.set(r, h, c, value);
-                values[r][h][c] = rounded(dtype, value) as f64;
+                laid.set(r, h, c, value(r, h, c));
+                values[r][h][c] = laid.get(r, h, c) as f64;
             }
         }
         laid.values = values;

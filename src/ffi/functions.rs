@@ -123,10 +123,10 @@ pub unsafe extern "C" fn lava_score_workspace_size(
 ///
 /// This is LAVa's score, the default; params make it another paper's.
 ///
-/// q:   [window, n_q_heads, head_dim_k], the last window queries of the prompt, after RoPE.
+/// q:   [min(window, n_tokens), n_q_heads, head_dim_k], the last window queries of the prompt, after RoPE.
 /// k:   [n_tokens, n_kv_heads, head_dim_k], after RoPE.
 /// v:   [n_tokens, n_kv_heads, head_dim_v].
-/// lse: NULL, or f32 [window, n_q_heads, 1]: natural log-sum-exp of each query's scaled, capped, masked logits over all
+/// lse: NULL, or f32 [min(window, n_tokens), n_q_heads, 1]: natural log-sum-exp of each query's scaled, capped, masked logits over all
 ///      keys it sees, as flash attention returns it. Saves a pass and the memory for it. It is believed: a wrong one gives
 ///      wrong scores.
 /// part, n_parts: this call does share `part` of `n_parts` of the KV heads: n_kv_heads * part / n_parts up to
@@ -250,8 +250,10 @@ pub unsafe extern "C" fn lava_mean_over_heads(
 
 /// How the window looks at the prefix, two numbers per KV head: what lava_preference makes a layer's weight of.
 ///
-///     entropy  = sum over the group's query heads, the window and the prefix of -A ln A
-///     variance = sum over the group's query heads and the prefix of A's variance over the window's queries (by window - 1)
+///     entropy  = sum over heads, window and prefix of -A ln A
+///     variance = sum over heads and prefix of the variance of A over the window, divided by window - 1
+///
+/// where heads are the query heads of the KV head.
 ///
 /// Another pass over K beside lava_score's.
 ///
@@ -469,11 +471,11 @@ pub unsafe extern "C" fn lava_global_budgets_workspace_size(
     }
 }
 
-/// Head budgets by one sort over the whole model: the `total` largest scores win, in whatever layer and head they are. Ties go to
+/// Layer and head budgets by one sort over the whole model: the `total` largest scores win, in whatever layer and head they are. Ties go to
 /// the lower layer, then the lower head, then the lower token.
 ///
-/// For each layer, lava_select with these as head_weights and their sum as the budget keeps exactly those entries. Layer weights go
-/// into the scores (lava_score_params.weight).
+/// For each layer, lava_select with its budget, and its part of head_weights in lava_select_params, keeps exactly those entries. Layer
+/// weights go into the scores (lava_score_params.weight).
 ///
 /// shape: of every layer. n_layers * n_kv_heads * n_tokens must be below 2^32.
 /// params: head_min, sinks, the mask and LAVA_FLOOR_GUARANTEED are as in one layer, with total / (n_layers * n_kv_heads) as a
@@ -481,9 +483,10 @@ pub unsafe extern "C" fn lava_global_budgets_workspace_size(
 /// scores: f32 [n_layers, n_kv_heads, n_tokens - window], finite.
 /// total: prefix entries to keep over all layers; see lava_total_entries.
 /// workspace: lava_global_budgets_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN.
-/// head_budgets: [n_layers, n_kv_heads], receives each head's prefix entries, in all min(total, all there are); untouched on error.
+/// budgets: [n_layers], receives each layer's prefix entries, in all min(total, all there are); untouched on error.
+/// head_weights: [n_layers, n_kv_heads], receives each head's prefix entries, as doubles; untouched on error.
 /// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, ARGUMENT, OVERLAP, WORKSPACE, BUDGET (below what the heads are promised),
-///     NONFINITE (naming layer and head). Any thread.
+///     NONFINITE (naming layer and head, or head_weights). Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_global_budgets(
     shape: *const lava_shape,
@@ -493,7 +496,8 @@ pub unsafe extern "C" fn lava_global_budgets(
     total: u64,
     workspace: *mut c_void,
     workspace_size: usize,
-    head_budgets: *mut u64,
+    budgets: *mut u64,
+    head_weights: *mut f64,
     error: *mut lava_error,
 ) -> lava_status {
     unsafe {
@@ -505,7 +509,8 @@ pub unsafe extern "C" fn lava_global_budgets(
             reads_options(&params, &shape, n_layers as usize)
                 .reads(scores, n, c"scores")
                 .writes(workspace as *mut u8, workspace_size, c"workspace")
-                .writes(head_budgets, n_heads, c"head_budgets")
+                .writes(budgets, n_layers as usize, c"budgets")
+                .writes(head_weights, n_heads, c"head_weights")
                 .check()?;
             select::global_budgets(
                 &shape,
@@ -514,7 +519,8 @@ pub unsafe extern "C" fn lava_global_budgets(
                 if n == 0 { &[] } else { slice(scores, n, c"scores")? },
                 total,
                 &mut super::call::workspace(workspace, workspace_size)?,
-                slice_mut(head_budgets, n_heads, c"head_budgets")?,
+                slice_mut(budgets, n_layers as usize, c"budgets")?,
+                slice_mut(head_weights, n_heads, c"head_weights")?,
             )
         })
     }
@@ -587,7 +593,7 @@ pub unsafe extern "C" fn lava_select_workspace_size(
 ///     kept_indices[cu_kept[h]] up to kept_indices[cu_kept[h + 1]].
 /// selection: NULL, or receives what was done, in particular whether nothing was evicted.
 /// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, ARGUMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, BUDGET (below the
-///     protected entries), NONFINITE. Outputs untouched on error. Any thread.
+///     protected entries or head_min), NONFINITE. Outputs untouched on error. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_select(
     shape: *const lava_shape,
@@ -822,7 +828,8 @@ unsafe fn cascade_params<'a>(
 /// Bytes of state that a cascade needs: about 12 per prefix entry of the total, and its windows.
 ///
 /// size: receives the bytes; untouched on error.
-/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ARGUMENT, BUDGET (the protected entries alone exceed the total). Any thread.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ARGUMENT, NONFINITE (head_weights), BUDGET (the protected entries or head_min alone
+///     exceed the total). Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cascade_state_size(
     shape: *const lava_shape,
@@ -943,7 +950,7 @@ unsafe fn push(state: *mut c_void, state_size: usize, scores: *const f32, weight
 /// What layer `layer` keeps after the last push, and how to get there from what the caller's cache held before it.
 ///
 /// out: receives pointers into the state, good until the next push; untouched on error. What they lead to may be read by
-///     several threads at a time.
+///     several threads at a time. That it lies outside the state is not checked.
 /// Errors: NULL, STRUCT_SIZE, ALIGNMENT, WORKSPACE, STATE (not initialised, or that layer was not pushed yet). Any thread,
 ///     but one call on a state at a time.
 #[unsafe(no_mangle)]
@@ -1013,8 +1020,9 @@ pub unsafe extern "C" fn lava_attend_workspace_size(
 /// part, n_parts: a share of the KV heads with their query heads; the result is the same bits for every n_parts.
 /// workspace: lava_attend_workspace_size bytes, one per part, aligned to LAVA_WORKSPACE_ALIGN.
 /// Errors: NULL (kept_indices, with a sliding window), STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE,
-///     WORKSPACE, OVERFLOW, DTYPE, INDICES, NONFINITE. The cache is never written; out and lse may be partly written
-///     on NONFINITE and are untouched otherwise. Any thread.
+///     WORKSPACE, OVERFLOW, DTYPE, INDICES, NONFINITE (in q, k or v, or a sum over values that overflows; rows that no query sees may
+///     or may not be looked at). The cache is never written; out and lse may be partly written on NONFINITE and are untouched
+///     otherwise. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_attend(
     shape: *const lava_shape,

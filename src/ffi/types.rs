@@ -109,7 +109,8 @@ pub const LAVA_LAYERS_GLOBAL: i32 = 3;
 pub const LAVA_FLOOR_NONE: i32 = 0;
 /// Each head's top floor(alpha * budget / n_kv_heads) entries are kept first, the rest compete.
 pub const LAVA_FLOOR_GUARANTEED: i32 = 1;
-/// Head counts are h * (1 - alpha) + alpha * budget / n_kv_heads, rounded so that they sum exactly.
+/// Head counts are h * (1 - alpha) + alpha * budget / n_kv_heads, rounded so that they sum exactly. Takes time that grows with the
+/// square of n_kv_heads.
 pub const LAVA_FLOOR_AFFINE: i32 = 2;
 
 /// Alignment that workspaces and cascade states need, in bytes. Memory from malloc has it.
@@ -187,7 +188,8 @@ pub struct lava_tensor {
     pub row_start: *const u32,
 }
 
-/// Options of lava_score. lava_score_params_init gives LAVa's; lava_score_params_snapkv and its neighbours those of other papers.
+/// Options of lava_score. lava_score_params_default gives the preset that measures best, lava_score_params_init LAVa's,
+/// lava_score_params_snapkv and its neighbours those of other papers.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types)]
@@ -219,12 +221,13 @@ pub struct lava_score_params {
     /// A factor on all scores of the layer, not negative. It decides nothing inside a layer; under LAVA_LAYERS_GLOBAL and in
     /// lava_global_budgets it is the layer's weight. 0: 1.
     pub weight: f32,
-    /// Must be 0.
-    pub reserved: u32,
+    /// So many times a head's mean score is added to all its scores: what nobody has looked at yet may still be looked at, more
+    /// so in heads that are much looked at. Not negative.
+    pub smoothing: f32,
 }
 
-/// Options of lava_select and of a cascade. lava_select_params_init gives the default, lava_select_params_paper and
-/// lava_select_params_released the presets.
+/// Options of lava_select and of a cascade. lava_select_params_default gives the preset that measures best; the others are
+/// lava_select_params_paper (all zero, as lava_select_params_init), _released and _equal.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types)]
@@ -320,13 +323,15 @@ pub struct lava_attend_params {
     pub sliding_window: u32,
     /// Position of each head's first row behind its kept ones; later rows count on from there.
     pub n_base: u32,
-    /// NULL, or the positions of each head's first rows.
+    /// NULL, or the positions of each head's first rows, ascending. That they ascend is not checked: others give another mask, and
+    /// nothing worse.
     pub kept_indices: *const u32,
     /// NULL, or their prefix sum, n_kv_heads + 1 entries.
     pub cu_kept: *const u32,
 }
 
-/// Why a call was refused. Every call takes one, or NULL. It is written on success too.
+/// Why a call was refused. Every call takes one, or NULL. It is written on success too. That it shares no memory with the other
+/// arguments is not checked.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types)]
@@ -360,7 +365,7 @@ macro_rules! layout {
 layout! {
     lava_shape: 32, 32 { struct_size @ 0, layer @ 4, n_tokens @ 8, n_q_heads @ 12, n_kv_heads @ 16, head_dim_k @ 20, head_dim_v @ 24, window @ 28 }
     lava_tensor: 56, 56 { struct_size @ 0, dtype @ 4, data @ 8, size @ 16, stride_token @ 24, stride_head @ 32, stride_dim @ 40, row_start @ 48 }
-    lava_score_params: 56, 32 { struct_size @ 0, pool @ 4, pool_kernel @ 8, group_reduce @ 12, value_span @ 16, sliding_window @ 20, scale @ 24, softcap @ 28, attention @ 32, value_weight @ 36, gamma @ 40, decay @ 44, weight @ 48, reserved @ 52 }
+    lava_score_params: 56, 32 { struct_size @ 0, pool @ 4, pool_kernel @ 8, group_reduce @ 12, value_span @ 16, sliding_window @ 20, scale @ 24, softcap @ 28, attention @ 32, value_weight @ 36, gamma @ 40, decay @ 44, weight @ 48, smoothing @ 52 }
     lava_select_params: 48, 32 { struct_size @ 0, head_floor @ 4, alpha @ 8, protected_mask @ 16, n_sink @ 24, head_min @ 28, head_weights @ 32, layer_budgets @ 40, reserved @ 44 }
     lava_selection: 40, 40 { struct_size @ 0, everything_kept @ 4, n_kept @ 8, budget @ 16, mass @ 24, evicted_share @ 32 }
     lava_cascade_layer: 72, 72 { struct_size @ 0, unchanged @ 4, kept_indices @ 8, cu_kept @ 16, rows @ 24, cu_rows @ 32, budget @ 40, entropy @ 48, mass @ 56, evicted_share @ 64 }
@@ -398,7 +403,6 @@ fn choose<T: Copy>(number: i32, of: &[T], argument: &'static core::ffi::CStr) ->
 
 impl lava_score_params {
     pub(super) fn check(&self) -> Result<ScoreParams> {
-        ensure(self.reserved == 0, ErrorKind::Argument, c"reserved")?;
         let attentions = [
             Attention::Mean,
             Attention::Squared,
@@ -419,6 +423,7 @@ impl lava_score_params {
             gamma: self.gamma,
             decay: given(self.decay).unwrap_or(1.0),
             value_weight: choose(self.value_weight, &values, c"value_weight")?,
+            smoothing: self.smoothing,
             weight: given(self.weight).unwrap_or(1.0),
         };
         params.validate()?;
