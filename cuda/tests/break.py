@@ -22,14 +22,14 @@ BREAKS = [
     ("score.cu", "", "__syncwarp(); // all four have read the row", "", "score", "tsan"),
     ("score.cu", "", "            copy_wait<1>();", "", "score", "plain"),
     ("score.cu", "", "return i <= own &&", "return i <= own + 1 &&", "score", "plain"),
-    ("score.cu", "Slice<T, D, TILES> slice", "lane() % 16", "lane() % 15", "score", "plain"),
+    ("score.cu", "", "(lane() % 16) * stride", "(lane() % 15) * stride", "score", "plain"),
     ("score.cu", "static uint32_t at", "m / 2 * 8", "m % 2 * 8", "score", "plain"),
     ("score.cu", "", "norm += fabsf(widen(elements[i]))", "norm += widen(elements[i])", "score", "plain"),
     ("entropy.cuh", "double(values[at + i])", SYNC, "", "shares", "tsan"),
     ("entropy.cuh", "", "1.0 / 15.0", "1.0 / 14.0", "shares", "plain"),
     ("budget.cuh", "", "remainder[j] == remainder[i] && j < i", "remainder[j] == remainder[i] && j > i", "shares", "plain"),
     ("budget.cuh", "void round_shares", "share / denominator", "share / (denominator + 1)", "shares", "plain"),
-    ("device.cuh", "inline void meet_blocks", "if (n_blocks > 1 && threadIdx.x == 0) {", "if (false) {", "select", "tsan"),
+    ("device.cuh", "inline void meet_blocks", "if (n_blocks > 1 && threadIdx.x == 0) {", "if (false) {", "select", "plain"),
     ("choose.cuh", "", "atomicAdd(&c.histogram[c.taken_key[h] >> shift & mask], 0u - c.taken_ties[h]);", ";", "select", "plain"),
     ("choose.cuh", "", "const uint32_t won = min(equal, ties);", "const uint32_t won = equal;", "select", "plain"),
     ("choose.cuh", "", "if (lane() == 0) kept_of[warp()] = __popc(keeps);\n            __syncthreads();", "if (lane() == 0) kept_of[warp()] = __popc(keeps);", "select", "tsan"),
@@ -51,11 +51,11 @@ def build_and_run(source, test, build):
     program = source / "program"
     subprocess.run([*common, *flags, "-O1", "-DLAVA_EMU", "-I", source, source / f"tests/{test}.cpp", emu,
                     ROOT / "target/capi/capi/liblava.a", "-lm", "-lpthread", "-ldl", "-o", program], check=True)
-    environment = os.environ | {"LAVA_SEEDS": "2", "LAVA_QUICK": "1", "TSAN_OPTIONS": "halt_on_error=1"}
+    environment = os.environ | {"LAVA_SEEDS": "1" if build == "tsan" else "2", "LAVA_QUICK": "1", "TSAN_OPTIONS": "halt_on_error=1"}
     try:
         result = subprocess.run([program], capture_output=True, text=True, env=environment, timeout=900)
     except subprocess.TimeoutExpired:
-        return "does not end"
+        return None  # too slow to tell
     if result.returncode == 0:
         return None
     lines = result.stderr.splitlines()

@@ -55,7 +55,7 @@ static void check(uint32_t heads, const std::vector<Item> &items, int kind, uint
     Buffer<unsigned char> workspace(lava_cuda_choice_workspace(n, heads, a.max_prefix));
     a.workspace = workspace.data(), a.status = status.data();
     for (const uint32_t n_blocks : {1u, 3u})
-        for (unsigned s = 0; s < n_seeds(); s++) {
+        for (unsigned s = 0; s < n_seeds() && !(is_quick() && n_blocks == 1); s++) {
             memset(workspace.data(), 0xA5, workspace.bytes());
             memset(workspace.data(), 0, n * LAVA_CUDA_CONTROL_BYTES);
             status[0] = LAVA_CUDA_STATUS_OK;
@@ -161,6 +161,7 @@ int main() {
             for (const uint32_t heads : {1u, 3u})
                 for (int kind = 0; kind < 3; kind++) {
                     if (floor == 0 && alpha > 0) continue;
+                    if (is_quick() && (kind == 1 || heads == 1 || alpha == 1.0)) continue;
                     std::vector<Item> items;
                     const uint32_t prefix = kind == 0 ? 2049 : 300;
                     for (const uint64_t budget : {uint64_t(0), uint64_t(1), uint64_t(prefix) * heads / 3, uint64_t(prefix) * heads + 9})
