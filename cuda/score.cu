@@ -18,6 +18,11 @@ namespace lava {
 
 constexpr uint32_t KEYS = LAVA_SCORE_KEYS, ROWS = LAVA_SCORE_ROWS;
 
+// As LAVA_ATTENTION_, LAVA_GROUP_, LAVA_POOL_, LAVA_VALUE_ and LAVA_VALUES_ of lava.h.
+constexpr int32_t SQUARED = 1, MEAN_VARIANCE = 2, EXPONENTIAL = 3, RECENCY = 4;
+constexpr int32_t GROUP_MAX = 0, GROUP_MEAN = 1, POOL_MAX = 0, POOL_AVG = 1;
+constexpr int32_t VALUE_HEAD_MAX = 0, VALUE_TOKEN = 2, VALUES_ALL = 1;
+
 /// A sequence and one of its KV heads.
 struct Head {
     const lava_score_args &args;
@@ -257,11 +262,11 @@ struct ColumnSums {
         if (!last) return;
         const float w = head.args.window;
         float value = sum;
-        if (head.args.attention == 1) value = squares;
-        if (head.args.attention == 2 && w > 1)
+        if (head.args.attention == SQUARED) value = squares;
+        if (head.args.attention == MEAN_VARIANCE && w > 1)
             value += w * head.args.gamma * fmaxf((squares - sum * (sum / w)) / (w - 1), 0.0f);
         if (!lava_score_reduces_first(&head.args)) head.columns(h)[key] = value;
-        group = head.args.group_reduce == 0 ? fmaxf(group, value) : group + value;
+        group = head.args.group_reduce == GROUP_MAX ? fmaxf(group, value) : group + value;
         sum = squares = 0;
     }
     __device__ void write(const Head &head, uint32_t key) const {
@@ -391,7 +396,7 @@ template <class T> __device__ float row_norm(const T *row, uint32_t dim) {
     for (uint32_t c = threadIdx.x % 8 * N; c < dim; c += 8 * N) {
         const uint4 piece = lava_load_streaming(reinterpret_cast<const uint4 *>(row + c));
         T x[N];
-        memcpy(x, &piece, 16);
+        memcpy(static_cast<void *>(x), &piece, 16);
 #pragma unroll
         for (uint32_t i = 0; i < N; i++) sum += fabsf(widen(x[i]));
     }
@@ -418,7 +423,7 @@ __device__ inline void value_norms(const Range &range) {
     constexpr uint32_t AT_ONCE = 4; // rows on their way per eight threads
     const lava_score_args &args = range.args;
     const bool aligned = lava_rows_are_aligned(&range.sequence.v, args.head_dim_v);
-    const uint32_t counted = args.value_span == 1 ? range.n_tokens() : range.prefix();
+    const uint32_t counted = args.value_span == VALUES_ALL ? range.n_tokens() : range.prefix();
     const uint32_t own = threadIdx.x / 8, step = blockDim.x / 8;
     float most = 0;
     bool faulty = false;
@@ -436,7 +441,7 @@ __device__ inline void value_norms(const Range &range) {
             for (int distance = 1; distance < 8; distance *= 2) norms[i] += __shfl_xor_sync(ALL_LANES, norms[i], distance);
             faulty |= !(norms[i] < INFINITY);
             if (token < counted) most = fmaxf(most, norms[i]);
-            if (args.value_weight == 2 && token < range.prefix() && threadIdx.x % 8 == 0)
+            if (args.value_weight == VALUE_TOKEN && token < range.prefix() && threadIdx.x % 8 == 0)
                 args.value_norms[range.flat() * lava_score_max_prefix(&args) + token] = norms[i];
         }
     }
@@ -460,6 +465,7 @@ struct ColumnJob {
             value_norms(Range(head, number / 2, head.n_tokens()));
             done = true;
         }
+        done = done || args.attention == RECENCY;
         number /= kinds;
     }
     /// With the log-sum-exp given, no other pass looks at the window's keys for NaN.
@@ -599,7 +605,7 @@ __device__ inline void row_lse(const lava_score_args &args) {
     const uint32_t row = blockIdx.x * ROWS + threadIdx.x % ROWS, share = threadIdx.x / ROWS;
     const uint32_t j = row % head.padded();
     if (blockIdx.x == 0 && threadIdx.x == 0) args.value_max[head.flat()] = 0;
-    if (head.prefix() == 0) return;
+    if (head.prefix() == 0 || args.attention == RECENCY) return;
     Softmax softmax;
     if (!args.has_lse) {
         const uint32_t ranges = (head.n_tokens() + args.keys_per_range - 1) / args.keys_per_range;
@@ -621,7 +627,7 @@ __device__ inline void row_lse(const lava_score_args &args) {
             lse = softmax.max + log2f(softmax.sum);
         }
         if (!(fabsf(lse) < INFINITY)) head.fault(args.has_lse ? LAVA_FAULT_LSE : LAVA_FAULT_Q_OR_K);
-        if (args.attention == 3) {
+        if (args.attention == EXPONENTIAL) {
             // A weight by age, w decay (1 - decay)^age and for the oldest w (1 - decay)^age, is a term in the exponent.
             const float age = args.window - 1 - j, faded = age == 0 ? 0 : age * log2f(1 - args.decay);
             lse -= log2f(float(args.window)) + (j == 0 ? 0 : log2f(args.decay)) + faded;
@@ -637,7 +643,7 @@ __device__ inline void pool(const lava_score_args &args) {
     const Head head(args, blockIdx.z, blockIdx.y);
     const uint32_t first = blockIdx.x * BLOCK, radius = args.pool_kernel / 2, prefix = head.prefix();
     if (first >= prefix) return;
-    const bool recency = args.attention == 4;
+    const bool recency = args.attention == RECENCY;
     const uint32_t rows = lava_score_reduces_first(&args) || recency ? 1 : head.group();
     const uint32_t i = first + threadIdx.x;
     float score = 0;
@@ -654,15 +660,15 @@ __device__ inline void pool(const lava_score_args &args) {
         float pooled = 0;
         for (uint32_t at = 0; at < args.pool_kernel; at++) {
             const float x = near[threadIdx.x + at];
-            pooled = args.pool == 0 ? fmaxf(pooled, x) : pooled + x;
+            pooled = args.pool == POOL_MAX ? fmaxf(pooled, x) : pooled + x;
         }
-        if (args.pool == 1) pooled /= args.pool_kernel;
-        score = args.group_reduce == 0 || rows == 1 ? fmaxf(score, pooled) : score + pooled;
+        if (args.pool == POOL_AVG) pooled /= args.pool_kernel;
+        score = args.group_reduce == GROUP_MAX || rows == 1 ? fmaxf(score, pooled) : score + pooled;
     }
     if (i >= prefix) return;
-    if (!recency) score *= 1.0f / (float(args.window) * (args.group_reduce == 1 ? head.group() : 1));
-    if (args.value_weight == 0) score *= __uint_as_float(args.value_max[head.flat()]);
-    if (args.value_weight == 2) score *= args.value_norms[head.flat() * lava_score_max_prefix(&args) + i];
+    if (!recency) score *= 1.0f / (float(args.window) * (args.group_reduce == GROUP_MEAN ? head.group() : 1));
+    if (args.value_weight == VALUE_HEAD_MAX) score *= __uint_as_float(args.value_max[head.flat()]);
+    if (args.value_weight == VALUE_TOKEN) score *= args.value_norms[head.flat() * lava_score_max_prefix(&args) + i];
     score *= args.weight;
     if (!(score < INFINITY)) head.fault(LAVA_FAULT_SCORES);
     head.sequence.scores[uint64_t(head.head) * prefix + i] = score;

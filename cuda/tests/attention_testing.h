@@ -93,7 +93,7 @@ struct Numbers {
             for (uint32_t r = 0; r < rows; r++)
                 for (uint32_t c = 0; c < dim; c++) {
                     const uint32_t first = row_start.empty() ? 0 : row_start[0];
-                    set(h, r - first, c, size * random.number());
+                    set(h, uint64_t(r) - first, c, size * random.number());
                 }
     }
     lava_tensor host() const {

@@ -1,9 +1,10 @@
 // The kernels of score.cu under emulation, against lava_score of the CPU library.
 //
-// The bound. Let S be the largest sum of |q c| |k c| over a head's dimensions, scaled: both sides sum d products in f32, in different
-// orders, so a logit is off by at most d u S each (u = 2^-24), an exponent of two and its log-sum-exp by a few u S more, and an
-// exponential by as much relatively. Sums of positive numbers are off by u times the longest chain of additions: a thread's
-// keys of a range, a row's parts, w rows, d_v norms. exp2 is good to a few u. Twice that, for two sides that may both be off.
+// The bound. Let S be the largest sum of |q c| |k c| over a head's d dimensions, scaled: both sides sum d products in f32, in
+// different orders. The roundings (u = 2^-24) are as good as independent, so a logit is off by no more than 4 sqrt(d) u S (d u S if all
+// of them conspired), an exponent of two and its log-sum-exp by a few u S more, and an exponential by as much relatively. Sums
+// of positive numbers are off by u times the longest chain of additions: a thread's keys of a range, a row's parts, w rows, d_v
+// norms. exp2 is good to a few u. Twice that, for two sides that may both be off.
 #include "../score.cu"
 #include "attention_testing.h"
 
@@ -172,7 +173,7 @@ void check(const Case &c) {
         const double kind = c.params.attention == LAVA_ATTENTION_SQUARED          ? 2
                             : c.params.attention == LAVA_ATTENTION_MEAN_VARIANCE ? 2 + 4 * c.params.gamma
                                                                                   : 1;
-        bound = 2 * kind * HALF_ULP * ((c.dim_k + 8) * logits + chain);
+        bound = 2 * kind * HALF_ULP * ((4 * std::sqrt(c.dim_k) + 8) * logits + chain);
         for (size_t e = 0; e < want.size(); e++) {
             const double off = std::abs(double(got.scores[i][e]) - want[e]) / (want[e] + 1e-30);
             if (!(off <= bound))
@@ -272,7 +273,7 @@ int main() {
     }
     check_fault(given, "NaN in the lse", LAVA_FAULT_LSE, 1, [](Sequence &s) { s.lse.set(2, 7, 0, NAN); });
     check_fault(given, "infinite lse", LAVA_FAULT_LSE, 0, [](Sequence &s) { s.lse.set(1, 0, 0, -INFINITY); });
-    const Case large = two.with([](Case &c) { c.dtype_v = LAVA_F32, c.params.weight = 3e38f, c.name = "overflow"; });
+    const Case large = two.with([](Case &c) { c.dtype_v = LAVA_F32, c.params.weight = 1e20f, c.name = "overflow"; });
     check_fault(large, "scores", LAVA_FAULT_SCORES, 0, [](Sequence &s) {
         for (uint32_t e = 0; e < 24; e++) s.v.set(0, 9, e, 1e30f);
     });
