@@ -1,0 +1,700 @@
+// LAVa's score of one layer, sequence by sequence and KV head by KV head: attention of the window, summed for each key, pooled,
+// reduced over the group, times the value norm.
+//
+//     score_stats      for each range of keys and query row: maximum and sum of the exponentials
+//     score_lse        their merge in the order of the ranges, or the caller's log-sum-exp; resets the value maxima
+//     score_columns    for each key: the sum over the window of exp2(logit - lse), reduced over the group; value norms
+//     score_pool       pooling along the tokens, factors, scores
+//
+// A block takes one range of keys of one KV head; its warps hold all of the head's query rows in registers, in rounds if there are too
+// many, and tiles of 64 keys stream through shared memory. Keys cross the memory bus at most twice: the second pass goes backwards
+// through the blocks, so that it begins with what the first one left in the L2 cache. The values are read by every other
+// block of the second pass, whose own work is arithmetic more than memory.
+//
+// Every sum has an order that does not depend on the schedule.
+#include "attention.cuh"
+
+namespace lava {
+
+constexpr uint32_t KEYS = LAVA_SCORE_KEYS, ROWS = LAVA_SCORE_ROWS;
+
+// As LAVA_ATTENTION_, LAVA_GROUP_, LAVA_POOL_, LAVA_VALUE_ and LAVA_VALUES_ of lava.h.
+constexpr int32_t SQUARED = 1, MEAN_VARIANCE = 2, EXPONENTIAL = 3, RECENCY = 4;
+constexpr int32_t GROUP_MAX = 0, GROUP_MEAN = 1, POOL_MAX = 0, POOL_AVG = 1;
+constexpr int32_t VALUE_HEAD_MAX = 0, VALUE_TOKEN = 2, VALUES_ALL = 1;
+
+/// A sequence and one of its KV heads.
+struct Head {
+    const lava_score_args &args;
+    const lava_score_sequence &sequence;
+    uint32_t index, head;
+
+    __device__ Head(const lava_score_args &args, uint32_t index, uint32_t head)
+        : args(args), sequence(args.sequences ? args.sequences[index] : args.one), index(index), head(head) {}
+
+    __device__ uint32_t n_tokens() const { return sequence.n_tokens; }
+    __device__ uint32_t prefix() const { return n_tokens() > args.window ? n_tokens() - args.window : 0; }
+    __device__ uint32_t group() const { return args.n_q_heads / args.n_kv_heads; }
+    /// Of all heads of all sequences, this one.
+    __device__ uint64_t flat() const { return uint64_t(index) * args.n_kv_heads + head; }
+    __device__ uint32_t padded() const { return (args.window + ROWS - 1) / ROWS * ROWS; }
+    __device__ uint32_t row_tiles() const { return group() * padded() / ROWS; }
+    __device__ void fault(uint32_t what) const { report(args.status, lava_fault(what, args.layer, index, head)); }
+    __device__ float *columns(uint32_t row) const {
+        const uint64_t rows = lava_score_reduces_first(&args) ? 1 : group();
+        return args.columns + (flat() * rows + row) * lava_score_max_prefix(&args);
+    }
+
+    /// Whether all rows see all keys of a tile.
+    __device__ bool all_see(uint32_t first_key) const {
+        const bool behind = uint64_t(first_key) + KEYS <= uint64_t(prefix()) + 1;
+        return behind && (args.sliding_window == 0 || uint64_t(first_key) + args.sliding_window >= n_tokens());
+    }
+    /// Whether row `j` of a window sees a key.
+    __device__ bool sees(uint32_t j, uint32_t key) const {
+        const uint64_t position = uint64_t(prefix()) + j;
+        return j < args.window && key <= position &&
+               (args.sliding_window == 0 || uint64_t(key) + args.sliding_window > position);
+    }
+};
+
+/// A head and a range of its keys.
+struct Range : Head {
+    uint32_t number, first, end;
+
+    __device__ Range(const Head &head, uint32_t number, uint32_t n_keys) : Head(head), number(number) {
+        const uint64_t begin = uint64_t(number) * args.keys_per_range;
+        first = uint32_t(begin < n_keys ? begin : n_keys);
+        end = uint32_t(begin + args.keys_per_range < n_keys ? begin + args.keys_per_range : n_keys);
+    }
+    __device__ uint32_t tiles() const { return (end - first + KEYS - 1) / KEYS; }
+};
+
+/// Which rows of a tile of 16 are this thread's: this one and, with half = 1, the eighth behind it.
+__device__ inline uint32_t own_row(uint32_t half) { return threadIdx.x % 32 / 4 + 8 * half; }
+
+/// Row tiles that a warp holds in registers.
+template <int D> constexpr int HELD = D > 128 ? 1 : 2;
+
+/// The queries of `M` row tiles, as the tensor cores take them. Rows that fill a window up are zero.
+template <class T, int D, int M>
+__device__ void load_queries(uint32_t (&q)[M][D / 16][4], const Range &range, uint32_t row_tile) {
+    const uint32_t padded = range.padded(), pair = threadIdx.x % 4 * 2;
+    const lava_device_tensor &from = range.sequence.q;
+    // One load for two elements, where they lie so.
+    const bool pairs = from.stride_dim == 1 && from.stride_token % 2 == 0 && from.stride_head % 2 == 0 &&
+                       reinterpret_cast<uintptr_t>(from.data) % 4 == 0;
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const uint32_t row = (row_tile + m) * ROWS + own_row(half), j = row % padded;
+            const bool real = row < range.row_tiles() * ROWS && j < range.args.window;
+            const uint32_t head = range.head * range.group() + (real ? row / padded : 0);
+            const T *const at = row_of<const T>(from, head, real ? j : 0);
+#pragma unroll
+            for (int step = 0; step < D / 16; step++)
+#pragma unroll
+                for (int upper = 0; upper < 2; upper++) {
+                    const uint32_t c = 16 * step + 8 * upper + pair;
+                    uint32_t two = 0;
+                    if (real && pairs)
+                        two = *reinterpret_cast<const uint32_t *>(at + c);
+                    else if (real)
+                        two = element_pair(from, head, j, c);
+                    q[m][step][half + 2 * upper] = two;
+                }
+        }
+}
+
+/// Dot products become exponents of two, UNSEEN where a row does not look.
+template <int M>
+__device__ void to_exponents(float (&x)[M][2][4], const Range &range, const Logits &logits, uint32_t row_tile, uint32_t key,
+                             bool all_see) {
+    const uint32_t padded = range.padded(), own_key = key + threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < 2; n++) logits.apply(x[m][n]);
+    if (all_see) return;
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const uint32_t j = ((row_tile + m) * ROWS + own_row(half)) % padded;
+#pragma unroll
+            for (int n = 0; n < 2; n++)
+#pragma unroll
+                for (int i = 0; i < 2; i++)
+                    if (!range.sees(j, own_key + 8 * n + i)) x[m][n][2 * half + i] = UNSEEN;
+        }
+}
+
+/// What both passes have in common: a range's keys go through shared memory, tile by tile, once for every round of row tiles.
+///
+/// `visitor` is told of a round's begin and end (with the first row tile of the warp), of each step's begin (all of the block's
+/// threads are past the step before), and is given the dot products of 16 keys at a time.
+template <class T, int D, class Visitor>
+__device__ void stream_keys(const Range &range, unsigned char *shared, Visitor &visitor) {
+    constexpr int M = HELD<D>, STAGES = D > 128 ? 2 : 3, STAGE = KEYS * PITCH<D>;
+    const lava_score_args &args = range.args;
+    T *const stages = reinterpret_cast<T *>(shared);
+    const uint32_t warp = threadIdx.x / 32, row_warps = args.n_warps / args.key_split, share = warp / row_warps;
+    const uint32_t at_once = row_warps * M, tiles = range.tiles();
+    const uint32_t steps = tiles * ((range.row_tiles() + at_once - 1) / at_once);
+    const auto fetch = [&](uint32_t step) {
+        if (step < steps)
+            fetch_rows<D, KEYS>(stages + step % STAGES * STAGE, range.sequence.k, range.head, range.first + step % tiles * KEYS,
+                                range.end, threadIdx.x, blockDim.x);
+        lava_copy_commit();
+    };
+    for (uint32_t step = 0; step + 1 < STAGES; step++) fetch(step);
+
+    uint32_t q[M][D / 16][4];
+    for (uint32_t step = 0; step < steps; step++) {
+        const uint32_t tile = step % tiles, key = range.first + tile * KEYS;
+        const uint32_t row_tile = step / tiles * at_once + warp % row_warps * M;
+        if (tile == 0) {
+            load_queries<T, D>(q, range, row_tile);
+            visitor.begin(row_tile);
+        }
+        lava_copy_wait<STAGES - 2>();
+        __syncthreads();
+        fetch(step + STAGES - 1); // to where the tile was that all are done with
+        visitor.before(step, tile);
+        if (row_tile < range.row_tiles()) {
+            const bool all_see = range.all_see(key);
+            for (uint32_t part = share * 16; part < KEYS; part += args.key_split * 16) {
+                float x[M][2][4];
+                dot_products<T, D, M>(x, q, stages + step % STAGES * STAGE + part * PITCH<D>);
+                visitor.visit(x, row_tile, step, key, part, all_see);
+            }
+        }
+        if (tile + 1 == tiles) visitor.end(row_tile, share);
+    }
+    lava_copy_wait<0>();
+}
+
+/// NaN as soon as one of the dot products is not finite, else 0.
+template <int M> __device__ void look_for_faults(float &poison, const float (&x)[M][2][4]) {
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < 2; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) poison = fmaf(x[m][n][i], 0.0f, poison);
+}
+
+// ------------------------------------------------------------------------------------------------------- first pass
+
+/// Where the statistics of a range and a share of its keys go: [heads, ranges * shares, rows], two floats each.
+__device__ inline float2 *partial_of(const Head &head, uint32_t part) {
+    const lava_score_args &args = head.args;
+    const uint64_t parts = uint64_t(lava_score_ranges(&args)) * args.key_split;
+    return reinterpret_cast<float2 *>(args.partial) + (head.flat() * parts + part) * lava_score_rows(&args);
+}
+
+/// Each thread keeps statistics of its own rows and keys; lanes with the same rows meet at the end of a round only.
+template <int M> struct Statistics {
+    const Range &range;
+    const Logits logits;
+    Softmax rows[M][2];
+    float poison = 0;
+
+    __device__ explicit Statistics(const Range &range) : range(range), logits(range.args.scale, range.args.softcap) {}
+    __device__ void begin(uint32_t) {
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) rows[m][half] = Softmax();
+    }
+    __device__ void before(uint32_t, uint32_t) {}
+    __device__ void visit(float (&x)[M][2][4], uint32_t row_tile, uint32_t, uint32_t key, uint32_t part, bool all_see) {
+        look_for_faults(poison, x);
+        to_exponents(x, range, logits, row_tile, key + part, all_see);
+        // The last tile's rows behind the end are zeros, which the last row of the window does not see either.
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const float a = x[m][0][2 * half], b = x[m][0][2 * half + 1];
+                const float c = x[m][1][2 * half], d = x[m][1][2 * half + 1];
+                Softmax &row = rows[m][half];
+                row.raise(fmaxf(fmaxf(a, b), fmaxf(c, d)));
+                row.sum += (lava_exp2(a - row.max) + lava_exp2(b - row.max)) +
+                           (lava_exp2(c - row.max) + lava_exp2(d - row.max));
+            }
+    }
+    __device__ void end(uint32_t row_tile, uint32_t share) {
+        float2 *const to = partial_of(range, range.number * range.args.key_split + share);
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                rows[m][half].merge_lanes(1);
+                rows[m][half].merge_lanes(2);
+                if (threadIdx.x % 4 == 0 && row_tile + m < range.row_tiles())
+                    to[(row_tile + m) * ROWS + own_row(half)] = float2{rows[m][half].max, rows[m][half].sum};
+            }
+    }
+};
+
+template <class T, int D> __device__ void stats(const lava_score_args &args) {
+    LAVA_DYNAMIC_SHARED(shared);
+    const Head head(args, blockIdx.z, blockIdx.y);
+    const Range range(head, blockIdx.x, head.n_tokens());
+    if (head.prefix() == 0 || range.first == range.end) return;
+    Statistics<HELD<D>> statistics(range);
+    stream_keys<T, D>(range, shared, statistics);
+    if (statistics.poison != 0) head.fault(LAVA_FAULT_Q_OR_K);
+}
+
+// ------------------------------------------------------------------------------------------------------ second pass
+
+/// Attention of one key, summed row tile by row tile in their order, becomes the group's number or one per query head.
+struct ColumnSums {
+    float sum = 0, squares = 0, group = 0;
+
+    /// The next row tile's part; `last`: it is the last one of query head `h` of the group.
+    __device__ void add(const Head &head, uint32_t key, float more, float more_squares, uint32_t h, bool last) {
+        sum += more;
+        squares += more_squares;
+        if (!last) return;
+        const float w = head.args.window;
+        float value = sum;
+        if (head.args.attention == SQUARED) value = squares;
+        if (head.args.attention == MEAN_VARIANCE && w > 1)
+            value += w * head.args.gamma * fmaxf((squares - sum * (sum / w)) / (w - 1), 0.0f);
+        if (!lava_score_reduces_first(&head.args)) head.columns(h)[key] = value;
+        group = head.args.group_reduce == GROUP_MAX ? fmaxf(group, value) : group + value;
+        sum = squares = 0;
+    }
+    __device__ void write(const Head &head, uint32_t key) const {
+        if (lava_score_reduces_first(&head.args)) head.columns(0)[key] = group;
+    }
+};
+
+/// Sums of `N` numbers over the eight lanes whose numbers agree modulo 4. With N = 8, lane l takes that of number l / 4; with
+/// N = 4, that of number l / 8. Each exchange halves what is left to be summed.
+template <int N> __device__ float sum_over_rows(float (&x)[N]) {
+    const uint32_t lane = threadIdx.x % 32;
+    int n = N;
+#pragma unroll
+    for (int distance = 16; distance >= 4; distance /= 2) {
+        if (n == 1) {
+            x[0] += __shfl_xor_sync(ALL_LANES, x[0], distance);
+            continue;
+        }
+        n /= 2;
+        const bool upper = lane & distance;
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) {
+            if (i >= n) break;
+            const float given = upper ? x[i] : x[i + n], kept = upper ? x[i + n] : x[i];
+            x[i] = kept + __shfl_xor_sync(ALL_LANES, given, distance);
+        }
+    }
+    return x[0];
+}
+
+/// Sums over the rows of each tile go to shared memory; a step later, one thread per key adds the tiles up.
+template <int M> struct Columns {
+    const Range &range;
+    const Logits logits;
+    /// [2 steps, sums and perhaps squares, row tiles of a round, KEYS].
+    float *const sums;
+    /// What a key's sums were at the end of the last round: [3, keys of the range]. Only where there are several rounds.
+    float *const carried;
+    const uint32_t at_once;
+    const bool squares, checks;
+    float lse[M][2];
+    float poison = 0;
+    uint32_t last_step = 0, last_tile = 0;
+
+    __device__ Columns(const Range &range, float *shared)
+        : range(range), logits(range.args.scale, range.args.softcap), sums(shared),
+          carried(shared + 2 * (lava_score_has_squares(&range.args) ? 2 : 1) * lava_score_row_tiles_at_once(&range.args) * KEYS),
+          at_once(lava_score_row_tiles_at_once(&range.args)), squares(lava_score_has_squares(&range.args)),
+          checks(range.args.has_lse) {}
+
+    __device__ float *sums_of(uint32_t step, uint32_t kind, uint32_t tile) const {
+        return sums + ((step % 2 * (squares ? 2 : 1) + kind) * at_once + tile) * KEYS;
+    }
+    __device__ void begin(uint32_t row_tile) {
+        const float *const from = range.args.row_lse + range.flat() * lava_score_rows(&range.args);
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+                lse[m][half] = row_tile + m < range.row_tiles() ? from[(row_tile + m) * ROWS + own_row(half)] : INFINITY;
+    }
+    __device__ void before(uint32_t step, uint32_t tile) {
+        if (step > 0) add_up();
+        last_step = step;
+        last_tile = tile;
+    }
+    __device__ void visit(float (&x)[M][2][4], uint32_t row_tile, uint32_t step, uint32_t key, uint32_t part, bool all_see) {
+        if (checks) look_for_faults(poison, x);
+        to_exponents(x, range, logits, row_tile, key + part, all_see);
+        float one[4 * M], two[4 * M];
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int n = 0; n < 2; n++)
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    const float a = lava_exp2(x[m][n][i] - lse[m][0]), b = lava_exp2(x[m][n][i + 2] - lse[m][1]);
+                    one[4 * m + 2 * n + i] = a + b;
+                    two[4 * m + 2 * n + i] = a * a + b * b;
+                }
+        const uint32_t lane = threadIdx.x % 32, number = M == 2 ? lane / 4 : lane / 8;
+        const uint32_t at = part + number / 2 % 2 * 8 + lane % 4 * 2 + number % 2, m = number / 4;
+        const float sum = sum_over_rows(one);
+        const bool writes = M == 2 || lane / 4 % 2 == 0;
+        const uint32_t tile = (row_tile + m) % at_once;
+        if (writes) sums_of(step, 0, tile)[at] = sum;
+        if (squares) {
+            const float sum_of_squares = sum_over_rows(two);
+            if (writes) sums_of(step, 1, tile)[at] = sum_of_squares;
+        }
+    }
+    __device__ void end(uint32_t, uint32_t) {}
+
+    /// The step before: its sums are there for all threads.
+    __device__ void add_up() {
+        const uint32_t tiles_of_head = range.padded() / ROWS, all = range.row_tiles();
+        const uint32_t first = (last_step / range.tiles()) * at_once, rest = all - first;
+        const uint32_t here = rest < at_once ? rest : at_once;
+        for (uint32_t i = threadIdx.x; i < KEYS; i += blockDim.x) {
+            const uint32_t in_range = last_tile * KEYS + i, key = range.first + in_range;
+            if (key >= range.end || key >= range.prefix()) continue;
+            float *const carry = carried + 3 * in_range;
+            ColumnSums column;
+            if (first > 0) {
+                column.sum = carry[0];
+                column.squares = carry[1];
+                column.group = carry[2];
+            }
+            for (uint32_t t = 0; t < here; t++)
+                column.add(range, key, sums_of(last_step, 0, t)[i], squares ? sums_of(last_step, 1, t)[i] : 0.0f,
+                           (first + t) / tiles_of_head, (first + t + 1) % tiles_of_head == 0);
+            if (first + here == all) {
+                column.write(range, key);
+            } else {
+                carry[0] = column.sum;
+                carry[1] = column.squares;
+                carry[2] = column.group;
+            }
+        }
+    }
+};
+
+/// The values' L1 norms over a range of tokens: by eight threads a row, 16 bytes at a time.
+template <class T> __device__ float row_norm(const T *row, uint32_t dim) {
+    constexpr uint32_t N = 16 / sizeof(T);
+    float sum = 0;
+    for (uint32_t c = threadIdx.x % 8 * N; c < dim; c += 8 * N) {
+        const uint4 piece = lava_load_streaming(reinterpret_cast<const uint4 *>(row + c));
+        T x[N];
+        memcpy(static_cast<void *>(x), &piece, 16);
+#pragma unroll
+        for (uint32_t i = 0; i < N; i++) sum += fabsf(widen(x[i]));
+    }
+    return sum;
+}
+
+__device__ inline float row_norm(const Head &head, uint32_t token, bool aligned) {
+    const lava_device_tensor &v = head.sequence.v;
+    const uint32_t dim = head.args.head_dim_v;
+    if (!aligned) {
+        float sum = 0;
+        for (uint32_t c = threadIdx.x % 8; c < dim; c += 8) sum += fabsf(element(v, head.head, token, c));
+        return sum;
+    }
+    switch (v.dtype) {
+    case 0: return row_norm(row_of<const float>(v, head.head, token), dim);
+    case 1: return row_norm(row_of<const __half>(v, head.head, token), dim);
+    default: return row_norm(row_of<const __nv_bfloat16>(v, head.head, token), dim);
+    }
+}
+
+/// Norms of a range's values: each one's own where it is wanted, else the largest that counts.
+__device__ inline void value_norms(const Range &range) {
+    constexpr uint32_t AT_ONCE = 4; // rows on their way per eight threads
+    const lava_score_args &args = range.args;
+    const bool aligned = lava_rows_are_aligned(&range.sequence.v, args.head_dim_v);
+    const uint32_t counted = args.value_span == VALUES_ALL ? range.n_tokens() : range.prefix();
+    const uint32_t own = threadIdx.x / 8, step = blockDim.x / 8;
+    float most = 0;
+    bool faulty = false;
+    // All threads of a warp go round equally often: they exchange sums.
+    for (uint32_t first = range.first; first < range.end; first += step * AT_ONCE) {
+        float norms[AT_ONCE];
+#pragma unroll
+        for (uint32_t i = 0; i < AT_ONCE; i++) {
+            const uint32_t token = first + i * step + own;
+            norms[i] = token < range.end ? row_norm(range, token, aligned) : 0;
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < AT_ONCE; i++) {
+            const uint32_t token = first + i * step + own;
+            for (int distance = 1; distance < 8; distance *= 2) norms[i] += __shfl_xor_sync(ALL_LANES, norms[i], distance);
+            faulty |= !(norms[i] < INFINITY);
+            if (token < counted) most = fmaxf(most, norms[i]);
+            if (args.value_weight == VALUE_TOKEN && token < range.prefix() && threadIdx.x % 8 == 0)
+                args.value_norms[range.flat() * lava_score_max_prefix(&args) + token] = norms[i];
+        }
+    }
+    for (int distance = 8; distance < 32; distance *= 2) most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, distance));
+    // Bits of floats that are not negative ascend as the floats do, and a maximum has no order.
+    if (threadIdx.x % 32 == 0) atomicMax(args.value_max + range.flat(), __float_as_uint(most));
+    if (faulty) range.fault(LAVA_FAULT_V);
+}
+
+/// The block's head and range, backwards; false if it has nothing more to do, because it is one that reads values.
+struct ColumnJob {
+    Head head;
+    uint32_t number;
+    bool done;
+
+    __device__ explicit ColumnJob(const lava_score_args &args)
+        : head(args, gridDim.z - 1 - blockIdx.z, gridDim.y - 1 - blockIdx.y), number(gridDim.x - 1 - blockIdx.x), done(false) {
+        const uint32_t kinds = lava_score_has_values(&args) ? 2 : 1;
+        done = head.prefix() == 0;
+        if (!done && kinds == 2 && number % 2 == 1) {
+            value_norms(Range(head, number / 2, head.n_tokens()));
+            done = true;
+        }
+        done = done || args.attention == RECENCY;
+        number /= kinds;
+    }
+    /// With the log-sum-exp given, no other pass looks at the window's keys for NaN.
+    __device__ Range range() const { return Range(head, number, head.args.has_lse ? head.n_tokens() : head.prefix()); }
+};
+
+template <class T, int D> __device__ void columns(const lava_score_args &args) {
+    LAVA_DYNAMIC_SHARED(shared);
+    const ColumnJob job(args);
+    if (job.done) return;
+    const Range range = job.range();
+    if (range.first == range.end) return;
+    constexpr int STAGES = D > 128 ? 2 : 3;
+    Columns<HELD<D>> columns(range, reinterpret_cast<float *>(shared + STAGES * KEYS * PITCH<D> * sizeof(T)));
+    stream_keys<T, D>(range, shared, columns);
+    __syncthreads();
+    columns.add_up();
+    if (columns.poison != 0) job.head.fault(LAVA_FAULT_Q_OR_K);
+}
+
+// ------------------------------------------------------------------------------- any type, dimension and strides
+
+/// Exponents of eight rows of a row tile and one key, by 128 threads: thread t has key t mod 64 and rows 8 (t / 64) up to the
+/// next 8. Dimensions go through shared memory 32 at a time. Adds to `poison`.
+__device__ inline void any_exponents(float (&x)[8], const Range &range, const Logits &logits, uint32_t row_tile,
+                                     uint32_t first_key, float &poison) {
+    constexpr uint32_t DIMS = 32, PITCH = DIMS + 1;
+    LAVA_SHARED(float, keys, KEYS * PITCH);
+    LAVA_SHARED(float, queries, ROWS * PITCH);
+    const uint32_t padded = range.padded(), own = threadIdx.x % KEYS, upper = threadIdx.x / KEYS * 8;
+    const lava_score_args &args = range.args;
+    for (int i = 0; i < 8; i++) x[i] = 0;
+    for (uint32_t c0 = 0; c0 < args.head_dim_k; c0 += DIMS) {
+        __syncthreads(); // the last ones are no longer read
+        for (uint32_t i = threadIdx.x; i < (KEYS + ROWS) * DIMS; i += blockDim.x) {
+            const uint32_t line = i / DIMS, c = c0 + i % DIMS;
+            float value = 0;
+            if (line < KEYS) {
+                if (first_key + line < range.end && c < args.head_dim_k)
+                    value = element(range.sequence.k, range.head, first_key + line, c);
+                keys[line * PITCH + i % DIMS] = value;
+            } else {
+                const uint32_t row = row_tile * ROWS + line - KEYS, j = row % padded;
+                if (j < args.window && c < args.head_dim_k)
+                    value = element(range.sequence.q, range.head * range.group() + row / padded, j, c);
+                queries[(line - KEYS) * PITCH + i % DIMS] = value;
+            }
+        }
+        __syncthreads();
+        for (uint32_t c = 0; c < DIMS; c++) {
+            const float k = keys[own * PITCH + c];
+#pragma unroll
+            for (int i = 0; i < 8; i++) x[i] = fmaf(k, queries[(upper + i) * PITCH + c], x[i]);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        poison = fmaf(x[i], 0.0f, poison);
+        x[i] = logits(x[i]);
+        if (!range.sees((row_tile * ROWS + upper + i) % padded, first_key + own)) x[i] = UNSEEN;
+    }
+}
+
+__device__ inline void stats_any(const lava_score_args &args) {
+    const Head head(args, blockIdx.z, blockIdx.y);
+    const Range range(head, blockIdx.x, head.n_tokens());
+    if (head.prefix() == 0 || range.first == range.end) return;
+    const Logits logits(args.scale, args.softcap);
+    const uint32_t upper = threadIdx.x / KEYS * 8;
+    // Of the two warps with the same rows, each has a share of the keys.
+    float2 *const to = partial_of(range, range.number * 2 + threadIdx.x / 32 % 2);
+    float poison = 0;
+    for (uint32_t row_tile = 0; row_tile < range.row_tiles(); row_tile++) {
+        Softmax rows[8];
+        for (uint32_t key = range.first; key < range.end; key += KEYS) {
+            float x[8];
+            any_exponents(x, range, logits, row_tile, key, poison);
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                rows[i].raise(x[i]);
+                rows[i].sum += lava_exp2(x[i] - rows[i].max);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            for (int distance = 1; distance < 32; distance *= 2) rows[i].merge_lanes(distance);
+            if (threadIdx.x % 32 == 0) to[row_tile * ROWS + upper + i] = float2{rows[i].max, rows[i].sum};
+        }
+    }
+    if (poison != 0) head.fault(LAVA_FAULT_Q_OR_K);
+}
+
+__device__ inline void columns_any(const lava_score_args &args) {
+    LAVA_SHARED(float, sums, 2 * KEYS);
+    LAVA_SHARED(float, squares, 2 * KEYS);
+    const ColumnJob job(args);
+    if (job.done) return;
+    const Range range = job.range();
+    const Logits logits(args.scale, args.softcap);
+    const uint32_t upper = threadIdx.x / KEYS * 8, own = threadIdx.x % KEYS, tiles_of_head = range.padded() / ROWS;
+    const float *const lse = args.row_lse + range.flat() * lava_score_rows(&args);
+    float poison = 0;
+    for (uint32_t first = range.first; first < range.end; first += KEYS) {
+        ColumnSums column;
+        const uint32_t key = first + own;
+        const bool writes = threadIdx.x < KEYS && key < range.end && key < range.prefix();
+        for (uint32_t row_tile = 0; row_tile < range.row_tiles(); row_tile++) {
+            float x[8], one = 0, two = 0;
+            any_exponents(x, range, logits, row_tile, first, poison);
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                const float a = lava_exp2(x[i] - lse[row_tile * ROWS + upper + i]);
+                one += a;
+                two += a * a;
+            }
+            sums[threadIdx.x] = one;
+            squares[threadIdx.x] = two;
+            __syncthreads(); // the other one, behind the last reads, is the next row tile's first
+            if (writes)
+                column.add(range, key, sums[own] + sums[own + KEYS], squares[own] + squares[own + KEYS], row_tile / tiles_of_head,
+                           (row_tile + 1) % tiles_of_head == 0);
+        }
+        if (writes) column.write(range, key);
+    }
+    if (poison != 0) job.head.fault(LAVA_FAULT_Q_OR_K);
+}
+
+// ------------------------------------------------------------------------------------------------- in between, and last
+
+/// Log-sum-exp of 16 rows, over ln 2: the caller's, or what the ranges have merged in their order. Rows that fill a window up get
+/// +infinity: nothing they look at gets any attention.
+__device__ inline void row_lse(const lava_score_args &args) {
+    constexpr uint32_t SHARES = 16; // threads of a row
+    LAVA_SHARED(float, maxima, SHARES * ROWS);
+    LAVA_SHARED(float, sums, SHARES * ROWS);
+    const Head head(args, blockIdx.z, blockIdx.y);
+    const uint32_t row = blockIdx.x * ROWS + threadIdx.x % ROWS, share = threadIdx.x / ROWS;
+    const uint32_t j = row % head.padded();
+    if (blockIdx.x == 0 && threadIdx.x == 0) args.value_max[head.flat()] = 0;
+    if (head.prefix() == 0 || args.attention == RECENCY) return;
+    Softmax softmax;
+    if (!args.has_lse) {
+        const uint32_t ranges = (head.n_tokens() + args.keys_per_range - 1) / args.keys_per_range;
+        for (uint32_t part = share; part < ranges * args.key_split; part += SHARES) {
+            const float2 its = partial_of(head, part)[row];
+            softmax.merge(its.x, its.y);
+        }
+    }
+    maxima[threadIdx.x] = softmax.max;
+    sums[threadIdx.x] = softmax.sum;
+    __syncthreads();
+    if (share != 0) return;
+    float lse = INFINITY;
+    if (j < args.window) {
+        if (args.has_lse) {
+            lse = element(head.sequence.lse, head.head * head.group() + row / head.padded(), j, 0) * LOG2_OF_E;
+        } else {
+            for (uint32_t i = 1; i < SHARES; i++) softmax.merge(maxima[i * ROWS + threadIdx.x], sums[i * ROWS + threadIdx.x]);
+            lse = softmax.max + log2f(softmax.sum);
+        }
+        if (!(fabsf(lse) < INFINITY)) head.fault(args.has_lse ? LAVA_FAULT_LSE : LAVA_FAULT_Q_OR_K);
+        if (args.attention == EXPONENTIAL) {
+            // A weight by age, w decay (1 - decay)^age and for the oldest w (1 - decay)^age, is a term in the exponent.
+            const float age = args.window - 1 - j, faded = age == 0 ? 0 : age * log2f(1 - args.decay);
+            lse -= log2f(float(args.window)) + (j == 0 ? 0 : log2f(args.decay)) + faded;
+        }
+    }
+    args.row_lse[head.flat() * lava_score_rows(&args) + row] = lse;
+}
+
+/// 256 scores of a head: pooled, with what the neighbours need, reduced if they were not, times the factors.
+__device__ inline void pool(const lava_score_args &args) {
+    constexpr uint32_t BLOCK = 256, MOST = 126;
+    LAVA_SHARED(float, near, BLOCK + MOST);
+    const Head head(args, blockIdx.z, blockIdx.y);
+    const uint32_t first = blockIdx.x * BLOCK, radius = args.pool_kernel / 2, prefix = head.prefix();
+    if (first >= prefix) return;
+    const bool recency = args.attention == RECENCY;
+    const uint32_t rows = lava_score_reduces_first(&args) || recency ? 1 : head.group();
+    const uint32_t i = first + threadIdx.x;
+    float score = 0;
+    for (uint32_t row = 0; row < rows; row++) {
+        __syncthreads(); // the last row's are no longer read
+        for (uint32_t at = threadIdx.x; at < BLOCK + 2 * radius; at += BLOCK) {
+            const uint64_t token = uint64_t(first) + at; // radius ahead
+            float x = 0;
+            if (token >= radius && token - radius < prefix)
+                x = recency ? float(token - radius + 1) : head.columns(row)[token - radius];
+            near[at] = x;
+        }
+        __syncthreads();
+        float pooled = 0;
+        for (uint32_t at = 0; at < args.pool_kernel; at++) {
+            const float x = near[threadIdx.x + at];
+            pooled = args.pool == POOL_MAX ? fmaxf(pooled, x) : pooled + x;
+        }
+        if (args.pool == POOL_AVG) pooled /= args.pool_kernel;
+        score = args.group_reduce == GROUP_MAX || rows == 1 ? fmaxf(score, pooled) : score + pooled;
+    }
+    if (i >= prefix) return;
+    if (!recency) score *= 1.0f / (float(args.window) * (args.group_reduce == GROUP_MEAN ? head.group() : 1));
+    if (args.value_weight == VALUE_HEAD_MAX) score *= __uint_as_float(args.value_max[head.flat()]);
+    if (args.value_weight == VALUE_TOKEN) score *= args.value_norms[head.flat() * lava_score_max_prefix(&args) + i];
+    score *= args.weight;
+    if (!(score < INFINITY)) head.fault(LAVA_FAULT_SCORES);
+    head.sequence.scores[uint64_t(head.head) * prefix + i] = score;
+}
+
+} // namespace lava
+
+#define LAVA_SCORE_KERNELS(name, T, D)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(256, D > 128 ? 1 : 2) lava_score_stats_##name(const __grid_constant__ lava_score_args args) { \
+        lava::stats<T, D>(args);                                                                                           \
+    }                                                                                                                      \
+    extern "C" __global__ void __launch_bounds__(256, D > 128 ? 1 : 2) lava_score_columns_##name(const __grid_constant__ lava_score_args args) { \
+        lava::columns<T, D>(args);                                                                                         \
+    }
+LAVA_SCORE_KERNELS(f16_64, __half, 64)
+LAVA_SCORE_KERNELS(f16_80, __half, 80)
+LAVA_SCORE_KERNELS(f16_96, __half, 96)
+LAVA_SCORE_KERNELS(f16_128, __half, 128)
+LAVA_SCORE_KERNELS(f16_256, __half, 256)
+LAVA_SCORE_KERNELS(bf16_64, __nv_bfloat16, 64)
+LAVA_SCORE_KERNELS(bf16_80, __nv_bfloat16, 80)
+LAVA_SCORE_KERNELS(bf16_96, __nv_bfloat16, 96)
+LAVA_SCORE_KERNELS(bf16_128, __nv_bfloat16, 128)
+LAVA_SCORE_KERNELS(bf16_256, __nv_bfloat16, 256)
+
+extern "C" __global__ void __launch_bounds__(128) lava_score_stats_any(const __grid_constant__ lava_score_args args) { lava::stats_any(args); }
+extern "C" __global__ void __launch_bounds__(128) lava_score_columns_any(const __grid_constant__ lava_score_args args) { lava::columns_any(args); }
+extern "C" __global__ void __launch_bounds__(256) lava_score_lse(const __grid_constant__ lava_score_args args) { lava::row_lse(args); }
+extern "C" __global__ void __launch_bounds__(256) lava_score_pool(const __grid_constant__ lava_score_args args) { lava::pool(args); }

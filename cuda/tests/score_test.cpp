@@ -1,0 +1,282 @@
+// The kernels of score.cu under emulation, against lava_score of the CPU library.
+//
+// The bound. Let S be the largest sum of |q c| |k c| over a head's d dimensions, scaled: both sides sum d products in f32, in
+// different orders. The roundings (u = 2^-24) are as good as independent, so a logit is off by no more than 4 sqrt(d) u S (d u S if all
+// of them conspired), an exponent of two and its log-sum-exp by a few u S more, and an exponential by as much relatively. Sums
+// of positive numbers are off by u times the longest chain of additions: a thread's keys of a range, a row's parts, w rows, d_v
+// norms. exp2 is good to a few u. Twice that, for two sides that may both be off.
+#include "../score.cu"
+#include "attention_testing.h"
+
+namespace {
+
+struct Case {
+    const char *name;
+    std::vector<uint32_t> lengths = {150};
+    uint32_t n_q_heads = 4, n_kv_heads = 2, dim_k = 64, dim_v = 24, window = 8;
+    int32_t dtype = LAVA_BF16, dtype_v = LAVA_BF16;
+    Layout layout = Layout::TOKEN_MAJOR, layout_q = Layout::TOKEN_MAJOR, layout_v = Layout::TOKEN_MAJOR;
+    bool lse = false;
+    uint32_t keys_per_range = 64;
+    float size = 1;
+    lava_score_params params = lava_score_params_init();
+    Case(const char *name) : name(name) {}
+    template <class Change> Case with(Change change) const {
+        Case other = *this;
+        change(other);
+        return other;
+    }
+};
+
+struct Sequence {
+    Numbers q, k, v, lse;
+    Sequence(const Case &c, uint32_t n, Random &random)
+        : q(c.dtype, c.window, c.n_q_heads, c.dim_k, c.layout_q), k(c.dtype, n, c.n_kv_heads, c.dim_k, c.layout),
+          v(c.dtype_v, n, c.n_kv_heads, c.dim_v, c.layout_v), lse(LAVA_F32, c.window, c.n_q_heads, 1, Layout::TOKEN_MAJOR) {
+        q.fill(random, c.size * 2);
+        k.fill(random, c.size * 2);
+        v.fill(random, 1);
+    }
+};
+
+float scale_of(const Case &c) { return c.params.scale != 0 ? c.params.scale : 1 / std::sqrt(float(c.dim_k)); }
+
+/// Log-sum-exp in double, and the largest sum of |q||k| on the way.
+double look(const Case &c, Sequence &s, uint32_t n) {
+    double largest = 0;
+    const uint32_t group = c.n_q_heads / c.n_kv_heads, prefix = n > c.window ? n - c.window : 0;
+    for (uint32_t h = 0; h < c.n_q_heads; h++)
+        for (uint32_t j = 0; j < c.window; j++) {
+            std::vector<double> logits;
+            for (uint32_t i = 0; i < n && prefix > 0; i++) {
+                double dot = 0, sum = 0;
+                for (uint32_t e = 0; e < c.dim_k; e++) {
+                    const double product = double(s.q.get(h, j, e)) * s.k.get(h / group, i, e);
+                    dot += product;
+                    sum += std::abs(product);
+                }
+                largest = std::max(largest, std::abs(scale_of(c)) * sum);
+                if (i > prefix + j || (c.params.sliding_window != 0 && i + c.params.sliding_window <= prefix + j)) continue;
+                dot *= scale_of(c);
+                logits.push_back(c.params.softcap > 0 ? c.params.softcap * std::tanh(dot / c.params.softcap) : dot);
+            }
+            double sum = 0, most = -INFINITY;
+            for (double x : logits) most = std::max(most, x);
+            for (double x : logits) sum += std::exp(x - most);
+            s.lse.set(h, j, 0, float(most + std::log(sum)));
+        }
+    return largest;
+}
+
+struct Result {
+    std::vector<std::vector<float>> scores;
+    uint64_t status;
+};
+
+using Kernel = void (*)(lava_score_args);
+Kernel stats_of(const Case &c, bool instance) {
+#define OF(d)                                                                                                              \
+    if (instance && c.dim_k == d) return c.dtype == LAVA_F16 ? lava_score_stats_f16_##d : lava_score_stats_bf16_##d;
+    OF(64) OF(80) OF(96) OF(128) OF(256)
+#undef OF
+    return lava_score_stats_any;
+}
+Kernel columns_of(const Case &c, bool instance) {
+#define OF(d)                                                                                                              \
+    if (instance && c.dim_k == d) return c.dtype == LAVA_F16 ? lava_score_columns_f16_##d : lava_score_columns_bf16_##d;
+    OF(64) OF(80) OF(96) OF(128) OF(256)
+#undef OF
+    return lava_score_columns_any;
+}
+
+Result run(const Case &c, const std::vector<std::unique_ptr<Sequence>> &sequences, unsigned seed) {
+    Result result;
+    std::vector<lava_score_sequence> list;
+    result.status = LAVA_NO_FAULT;
+    for (size_t i = 0; i < sequences.size(); i++) {
+        const uint32_t prefix = c.lengths[i] > c.window ? c.lengths[i] - c.window : 0;
+        result.scores.emplace_back(size_t(c.n_kv_heads) * prefix, NAN);
+    }
+    lava_score_args args = {};
+    for (size_t i = 0; i < sequences.size(); i++) {
+        const Sequence &s = *sequences[i];
+        list.push_back({s.q.device(), s.k.device(), s.v.device(), {}, result.scores[i].data(), c.lengths[i], 0});
+        if (c.lse) list.back().lse = s.lse.device();
+        if (c.params.value_weight == LAVA_VALUE_NONE) list.back().v.data = nullptr;
+        args.max_tokens = std::max(args.max_tokens, c.lengths[i]);
+    }
+    if (list.size() == 1) args.one = list[0];
+    else args.sequences = list.data();
+    args.layer = 3;
+    args.n_q_heads = c.n_q_heads, args.n_kv_heads = c.n_kv_heads;
+    args.head_dim_k = c.dim_k, args.head_dim_v = c.dim_v, args.window = c.window;
+    args.pool = c.params.pool, args.pool_kernel = c.params.pool_kernel, args.group_reduce = c.params.group_reduce;
+    args.value_span = c.params.value_span, args.attention = c.params.attention, args.value_weight = c.params.value_weight;
+    args.sliding_window = c.params.sliding_window, args.scale = scale_of(c), args.softcap = c.params.softcap;
+    args.gamma = c.params.gamma, args.decay = c.params.decay == 0 ? 1 : c.params.decay;
+    args.weight = c.params.weight == 0 ? 1 : c.params.weight;
+    args.has_lse = c.lse, args.n_sequences = uint32_t(list.size());
+    bool instance = true;
+    for (const auto &s : list) instance = instance && lava_score_is_aligned(&args, &s);
+    lava_score_split(&args, instance, 1);
+    args.keys_per_range = c.keys_per_range;
+    const size_t bytes = lava_score_layout(&args, nullptr);
+    Workspace workspace(bytes);
+    lava_score_layout(&args, workspace.memory.get());
+    args.status = &result.status;
+
+    const auto go = [&](Kernel kernel, uint32_t x, uint32_t threads, size_t shared) {
+        emu::Launch launch;
+        launch.grid = {x, c.n_kv_heads, args.n_sequences};
+        launch.block = {threads, 1, 1};
+        launch.shared_bytes = shared;
+        launch.seed = seed;
+        if (x > 0) emu::launch(launch, [&] { kernel(args); });
+    };
+    const bool looks = c.params.attention != LAVA_ATTENTION_RECENCY;
+    if (looks && !c.lse)
+        go(stats_of(c, instance), lava_score_ranges(&args), 32 * args.n_warps, instance ? lava_score_stats_shared(&args) : 0);
+    go(lava_score_lse, lava_score_rows(&args) / LAVA_SCORE_ROWS, 256, 0);
+    go(columns_of(c, instance), lava_score_column_blocks(&args), 32 * args.n_warps,
+       instance ? lava_score_columns_shared(&args) : 0);
+    go(lava_score_pool, (lava_score_max_prefix(&args) + 255) / 256, 256, 0);
+    return result;
+}
+
+void check(const Case &c) {
+    Random random(c.dim_k * 31 + c.window);
+    std::vector<std::unique_ptr<Sequence>> sequences;
+    for (uint32_t n : c.lengths) sequences.emplace_back(new Sequence(c, n, random));
+    double logits = 0;
+    for (size_t i = 0; i < sequences.size(); i++) logits = std::max(logits, look(c, *sequences[i], c.lengths[i]));
+    const Result got = run(c, sequences, 1), again = run(c, sequences, 77);
+    expect(got.status == LAVA_NO_FAULT, "%s: status %016llx", c.name, (unsigned long long) got.status);
+    double worst = 0, bound = 0;
+    for (size_t i = 0; i < sequences.size(); i++) {
+        const Sequence &s = *sequences[i];
+        const uint32_t n = c.lengths[i], prefix = n > c.window ? n - c.window : 0;
+        expect(same_bits(got.scores[i], again.scores[i]), "%s: another schedule, other bits", c.name);
+        if (prefix == 0) continue;
+        const lava_shape shape = lava_shape_init(n, c.n_q_heads, c.n_kv_heads, c.dim_k, c.dim_v, c.window);
+        size_t bytes = 0;
+        lava_score_workspace_size(&shape, &c.params, &bytes, nullptr);
+        Workspace workspace(bytes);
+        std::vector<float> want(size_t(c.n_kv_heads) * prefix);
+        const lava_tensor q = s.q.host(), k = s.k.host(), v = s.v.host(), lse = s.lse.host();
+        lava_error error = {};
+        error.struct_size = sizeof error;
+        const lava_status status = lava_score(&shape, &c.params, &q, &k, &v, c.lse ? &lse : nullptr, 0, 1,
+                                              workspace.memory.get(), bytes, want.data(), &error);
+        expect(status == LAVA_OK, "%s: the CPU says %s: %s", c.name, error.argument, error.message);
+        const double chain = c.keys_per_range / 8 + n / 64 + c.window + c.dim_v + c.params.pool_kernel + 40;
+        // Squares double an exponential's error; a variance is a difference, and gamma says how much of it there is.
+        const double kind = c.params.attention == LAVA_ATTENTION_SQUARED          ? 2
+                            : c.params.attention == LAVA_ATTENTION_MEAN_VARIANCE ? 2 + 4 * c.params.gamma
+                                                                                  : 1;
+        bound = 2 * kind * HALF_ULP * ((4 * std::sqrt(c.dim_k) + 8) * logits + chain);
+        for (size_t e = 0; e < want.size(); e++) {
+            const double off = std::abs(double(got.scores[i][e]) - want[e]) / (want[e] + 1e-30);
+            if (!(off <= bound))
+                expect(false, "%s: sequence %zu, entry %zu of %u: %g, not %g (off by %.2g, bound %.2g)", c.name, i, e, prefix,
+                       got.scores[i][e], want[e], off, bound);
+            worst = std::max(worst, off);
+        }
+    }
+    printf("  %-52s off by %.1e, bound %.1e\n", c.name, worst, bound);
+}
+
+/// What a status word must say when one number is not finite.
+void check_fault(const Case &c, const char *what, uint32_t fault, uint32_t head, void (*spoil)(Sequence &)) {
+    Random random(5);
+    std::vector<std::unique_ptr<Sequence>> sequences;
+    for (uint32_t n : c.lengths) sequences.emplace_back(new Sequence(c, n, random));
+    for (size_t i = 0; i < sequences.size(); i++) look(c, *sequences[i], c.lengths[i]);
+    spoil(*sequences.back());
+    const uint64_t status = run(c, sequences, 3).status, want = lava_fault(fault, 3, uint32_t(sequences.size() - 1), head);
+    expect(status == want, "%s, %s: status %016llx, not %016llx", c.name, what, (unsigned long long) status,
+           (unsigned long long) want);
+}
+
+} // namespace
+
+int main() {
+    const Case base("plain");
+    const auto is = [](const char *name) { return Case(name); };
+    std::vector<Case> cases = {base};
+    const auto add = [&](const char *name, auto change) { cases.push_back(is(name).with(change)); };
+    add("three sequences, one all window", [](Case &c) { c.lengths = {70, 8, 201}; });
+    add("one token of prefix", [](Case &c) { c.lengths = {9}; });
+    add("a tile exactly", [](Case &c) { c.lengths = {64}; });
+    add("a prefix of a tile exactly", [](Case &c) { c.lengths = {72}; });
+    add("ranges of two tiles, and one key more", [](Case &c) { c.lengths = {257}, c.keys_per_range = 128; });
+    add("f16, 80", [](Case &c) { c.dtype = LAVA_F16, c.dim_k = 80; });
+    add("bf16, 96, window 17", [](Case &c) { c.dim_k = 96, c.window = 17; });
+    add("f16, 128, window 32, group 4", [](Case &c) { c.dtype = LAVA_F16, c.dim_k = 128, c.window = 32, c.n_q_heads = 4, c.n_kv_heads = 1; });
+    add("bf16, 256, window 20", [](Case &c) { c.dim_k = 256, c.window = 20; });
+    add("bf16, 256, several rounds", [](Case &c) { c.dim_k = 256, c.window = 40, c.n_q_heads = 3, c.n_kv_heads = 1, c.keys_per_range = 128; });
+    add("window 150, group 2: two rounds", [](Case &c) { c.window = 150, c.n_q_heads = 2, c.n_kv_heads = 1, c.lengths = {300}, c.keys_per_range = 128; });
+    add("window 300: a head over two rounds", [](Case &c) { c.window = 300, c.n_q_heads = 1, c.n_kv_heads = 1, c.lengths = {400}, c.keys_per_range = 192; });
+    add("group 1, window 1", [](Case &c) { c.window = 1, c.n_q_heads = 2; });
+    add("group 5", [](Case &c) { c.n_q_heads = 5, c.n_kv_heads = 1; });
+    add("sliding window 40", [](Case &c) { c.params.sliding_window = 40; });
+    add("sliding window 3", [](Case &c) { c.params.sliding_window = 3; });
+    add("softcap 2", [](Case &c) { c.params.softcap = 2; });
+    add("scale negative", [](Case &c) { c.params.scale = -0.2f; });
+    add("logits in the hundreds", [](Case &c) { c.params.scale = 4; });
+    add("lse given", [](Case &c) { c.lse = true; });
+    add("lse given, softcap, sliding window", [](Case &c) { c.lse = true, c.params.softcap = 5, c.params.sliding_window = 60; });
+    add("values over all tokens, f32", [](Case &c) { c.params.value_span = LAVA_VALUES_ALL, c.dtype_v = LAVA_F32; });
+    add("f16 values, transposed", [](Case &c) { c.dtype_v = LAVA_F16, c.layout_v = Layout::TRANSPOSED; });
+    add("values of 5 dimensions", [](Case &c) { c.dim_v = 5; });
+    add("values of 200 dimensions", [](Case &c) { c.dim_v = 200; });
+    add("no values", [](Case &c) { c.params = lava_score_params_snapkv(); });
+    add("each value's own norm", [](Case &c) { c.params = lava_score_params_vatp(); });
+    add("mean over the group after max-pooling", [](Case &c) { c.params.group_reduce = LAVA_GROUP_MEAN; });
+    add("max over the group after average pooling", [](Case &c) { c.params.pool = LAVA_POOL_AVG; });
+    add("the same over two rounds", [](Case &c) { c.params.pool = LAVA_POOL_AVG, c.window = 150, c.n_q_heads = 2, c.n_kv_heads = 1, c.lengths = {300}, c.keys_per_range = 128; });
+    add("averages", [](Case &c) { c.params.pool = LAVA_POOL_AVG, c.params.group_reduce = LAVA_GROUP_MEAN, c.params.pool_kernel = 5; });
+    add("no pooling, mean", [](Case &c) { c.params.pool_kernel = 1, c.params.group_reduce = LAVA_GROUP_MEAN; });
+    add("pooling over 127, two blocks", [](Case &c) { c.params.pool_kernel = 127, c.lengths = {280}, c.n_q_heads = c.n_kv_heads = 1; });
+    add("squares", [](Case &c) { c.params = lava_score_params_kv_compress(); });
+    add("mean and variance", [](Case &c) { c.params = lava_score_params_cake(2); });
+    add("mean and variance, two rounds", [](Case &c) { c.params = lava_score_params_cake(2), c.window = 150, c.n_q_heads = 2, c.n_kv_heads = 1, c.lengths = {300}; });
+    add("exponential", [](Case &c) { c.params.attention = LAVA_ATTENTION_EXPONENTIAL, c.params.decay = 0.3f; });
+    add("the last query alone", [](Case &c) { c.params = lava_score_params_sage_kv(); });
+    add("recency", [](Case &c) { c.params = lava_score_params_streaming(); });
+    add("weight", [](Case &c) { c.params.weight = 0.5f; });
+    add("head-major", [](Case &c) { c.layout = c.layout_q = c.layout_v = Layout::HEAD_MAJOR; });
+    add("queries at odd strides", [](Case &c) { c.layout_q = Layout::GAPS; });
+    add("any: f32", [](Case &c) { c.dtype = c.dtype_v = LAVA_F32; });
+    add("any: f32, 40, sliding, softcap", [](Case &c) { c.dtype = LAVA_F32, c.dim_k = 40, c.params.sliding_window = 50, c.params.softcap = 3; });
+    add("any: f32, 128, lse given", [](Case &c) { c.dtype = LAVA_F32, c.dim_k = 128, c.lse = true; });
+    add("any: f16, 33", [](Case &c) { c.dtype = LAVA_F16, c.dim_k = 33; });
+    add("any: bf16, 576", [](Case &c) { c.dim_k = 576, c.window = 3; });
+    add("any: transposed", [](Case &c) { c.layout = c.layout_v = Layout::TRANSPOSED; });
+    add("any: gaps, mean and variance, two sequences", [](Case &c) { c.layout = c.layout_q = Layout::GAPS, c.params = lava_score_params_cake(2), c.lengths = {90, 130}; });
+    add("any: mean after max-pooling, ranges of 128", [](Case &c) { c.dtype = LAVA_F32, c.params.group_reduce = LAVA_GROUP_MEAN, c.keys_per_range = 128; });
+    for (const Case &c : cases) check(c);
+
+    const Case two = Case("faults").with([](Case &c) { c.lengths = {70, 131}; });
+    const Case any = two.with([](Case &c) { c.dtype = LAVA_F32, c.name = "faults, f32"; });
+    const Case given = two.with([](Case &c) { c.lse = true, c.name = "faults, lse given"; });
+    const Case swa = two.with([](Case &c) { c.params.sliding_window = 10, c.name = "faults, sliding window"; });
+    for (const Case &c : {two, any, given, swa}) {
+        check_fault(c, "NaN in a key", LAVA_FAULT_Q_OR_K, 1, [](Sequence &s) { s.k.set(1, 17, 9, NAN); });
+        check_fault(c, "infinity in the last key", LAVA_FAULT_Q_OR_K, 0, [](Sequence &s) { s.k.set(0, 130, 63, INFINITY); });
+        check_fault(c, "infinity in both heads' keys", LAVA_FAULT_Q_OR_K, 0, [](Sequence &s) {
+            s.k.set(1, 64, 0, -INFINITY);
+            s.k.set(0, 100, 1, -INFINITY);
+        });
+        check_fault(c, "NaN in a query", LAVA_FAULT_Q_OR_K, 1, [](Sequence &s) { s.q.set(3, 7, 0, NAN); });
+        check_fault(c, "infinity in a value", LAVA_FAULT_V, 1, [](Sequence &s) { s.v.set(1, 130, 23, -INFINITY); });
+        check_fault(c, "NaN in a value", LAVA_FAULT_V, 0, [](Sequence &s) { s.v.set(0, 0, 0, NAN); });
+    }
+    check_fault(given, "NaN in the lse", LAVA_FAULT_LSE, 1, [](Sequence &s) { s.lse.set(2, 7, 0, NAN); });
+    check_fault(given, "infinite lse", LAVA_FAULT_LSE, 0, [](Sequence &s) { s.lse.set(1, 0, 0, -INFINITY); });
+    const Case large = two.with([](Case &c) { c.dtype_v = LAVA_F32, c.params.weight = 1e20f, c.name = "overflow"; });
+    check_fault(large, "scores", LAVA_FAULT_SCORES, 0, [](Sequence &s) {
+        for (uint32_t e = 0; e < 24; e++) s.v.set(0, 9, e, 1e30f);
+    });
+    printf("score: %zu cases, %d failures\n", cases.size(), n_failures);
+    return n_failures != 0;
+}
