@@ -47,10 +47,10 @@ mod cuda {
         std::fs::write(out.join("kernels.rs"), text + "];\n").unwrap();
     }
 
-    /// The compiler: what is named outright first, what happens to be there last.
+    /// The compiler: what is named outright first, what happens to be there last. An empty NVCC is none.
     fn nvcc() -> Option<PathBuf> {
         if let Some(nvcc) = env::var_os("NVCC") {
-            return Some(nvcc.into());
+            return (!nvcc.is_empty()).then(|| nvcc.into());
         }
         let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap());
         let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os);

@@ -2,7 +2,9 @@
  * lava_cuda.h - lava.h on an NVIDIA GPU: the same calls with device pointers, in the engine's own CUDA context and stream.
  *
  * Made by cbindgen from src/ffi/cuda.rs; `UPDATE_HEADER=1 cargo test --test header` makes it anew. Edit the comments there. The
- * functions are in a library that was built with the feature `cuda` (`make lib FEATURES=cuda`), by a machine with nvcc.
+ * functions are in a library that was built with the feature `cuda` (`make lib FEATURES=cuda`) on a machine with nvcc: $NVCC, or in
+ * $CUDA_HOME/bin, $PATH or target/cuda-toolkit. LAVA_REQUIRE_CUDA=1 makes a missing one an error of the build; else lava_cuda_init
+ * says LAVA_ERR_UNSUPPORTED. LAVA_CUDA_ARCHS names the architectures, such as 80,90a; code for later ones is made from the first.
  *
  * In short, beside what lava.h says:
  *
