@@ -462,7 +462,7 @@ static void check_attend(const attend_case *c) {
     WRONG_ATTEND(LAVA_ERR_NULL, "n_rows", sequences[0].n_rows, NULL);
     WRONG_ATTEND(LAVA_ERR_NULL, "out", sequences[0].out, NULL);
     WRONG_ATTEND(LAVA_ERR_DTYPE, "out", t[0][3].dtype, LAVA_F16);
-    WRONG_ATTEND(LAVA_ERR_OVERLAP, "out", t[0][3].data, t[0][0].data);
+    WRONG_ATTEND(LAVA_ERR_OVERLAP, "out", t[0][3].data, t[0][1].data);
     WRONG_ATTEND(LAVA_ERR_ARGUMENT, "total_rows", sequences[0].total_rows, 100000);
     WRONG_ATTEND(LAVA_ERR_ARGUMENT, "n_base", params.n_base, 1);
     WRONG_ATTEND(LAVA_ERR_ARGUMENT, "causal", params.causal, 2);
