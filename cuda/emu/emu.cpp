@@ -409,6 +409,17 @@ void load_matrix(uint32_t mask, const Payload *in, Payload *out) {
         for (unsigned m = 0; m < 4; m++) out[lane].word[m] = in[8 * m + lane / 4].word[lane % 4];
 }
 
+// PTX ISA, ldmatrix.x4.trans: lane l takes elements l / 4 of rows 2 (l mod 4) and the next of each matrix.
+void load_matrix_transposed(uint32_t mask, const Payload *in, Payload *out) {
+    if (mask != 0xffffffffu) fail("ldmatrix needs the whole warp");
+    for (unsigned lane = 0; lane < 32; lane++)
+        for (unsigned m = 0; m < 4; m++) {
+            const auto element = [&](unsigned row) { return in[8 * m + row].word[lane / 8] >> 16 * (lane / 4 % 2) & 0xffff; };
+            const unsigned row = 2 * (lane % 4);
+            out[lane].word[m] = element(row) | element(row + 1) << 16;
+        }
+}
+
 // PTX ISA, mma.m16n8k16 for 16-bit elements. With row = lane / 4 and pair = 2 (lane mod 4):
 // a0 (row, pair), a1 (row + 8, pair), a2 (row, pair + 8), a3 (row + 8, pair + 8); b0 (pair, row), b1 (pair + 8, row) as (k, n);
 // c0, c1 (row, pair and the next), c2, c3 the same of row + 8. Payload: a in 0..4, b in 4..6, c in 6..10.

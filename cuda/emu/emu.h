@@ -66,6 +66,7 @@ Payload meet(uint32_t mask, const char *what, Meeting meeting, const Payload &mi
 void shuffle(uint32_t mask, const Payload *in, Payload *out);
 void vote(uint32_t mask, const Payload *in, Payload *out);
 void load_matrix(uint32_t mask, const Payload *in, Payload *out);
+void load_matrix_transposed(uint32_t mask, const Payload *in, Payload *out);
 void multiply_f16(uint32_t mask, const Payload *in, Payload *out);
 void multiply_bf16(uint32_t mask, const Payload *in, Payload *out);
 
@@ -77,6 +78,17 @@ void spin();
 /// The memory of a shared variable of the running block. `key` is its name: an address that no other variable has.
 void *shared(const void *key, size_t bytes);
 void *dynamic_shared();
+
+/// A tensor-core step of the calling lane: see `multiply` in emu.cpp for the layout.
+inline void multiply_lanes(Meeting meeting, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    Payload mine = {};
+    memcpy(mine.word, a, 16);
+    mine.word[4] = b0;
+    mine.word[5] = b1;
+    memcpy(mine.word + 6, c, 16);
+    const Payload got = meet(0xffffffffu, "mma", meeting, mine);
+    memcpy(c, got.word, 16);
+}
 
 /// Copies that have been asked for and not been waited for.
 struct Copies {
