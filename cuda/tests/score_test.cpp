@@ -135,9 +135,9 @@ Result run(const Case &c, const std::vector<std::unique_ptr<Sequence>> &sequence
     };
     const bool looks = c.params.attention != LAVA_ATTENTION_RECENCY;
     if (looks && !c.lse)
-        go(stats_of(c, instance), lava_score_ranges(&args), 32 * args.n_warps, instance ? lava_score_stats_shared(&args) : 0);
+        go(stats_of(c, instance), lava_score_ranges(&args), lava_score_threads(&args), instance ? lava_score_stats_shared(&args) : 0);
     go(lava_score_lse, lava_score_rows(&args) / LAVA_SCORE_ROWS, 256, 0);
-    go(columns_of(c, instance), lava_score_column_blocks(&args), 32 * args.n_warps,
+    go(columns_of(c, instance), lava_score_column_blocks(&args), lava_score_threads(&args),
        instance ? lava_score_columns_shared(&args) : 0);
     go(lava_score_pool, (lava_score_max_prefix(&args) + 255) / 256, 256, 0);
     return result;
