@@ -9,6 +9,9 @@
 
 namespace {
 
+/// One schedule is enough where a sanitizer looks at what orders it.
+const bool quick = getenv("LAVA_QUICK") != nullptr && *getenv("LAVA_QUICK") != 0;
+
 struct Case {
     const char *name;
     /// Rows of each head, sequence by sequence.
@@ -132,23 +135,26 @@ double largest_logit(const Case &c, const Sequence &s) {
     return largest;
 }
 
-void check(const Case &c) {
-    Random random(c.dim_k + c.n_new);
-    std::vector<std::unique_ptr<Sequence>> sequences;
-    for (const auto &rows : c.rows) sequences.emplace_back(new Sequence(c, rows, random));
-    const Result got = run(c, sequences, 1, c.blocks), again = run(c, sequences, 77, c.blocks);
-    // More blocks than there are items, and a sequence without the others.
-    const Result wider = run(c, sequences, 5, 7);
-    expect(got.status == LAVA_NO_FAULT, "%s: status %016llx", c.name, (unsigned long long) got.status);
-    expect(same_bits(got.numbers, again.numbers), "%s: another schedule, other bits", c.name);
-    expect(same_bits(got.numbers, wider.numbers), "%s: other blocks, other bits", c.name);
+/// The bits depend on nothing that they should not depend on.
+void check_bits(const Case &c, std::vector<std::unique_ptr<Sequence>> &sequences, const Result &got) {
+    expect(same_bits(got.numbers, run(c, sequences, 77, c.blocks).numbers), "%s: another schedule, other bits", c.name);
+    expect(same_bits(got.numbers, run(c, sequences, 5, 7).numbers), "%s: other blocks, other bits", c.name);
     std::vector<std::unique_ptr<Sequence>> alone;
     alone.push_back(std::move(sequences.back()));
     const Result single = run(c, alone, 9, c.blocks);
     expect(std::equal(single.numbers.rbegin(), single.numbers.rend(), got.numbers.rbegin(),
                       [](float a, float b) { return memcmp(&a, &b, 4) == 0; }),
-           "%s: a batch of other sequences, other bits", c.name);
+           "%s: without the other sequences, other bits", c.name);
     sequences.back() = std::move(alone[0]);
+}
+
+void check(const Case &c) {
+    Random random(c.dim_k + c.n_new);
+    std::vector<std::unique_ptr<Sequence>> sequences;
+    for (const auto &rows : c.rows) sequences.emplace_back(new Sequence(c, rows, random));
+    const Result got = run(c, sequences, 1, c.blocks);
+    expect(got.status == LAVA_NO_FAULT, "%s: status %016llx", c.name, (unsigned long long) got.status);
+    if (!quick) check_bits(c, sequences, got);
 
     Result want;
     double worst = 0, bound = 0;

@@ -10,6 +10,9 @@
 
 namespace {
 
+/// One schedule is enough where a sanitizer looks at what orders it.
+const bool quick = getenv("LAVA_QUICK") != nullptr && *getenv("LAVA_QUICK") != 0;
+
 struct Case {
     const char *name;
     std::vector<uint32_t> lengths = {150};
@@ -149,7 +152,7 @@ void check(const Case &c) {
     for (uint32_t n : c.lengths) sequences.emplace_back(new Sequence(c, n, random));
     double logits = 0;
     for (size_t i = 0; i < sequences.size(); i++) logits = std::max(logits, look(c, *sequences[i], c.lengths[i]));
-    const Result got = run(c, sequences, 1), again = run(c, sequences, 77);
+    const Result got = run(c, sequences, 1), again = quick ? got : run(c, sequences, 77);
     expect(got.status == LAVA_NO_FAULT, "%s: status %016llx", c.name, (unsigned long long) got.status);
     double worst = 0, bound = 0;
     for (size_t i = 0; i < sequences.size(); i++) {
