@@ -119,7 +119,7 @@ typedef struct lava_score_args {
     uint32_t max_tokens;
     /** Keys of a range, a multiple of LAVA_SCORE_KEYS. */
     uint32_t keys_per_range;
-    /** A block's warps: row_warps that share the rows, for each of key_split shares of the keys of a tile. */
+    /** A block's warps: row_warps (a power of two) that share the rows, for each of key_split shares of the keys of a tile. */
     uint32_t row_warps;
     uint32_t key_split;
 

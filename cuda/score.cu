@@ -164,7 +164,7 @@ __device__ void stream_keys(const Range &range, unsigned char *shared, Visitor &
         lava_copy_wait<STAGES - 2>();
         __syncthreads();
         fetch(step + STAGES - 1, tile + STAGES - 1); // to where the tile was that all are done with
-        visitor.before(step, tile);
+        visitor.before(step, tile, row_tile - warp % row_warps * M);
         if (row_tile < range.row_tiles()) {
             const bool all_see = range.all_see(key);
             for (uint32_t part = share * 16; part < KEYS; part += args.key_split * 16) {
@@ -215,7 +215,7 @@ template <int M> struct Statistics {
 #pragma unroll
             for (int half = 0; half < 2; half++) rows[m][half] = Softmax();
     }
-    __device__ void before(uint32_t, uint32_t) {}
+    __device__ void before(uint32_t, uint32_t, uint32_t) {}
     __device__ void visit(float (&x)[M][2][4], uint32_t row_tile, uint32_t, uint32_t key, uint32_t part, bool all_see) {
         look_for_faults(faulty, x);
         to_exponents(x, range, logits, row_tile, key + part, all_see);
@@ -316,7 +316,7 @@ template <int M> struct Columns {
     const bool squares, checks;
     float lse[M][2];
     bool faulty = false;
-    uint32_t last_step = 0, last_tile = 0;
+    uint32_t last_step = 0, last_tile = 0, last_first = 0;
 
     __device__ Columns(const Range &range, float *shared)
         : range(range), logits(range.args.scale, range.args.softcap), sums(shared),
@@ -335,10 +335,11 @@ template <int M> struct Columns {
             for (int half = 0; half < 2; half++)
                 lse[m][half] = row_tile + m < range.row_tiles() ? from[(row_tile + m) * ROWS + own_row(half)] : INFINITY;
     }
-    __device__ void before(uint32_t step, uint32_t tile) {
+    __device__ void before(uint32_t step, uint32_t tile, uint32_t first_row_tile) {
         if (step > 0) add_up();
         last_step = step;
         last_tile = tile;
+        last_first = first_row_tile;
     }
     __device__ void visit(float (&x)[M][2][4], uint32_t row_tile, uint32_t step, uint32_t key, uint32_t part, bool all_see) {
         if (checks) look_for_faults(faulty, x);
@@ -358,7 +359,7 @@ template <int M> struct Columns {
         const uint32_t at = part + number / 2 % 2 * 8 + lane % 4 * 2 + number % 2, m = number / 4;
         const float sum = sum_over_rows(one);
         const bool writes = M == 2 || lane / 4 % 2 == 0;
-        const uint32_t tile = (row_tile + m) % at_once;
+        const uint32_t tile = (row_tile + m) & (at_once - 1); // a power of two
         if (writes) sums_of(step, 0, tile)[at] = sum;
         if (squares) {
             const float sum_of_squares = sum_over_rows(two);
@@ -370,7 +371,7 @@ template <int M> struct Columns {
     /// The step before: its sums are there for all threads.
     __device__ void add_up() {
         const uint32_t tiles_of_head = range.padded() / ROWS, all = range.row_tiles();
-        const uint32_t first = (last_step / range.tiles()) * at_once, rest = all - first;
+        const uint32_t first = last_first, rest = all - first;
         const uint32_t here = rest < at_once ? rest : at_once;
         for (uint32_t i = threadIdx.x; i < KEYS; i += blockDim.x) {
             const uint32_t in_range = last_tile * KEYS + i, key = range.first + in_range;
@@ -382,9 +383,12 @@ template <int M> struct Columns {
                 column.squares = carry[1];
                 column.group = carry[2];
             }
-            for (uint32_t t = 0; t < here; t++)
-                column.add(range, key, sums_of(last_step, 0, t)[i], squares ? sums_of(last_step, 1, t)[i] : 0.0f,
-                           (first + t) / tiles_of_head, (first + t + 1) % tiles_of_head == 0);
+            uint32_t h = first / tiles_of_head, of_head = first % tiles_of_head;
+            for (uint32_t t = 0; t < here; t++) {
+                const bool last = ++of_head == tiles_of_head;
+                column.add(range, key, sums_of(last_step, 0, t)[i], squares ? sums_of(last_step, 1, t)[i] : 0.0f, h, last);
+                if (last) h++, of_head = 0;
+            }
             if (first + here == all) {
                 column.write(range, key);
             } else {

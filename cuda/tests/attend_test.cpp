@@ -22,6 +22,8 @@ struct Case {
     /// Gaps between the kept rows' positions.
     uint32_t sliding_window = 0, n_kept = 20, gap = 3;
     float scale = 0, softcap = 0;
+    /// Each head's first row has nearly all attention, the others a hundred thousandth of that each.
+    bool faint = false;
     Case(const char *name) : name(name) {}
 };
 
@@ -50,6 +52,16 @@ struct Sequence {
         k.fill(random, 2);
         v.fill(random, 1);
         out.fill(random, 1);
+        if (c.faint) {
+            for (uint32_t h = 0; h < c.n_q_heads; h++)
+                for (uint32_t e = 0; e < c.dim_k; e++) q.set(h, 0, e, 1);
+            for (uint32_t h = 0; h < rows.size(); h++)
+                for (uint32_t r = 0; r < rows[h]; r++)
+                    for (uint32_t e = 0; e < c.dim_k; e++) {
+                        k.set(h, r, e, r == 0 ? 1.4375f : 0);
+                        v.set(h, r, e, r == 0 ? -1 : 1);
+                    }
+        }
         for (uint32_t n : rows) {
             for (uint32_t i = 0; i < std::min(n, c.n_kept); i++) kept.push_back(i * c.gap);
             cu_kept.push_back(uint32_t(kept.size()));
@@ -224,6 +236,7 @@ int main() {
     add("softcap", [](Case &c) { c.softcap = 1.5f; });
     add("scale negative", [](Case &c) { c.scale = -0.3f; });
     add("f16, logits in the hundreds", [](Case &c) { c.dtype = LAVA_F16, c.scale = 6; });
+    add("f16, 2000 faint rows", [](Case &c) { c.dtype = LAVA_F16, c.faint = true, c.rows = {{2000, 5}}, c.rows_per_item = 2048; });
     add("head-major", [](Case &c) { c.ragged = false; });
     add("no lse", [](Case &c) { c.lse = false; });
     add("any: f32", [](Case &c) { c.dtype = LAVA_F32; });
