@@ -64,7 +64,7 @@ struct Counter {
     __device__ bool find(uint32_t item, uint32_t &its_cache, uint32_t &part) {
         const uint32_t lane = threadIdx.x % 32, n_caches = args.n_sequences * args.n_kv_heads;
         for (; cache < n_caches; cache += 32 * PER_LANE) {
-            uint32_t own[PER_LANE], before = 0;
+            uint32_t own[PER_LANE];
 #pragma unroll
             for (uint32_t i = 0; i < PER_LANE; i++) {
                 const uint32_t at = cache + lane * PER_LANE + i;
@@ -82,12 +82,15 @@ struct Counter {
                 continue;
             }
             uint32_t rest = item - counted, found = 0;
-            before = through - sum;
+            const uint32_t before = through - sum;
             const bool mine = before <= rest && rest < through;
-            if (mine) {
-                rest -= before;
-                while (rest >= own[found]) rest -= own[found++];
-            }
+            rest -= before;
+#pragma unroll
+            for (uint32_t i = 0; i + 1 < PER_LANE; i++)
+                if (found == i && rest >= own[i]) {
+                    rest -= own[i];
+                    found = i + 1;
+                }
             const uint32_t owner = first_lane(__ballot_sync(ALL_LANES, mine));
             its_cache = cache + owner * PER_LANE + __shfl_sync(ALL_LANES, found, owner);
             part = __shfl_sync(ALL_LANES, rest, owner);
@@ -302,14 +305,12 @@ __device__ inline void attend_item_any(const Cache &cache, const Work &work) {
 #pragma unroll
         for (uint32_t i = 0; i < MOST; i++) sums[i] = 0;
         for (uint32_t row = first; row < end; row += 32) {
-            float x = UNSEEN;
-            if (row + lane < end) {
-                float dot = 0;
-                for (uint32_t c = 0; c < args.head_dim_k; c++)
-                    dot = fmaf(element(s.q, head, t, c), element(s.k, cache.head, row + lane, c), dot);
-                poison = fmaf(dot, 0.0f, poison);
-                x = logits(dot);
-            }
+            float dot[1] = {0};
+            for (uint32_t c = 0; row + lane < end && c < args.head_dim_k; c++)
+                dot[0] = fmaf(element(s.q, head, t, c), element(s.k, cache.head, row + lane, c), dot[0]);
+            poison = fmaf(dot[0], 0.0f, poison);
+            logits.apply(dot);
+            const float x = row + lane < end ? dot[0] : UNSEEN;
             float most = x;
             for (int distance = 1; distance < 32; distance *= 2) most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, distance));
             const float shrink = softmax.raise(most), weight = lava_exp2(x - softmax.max);
@@ -377,7 +378,7 @@ __device__ inline void attend_merge(const lava_attend_args &args) {
 } // namespace lava
 
 #define LAVA_ATTEND_KERNEL(name, T, D)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(32 * LAVA_ATTEND_WARPS)                                                   \
+    extern "C" __global__ void __launch_bounds__(32 * LAVA_ATTEND_WARPS, D > 128 ? 2 : 3)                                  \
         lava_attend_rows_##name(const __grid_constant__ lava_attend_args args) {                                           \
         lava::attend_rows<T, D>(args);                                                                                     \
     }
@@ -392,7 +393,7 @@ LAVA_ATTEND_KERNEL(bf16_96, __nv_bfloat16, 96)
 LAVA_ATTEND_KERNEL(bf16_128, __nv_bfloat16, 128)
 LAVA_ATTEND_KERNEL(bf16_256, __nv_bfloat16, 256)
 
-extern "C" __global__ void __launch_bounds__(32 * LAVA_ATTEND_WARPS)
+extern "C" __global__ void __launch_bounds__(32 * LAVA_ATTEND_WARPS, 4)
     lava_attend_rows_any(const __grid_constant__ lava_attend_args args) {
     lava::for_each_item(args, [](const lava::Cache &cache, const lava::Work &work) { lava::attend_item_any(cache, work); });
 }

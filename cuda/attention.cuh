@@ -46,15 +46,13 @@ __device__ inline void report(uint64_t *status, uint64_t fault) {
 
 /// What becomes of q·k: an exponent of two.
 struct Logits {
-    float factor, cap;
+    float factor, softcap;
 
-    __device__ Logits(float scale, float softcap)
-        : factor(softcap > 0 ? scale / softcap : scale * LOG2_OF_E), cap(softcap * LOG2_OF_E) {}
-    __device__ float operator()(float dot) const { return cap > 0 ? cap * tanhf(dot * factor) : dot * factor; }
+    __device__ Logits(float scale, float softcap) : factor(softcap > 0 ? scale / softcap : scale * LOG2_OF_E), softcap(softcap) {}
     template <int N> __device__ void apply(float (&dots)[N]) const {
-        if (cap > 0) {
+        if (softcap > 0) {
 #pragma unroll
-            for (int i = 0; i < N; i++) dots[i] = cap * tanhf(dots[i] * factor);
+            for (int i = 0; i < N; i++) dots[i] = softcap * LOG2_OF_E * tanhf(dots[i] * factor);
         } else {
 #pragma unroll
             for (int i = 0; i < N; i++) dots[i] *= factor;

@@ -8,10 +8,12 @@
  * The four launches of a score, in this order on one stream. `lse` given for every sequence: without the first.
  *
  *     kernel          grid                                              block
- *     score_stats     n_ranges, n_kv_heads, n_sequences                 32 * n_warps     maximum and sum per row and range of keys
+ *     score_stats     n_ranges, n_kv_heads, n_sequences                 threads          maximum and sum per row and range of keys
  *     score_lse       rows / 16, n_kv_heads, n_sequences                256              their merge: one log-sum-exp per row
- *     score_columns   n_ranges * (value norms ? 2 : 1), n_kv, n_seq     32 * n_warps     sums over the window; value norms
+ *     score_columns   n_ranges * (value norms ? 2 : 1), n_kv, n_seq     threads          sums over the window; value norms
  *     score_pool      ceil(max_prefix / 256), n_kv_heads, n_sequences   256              pooling, factors, scores
+ *
+ * `threads` is lava_score_threads. n_ranges is lava_score_ranges, rows lava_score_rows.
  *
  * The two launches of an attention:
  *
@@ -112,15 +114,14 @@ typedef struct lava_score_args {
 
     /** Whether `lse` is given. */
     uint32_t has_lse;
-    /** Whether q and k are rows of elements side by side, at even strides (q) and 16-byte aligned ones (k). */
     uint32_t n_sequences;
     /** The longest sequence's n_tokens. */
     uint32_t max_tokens;
     /** Keys of a range, a multiple of LAVA_SCORE_KEYS. */
     uint32_t keys_per_range;
-    /** Into how many shares the warps of a block split the keys of a tile; the rows go over n_warps / key_split warps. */
+    /** A block's warps: row_warps (a power of two) that share the rows, for each of key_split shares of the keys of a tile. */
+    uint32_t row_warps;
     uint32_t key_split;
-    uint32_t n_warps;
 
     /** Workspace; see lava_score_layout. */
     float *partial;
@@ -209,17 +210,16 @@ static inline int lava_score_is_aligned(const lava_score_args *a, const lava_sco
 /** Tiles of 16 rows that one warp of an instance holds in registers. */
 LAVA_BOTH uint32_t lava_score_row_tiles_of_warp(uint32_t head_dim_k) { return head_dim_k > 128 ? 1 : 2; }
 
-/** Sets n_warps, key_split and keys_per_range. `instance`: not score_*_any. `processors`: multiprocessors of the device. */
+/** Sets row_warps, key_split and keys_per_range. `instance`: not score_*_any. `processors`: multiprocessors of the device. */
 static inline void lava_score_split(lava_score_args *a, int instance, uint32_t processors) {
     const uint32_t per_warp = lava_score_row_tiles_of_warp(a->head_dim_k), tiles = lava_score_rows(a) / LAVA_SCORE_ROWS;
     const uint32_t heads = a->n_sequences * a->n_kv_heads;
     uint32_t ranges, steps;
-    a->n_warps = 4;
-    a->key_split = 2; /* of score_stats_any: two warps see the same rows */
+    a->row_warps = a->key_split = 2; /* what score_*_any are made for */
     if (instance) {
         const uint32_t wanted = (tiles + per_warp - 1) / per_warp;
-        a->n_warps = wanted > 4 ? 8 : 4;
-        a->key_split = wanted > 2 ? 1 : wanted > 1 ? 2 : 4;
+        a->row_warps = wanted > 4 ? 8 : wanted > 2 ? 4 : wanted;
+        a->key_split = a->row_warps < 4 ? 4 / a->row_warps : 1;
     }
     /* About four blocks per processor, so that one computes while others wait for memory; at least 4 steps and at most 16 each. */
     ranges = (4 * processors + heads - 1) / heads;
@@ -227,6 +227,9 @@ static inline void lava_score_split(lava_score_args *a, int instance, uint32_t p
     steps = (steps + ranges - 1) / ranges;
     a->keys_per_range = (steps < 4 ? 4 : steps > 16 ? 16 : steps) * LAVA_SCORE_KEYS;
 }
+
+/** Threads of a block of score_stats and score_columns. */
+LAVA_BOTH uint32_t lava_score_threads(const lava_score_args *a) { return 32 * a->row_warps * a->key_split; }
 
 /** Tiles of keys on their way from memory at the same time, and being worked on. */
 LAVA_BOTH uint32_t lava_score_stages(uint32_t head_dim_k) { return head_dim_k > 128 ? 2 : 3; }
@@ -238,7 +241,7 @@ LAVA_BOTH uint32_t lava_score_stats_shared(const lava_score_args *a) {
 
 /** Row tiles that the warps of a block hold together. */
 LAVA_BOTH uint32_t lava_score_row_tiles_at_once(const lava_score_args *a) {
-    return a->n_warps / a->key_split * lava_score_row_tiles_of_warp(a->head_dim_k);
+    return a->row_warps * lava_score_row_tiles_of_warp(a->head_dim_k);
 }
 
 /** The same of score_columns_*: also two buffers of sums per row tile and key, and what is carried from round to round. */

@@ -139,29 +139,32 @@ __device__ void stream_keys(const Range &range, unsigned char *shared, Visitor &
     constexpr int M = HELD<D>, STAGES = D > 128 ? 2 : 3, STAGE = KEYS * PITCH<D>;
     const lava_score_args &args = range.args;
     T *const stages = reinterpret_cast<T *>(shared);
-    const uint32_t warp = threadIdx.x / 32, row_warps = args.n_warps / args.key_split, share = warp / row_warps;
+    const uint32_t warp = threadIdx.x / 32, row_warps = args.row_warps, share = warp / row_warps;
     const uint32_t at_once = row_warps * M, tiles = range.tiles();
     const uint32_t steps = tiles * ((range.row_tiles() + at_once - 1) / at_once);
-    const auto fetch = [&](uint32_t step) {
-        if (step < steps)
-            fetch_rows<D, KEYS>(stages + step % STAGES * STAGE, range.sequence.k, range.head, range.first + step % tiles * KEYS,
-                                range.end, threadIdx.x, blockDim.x);
+    // Of the step `step`, whose tile is `tile` or that many tiles more than there are.
+    const auto fetch = [&](uint32_t step, uint32_t tile) {
+        if (step < steps) {
+            while (tile >= tiles) tile -= tiles;
+            fetch_rows<D, KEYS>(stages + step % STAGES * STAGE, range.sequence.k, range.head, range.first + tile * KEYS, range.end,
+                                threadIdx.x, blockDim.x);
+        }
         lava_copy_commit();
     };
-    for (uint32_t step = 0; step + 1 < STAGES; step++) fetch(step);
+    for (int step = 0; step < STAGES - 1; step++) fetch(step, step);
 
     uint32_t q[M][D / 16][4];
+    uint32_t tile = 0, row_tile = warp % row_warps * M;
     for (uint32_t step = 0; step < steps; step++) {
-        const uint32_t tile = step % tiles, key = range.first + tile * KEYS;
-        const uint32_t row_tile = step / tiles * at_once + warp % row_warps * M;
+        const uint32_t key = range.first + tile * KEYS;
         if (tile == 0) {
             load_queries<T, D>(q, range, row_tile);
             visitor.begin(row_tile);
         }
         lava_copy_wait<STAGES - 2>();
         __syncthreads();
-        fetch(step + STAGES - 1); // to where the tile was that all are done with
-        visitor.before(step, tile);
+        fetch(step + STAGES - 1, tile + STAGES - 1); // to where the tile was that all are done with
+        visitor.before(step, tile, row_tile - warp % row_warps * M);
         if (row_tile < range.row_tiles()) {
             const bool all_see = range.all_see(key);
             for (uint32_t part = share * 16; part < KEYS; part += args.key_split * 16) {
@@ -170,19 +173,23 @@ __device__ void stream_keys(const Range &range, unsigned char *shared, Visitor &
                 visitor.visit(x, row_tile, step, key, part, all_see);
             }
         }
-        if (tile + 1 == tiles) visitor.end(row_tile, share);
+        if (++tile == tiles) {
+            visitor.end(row_tile, share);
+            tile = 0;
+            row_tile += at_once;
+        }
     }
     lava_copy_wait<0>();
 }
 
-/// NaN as soon as one of the dot products is not finite, else 0.
-template <int M> __device__ void look_for_faults(float &poison, const float (&x)[M][2][4]) {
+/// Whether one of the dot products is not finite.
+template <int M> __device__ void look_for_faults(bool &faulty, const float (&x)[M][2][4]) {
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
         for (int n = 0; n < 2; n++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) poison = fmaf(x[m][n][i], 0.0f, poison);
+            for (int i = 0; i < 4; i++) faulty |= !(fabsf(x[m][n][i]) < INFINITY);
 }
 
 // ------------------------------------------------------------------------------------------------------- first pass
@@ -199,7 +206,7 @@ template <int M> struct Statistics {
     const Range &range;
     const Logits logits;
     Softmax rows[M][2];
-    float poison = 0;
+    bool faulty = false;
 
     __device__ explicit Statistics(const Range &range) : range(range), logits(range.args.scale, range.args.softcap) {}
     __device__ void begin(uint32_t) {
@@ -208,9 +215,9 @@ template <int M> struct Statistics {
 #pragma unroll
             for (int half = 0; half < 2; half++) rows[m][half] = Softmax();
     }
-    __device__ void before(uint32_t, uint32_t) {}
+    __device__ void before(uint32_t, uint32_t, uint32_t) {}
     __device__ void visit(float (&x)[M][2][4], uint32_t row_tile, uint32_t, uint32_t key, uint32_t part, bool all_see) {
-        look_for_faults(poison, x);
+        look_for_faults(faulty, x);
         to_exponents(x, range, logits, row_tile, key + part, all_see);
         // The last tile's rows behind the end are zeros, which the last row of the window does not see either.
 #pragma unroll
@@ -246,7 +253,7 @@ template <class T, int D> __device__ void stats(const lava_score_args &args) {
     if (head.prefix() == 0 || range.first == range.end) return;
     Statistics<HELD<D>> statistics(range);
     stream_keys<T, D>(range, shared, statistics);
-    if (statistics.poison != 0) head.fault(LAVA_FAULT_Q_OR_K);
+    if (statistics.faulty) head.fault(LAVA_FAULT_Q_OR_K);
 }
 
 // ------------------------------------------------------------------------------------------------------ second pass
@@ -308,8 +315,8 @@ template <int M> struct Columns {
     const uint32_t at_once;
     const bool squares, checks;
     float lse[M][2];
-    float poison = 0;
-    uint32_t last_step = 0, last_tile = 0;
+    bool faulty = false;
+    uint32_t last_step = 0, last_tile = 0, last_first = 0;
 
     __device__ Columns(const Range &range, float *shared)
         : range(range), logits(range.args.scale, range.args.softcap), sums(shared),
@@ -328,13 +335,14 @@ template <int M> struct Columns {
             for (int half = 0; half < 2; half++)
                 lse[m][half] = row_tile + m < range.row_tiles() ? from[(row_tile + m) * ROWS + own_row(half)] : INFINITY;
     }
-    __device__ void before(uint32_t step, uint32_t tile) {
+    __device__ void before(uint32_t step, uint32_t tile, uint32_t first_row_tile) {
         if (step > 0) add_up();
         last_step = step;
         last_tile = tile;
+        last_first = first_row_tile;
     }
     __device__ void visit(float (&x)[M][2][4], uint32_t row_tile, uint32_t step, uint32_t key, uint32_t part, bool all_see) {
-        if (checks) look_for_faults(poison, x);
+        if (checks) look_for_faults(faulty, x);
         to_exponents(x, range, logits, row_tile, key + part, all_see);
         float one[4 * M], two[4 * M];
 #pragma unroll
@@ -351,7 +359,7 @@ template <int M> struct Columns {
         const uint32_t at = part + number / 2 % 2 * 8 + lane % 4 * 2 + number % 2, m = number / 4;
         const float sum = sum_over_rows(one);
         const bool writes = M == 2 || lane / 4 % 2 == 0;
-        const uint32_t tile = (row_tile + m) % at_once;
+        const uint32_t tile = (row_tile + m) & (at_once - 1); // a power of two
         if (writes) sums_of(step, 0, tile)[at] = sum;
         if (squares) {
             const float sum_of_squares = sum_over_rows(two);
@@ -363,7 +371,7 @@ template <int M> struct Columns {
     /// The step before: its sums are there for all threads.
     __device__ void add_up() {
         const uint32_t tiles_of_head = range.padded() / ROWS, all = range.row_tiles();
-        const uint32_t first = (last_step / range.tiles()) * at_once, rest = all - first;
+        const uint32_t first = last_first, rest = all - first;
         const uint32_t here = rest < at_once ? rest : at_once;
         for (uint32_t i = threadIdx.x; i < KEYS; i += blockDim.x) {
             const uint32_t in_range = last_tile * KEYS + i, key = range.first + in_range;
@@ -375,9 +383,12 @@ template <int M> struct Columns {
                 column.squares = carry[1];
                 column.group = carry[2];
             }
-            for (uint32_t t = 0; t < here; t++)
-                column.add(range, key, sums_of(last_step, 0, t)[i], squares ? sums_of(last_step, 1, t)[i] : 0.0f,
-                           (first + t) / tiles_of_head, (first + t + 1) % tiles_of_head == 0);
+            uint32_t h = first / tiles_of_head, of_head = first % tiles_of_head;
+            for (uint32_t t = 0; t < here; t++) {
+                const bool last = ++of_head == tiles_of_head;
+                column.add(range, key, sums_of(last_step, 0, t)[i], squares ? sums_of(last_step, 1, t)[i] : 0.0f, h, last);
+                if (last) h++, of_head = 0;
+            }
             if (first + here == all) {
                 column.write(range, key);
             } else {
@@ -483,15 +494,16 @@ template <class T, int D> __device__ void columns(const lava_score_args &args) {
     stream_keys<T, D>(range, shared, columns);
     __syncthreads();
     columns.add_up();
-    if (columns.poison != 0) job.head.fault(LAVA_FAULT_Q_OR_K);
+    if (columns.faulty) job.head.fault(LAVA_FAULT_Q_OR_K);
 }
 
 // ------------------------------------------------------------------------------- any type, dimension and strides
 
 /// Exponents of eight rows of a row tile and one key, by 128 threads: thread t has key t mod 64 and rows 8 (t / 64) up to the
-/// next 8. Dimensions go through shared memory 32 at a time. Adds to `poison`.
+/// next 8. Dimensions go through shared memory 32 at a time. `faulty` becomes true if one of the dot
+/// products is not finite.
 __device__ inline void any_exponents(float (&x)[8], const Range &range, const Logits &logits, uint32_t row_tile,
-                                     uint32_t first_key, float &poison) {
+                                     uint32_t first_key, bool &faulty) {
     constexpr uint32_t DIMS = 32, PITCH = DIMS + 1;
     LAVA_SHARED(float, keys, KEYS * PITCH);
     LAVA_SHARED(float, queries, ROWS * PITCH);
@@ -522,9 +534,10 @@ __device__ inline void any_exponents(float (&x)[8], const Range &range, const Lo
         }
     }
 #pragma unroll
+    for (int i = 0; i < 8; i++) faulty |= !(fabsf(x[i]) < INFINITY);
+    logits.apply(x);
+#pragma unroll
     for (int i = 0; i < 8; i++) {
-        poison = fmaf(x[i], 0.0f, poison);
-        x[i] = logits(x[i]);
         if (!range.sees((row_tile * ROWS + upper + i) % padded, first_key + own)) x[i] = UNSEEN;
     }
 }
@@ -537,12 +550,12 @@ __device__ inline void stats_any(const lava_score_args &args) {
     const uint32_t upper = threadIdx.x / KEYS * 8;
     // Of the two warps with the same rows, each has a share of the keys.
     float2 *const to = partial_of(range, range.number * 2 + threadIdx.x / 32 % 2);
-    float poison = 0;
+    bool faulty = false;
     for (uint32_t row_tile = 0; row_tile < range.row_tiles(); row_tile++) {
         Softmax rows[8];
         for (uint32_t key = range.first; key < range.end; key += KEYS) {
             float x[8];
-            any_exponents(x, range, logits, row_tile, key, poison);
+            any_exponents(x, range, logits, row_tile, key, faulty);
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 rows[i].raise(x[i]);
@@ -555,7 +568,7 @@ __device__ inline void stats_any(const lava_score_args &args) {
             if (threadIdx.x % 32 == 0) to[row_tile * ROWS + upper + i] = float2{rows[i].max, rows[i].sum};
         }
     }
-    if (poison != 0) head.fault(LAVA_FAULT_Q_OR_K);
+    if (faulty) head.fault(LAVA_FAULT_Q_OR_K);
 }
 
 __device__ inline void columns_any(const lava_score_args &args) {
@@ -567,14 +580,14 @@ __device__ inline void columns_any(const lava_score_args &args) {
     const Logits logits(args.scale, args.softcap);
     const uint32_t upper = threadIdx.x / KEYS * 8, own = threadIdx.x % KEYS, tiles_of_head = range.padded() / ROWS;
     const float *const lse = args.row_lse + range.flat() * lava_score_rows(&args);
-    float poison = 0;
+    bool faulty = false;
     for (uint32_t first = range.first; first < range.end; first += KEYS) {
         ColumnSums column;
         const uint32_t key = first + own;
         const bool writes = threadIdx.x < KEYS && key < range.end && key < range.prefix();
         for (uint32_t row_tile = 0; row_tile < range.row_tiles(); row_tile++) {
             float x[8], one = 0, two = 0;
-            any_exponents(x, range, logits, row_tile, first, poison);
+            any_exponents(x, range, logits, row_tile, first, faulty);
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 const float a = lava_exp2(x[i] - lse[row_tile * ROWS + upper + i]);
@@ -590,7 +603,7 @@ __device__ inline void columns_any(const lava_score_args &args) {
         }
         if (writes) column.write(range, key);
     }
-    if (poison != 0) job.head.fault(LAVA_FAULT_Q_OR_K);
+    if (faulty) job.head.fault(LAVA_FAULT_Q_OR_K);
 }
 
 // ------------------------------------------------------------------------------------------------- in between, and last
@@ -694,7 +707,7 @@ LAVA_SCORE_KERNELS(bf16_96, __nv_bfloat16, 96)
 LAVA_SCORE_KERNELS(bf16_128, __nv_bfloat16, 128)
 LAVA_SCORE_KERNELS(bf16_256, __nv_bfloat16, 256)
 
-extern "C" __global__ void __launch_bounds__(128) lava_score_stats_any(const __grid_constant__ lava_score_args args) { lava::stats_any(args); }
-extern "C" __global__ void __launch_bounds__(128) lava_score_columns_any(const __grid_constant__ lava_score_args args) { lava::columns_any(args); }
+extern "C" __global__ void __launch_bounds__(128, 5) lava_score_stats_any(const __grid_constant__ lava_score_args args) { lava::stats_any(args); }
+extern "C" __global__ void __launch_bounds__(128, 5) lava_score_columns_any(const __grid_constant__ lava_score_args args) { lava::columns_any(args); }
 extern "C" __global__ void __launch_bounds__(256) lava_score_lse(const __grid_constant__ lava_score_args args) { lava::row_lse(args); }
 extern "C" __global__ void __launch_bounds__(256) lava_score_pool(const __grid_constant__ lava_score_args args) { lava::pool(args); }

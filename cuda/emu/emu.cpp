@@ -50,12 +50,12 @@ struct OpenMeeting {
     uint32_t mask, arrived;
     const char *what;
     Meeting meeting;
-    Payload in[32];
 };
 
 struct Warp {
     uint32_t alive = 0;
-    std::vector<std::unique_ptr<OpenMeeting>> open;
+    OpenMeeting open[32] = {}; // masks do not overlap; an empty one is nobody's
+    Payload in[32] = {};
     char token = 0;
 };
 
@@ -174,8 +174,8 @@ void enter() {
     Warp &warp = block.warps[thread->linear / 32];
     warp.alive &= ~(1u << thread->linear % 32);
     for (auto &meeting : warp.open)
-        if (meeting->mask >> thread->linear % 32 & 1)
-            fail("has returned, but other lanes wait for it in %s", meeting->what);
+        if (meeting.mask >> thread->linear % 32 & 1)
+            fail("has returned, but other lanes wait for it in %s", meeting.what);
     if (thread->copies.n != 0) fail("has returned without waiting for its asynchronous copies");
     block.alive--;
     grid->alive--;
@@ -321,6 +321,9 @@ void launch(const Launch &what, const std::function<void()> &kernel) {
         for (unsigned y = 0; y < what.grid.y; y++)
             for (unsigned x = 0; x < what.grid.x; x++) waiting.push_back({x, y, z});
     const size_t resident = what.resident == 0 ? waiting.size() : what.resident;
+    // Fibers wake each other: they must not be the ones to allocate.
+    own.runnable.reserve(resident * n_threads);
+    own.spinning.reserve(resident * n_threads);
     while (!waiting.empty() || !own.blocks.empty()) {
         while (!waiting.empty() && own.blocks.size() < resident) {
             const unsigned i = draw(unsigned(waiting.size()));
@@ -350,16 +353,17 @@ Payload meet(uint32_t mask, const char *what, Meeting meeting, const Payload &mi
     const uint32_t bit = 1u << thread->linear % 32;
     if ((mask & bit) == 0) fail("%s with mask %08x, which leaves out the calling lane", what, mask);
     if ((mask & warp.alive) != mask) fail("%s with mask %08x waits for lanes that have returned (left: %08x)", what, mask, warp.alive);
-    OpenMeeting *found = nullptr;
+    OpenMeeting *found = nullptr, *unused = nullptr;
     for (auto &open : warp.open) {
-        if (open->mask == mask && open->meeting == meeting) found = open.get();
-        else if (open->mask & mask) fail("%s with mask %08x while other lanes are in %s with mask %08x", what, mask, open->what, open->mask);
+        if (open.mask == 0) unused = &open;
+        else if (open.mask == mask && open.meeting == meeting) found = &open;
+        else if (open.mask & mask) fail("%s with mask %08x while other lanes are in %s with mask %08x", what, mask, open.what, open.mask);
     }
     if (found == nullptr) {
-        warp.open.emplace_back(new OpenMeeting{mask, 0, what, meeting, {}});
-        found = warp.open.back().get();
+        found = unused;
+        *found = {mask, 0, what, meeting};
     }
-    found->in[thread->linear % 32] = mine;
+    warp.in[thread->linear % 32] = mine;
     found->arrived |= bit;
     if (found->arrived != mask) {
         thread->at = what;
@@ -368,18 +372,14 @@ Payload meet(uint32_t mask, const char *what, Meeting meeting, const Payload &mi
         return thread->taken;
     }
     Payload out[32] = {};
-    meeting(mask, found->in, out);
+    meeting(mask, warp.in, out);
     for (unsigned lane = 0; lane < 32; lane++)
         if (mask >> lane & 1) {
             Thread *other = thread->block->threads[thread->linear / 32 * 32 + lane].get();
             other->taken = out[lane];
             if (other != thread) wake(other);
         }
-    for (size_t i = 0; i < warp.open.size(); i++)
-        if (warp.open[i].get() == found) {
-            warp.open.erase(warp.open.begin() + long(i));
-            break;
-        }
+    found->mask = 0;
     // The last to come does not always go first.
     wake(thread);
     leave(Wait::NONE);

@@ -125,5 +125,5 @@ struct Workspace {
 constexpr double HALF_ULP = 1.0 / (1 << 24);
 
 inline bool same_bits(const std::vector<float> &a, const std::vector<float> &b) {
-    return a.size() == b.size() && memcmp(a.data(), b.data(), 4 * a.size()) == 0;
+    return a.size() == b.size() && (a.empty() || memcmp(a.data(), b.data(), 4 * a.size()) == 0);
 }
