@@ -98,9 +98,9 @@ uint32_t lava_plan_score_launches(const lava_score_args *a, int32_t instance, in
     const int looks = a->attention != 4; /* LAVA_ATTENTION_RECENCY */
     lava_launch *next = launches;
     if (looks && !a->has_lse)
-        next = add(next, SCORE_STATS + kernel, lava_score_ranges(a), heads, n, 32 * a->n_warps, instance ? lava_score_stats_shared(a) : 0);
+        next = add(next, SCORE_STATS + kernel, lava_score_ranges(a), heads, n, lava_score_threads(a), instance ? lava_score_stats_shared(a) : 0);
     next = add(next, SCORE_LSE, lava_score_rows(a) / LAVA_SCORE_ROWS, heads, n, 256, 0);
-    next = add(next, SCORE_COLUMNS + kernel, lava_score_column_blocks(a), heads, n, 32 * a->n_warps,
+    next = add(next, SCORE_COLUMNS + kernel, lava_score_column_blocks(a), heads, n, lava_score_threads(a),
                instance ? lava_score_columns_shared(a) : 0);
     next = add(next, SCORE_POOL, (lava_score_max_prefix(a) + 255) / 256, heads, n, 256, 0);
     return (uint32_t) (next - launches);

@@ -476,8 +476,8 @@ unsafe fn score_args(
         n_sequences,
         max_tokens: shape.n_tokens as u32,
         keys_per_range: 0,
+        row_warps: 0,
         key_split: 0,
-        n_warps: 0,
         workspace: [core::ptr::null_mut(); 5],
         status: core::ptr::null_mut(),
     };

@@ -78,8 +78,8 @@ pub struct ScoreArgs {
     pub max_tokens: u32,
     /// From here on up to the status `lava_plan_score` sets them.
     pub keys_per_range: u32,
+    pub row_warps: u32,
     pub key_split: u32,
-    pub n_warps: u32,
     pub workspace: [*mut c_void; 5],
     pub status: *mut u64,
 }
