@@ -82,14 +82,14 @@ __device__ inline ShareFault share_total(uint32_t n, const double *weights, cons
     for (uint32_t l = 0; l < n; l++) {
         // Few, and each thread needs all of them.
         const double w = weights[l];
-        if (!(w >= 0.0 && w <= 1.7976931348623157e308)) fault = min(fault, uint64_t(l) << 8 | LAVA_CUDA_BAD_WEIGHTS);
-        else if (capacities[l] > UINT32_MAX || minimum(l) > capacities[l]) fault = min(fault, uint64_t(l) << 8 | LAVA_CUDA_BAD_BUDGET);
+        if (!(w >= 0.0 && w <= 1.7976931348623157e308)) fault = min(fault, uint64_t(l) << 8 | LAVA_FAULT_WEIGHTS);
+        else if (capacities[l] > UINT32_MAX || minimum(l) > capacities[l]) fault = min(fault, uint64_t(l) << 8 | LAVA_FAULT_BUDGET);
         if (w > largest) largest = w;
         capacity += capacities[l];
         promised += minimum(l);
     }
     total = min(total, capacity);
-    if (fault == OPEN && promised > total) fault = LAVA_CUDA_BAD_BUDGET;
+    if (fault == OPEN && promised > total) fault = LAVA_FAULT_BUDGET;
     if (fault != OPEN) return {uint32_t(fault & 0xff), uint32_t(fault >> 8)};
 
     // Dividing by a power of two changes no digit of a weight.

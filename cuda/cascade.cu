@@ -2,6 +2,9 @@
 //
 // As src/cascade.rs: budgets are rounded up until the last layer is there, so that they only shrink, and the kept sets end as those
 // of all layers at once. The kept entries' scores and positions are there twice: a push reads one copy and writes the other.
+//
+// No fused operations: the CPU's bits are the goal.
+// nvcc: -fmad=false
 #include "choose.cuh"
 #include "entropy.cuh"
 
@@ -65,7 +68,7 @@ LAVA_KERNEL(LAVA_CUDA_BUDGET_THREADS) lava_cascade_begin(const __grid_constant__
     for (uint32_t l = threadIdx.x; l < a.n_layers; l += blockDim.x) s.minimums[l] = minimum, s.capacities[l] = entries;
     if (threadIdx.x != 0) return;
     *s.failed = 0;
-    if (minimum * a.n_layers > min(a.total, entries * a.n_layers)) fail_cascade(a, s, 0, 0, LAVA_CUDA_BAD_BUDGET);
+    if (minimum * a.n_layers > min(a.total, entries * a.n_layers)) fail_cascade(a, s, 0, 0, LAVA_FAULT_BUDGET);
 }
 
 LAVA_KERNEL(LAVA_CUDA_ENTROPY_THREADS) lava_cascade_heads(const __grid_constant__ lava_cuda_cascade_args a) {
@@ -73,7 +76,7 @@ LAVA_KERNEL(LAVA_CUDA_ENTROPY_THREADS) lava_cascade_heads(const __grid_constant_
     const State s(a);
     const uint32_t head = blockIdx.x;
     if (!entropy_of_head(a.scores + uint64_t(head) * a.prefix_len, a.prefix_len, s.head_sums + 2 * head) && threadIdx.x == 0)
-        fail_cascade(a, s, a.layer, head, LAVA_CUDA_BAD_SCORES);
+        fail_cascade(a, s, a.layer, head, LAVA_FAULT_SCORES);
 }
 
 LAVA_KERNEL(LAVA_CUDA_BUDGET_THREADS) lava_cascade_share(const __grid_constant__ lava_cuda_cascade_args a) {

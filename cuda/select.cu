@@ -1,9 +1,12 @@
 // From scores to kept_indices and cu_kept, for layers or sequences side by side. choose.cuh says how.
+//
+// No fused operations: the CPU's bits are the goal.
+// nvcc: -fmad=false
 #include "choose.cuh"
 
 LAVA_KERNEL(LAVA_CUDA_SELECT_THREADS) lava_select_entries(const __grid_constant__ lava_cuda_select_args a) {
     using namespace lava;
-    const lava_cuda_select_item &item = a.item[blockIdx.y];
+    const lava_cuda_select_item &item = LAVA_ITEM(a, blockIdx.y);
     Choice c = {};
     c.scores = item.scores;
     c.params = item.params;
@@ -15,7 +18,7 @@ LAVA_KERNEL(LAVA_CUDA_SELECT_THREADS) lava_select_entries(const __grid_constant_
     const uint32_t fault = c.control[1], n_protected = c.control[2];
     if (fault != 0 || budget < n_protected) {
         if (c.block == 0 && threadIdx.x == 0)
-            report(a.status, item.layer, blockIdx.y, fault != 0 ? UINT32_MAX - fault : 0, fault != 0 ? LAVA_CUDA_BAD_SCORES : LAVA_CUDA_BAD_BUDGET);
+            report(a.status, item.layer, blockIdx.y, fault != 0 ? UINT32_MAX - fault : 0, fault != 0 ? LAVA_FAULT_SCORES : LAVA_FAULT_BUDGET);
         return;
     }
     choose(c, budget, Rounding::EXACT);

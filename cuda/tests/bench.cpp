@@ -50,6 +50,6 @@ int main() {
     time("values", values), time("rows", rows), time("lse", lse), time("columns", columns), time("pool", pool);
     time("all", [&] { values(), rows(), lse(), columns(), pool(); });
     const cudaError_t error = cudaDeviceSynchronize();
-    printf("%s, status %s\n", cudaGetErrorString(error), status[0] == LAVA_CUDA_STATUS_OK ? "ok" : "NOT OK");
-    return error != cudaSuccess || status[0] != LAVA_CUDA_STATUS_OK;
+    printf("%s, status %s\n", cudaGetErrorString(error), status[0] == LAVA_NO_FAULT ? "ok" : "NOT OK");
+    return error != cudaSuccess || status[0] != LAVA_NO_FAULT;
 }

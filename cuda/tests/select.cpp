@@ -27,7 +27,8 @@ static void check(uint32_t heads, const std::vector<Item> &items, int kind, uint
     Random random(seed);
     const uint32_t n = uint32_t(items.size());
     lava_cuda_select_args a = {};
-    a.n_items = n, a.n_kv_heads = heads;
+    Buffer<lava_cuda_select_item> list(n);
+    a.items = list.data(), a.n_items = n, a.n_kv_heads = heads;
     std::vector<std::unique_ptr<Buffer<float>>> scores;
     std::vector<std::unique_ptr<Buffer<uint32_t>>> kept, cu;
     std::vector<std::vector<uint32_t>> want_kept, want_cu;
@@ -41,7 +42,7 @@ static void check(uint32_t heads, const std::vector<Item> &items, int kind, uint
         fill(random, scores[i]->data(), entries, kind);
         kept.emplace_back(new Buffer<uint32_t>(n_kept)), cu.emplace_back(new Buffer<uint32_t>(heads + 1));
         budgets[i] = item.budget;
-        a.item[i] = {scores[i]->data(), &budgets[i], kept[i]->data(), cu[i]->data(), &selections[i],
+        list[i] = {scores[i]->data(), &budgets[i], kept[i]->data(), cu[i]->data(), &selections[i],
                      {item.params.protected_mask, uint32_t(item.params.head_floor), billionths(item.params.alpha), item.params.n_sink, 0},
                      item.prefix, item.window, 0, 0};
         a.max_prefix = std::max(a.max_prefix, item.prefix);
@@ -58,10 +59,10 @@ static void check(uint32_t heads, const std::vector<Item> &items, int kind, uint
         for (unsigned s = 0; s < n_seeds() && !(is_quick() && n_blocks == 1); s++) {
             memset(workspace.data(), 0xA5, workspace.bytes());
             memset(workspace.data(), 0, n * LAVA_CUDA_CONTROL_BYTES);
-            status[0] = LAVA_CUDA_STATUS_OK;
+            status[0] = LAVA_NO_FAULT;
             for (uint32_t i = 0; i < n; i++) memset(kept[i]->data(), 0xA5, kept[i]->bytes()), memset(cu[i]->data(), 0xA5, cu[i]->bytes());
             launch(lava_select_entries, n_blocks, n, 1, LAVA_CUDA_SELECT_THREADS, 0, s, a, 0);
-            CHECK(status[0] == LAVA_CUDA_STATUS_OK, "status %llx", (unsigned long long) status[0]);
+            CHECK(status[0] == LAVA_NO_FAULT, "status %llx", (unsigned long long) status[0]);
             for (uint32_t i = 0; i < n; i++) {
                 CHECK(memcmp(cu[i]->data(), want_cu[i].data(), 4 * (heads + 1)) == 0, "cu_kept: %u heads, prefix %u, budget %llu, floor %d, %u blocks", heads, items[i].prefix, (unsigned long long) items[i].budget, items[i].params.head_floor, n_blocks);
                 CHECK(kept[i]->bytes() == 0 || memcmp(kept[i]->data(), want_kept[i].data(), kept[i]->bytes()) == 0, "kept_indices: %u heads, prefix %u, budget %llu, floor %d, %u blocks", heads, items[i].prefix, (unsigned long long) items[i].budget, items[i].params.head_floor, n_blocks);
@@ -81,20 +82,20 @@ static void check_faults() {
     Buffer<unsigned char> workspace(lava_cuda_choice_workspace(1, 2, 20));
     lava_cuda_select_args a = {};
     a.n_items = 1, a.n_kv_heads = 2, a.max_prefix = 20, a.workspace = workspace.data(), a.status = status.data();
-    a.item[0] = {scores.data(), budget.data(), kept.data(), cu.data(), nullptr, {nullptr, 0, 0, 3, 0}, 20, 0, 5, 0};
+    a.one = {scores.data(), budget.data(), kept.data(), cu.data(), nullptr, {nullptr, 0, 0, 3, 0}, 20, 0, 5, 0};
     const auto run = [&] {
         memset(workspace.data(), 0, LAVA_CUDA_CONTROL_BYTES);
-        status[0] = LAVA_CUDA_STATUS_OK;
+        status[0] = LAVA_NO_FAULT;
         launch(lava_select_entries, 2, 1, 1, LAVA_CUDA_SELECT_THREADS, 0, 1, a, 0);
         CHECK(kept[0] == 0xA5A5A5A5u && cu[0] == 0xA5A5A5A5u, "something was written");
         return status[0];
     };
     budget[0] = 5;
-    CHECK(run() == LAVA_CUDA_STATUS(5, 0, 0, LAVA_CUDA_BAD_BUDGET), "six are protected");
+    CHECK(run() == lava_fault(LAVA_FAULT_BUDGET, 5, 0, 0), "six are protected");
     budget[0] = 6, scores[39] = NAN;
-    CHECK(run() == LAVA_CUDA_STATUS(5, 0, 1, LAVA_CUDA_BAD_SCORES), "NaN in head 1");
+    CHECK(run() == lava_fault(LAVA_FAULT_SCORES, 5, 0, 1), "NaN in head 1");
     scores[3] = INFINITY;
-    CHECK(run() == LAVA_CUDA_STATUS(5, 0, 0, LAVA_CUDA_BAD_SCORES), "and infinity in head 0");
+    CHECK(run() == lava_fault(LAVA_FAULT_SCORES, 5, 0, 0), "and infinity in head 0");
     n_cases += 3;
 }
 
@@ -124,7 +125,7 @@ static void check_cascade(uint32_t heads, uint32_t layers, uint32_t prefix, uint
         launch(lava_cascade_plan, n_blocks, layer + 1, 1, LAVA_CUDA_SELECT_THREADS, 0, s, a, 0);
         launch(lava_cascade_write, n_blocks, layer + 1, 1, LAVA_CUDA_SELECT_THREADS, 0, s, a, 0);
         CHECK(lava_cascade_push(cpu.get(), size, scores.data(), nullptr) == LAVA_OK, "the CPU refuses");
-        CHECK(status[0] == LAVA_CUDA_STATUS_OK, "status %llx", (unsigned long long) status[0]);
+        CHECK(status[0] == LAVA_NO_FAULT, "status %llx", (unsigned long long) status[0]);
         const lava_cuda_cascade_layout l = lava_cuda_cascade_place(&a);
         const uint64_t now = (layer + 1) % 2, before = layer % 2;
         const auto word = [&](uint64_t at) { return reinterpret_cast<uint32_t *>(state.data() + at); };

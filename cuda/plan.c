@@ -1,0 +1,134 @@
+/*
+ * plan.c - the launches of each call. How a launch is cut and how a workspace is laid out stands in plan*.h, which the kernels
+ * include too; this file makes functions of it that Rust can call, so that it is written once. src/backend/cuda/plan.rs has the
+ * other side, with the same sizes.
+ *
+ * SPDX-License-Identifier: MIT OR Apache-2.0
+ */
+#include "plan_attention.h"
+
+_Static_assert(sizeof(lava_device_tensor) == 48, "plan.rs: DeviceTensor");
+_Static_assert(sizeof(lava_score_sequence) == 208, "plan.rs: ScoreSequence");
+_Static_assert(offsetof(lava_score_sequence, scores) == 192, "plan.rs: ScoreSequence");
+_Static_assert(sizeof(lava_score_args) == 360, "plan.rs: ScoreArgs");
+_Static_assert(offsetof(lava_score_args, layer) == 216, "plan.rs: ScoreArgs");
+_Static_assert(offsetof(lava_score_args, has_lse) == 288, "plan.rs: ScoreArgs");
+_Static_assert(offsetof(lava_score_args, partial) == 312, "plan.rs: ScoreArgs");
+_Static_assert(sizeof(lava_attend_sequence) == 272, "plan.rs: AttendSequence");
+_Static_assert(offsetof(lava_attend_sequence, n_base) == 264, "plan.rs: AttendSequence");
+_Static_assert(sizeof(lava_attend_args) == 352, "plan.rs: AttendArgs");
+_Static_assert(offsetof(lava_attend_args, layer) == 280, "plan.rs: AttendArgs");
+_Static_assert(offsetof(lava_attend_args, partial) == 336, "plan.rs: AttendArgs");
+_Static_assert(sizeof(lava_upload_args) == 4016 && sizeof(lava_upload_args) <= 4096, "plan.rs: UploadArgs");
+
+/** Kernels that come for any tensors and for f16 and bf16 of the dimensions of lava_score_has_instance. */
+#define ALL_OF(name)                                                                                                       \
+    name "_any", name "_f16_64", name "_f16_80", name "_f16_96", name "_f16_128", name "_f16_256", name "_bf16_64",        \
+        name "_bf16_80", name "_bf16_96", name "_bf16_128", name "_bf16_256"
+#define N_OF_ALL 11
+
+enum {
+    SCORE_STATS = 0,
+    SCORE_COLUMNS = SCORE_STATS + N_OF_ALL,
+    ATTEND_ROWS = SCORE_COLUMNS + N_OF_ALL,
+    SCORE_LSE = ATTEND_ROWS + N_OF_ALL,
+    SCORE_POOL,
+    ATTEND_MERGE,
+    UPLOAD,
+    N_KERNELS
+};
+
+/** The kernels by name, in the order of the numbers above. */
+const char *const lava_plan_kernels[] = {
+    ALL_OF("lava_score_stats"), ALL_OF("lava_score_columns"), ALL_OF("lava_attend_rows"), "lava_score_lse", "lava_score_pool",
+    "lava_attend_merge",        "lava_upload",
+};
+_Static_assert(sizeof(lava_plan_kernels) / sizeof(lava_plan_kernels[0]) == N_KERNELS, "a name for each number");
+_Static_assert(N_KERNELS == 37, "plan.rs: N_KERNELS");
+
+typedef struct lava_launch {
+    uint32_t kernel;
+    uint32_t grid[3];
+    uint32_t block;
+    uint32_t shared_bytes;
+} lava_launch;
+
+/** What the device has. */
+typedef struct lava_processors {
+    uint32_t count;
+    /** Bytes of shared memory that one block may have. */
+    uint32_t shared_bytes;
+} lava_processors;
+
+/** Which of ALL_OF. dtype: of an instance, LAVA_F16 or LAVA_BF16; anything else is _any. */
+static uint32_t which(int instance, int32_t dtype, uint32_t dim) {
+    const uint32_t of_dim = dim == 64 ? 0 : dim == 80 ? 1 : dim == 96 ? 2 : dim == 128 ? 3 : 4;
+    return instance ? 1 + 5 * (dtype == 2) + of_dim : 0;
+}
+
+static lava_launch *add(lava_launch *at, uint32_t kernel, uint32_t x, uint32_t y, uint32_t z, uint32_t block, uint32_t shared_bytes) {
+    at->kernel = kernel;
+    at->grid[0] = x;
+    at->grid[1] = y;
+    at->grid[2] = z;
+    at->block = block;
+    at->shared_bytes = shared_bytes;
+    return at + 1;
+}
+
+int32_t lava_plan_score_is_aligned(const lava_score_args *a, const lava_score_sequence *s) { return lava_score_is_aligned(a, s); }
+
+/**
+ * Cuts the work, lays out the workspace and returns its bytes. *instance: whether all sequences are of one type and
+ * lava_plan_score_is_aligned; becomes 0 where the device has too little shared memory for it.
+ */
+size_t lava_plan_score(lava_score_args *a, int32_t *instance, const lava_processors *device, void *workspace) {
+    lava_score_split(a, *instance);
+    if (*instance && lava_score_columns_shared(a) > device->shared_bytes) {
+        *instance = 0;
+        lava_score_split(a, 0);
+    }
+    return lava_score_layout(a, workspace);
+}
+
+/** The launches of a planned score, at most 4. */
+uint32_t lava_plan_score_launches(const lava_score_args *a, int32_t instance, int32_t dtype, lava_launch *launches) {
+    const uint32_t kernel = which(instance, dtype, a->head_dim_k), heads = a->n_kv_heads, n = a->n_sequences;
+    const int looks = a->attention != 4; /* LAVA_ATTENTION_RECENCY */
+    lava_launch *next = launches;
+    if (looks && !a->has_lse)
+        next = add(next, SCORE_STATS + kernel, lava_score_ranges(a), heads, n, lava_score_threads(a), instance ? lava_score_stats_shared(a) : 0);
+    next = add(next, SCORE_LSE, lava_score_rows(a) / LAVA_SCORE_ROWS, heads, n, 256, 0);
+    next = add(next, SCORE_COLUMNS + kernel, lava_score_column_blocks(a), heads, n, lava_score_threads(a),
+               instance ? lava_score_columns_shared(a) : 0);
+    next = add(next, SCORE_POOL, (lava_score_max_prefix(a) + 255) / 256, heads, n, 256, 0);
+    return (uint32_t) (next - launches);
+}
+
+int32_t lava_plan_attend_is_aligned(const lava_attend_args *a, const lava_attend_sequence *s) { return lava_attend_is_aligned(a, s); }
+
+/** As lava_plan_score. total_rows: the most that all heads of all sequences have together; fewer than 2^32 items come of them. */
+size_t lava_plan_attend(lava_attend_args *a, int32_t *instance, const lava_processors *device, uint64_t total_rows, void *workspace) {
+    if (lava_attend_shared(a) > device->shared_bytes) *instance = 0;
+    a->rows_per_item = 128;
+    a->max_items = lava_attend_items(a, total_rows);
+    return lava_attend_layout(a, workspace);
+}
+
+/** The launches of a planned attention: 2. */
+uint32_t lava_plan_attend_launches(const lava_attend_args *a, int32_t instance, int32_t dtype, const lava_processors *device,
+                                   lava_launch *launches) {
+    const uint64_t chunks = (lava_attend_queries(a) + LAVA_ATTEND_QUERIES - 1) / LAVA_ATTEND_QUERIES;
+    const uint64_t most = 4 * (uint64_t) device->count, wanted = (a->max_items * chunks + LAVA_ATTEND_WARPS - 1) / LAVA_ATTEND_WARPS;
+    lava_launch *next = launches;
+    next = add(next, ATTEND_ROWS + which(instance, dtype, a->head_dim_k), (uint32_t) (wanted < most ? wanted : most), 1, 1,
+               32 * LAVA_ATTEND_WARPS, instance ? lava_attend_shared(a) : 0);
+    next = add(next, ATTEND_MERGE, lava_attend_queries(a), a->n_kv_heads, a->n_sequences, 128, 0);
+    return (uint32_t) (next - launches);
+}
+
+lava_launch lava_plan_upload(void) {
+    lava_launch launch;
+    add(&launch, UPLOAD, 1, 1, 1, LAVA_CUDA_UPLOAD_THREADS, 0);
+    return launch;
+}
