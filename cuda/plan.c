@@ -10,10 +10,10 @@
 _Static_assert(sizeof(lava_device_tensor) == 48, "plan.rs: DeviceTensor");
 _Static_assert(sizeof(lava_score_sequence) == 208, "plan.rs: ScoreSequence");
 _Static_assert(offsetof(lava_score_sequence, scores) == 192, "plan.rs: ScoreSequence");
-_Static_assert(sizeof(lava_score_args) == 360, "plan.rs: ScoreArgs");
+_Static_assert(sizeof(lava_score_args) == 376, "plan.rs: ScoreArgs");
 _Static_assert(offsetof(lava_score_args, layer) == 216, "plan.rs: ScoreArgs");
-_Static_assert(offsetof(lava_score_args, has_lse) == 288, "plan.rs: ScoreArgs");
-_Static_assert(offsetof(lava_score_args, partial) == 312, "plan.rs: ScoreArgs");
+_Static_assert(offsetof(lava_score_args, has_lse) == 292, "plan.rs: ScoreArgs");
+_Static_assert(offsetof(lava_score_args, partial) == 320, "plan.rs: ScoreArgs");
 _Static_assert(sizeof(lava_attend_sequence) == 272, "plan.rs: AttendSequence");
 _Static_assert(offsetof(lava_attend_sequence, n_base) == 264, "plan.rs: AttendSequence");
 _Static_assert(sizeof(lava_attend_args) == 352, "plan.rs: AttendArgs");
@@ -33,6 +33,7 @@ enum {
     ATTEND_ROWS = SCORE_COLUMNS + N_OF_ALL,
     SCORE_LSE = ATTEND_ROWS + N_OF_ALL,
     SCORE_POOL,
+    SCORE_SMOOTH,
     ATTEND_MERGE,
     UPLOAD,
     N_KERNELS
@@ -40,11 +41,11 @@ enum {
 
 /** The kernels by name, in the order of the numbers above. */
 const char *const lava_plan_kernels[] = {
-    ALL_OF("lava_score_stats"), ALL_OF("lava_score_columns"), ALL_OF("lava_attend_rows"), "lava_score_lse", "lava_score_pool",
+    ALL_OF("lava_score_stats"), ALL_OF("lava_score_columns"), ALL_OF("lava_attend_rows"), "lava_score_lse", "lava_score_pool", "lava_score_smooth",
     "lava_attend_merge",        "lava_upload",
 };
 _Static_assert(sizeof(lava_plan_kernels) / sizeof(lava_plan_kernels[0]) == N_KERNELS, "a name for each number");
-_Static_assert(N_KERNELS == 37, "plan.rs: N_KERNELS");
+_Static_assert(N_KERNELS == 38, "plan.rs: N_KERNELS");
 
 typedef struct lava_launch {
     uint32_t kernel;
@@ -91,7 +92,7 @@ size_t lava_plan_score(lava_score_args *a, int32_t *instance, const lava_process
     return lava_score_layout(a, workspace);
 }
 
-/** The launches of a planned score, at most 4. */
+/** The launches of a planned score, at most 5. */
 uint32_t lava_plan_score_launches(const lava_score_args *a, int32_t instance, int32_t dtype, lava_launch *launches) {
     const uint32_t kernel = which(instance, dtype, a->head_dim_k), heads = a->n_kv_heads, n = a->n_sequences;
     const int looks = a->attention != 4; /* LAVA_ATTENTION_RECENCY */
@@ -101,7 +102,8 @@ uint32_t lava_plan_score_launches(const lava_score_args *a, int32_t instance, in
     next = add(next, SCORE_LSE, lava_score_rows(a) / LAVA_SCORE_ROWS, heads, n, 256, 0);
     next = add(next, SCORE_COLUMNS + kernel, lava_score_column_blocks(a), heads, n, lava_score_threads(a),
                instance ? lava_score_columns_shared(a) : 0);
-    next = add(next, SCORE_POOL, (lava_score_max_prefix(a) + 255) / 256, heads, n, 256, 0);
+    next = add(next, SCORE_POOL, lava_score_pool_blocks(a), heads, n, LAVA_SCORE_POOLED, 0);
+    if (a->smoothing > 0) next = add(next, SCORE_SMOOTH, lava_score_pool_blocks(a), heads, n, LAVA_SCORE_POOLED, 0);
     return (uint32_t) (next - launches);
 }
 

@@ -4,15 +4,16 @@
  * Sequences may be of unlike length; no length but the largest
  * is needed on the host, so a captured graph stays good while they change.
  *
- * The four launches of a score, in this order on one stream. `lse` given for every sequence: without the first.
+ * The launches of a score, in this order on one stream. `lse` given for every sequence: without the first.
  *
  *     kernel          grid                                              block
  *     score_stats     n_ranges, n_kv_heads, n_sequences                 threads          maximum and sum per row and range of keys
  *     score_lse       rows / 16, n_kv_heads, n_sequences                256              their merge: one log-sum-exp per row
  *     score_columns   n_ranges * (value norms ? 2 : 1), n_kv, n_seq     threads          sums over the window; value norms
- *     score_pool      ceil(max_prefix / 256), n_kv_heads, n_sequences   256              pooling, factors, scores
+ *     score_pool      pool blocks, n_kv_heads, n_sequences              256              pooling, factors, scores
+ *     score_smooth    the same, only with smoothing                                      each head's mean is added
  *
- * `threads` is lava_score_threads. n_ranges is lava_score_ranges, rows lava_score_rows.
+ * `threads` is lava_score_threads. n_ranges is lava_score_ranges, rows lava_score_rows, pool blocks lava_score_pool_blocks.
  *
  * The two launches of an attention:
  *
@@ -74,6 +75,7 @@ typedef struct lava_score_args {
     float gamma;
     float decay;
     float weight;
+    float smoothing;
 
     /** Whether `lse` is given. */
     uint32_t has_lse;
@@ -85,6 +87,7 @@ typedef struct lava_score_args {
     /** A block's warps: row_warps (a power of two) that share the rows, for each of key_split shares of the keys of a tile. */
     uint32_t row_warps;
     uint32_t key_split;
+    uint32_t reserved;
 
     /** Workspace; see lava_score_layout. */
     float *partial;
@@ -92,6 +95,7 @@ typedef struct lava_score_args {
     float *columns;
     uint32_t *value_max;
     float *value_norms;
+    double *sums;
     /** Set to LAVA_NO_FAULT by the caller. */
     uint64_t *status;
 } lava_score_args;
@@ -161,6 +165,12 @@ static inline void *lava_take(void *workspace, size_t *used, size_t n) {
     return taken;
 }
 
+/** Scores of one block of score_pool and score_smooth. */
+#define LAVA_SCORE_POOLED 256
+LAVA_PLAN uint32_t lava_score_pool_blocks(const lava_score_args *a) {
+    return (uint32_t) (((uint64_t) lava_score_max_prefix(a) + LAVA_SCORE_POOLED - 1) / LAVA_SCORE_POOLED);
+}
+
 /** Sets the workspace's pointers (workspace NULL: to NULL) and returns the bytes needed. All other fields are set before. */
 static inline size_t lava_score_layout(lava_score_args *a, void *workspace) {
     const size_t heads = (size_t) a->n_sequences * a->n_kv_heads, rows = lava_score_rows(a);
@@ -172,6 +182,7 @@ static inline size_t lava_score_layout(lava_score_args *a, void *workspace) {
     a->columns = (float *) lava_take(workspace, &used, summed * prefix);
     a->value_max = (uint32_t *) lava_take(workspace, &used, heads);
     a->value_norms = (float *) lava_take(workspace, &used, a->value_weight == 2 ? heads * prefix : 0);
+    a->sums = (double *) lava_take(workspace, &used, a->smoothing > 0 ? 2 * heads * lava_score_pool_blocks(a) : 0);
     return used;
 }
 

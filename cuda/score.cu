@@ -5,6 +5,7 @@
 //     score_lse        their merge in the order of the ranges, or the caller's log-sum-exp; resets the value maxima
 //     score_columns    for each key: the sum over the window of exp2(logit - lse), reduced over the group; value norms
 //     score_pool       pooling along the tokens, factors, scores
+//     score_smooth     each head's mean score, times the smoothing, is added
 //
 // A block takes one range of keys of one KV head; its warps hold all of the head's query rows in registers, in rounds if there are too
 // many, and tiles of 64 keys stream through shared memory. Keys cross the memory bus at most twice: the second pass goes backwards
@@ -63,9 +64,9 @@ struct Range : Head {
     uint32_t number, first, end;
 
     __device__ Range(const Head &head, uint32_t number, uint32_t n_keys) : Head(head), number(number) {
-        const uint64_t keys = lava_score_keys(&args, n_tokens()), begin = number * keys;
-        first = uint32_t(begin < n_keys ? begin : n_keys);
-        end = uint32_t(begin + keys < n_keys ? begin + keys : n_keys);
+        const uint32_t keys = lava_score_keys(&args, n_tokens()), before = n_keys / keys;
+        first = number <= before ? number * keys : n_keys;
+        end = number < before ? first + keys : n_keys;
     }
     __device__ uint32_t tiles() const { return (end - first + KEYS - 1) / KEYS; }
 };
@@ -651,7 +652,7 @@ __device__ inline void row_lse(const lava_score_args &args) {
 
 /// 256 scores of a head: pooled, with what the neighbours need, reduced if they were not, times the factors.
 __device__ inline void pool(const lava_score_args &args) {
-    constexpr uint32_t BLOCK = 256, MOST = 126;
+    constexpr uint32_t BLOCK = LAVA_SCORE_POOLED, MOST = 126;
     LAVA_SHARED(float, near, BLOCK + MOST);
     const Head head(args, blockIdx.z, blockIdx.y);
     const uint32_t first = blockIdx.x * BLOCK, radius = args.pool_kernel / 2, prefix = head.prefix();
@@ -678,13 +679,33 @@ __device__ inline void pool(const lava_score_args &args) {
         if (args.pool == POOL_AVG) pooled /= args.pool_kernel;
         score = args.group_reduce == GROUP_MAX || rows == 1 ? fmaxf(score, pooled) : score + pooled;
     }
-    if (i >= prefix) return;
     if (!recency) score *= 1.0f / (float(args.window) * (args.group_reduce == GROUP_MEAN ? head.group() : 1));
     if (args.value_weight == VALUE_HEAD_MAX) score *= __uint_as_float(args.value_max[head.flat()]);
-    if (args.value_weight == VALUE_TOKEN) score *= args.value_norms[head.flat() * lava_score_max_prefix(&args) + i];
+    if (args.value_weight == VALUE_TOKEN && i < prefix) score *= args.value_norms[head.flat() * lava_score_max_prefix(&args) + i];
     score *= args.weight;
+    if (i >= prefix) score = 0;
+    else head.sequence.scores[uint64_t(head.head) * prefix + i] = score;
     if (!(score < INFINITY)) head.fault(LAVA_FAULT_SCORES);
-    head.sequence.scores[uint64_t(head.head) * prefix + i] = score;
+    if (!(args.smoothing > 0)) return;
+    LAVA_SHARED(double, sums, BLOCK / 32);
+    const double sum = block_sum(double(score), sums);
+    if (threadIdx.x == 0) args.sums[head.flat() * lava_score_pool_blocks(&args) + blockIdx.x] = sum;
+}
+
+/// Adds the head's mean score, times the smoothing, to 256 scores of it.
+__device__ inline void smooth(const lava_score_args &args) {
+    LAVA_SHARED(double, memory, LAVA_SCORE_POOLED / 32);
+    const Head head(args, blockIdx.z, blockIdx.y);
+    const uint32_t first = blockIdx.x * LAVA_SCORE_POOLED, prefix = head.prefix(), i = first + threadIdx.x;
+    if (first >= prefix) return;
+    const double *const sums = args.sums + head.flat() * lava_score_pool_blocks(&args);
+    double sum = 0;
+    for (uint32_t b = threadIdx.x; b < (prefix + LAVA_SCORE_POOLED - 1) / LAVA_SCORE_POOLED; b += LAVA_SCORE_POOLED) sum += sums[b];
+    const float more = float(args.smoothing * (block_sum(sum, memory) / prefix));
+    if (i >= prefix) return;
+    float &score = head.sequence.scores[uint64_t(head.head) * prefix + i];
+    score += more;
+    if (!(score < INFINITY)) head.fault(LAVA_FAULT_SCORES);
 }
 
 } // namespace lava
@@ -711,3 +732,4 @@ extern "C" __global__ void __launch_bounds__(128, 5) lava_score_stats_any(const 
 extern "C" __global__ void __launch_bounds__(128, 5) lava_score_columns_any(const __grid_constant__ lava_score_args args) { lava::columns_any(args); }
 extern "C" __global__ void __launch_bounds__(256) lava_score_lse(const __grid_constant__ lava_score_args args) { lava::row_lse(args); }
 extern "C" __global__ void __launch_bounds__(256) lava_score_pool(const __grid_constant__ lava_score_args args) { lava::pool(args); }
+extern "C" __global__ void __launch_bounds__(256) lava_score_smooth(const __grid_constant__ lava_score_args args) { lava::smooth(args); }

@@ -321,6 +321,11 @@ static void scores(void) {
     c.params.sliding_window = 90;
     c.params.scale = 0.125f;
     check_scores(&c);
+    c = plain_score("the default preset, two sequences");
+    c.params = lava_score_params_default();
+    c.n_sequences = 2;
+    c.lengths[1] = 400;
+    check_scores(&c);
     c = plain_score("nothing to score");
     c.lengths[0] = 8;
     check_scores(&c);
@@ -350,7 +355,6 @@ static void refused_scores(void) {
     WRONG(LAVA_ERR_SHAPE, "n_q_heads", b->shape.n_q_heads = 3);
     WRONG(LAVA_ERR_ARGUMENT, "pool_kernel", c.params.pool_kernel = 4);
     WRONG(LAVA_ERR_UNSUPPORTED, "value_weight", c.params = lava_score_params_caote());
-    WRONG(LAVA_ERR_UNSUPPORTED, "smoothing", c.params.smoothing = 0.5f);
     WRONG(LAVA_ERR_STRUCT_SIZE, "sequences", b->sequences[1].struct_size = 56);
     WRONG(LAVA_ERR_STRUCT_SIZE, "sequences", b->sequences[0].struct_size = 40);
     WRONG(LAVA_ERR_SHAPE, "n_tokens", b->sequences[1].n_tokens = 151);

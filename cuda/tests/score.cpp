@@ -117,7 +117,7 @@ Result run(const Case &c, const std::vector<std::unique_ptr<Sequence>> &sequence
     args.value_span = c.params.value_span, args.attention = c.params.attention, args.value_weight = c.params.value_weight;
     args.sliding_window = c.params.sliding_window, args.scale = scale_of(c), args.softcap = c.params.softcap;
     args.gamma = c.params.gamma, args.decay = c.params.decay == 0 ? 1 : c.params.decay;
-    args.weight = c.params.weight == 0 ? 1 : c.params.weight;
+    args.weight = c.params.weight == 0 ? 1 : c.params.weight, args.smoothing = c.params.smoothing;
     args.has_lse = c.lse, args.n_sequences = uint32_t(list.size());
     bool instance = true;
     for (size_t i = 0; i < list.size(); i++) instance = instance && lava_score_is_aligned(&args, &list[i]);
@@ -137,7 +137,8 @@ Result run(const Case &c, const std::vector<std::unique_ptr<Sequence>> &sequence
     go(lava_score_lse, lava_score_rows(&args) / LAVA_SCORE_ROWS, 256, 0);
     go(columns_of(c, instance), lava_score_column_blocks(&args), lava_score_threads(&args),
        instance ? lava_score_columns_shared(&args) : 0);
-    go(lava_score_pool, (lava_score_max_prefix(&args) + 255) / 256, 256, 0);
+    go(lava_score_pool, lava_score_pool_blocks(&args), LAVA_SCORE_POOLED, 0);
+    if (c.params.smoothing > 0) go(lava_score_smooth, lava_score_pool_blocks(&args), LAVA_SCORE_POOLED, 0);
     for (const auto &s : scores) result.scores.emplace_back(s->data(), s->data() + s->size());
     result.status = status[0];
     return result;
@@ -244,6 +245,8 @@ int main() {
     add("the last query alone", [](Case &c) { c.params = lava_score_params_sage_kv(); });
     add("recency", [](Case &c) { c.params = lava_score_params_streaming(); });
     add("weight", [](Case &c) { c.params.weight = 0.5f; });
+    add("the default: squares, token norms, smoothing", [](Case &c) { c.params = lava_score_params_default(), c.lengths = {600, 8, 100}; });
+    add("smoothing alone", [](Case &c) { c.params.smoothing = 2.5f, c.lengths = {264}; });
     add("head-major", [](Case &c) { c.layout = c.layout_q = c.layout_v = HEAD_MAJOR; });
     add("queries at odd strides", [](Case &c) { c.layout_q = GAPS; });
     add("any: f32", [](Case &c) { c.dtype = c.dtype_v = LAVA_F32; });

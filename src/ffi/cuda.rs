@@ -202,7 +202,7 @@ pub unsafe extern "C" fn lava_cuda_score_workspace_size(
 ///
 /// context: from lava_cuda_init.
 /// shape: n_tokens is that of the longest sequence; layer is below 65536.
-/// params: as for lava_score. LAVA_VALUE_OUTPUT and smoothing are the CPU's alone (LAVA_ERR_UNSUPPORTED).
+/// params: as for lava_score. LAVA_VALUE_OUTPUT is the CPU's alone (LAVA_ERR_UNSUPPORTED).
 /// sequences: host memory, n_sequences of them, read during the call, as are the tensors they point to. f16 or bf16 rows of
 ///     elements side by side, 16-byte aligned, have faster kernels, if all sequences have them. The scores of a sequence are the
 ///     same bits on every device and in every batch of the same kind of tensors.
@@ -434,7 +434,6 @@ unsafe fn score_args(
     check_batch(&shape, n_sequences)?;
     let ScoreParams { pool, group_reduce, value_span, attention, value_weight, .. } = params;
     ensure(value_weight != ValueWeight::Output, ErrorKind::Unsupported, c"value_weight")?;
-    ensure(params.smoothing == 0.0, ErrorKind::Unsupported, c"smoothing")?;
     // The largest thing the plan multiplies: sums and maxima of each row in each range of at least 64 keys, by up to 4 warps.
     let rows = shape.group_size() as u128 * (shape.window as u128).next_multiple_of(16);
     let heads = shape.n_kv_heads as u128 * n_sequences as u128;
@@ -472,13 +471,15 @@ unsafe fn score_args(
         gamma: params.gamma,
         decay: params.decay,
         weight: params.weight,
+        smoothing: params.smoothing,
         has_lse: 0,
         n_sequences,
         max_tokens: shape.n_tokens as u32,
         keys_per_range: 0,
         row_warps: 0,
         key_split: 0,
-        workspace: [core::ptr::null_mut(); 5],
+        reserved: 0,
+        workspace: [core::ptr::null_mut(); 6],
         status: core::ptr::null_mut(),
     };
     Ok((shape, args))

@@ -7,7 +7,7 @@ use core::ffi::{CStr, c_char, c_void};
 use core::mem::{offset_of, size_of};
 
 /// Kernels of all files.
-pub const N_KERNELS: usize = 37;
+pub const N_KERNELS: usize = 38;
 /// 8 bytes each, as many as one launch of the upload kernel carries.
 pub const UPLOAD_WORDS: usize = 500;
 
@@ -73,6 +73,7 @@ pub struct ScoreArgs {
     pub gamma: f32,
     pub decay: f32,
     pub weight: f32,
+    pub smoothing: f32,
     pub has_lse: u32,
     pub n_sequences: u32,
     pub max_tokens: u32,
@@ -80,7 +81,8 @@ pub struct ScoreArgs {
     pub keys_per_range: u32,
     pub row_warps: u32,
     pub key_split: u32,
-    pub workspace: [*mut c_void; 5],
+    pub reserved: u32,
+    pub workspace: [*mut c_void; 6],
     pub status: *mut u64,
 }
 
@@ -153,9 +155,9 @@ pub struct Processors {
 const _: () = {
     assert!(size_of::<DeviceTensor>() == 48);
     assert!(size_of::<ScoreSequence>() == 208 && offset_of!(ScoreSequence, scores) == 192);
-    assert!(size_of::<ScoreArgs>() == 360 && offset_of!(ScoreArgs, layer) == 216);
-    assert!(offset_of!(ScoreArgs, has_lse) == 288);
-    assert!(offset_of!(ScoreArgs, workspace) == 312);
+    assert!(size_of::<ScoreArgs>() == 376 && offset_of!(ScoreArgs, layer) == 216);
+    assert!(offset_of!(ScoreArgs, has_lse) == 292);
+    assert!(offset_of!(ScoreArgs, workspace) == 320);
     assert!(size_of::<AttendSequence>() == 272 && offset_of!(AttendSequence, n_base) == 264);
     assert!(size_of::<AttendArgs>() == 352 && offset_of!(AttendArgs, layer) == 280);
     assert!(offset_of!(AttendArgs, partial) == 336);
@@ -229,7 +231,7 @@ pub trait Batch {
     /// if the device has too little shared memory for them.
     fn plan(&mut self, instance: &mut bool, device: &Processors, workspace: *mut c_void) -> usize;
     /// The launches of what was planned, and how many. `dtype`: of q and k, for an instance.
-    fn launches(&self, instance: bool, dtype: i32, device: &Processors) -> ([Launch; 4], usize);
+    fn launches(&self, instance: bool, dtype: i32, device: &Processors) -> ([Launch; 5], usize);
 }
 
 // SAFETY of all calls below: plan.c reads and writes nothing but the structs it is given, which are the same on both sides by the
@@ -267,9 +269,9 @@ impl Batch for ScoreArgs {
         bytes
     }
 
-    fn launches(&self, instance: bool, dtype: i32, _: &Processors) -> ([Launch; 4], usize) {
-        let mut launches = [Launch::default(); 4];
-        // SAFETY: see above; at most 4.
+    fn launches(&self, instance: bool, dtype: i32, _: &Processors) -> ([Launch; 5], usize) {
+        let mut launches = [Launch::default(); 5];
+        // SAFETY: see above; at most 5.
         let n = unsafe { lava_plan_score_launches(self, instance.into(), dtype, launches.as_mut_ptr()) };
         (launches, n as usize)
     }
@@ -315,8 +317,8 @@ impl Batch for AttendBatch {
         bytes
     }
 
-    fn launches(&self, instance: bool, dtype: i32, device: &Processors) -> ([Launch; 4], usize) {
-        let mut launches = [Launch::default(); 4];
+    fn launches(&self, instance: bool, dtype: i32, device: &Processors) -> ([Launch; 5], usize) {
+        let mut launches = [Launch::default(); 5];
         // SAFETY: see above; 2.
         let n = unsafe {
             lava_plan_attend_launches(&self.args, instance.into(), dtype, device, launches.as_mut_ptr())
