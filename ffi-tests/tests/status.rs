@@ -1239,6 +1239,13 @@ fn global_budgets() {
                 LAVA_ERR_ARGUMENT,
                 "head_floor",
             ),
+            // Refused without a look at them.
+            (
+                "head weights",
+                |w| w.at::<lava_select_params>("params").head_weights = 8 as *const f64,
+                LAVA_ERR_ARGUMENT,
+                "head_weights",
+            ),
             ("total above all", |w| w.set_n("total", u64::MAX), LAVA_OK, ""),
             ("total 0", |w| w.set_n("total", 0), LAVA_OK, ""),
         ],

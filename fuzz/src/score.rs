@@ -176,7 +176,14 @@ impl Case {
         let largest_logit = self.largest_logit().max(self.params.softcap.unwrap_or(0.0) as f64);
         let logit_error =
             (shape.head_dim_k + 8) as f64 * 0.5f64.powi(24) * (largest_logit + (shape.n_tokens as f64).ln());
-        let error = 1e-5 + 4.0 * logit_error;
+        // An exponential's relative error goes twice into its square. A variance is a difference of two sums of squares over w - 1, and they
+        // are at most w times the mean: however small it is, it is off by 8 times the mean's error, if w is 2, and gamma multiplies that.
+        let kind = match self.params.attention {
+            Attention::Squared => 2.0,
+            Attention::MeanVariance => 1.0 + 8.0 * self.params.gamma as f64,
+            _ => 1.0,
+        };
+        let error = kind * (1e-5 + 4.0 * logit_error);
         let largest = want.iter().copied().fold(0.0, f64::max);
         let backend = any_backend(c);
         let got = self.by(backend, side(c)).expect("valid input");

@@ -504,7 +504,10 @@ pub unsafe extern "C" fn lava_global_budgets(
         run(error, || {
             let shape = read_struct(shape, c"shape")?.check()?;
             let n_heads = select::as_one_layer(&shape, n_layers as usize)?.n_kv_heads;
-            let params = read_struct(params, c"params")?.check(&shape, n_layers as usize)?;
+            let params = read_struct(params, c"params")?;
+            // They are refused, so how many can be read is nobody's promise.
+            ensure(params.head_weights.is_null(), ErrorKind::Argument, c"head_weights")?;
+            let params = params.check(&shape, n_layers as usize)?;
             let n = n_heads * shape.prefix_len();
             reads_options(&params, &shape, n_layers as usize)
                 .reads(scores, n, c"scores")
