@@ -121,6 +121,24 @@ cuda-host-test: $(CU_HOME)/path_plain $(CU_HOME)/path $(CU_HOME)/fake/libcuda.so
 cuda-path: $(CU_HOME)/path
 	$(CU_HOME)/path
 
+# What cuda/gpu.sh runs on a machine with a GPU and without Rust: the library with CUDA for all architectures, the path, and the kernels'
+# tests, which compare with the CPU library. To be carried there with the source: target/cuda-gpu.
+CU_GPU := target/cuda-gpu
+CU_GPU_TESTS := $(filter-out emu,$(CU_TESTS))
+.PHONY: cuda-gpu
+cuda-gpu: $(CU_KIT)/.fetched $(foreach test,$(CU_GPU_TESTS),$(CU_GPU)/$(test))
+	@echo "building liblava with CUDA for all architectures (minutes, the first time)"
+	@LAVA_REQUIRE_CUDA=1 $(CARGO) rustc --quiet --lib --profile capi --features cuda --crate-type staticlib,cdylib --target-dir target/cuda-all
+	@cp target/cuda-all/capi/liblava.so $(CU_GPU)/
+	@$(CC) $(CFLAGS) -I include -I $(CU) $(CU)/tests/path.c target/cuda-all/capi/liblava.a $(LIBS) -o $(CU_GPU)/path
+	@du -sh $(CU_GPU)
+# The order of rounding is the sources' own choice, so a test is compiled as what it tests is.
+$(CU_GPU)/%: $(CU)/tests/%.cpp $(CU_TEST_NEEDS)
+	@mkdir -p $(CU_GPU)
+	@echo "nvcc $*"
+	@$(NVCC) -std=c++17 -O3 $(if $(filter shares select,$*),-fmad=false) -gencode arch=compute_80,code=[sm_80,compute_80] \
+		-gencode arch=compute_90a,code=sm_90a -L $(CU_KIT)/lib -x cu $< -o $@ -Xlinker $(LIB) -lm -lpthread -ldl
+
 # What the tests are worth: removes barriers and turns rules around, one at a time, and wants a test to say so.
 cuda-break: lib $(CU_KIT)/.fetched
 	@python3 $(CU)/tests/break.py

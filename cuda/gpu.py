@@ -318,6 +318,114 @@ def check_attention(lava, checks, generator, rows):
                 checks.near(f"attend {NAMES[dtype]} {d}, rows {c}", out, want, bound, relative=False)
 
 
+# ----------------------------------------------------------------------------------------------------------------- times ----
+
+
+def timed(calls, rounds=10):
+    """Seconds of one of the calls, which go round so that none finds its input in the cache. As a graph: Python is not measured."""
+    for call in calls:
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    best = math.inf
+    for _ in range(3):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        graph.replay()
+        begin.record()
+        for _ in range(rounds):
+            graph.replay()
+        end.record()
+        end.synchronize()
+        best = min(best, begin.elapsed_time(end) / 1e3 / rounds / len(calls))
+    return best
+
+
+def torch_score(q, k, v):
+    """LAVa's scoring in PyTorch, all heads at once, keys and values never repeated."""
+    w, n_q, d = q.shape
+    n, n_kv, _ = k.shape
+    grouped = q.view(w, n_kv, n_q // n_kv, d).permute(1, 2, 0, 3).reshape(n_kv, -1, d)
+    x = torch.matmul(grouped, k.permute(1, 2, 0)).float().view(n_kv, n_q // n_kv, w, n).mul_(d**-0.5)
+    x[..., n - w :] += torch.full((w, w), -math.inf, device=k.device).triu(1)
+    attention = torch.softmax(x, -1)[..., : n - w].mean(2)
+    pooled = torch.nn.functional.max_pool1d(attention, 7, stride=1, padding=3).amax(1)
+    return pooled * v[: n - w].abs().sum(-1, dtype=torch.float32).amax(0)[:, None]
+
+
+def torch_attend(q, k, v, mask):
+    """Decoding over caches padded to the longest head: [batch, heads, rows, d]."""
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+
+class Table:
+    def __init__(self, bandwidth):
+        self.bandwidth = bandwidth
+        print(f"\n{'':<44} {'time':>10} {'moved':>9} {'floor':>10} {'ratio':>6} {'PyTorch':>10} {'factor':>7}")
+
+    def row(self, name, seconds, n_bytes, of_torch=None):
+        floor = n_bytes / self.bandwidth
+        text = f"{name:<44} {seconds * 1e6:>7.1f} us {n_bytes / 1e6:>6.1f} MB {floor * 1e6:>7.1f} us {seconds / floor:>6.2f}"
+        if of_torch is not None:
+            text += f" {of_torch * 1e6:>7.1f} us {of_torch / seconds:>6.1f}x"
+        print(text, flush=True)
+
+
+def copy_bandwidth():
+    """Bytes read and written in a second by a copy of 1 GiB."""
+    a = torch.empty(2**28, dtype=torch.float32, device="cuda")
+    b = torch.empty_like(a)
+    return 2 * a.numel() * 4 / timed([lambda: b.copy_(a)])
+
+
+def time_scores(lava, table, generator, n, d, dtype):
+    sets = [layer(lava.gpu, generator, n, 32, 8, d, dtype) for _ in range(4)]
+    n_bytes = sum(x.numel() * x.element_size() for x in sets[0][1:])
+    of_torch = timed([lambda s=s: torch_score(*s) for s in sets], 3)
+    for name, options in {"": {}, ", lse given": {"with_lse": True}, ", default preset": {"attention": 1, "value_weight": 2, "smoothing": 1}}.items():
+        runs = [Score(lava, [s], **options) for s in sets]
+        table.row(f"score {NAMES[dtype]} d={d} N={n}{name}", timed(runs), n_bytes, of_torch if options.get("attention") is None else None)
+        lava.finish()
+
+
+def time_attention(lava, table, generator, batch, kept, d, dtype):
+    """8 KV heads that share 8 * kept rows unevenly."""
+    parts = [torch.randn(8, generator=generator).exp() for _ in range(batch)]
+    counts = [[max(1, int(x)) for x in (p / p.sum() * 8 * kept)] for p in parts]
+    sets = []
+    for _ in range(4):
+        caches = [ragged(lava.gpu, generator, c, d, dtype) for c in counts]
+        sets.append(([random(lava.gpu, generator, 1, 32, d, dtype=dtype) for _ in counts], caches))
+    n_bytes = 2 * sum(map(sum, counts)) * d * torch.finfo(dtype).bits // 8
+    longest = max(map(max, counts))
+    padded = []
+    for queries, caches in sets:
+        k, v = (torch.zeros(batch, 8, longest, d, dtype=dtype, device="cuda") for _ in range(2))
+        mask = torch.zeros(batch, 8, 1, longest, dtype=torch.bool, device="cuda")
+        for b, (keys, values, c) in enumerate(caches):
+            first = 0
+            for h, n in enumerate(c):
+                k[b, h, :n], v[b, h, :n], mask[b, h, :, :n] = keys[first : first + n], values[first : first + n], True
+                first += n
+        padded.append((torch.stack(queries).transpose(1, 2), k, v, mask.repeat_interleave(4, 1)))
+    of_torch = timed([lambda p=p: torch_attend(*p) for p in padded])
+    runs = [Attend(lava, *s) for s in sets]
+    table.row(f"attend {NAMES[dtype]} d={d} batch {batch}, {kept} of a head", timed(runs), n_bytes, of_torch)
+    lava.finish()
+
+
+def times(lava, generator):
+    bandwidth = copy_bandwidth()
+    print(f"\n{torch.cuda.get_device_name()}, copy {bandwidth / 1e9:.0f} GB/s; moved: keys and values once; floor: that at the copy's speed")
+    table = Table(bandwidth)
+    for n, d, dtype in [(32768, 128, torch.bfloat16), (32768, 128, torch.float16), (32768, 64, torch.bfloat16), (32768, 256, torch.bfloat16), (8192, 128, torch.bfloat16), (131072, 128, torch.bfloat16), (32768, 128, torch.float32)]:
+        time_scores(lava, table, generator, n, d, dtype)
+    for batch, kept, d in [(16, 1024, 128), (1, 1024, 128), (16, 4096, 128), (64, 1024, 128), (16, 1024, 64)]:
+        time_attention(lava, table, generator, batch, kept, d, torch.bfloat16)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library")
@@ -333,6 +441,8 @@ def main():
     check_attention(lava, checks, generator, 70 if options.fake else 3000)
     if checks.failed:
         sys.exit(f"{checks.failed} checks failed")
+    if not options.fake and not options.check:
+        times(lava, generator)
 
 
 if __name__ == "__main__":
