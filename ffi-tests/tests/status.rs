@@ -1242,7 +1242,7 @@ fn global_budgets() {
             // Refused without a look at them.
             (
                 "head weights",
-                |w| w.at::<lava_select_params>("params").head_weights = 8 as *const f64,
+                |w| w.at::<lava_select_params>("params").head_weights = std::ptr::dangling(),
                 LAVA_ERR_ARGUMENT,
                 "head_weights",
             ),
