@@ -64,6 +64,7 @@ msrv:
 	rustup run $(MSRV) cargo check --lib --features rayon
 	rustup run $(MSRV) cargo check --lib --no-default-features
 	rustup run $(MSRV) cargo check --lib --no-default-features --features capi
+	NVCC= rustup run $(MSRV) cargo check --lib --features cuda
 
 # What a registry would get: it builds by itself, and cargo has nothing to say about it. That a version is there already is for
 # who publishes.
