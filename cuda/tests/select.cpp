@@ -43,7 +43,7 @@ static void check(uint32_t heads, const std::vector<Item> &items, int kind, uint
         kept.emplace_back(new Buffer<uint32_t>(n_kept)), cu.emplace_back(new Buffer<uint32_t>(heads + 1));
         budgets[i] = item.budget;
         list[i] = {scores[i]->data(), &budgets[i], kept[i]->data(), cu[i]->data(), &selections[i],
-                     {item.params.protected_mask, uint32_t(item.params.head_floor), billionths(item.params.alpha), item.params.n_sink, 0},
+                     {item.params.protected_mask, uint32_t(item.params.head_floor), billionths(item.params.alpha), item.params.n_sink, 0, nullptr},
                      item.prefix, item.window, 0, 0};
         a.max_prefix = std::max(a.max_prefix, item.prefix);
         const lava_shape shape = lava_shape_init(item.prefix + item.window, heads, heads, 1, 1, item.window);
@@ -82,7 +82,7 @@ static void check_faults() {
     Buffer<unsigned char> workspace(lava_cuda_choice_workspace(1, 2, 20));
     lava_cuda_select_args a = {};
     a.n_items = 1, a.n_kv_heads = 2, a.max_prefix = 20, a.workspace = workspace.data(), a.status = status.data();
-    a.one = {scores.data(), budget.data(), kept.data(), cu.data(), nullptr, {nullptr, 0, 0, 3, 0}, 20, 0, 5, 0};
+    a.one = {scores.data(), budget.data(), kept.data(), cu.data(), nullptr, {nullptr, 0, 0, 3, 0, nullptr}, 20, 0, 5, 0};
     const auto run = [&] {
         memset(workspace.data(), 0, LAVA_CUDA_CONTROL_BYTES);
         status[0] = LAVA_NO_FAULT;
@@ -108,7 +108,7 @@ static void check_cascade(uint32_t heads, uint32_t layers, uint32_t prefix, uint
     lava_cascade_init(&shape, layers, total, &params, cpu.get(), size, nullptr);
 
     lava_cuda_cascade_args a = {};
-    a.params = {params.protected_mask, uint32_t(params.head_floor), billionths(params.alpha), params.n_sink, 0};
+    a.params = {params.protected_mask, uint32_t(params.head_floor), billionths(params.alpha), params.n_sink, 0, nullptr};
     a.total = total, a.n_layers = layers, a.n_kv_heads = heads, a.prefix_len = prefix, a.window_rows = window;
     Buffer<unsigned char> state(lava_cuda_cascade_state(&a)), workspace(lava_cuda_choice_workspace(layers, heads, prefix));
     Buffer<uint64_t> status(1, 0xFF);
