@@ -50,6 +50,8 @@ enum {
     LAVA_FAULT_BUDGET = 5,
     LAVA_FAULT_WEIGHTS = 6
 };
+/* What a kernel that finds a fault leaves for budgets. Selection does nothing for an item with such a budget; the fault has been told. */
+#define LAVA_NO_BUDGET (UINT64_MAX - 1)
 LAVA_PLAN uint64_t lava_fault(uint32_t what, uint32_t layer, uint32_t sequence, uint32_t head) {
     return (uint64_t) (layer & 0xffff) << 48 | (uint64_t) (sequence & 0xfffff) << 28 | (uint64_t) (head & 0xfffff) << 8 | what;
 }
@@ -131,7 +133,8 @@ typedef struct lava_cuda_budget_args {
 /* As lava_select_params; alpha in billionths, rounded by the host: rint(alpha * 1e9). */
 typedef struct lava_cuda_select_params {
     const uint8_t *protected_mask; /* [prefix_len], or NULL */
-    uint32_t head_floor, alpha_billionths, n_sink, reserved;
+    uint32_t head_floor, alpha_billionths, n_sink, head_min;
+    const double *head_weights; /* [n_kv_heads] of the layer, of a cascade [n_layers, n_kv_heads]; or NULL */
 } lava_cuda_select_params;
 
 typedef struct lava_cuda_selection {
@@ -229,7 +232,9 @@ LAVA_PLAN lava_cuda_cascade_layout lava_cuda_cascade_place(const lava_cuda_casca
     const uint64_t whole = shares / 1000000000, part = shares % 1000000000;
     const uint64_t alpha = a->params.alpha_billionths;
     const uint64_t floors = a->params.head_floor == 0 ? 0 : whole * alpha + (part * alpha + 999999999) / 1000000000 + layers * heads;
-    l.capacity = lava_cuda_min(shares + floors, entries * layers) + heads * layers * a->window_rows;
+    /* And one more for each head whose weight's share is rounded up. */
+    const uint64_t each = lava_cuda_min(a->params.head_min, a->prefix_len) + (a->params.head_weights != NULL);
+    l.capacity = lava_cuda_min(shares + floors + each * layers * heads, entries * layers) + heads * layers * a->window_rows;
     l.entropies = 0;
     l.masses = l.entropies + layers * 8;
     l.shares = l.masses + layers * 8;

@@ -6,7 +6,10 @@
 using namespace test;
 
 static long n_cases = 0;
-static uint32_t billionths(double alpha) { return uint32_t(rint(alpha * 1e9)); }
+
+static lava_cuda_select_params on_device(const lava_select_params &p) {
+    return {p.protected_mask, uint32_t(p.head_floor), uint32_t(rint(p.alpha * 1e9)), p.n_sink, p.head_min, p.head_weights};
+}
 
 /// Scores with plateaus, as max-pooling leaves them; or few values; or all the same.
 static void fill(Random &random, float *scores, size_t n, int kind) {
@@ -43,8 +46,7 @@ static void check(uint32_t heads, const std::vector<Item> &items, int kind, uint
         kept.emplace_back(new Buffer<uint32_t>(n_kept)), cu.emplace_back(new Buffer<uint32_t>(heads + 1));
         budgets[i] = item.budget;
         list[i] = {scores[i]->data(), &budgets[i], kept[i]->data(), cu[i]->data(), &selections[i],
-                     {item.params.protected_mask, uint32_t(item.params.head_floor), billionths(item.params.alpha), item.params.n_sink, 0},
-                     item.prefix, item.window, 0, 0};
+                   on_device(item.params), item.prefix, item.window, 0, 0};
         a.max_prefix = std::max(a.max_prefix, item.prefix);
         const lava_shape shape = lava_shape_init(item.prefix + item.window, heads, heads, 1, 1, item.window);
         size_t size = 0;
@@ -64,8 +66,8 @@ static void check(uint32_t heads, const std::vector<Item> &items, int kind, uint
             launch(lava_select_entries, n_blocks, n, 1, LAVA_CUDA_SELECT_THREADS, 0, s, a, 0);
             CHECK(status[0] == LAVA_NO_FAULT, "status %llx", (unsigned long long) status[0]);
             for (uint32_t i = 0; i < n; i++) {
-                CHECK(memcmp(cu[i]->data(), want_cu[i].data(), 4 * (heads + 1)) == 0, "cu_kept: %u heads, prefix %u, budget %llu, floor %d, %u blocks", heads, items[i].prefix, (unsigned long long) items[i].budget, items[i].params.head_floor, n_blocks);
-                CHECK(kept[i]->bytes() == 0 || memcmp(kept[i]->data(), want_kept[i].data(), kept[i]->bytes()) == 0, "kept_indices: %u heads, prefix %u, budget %llu, floor %d, %u blocks", heads, items[i].prefix, (unsigned long long) items[i].budget, items[i].params.head_floor, n_blocks);
+                CHECK(memcmp(cu[i]->data(), want_cu[i].data(), 4 * (heads + 1)) == 0, "cu_kept: %u heads, prefix %u, budget %llu, floor %d, min %u, weights %d, %u blocks", heads, items[i].prefix, (unsigned long long) items[i].budget, items[i].params.head_floor, items[i].params.head_min, items[i].params.head_weights != nullptr, n_blocks);
+                CHECK(kept[i]->bytes() == 0 || memcmp(kept[i]->data(), want_kept[i].data(), kept[i]->bytes()) == 0, "kept_indices: %u heads, prefix %u, budget %llu, floor %d, min %u, weights %d, %u blocks", heads, items[i].prefix, (unsigned long long) items[i].budget, items[i].params.head_floor, items[i].params.head_min, items[i].params.head_weights != nullptr, n_blocks);
                 const lava_cuda_selection &got = selections[i];
                 CHECK(got.n_kept == want[i].n_kept && got.budget == want[i].budget && got.everything_kept == want[i].everything_kept, "report");
                 CHECK(fabs(got.mass - want[i].mass) <= 1e-12 * want[i].mass && fabs(got.evicted_share - want[i].evicted_share) <= 1e-12, "mass %g %g, share %g %g", got.mass, want[i].mass, got.evicted_share, want[i].evicted_share);
@@ -82,7 +84,7 @@ static void check_faults() {
     Buffer<unsigned char> workspace(lava_cuda_choice_workspace(1, 2, 20));
     lava_cuda_select_args a = {};
     a.n_items = 1, a.n_kv_heads = 2, a.max_prefix = 20, a.workspace = workspace.data(), a.status = status.data();
-    a.one = {scores.data(), budget.data(), kept.data(), cu.data(), nullptr, {nullptr, 0, 0, 3, 0}, 20, 0, 5, 0};
+    a.one = {scores.data(), budget.data(), kept.data(), cu.data(), nullptr, {nullptr, 0, 0, 3, 0, nullptr}, 20, 0, 5, 0};
     const auto run = [&] {
         memset(workspace.data(), 0, LAVA_CUDA_CONTROL_BYTES);
         status[0] = LAVA_NO_FAULT;
@@ -92,11 +94,51 @@ static void check_faults() {
     };
     budget[0] = 5;
     CHECK(run() == lava_fault(LAVA_FAULT_BUDGET, 5, 0, 0), "six are protected");
-    budget[0] = 6, scores[39] = NAN;
+    a.one.params.head_min = 7, budget[0] = 13;
+    CHECK(run() == lava_fault(LAVA_FAULT_BUDGET, 5, 0, 0), "seven of each head");
+    budget[0] = LAVA_NO_BUDGET;
+    CHECK(run() == LAVA_NO_FAULT, "that no budget is a fault is for others to tell");
+    budget[0] = 14, scores[39] = NAN;
     CHECK(run() == lava_fault(LAVA_FAULT_SCORES, 5, 0, 1), "NaN in head 1");
     scores[3] = INFINITY;
     CHECK(run() == lava_fault(LAVA_FAULT_SCORES, 5, 0, 0), "and infinity in head 0");
-    n_cases += 3;
+    Buffer<double> weights(2);
+    a.one.params.head_weights = weights.data();
+    for (const double bad : {-1.0, double(NAN), double(INFINITY)}) {
+        weights[0] = 1, weights[1] = bad;
+        CHECK(run() == lava_fault(LAVA_FAULT_WEIGHTS, 5, 0, 1), "a weight of %g", bad);
+    }
+    n_cases += 8;
+}
+
+/// All options at random, many of them at once.
+static void check_random(uint32_t heads, int n_items, uint64_t seed) {
+    Random random(seed * 7919 + heads);
+    std::vector<Item> items;
+    std::vector<std::unique_ptr<Buffer<double>>> weights;
+    std::vector<std::unique_ptr<Buffer<uint8_t>>> masks;
+    for (int i = 0; i < n_items; i++) {
+        lava_select_params p = lava_select_params_init();
+        const uint32_t prefix = random.below(8) == 0 ? random.below(3) : 20 + random.below(300), entries = heads * prefix;
+        p.head_floor = int(random.below(3));
+        p.alpha = random.below(3) == 0 ? 1.0 : 0.05 * random.below(20);
+        // Up to more than there are.
+        p.head_min = random.below(2) ? random.below(prefix + 1) / (1 + random.below(8)) : random.below(4) == 0 ? prefix + 5 : 0;
+        p.n_sink = random.below(3) == 0 ? random.below(8) : 0;
+        masks.emplace_back(new Buffer<uint8_t>(prefix, 0));
+        for (uint32_t t = 0; t < prefix; t++) (*masks[i])[t] = random.below(16) == 0;
+        if (random.below(3) == 0) p.protected_mask = masks[i]->data();
+        weights.emplace_back(new Buffer<double>(heads));
+        const uint32_t kind = random.below(5);
+        for (uint32_t h = 0; h < heads; h++)
+            (*weights[i])[h] = kind == 0 ? 0.0 : kind == 1 ? double(random.below(prefix + 1)) : kind == 2 ? 1e30 * random.below(9) : kind == 3 ? double(random.below(3)) : 0.5 + 0.5 * random.uniform();
+        if (random.below(2)) p.head_weights = weights[i]->data();
+        uint32_t n_protected = 0;
+        for (uint32_t t = 0; t < prefix; t++) n_protected += t < p.n_sink || (p.protected_mask != nullptr && p.protected_mask[t] != 0);
+        const uint32_t least = heads * std::max(n_protected, std::min(p.head_min, prefix));
+        items.push_back({prefix, 1 + random.below(4), least + random.below(entries - least + 1) / (1 + random.below(4)), p});
+    }
+    check(heads, items, int(random.below(3)), seed);
 }
 
 static void check_cascade(uint32_t heads, uint32_t layers, uint32_t prefix, uint32_t window, uint64_t total, const lava_select_params &params, uint32_t n_blocks, uint64_t seed) {
@@ -108,7 +150,7 @@ static void check_cascade(uint32_t heads, uint32_t layers, uint32_t prefix, uint
     lava_cascade_init(&shape, layers, total, &params, cpu.get(), size, nullptr);
 
     lava_cuda_cascade_args a = {};
-    a.params = {params.protected_mask, uint32_t(params.head_floor), billionths(params.alpha), params.n_sink, 0};
+    a.params = on_device(params);
     a.total = total, a.n_layers = layers, a.n_kv_heads = heads, a.prefix_len = prefix, a.window_rows = window;
     Buffer<unsigned char> state(lava_cuda_cascade_state(&a)), workspace(lava_cuda_choice_workspace(layers, heads, prefix));
     Buffer<uint64_t> status(1, 0xFF);
@@ -174,6 +216,10 @@ int main() {
     check(2, {{0, 4, 3, params(0, 0, 0, nullptr)}, {1, 1, 1, params(0, 0, 0, nullptr)}}, 0, seed++);
     check(2, {{4100, 2, 1000, params(2, 0.2, 0, nullptr)}}, 0, seed++);
     check_faults();
+    for (const uint32_t heads : {1u, 2u, 5u})
+        for (int i = 0; i < (is_quick() ? 2 : 8); i++) check_random(heads, 4, seed++);
+    // More heads than threads.
+    check_random(300, 1, seed++);
     for (int floor = 0; floor < 3; floor++)
         for (const uint32_t n_blocks : {1u, 2u}) {
             check_cascade(2, 5, 130, 4, 300, params(floor, 0.3, 0, nullptr), n_blocks, seed++);
