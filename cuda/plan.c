@@ -19,6 +19,11 @@ _Static_assert(offsetof(lava_attend_sequence, n_base) == 264, "plan.rs: AttendSe
 _Static_assert(sizeof(lava_attend_args) == 352, "plan.rs: AttendArgs");
 _Static_assert(offsetof(lava_attend_args, layer) == 280, "plan.rs: AttendArgs");
 _Static_assert(offsetof(lava_attend_args, partial) == 336, "plan.rs: AttendArgs");
+_Static_assert(sizeof(lava_cuda_entropy_item) == 32 && sizeof(lava_cuda_entropy_args) == 64, "plan.rs: EntropyArgs");
+_Static_assert(sizeof(lava_cuda_budget_item) == 48 && sizeof(lava_cuda_budget_args) == 72, "plan.rs: BudgetArgs");
+_Static_assert(sizeof(lava_cuda_select_params) == 32 && sizeof(lava_cuda_select_item) == 88, "plan.rs: SelectItem");
+_Static_assert(offsetof(lava_cuda_select_item, prefix_len) == 72 && sizeof(lava_cuda_select_args) == 128, "plan.rs: SelectArgs");
+_Static_assert(sizeof(lava_cuda_compact_item) == 128 && sizeof(lava_cuda_compact_args) == 152, "plan.rs: CompactArgs");
 _Static_assert(sizeof(lava_upload_args) == 4016 && sizeof(lava_upload_args) <= 4096, "plan.rs: UploadArgs");
 
 /** Kernels that come for any tensors and for f16 and bf16 of the dimensions of lava_score_has_instance. */
@@ -36,22 +41,42 @@ enum {
     SCORE_SMOOTH,
     ATTEND_MERGE,
     UPLOAD,
+    ENTROPY_HEADS,
+    ENTROPY_LAYER,
+    SHARE_LAYERS,
+    SELECT_BEGIN,
+    SELECT_ENTRIES,
+    COMPACT_16,
+    COMPACT_32,
+    COMPACT_WITHIN_16,
+    COMPACT_WITHIN_32,
+    CASCADE_BEGIN,
+    CASCADE_HEADS,
+    CASCADE_SHARE,
+    CASCADE_PLAN,
+    CASCADE_WRITE,
     N_KERNELS
 };
 
 /** The kernels by name, in the order of the numbers above. */
 const char *const lava_plan_kernels[] = {
-    ALL_OF("lava_score_stats"), ALL_OF("lava_score_columns"), ALL_OF("lava_attend_rows"), "lava_score_lse", "lava_score_pool", "lava_score_smooth",
-    "lava_attend_merge",        "lava_upload",
+    ALL_OF("lava_score_stats"), ALL_OF("lava_score_columns"), ALL_OF("lava_attend_rows"), "lava_score_lse", "lava_score_pool",
+    "lava_score_smooth", "lava_attend_merge", "lava_upload", "lava_entropy_heads", "lava_entropy_layer", "lava_share_layers",
+    "lava_select_begin", "lava_select_entries", "lava_compact_16", "lava_compact_32", "lava_compact_within_16",
+    "lava_compact_within_32", "lava_cascade_begin", "lava_cascade_heads", "lava_cascade_share", "lava_cascade_plan",
+    "lava_cascade_write",
 };
 _Static_assert(sizeof(lava_plan_kernels) / sizeof(lava_plan_kernels[0]) == N_KERNELS, "a name for each number");
-_Static_assert(N_KERNELS == 38, "plan.rs: N_KERNELS");
+_Static_assert(N_KERNELS == 52, "plan.rs: N_KERNELS");
+_Static_assert(LAVA_CUDA_SELECT_THREADS == 256, "plan.rs: SELECT_THREADS");
 
 typedef struct lava_launch {
     uint32_t kernel;
     uint32_t grid[3];
     uint32_t block;
     uint32_t shared_bytes;
+    /** Blocks wait for each other: all must be on the device at once. */
+    uint32_t cooperative;
 } lava_launch;
 
 /** What the device has. */
@@ -59,6 +84,9 @@ typedef struct lava_processors {
     uint32_t count;
     /** Bytes of shared memory that one block may have. */
     uint32_t shared_bytes;
+    /** Blocks of selection, and of the cascade's, that may wait for each other; 1 where none may. */
+    uint32_t select_blocks;
+    uint32_t cascade_blocks;
 } lava_processors;
 
 /** Which of ALL_OF. dtype: of an instance, LAVA_F16 or LAVA_BF16; anything else is _any. */
@@ -74,6 +102,7 @@ static lava_launch *add(lava_launch *at, uint32_t kernel, uint32_t x, uint32_t y
     at->grid[2] = z;
     at->block = block;
     at->shared_bytes = shared_bytes;
+    at->cooperative = 0;
     return at + 1;
 }
 
@@ -133,4 +162,61 @@ lava_launch lava_plan_upload(void) {
     lava_launch launch;
     add(&launch, UPLOAD, 1, 1, 1, LAVA_CUDA_UPLOAD_THREADS, 0);
     return launch;
+}
+
+/* Of the plans below: workspace is set and its bytes are returned; the items come before it. */
+
+size_t lava_plan_entropy(lava_cuda_entropy_args *a, void *workspace) {
+    a->workspace = (double *) workspace;
+    return lava_cuda_entropy_workspace(a->n_items, a->n_kv_heads);
+}
+
+uint32_t lava_plan_entropy_launches(const lava_cuda_entropy_args *a, lava_launch *launches) {
+    lava_launch *next = add(launches, ENTROPY_HEADS, a->n_kv_heads, a->n_items, 1, LAVA_CUDA_ENTROPY_THREADS, 0);
+    next = add(next, ENTROPY_LAYER, a->n_items, 1, 1, 32, 0);
+    return (uint32_t) (next - launches);
+}
+
+uint32_t lava_plan_budget_launches(const lava_cuda_budget_args *a, lava_launch *launches) {
+    add(launches, SHARE_LAYERS, a->n_items, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0);
+    return 1;
+}
+
+/** Blocks for each of `n` selections of so many tiles, of which `resident` may be there at once. */
+static uint32_t blocks_of(uint32_t resident, uint32_t n, uint32_t tiles) {
+    const uint32_t each = resident / n;
+    return each < 1 ? 1 : each < tiles ? each : tiles < 1 ? 1 : tiles;
+}
+
+static lava_launch *add_selection(lava_launch *at, uint32_t kernel, uint32_t n_blocks, uint32_t n) {
+    lava_launch *next = add(at, kernel, n_blocks, n, 1, LAVA_CUDA_SELECT_THREADS, 0);
+    at->cooperative = n_blocks > 1;
+    return next;
+}
+
+size_t lava_plan_select(lava_cuda_select_args *a, void *workspace) {
+    a->workspace = (unsigned char *) workspace;
+    return lava_cuda_choice_workspace(a->n_items, a->n_kv_heads, a->max_prefix);
+}
+
+uint32_t lava_plan_select_launches(const lava_cuda_select_args *a, const lava_processors *device, lava_launch *launches) {
+    const uint32_t tiles = lava_cuda_choice_tiles(a->n_kv_heads, a->max_prefix);
+    lava_launch *next = add(launches, SELECT_BEGIN, a->n_items, 1, 1, 32, 0);
+    next = add_selection(next, SELECT_ENTRIES, blocks_of(device->select_blocks, a->n_items, tiles), a->n_items);
+    return (uint32_t) (next - launches);
+}
+
+/** bytes: of an element. max_dim: of the items. within: all are in place. */
+uint32_t lava_plan_compact_launches(const lava_cuda_compact_args *a, int32_t within, uint32_t bytes, uint32_t max_dim,
+                                    const lava_processors *device, lava_launch *launches) {
+    const uint32_t narrow = bytes == 2, heads = a->n_kv_heads;
+    if (within) {
+        add(launches, narrow ? COMPACT_WITHIN_16 : COMPACT_WITHIN_32, lava_cuda_compact_slices(max_dim, bytes), a->per_head ? heads : 1,
+            a->n_items, LAVA_CUDA_COMPACT_THREADS, 0);
+    } else {
+        /* Nobody here knows how many rows there are: as many blocks as are there at once, and they go round. */
+        const uint64_t pairs = (uint64_t) heads * a->n_items, wanted = (8 * (uint64_t) device->count + pairs - 1) / pairs;
+        add(launches, narrow ? COMPACT_16 : COMPACT_32, (uint32_t) wanted, heads, a->n_items, LAVA_CUDA_COMPACT_THREADS, 0);
+    }
+    return 1;
 }

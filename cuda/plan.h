@@ -137,10 +137,11 @@ typedef struct lava_cuda_select_params {
     const double *head_weights; /* [n_kv_heads] of the layer, of a cascade [n_layers, n_kv_heads]; or NULL */
 } lava_cuda_select_params;
 
+/* As lava_selection. */
 typedef struct lava_cuda_selection {
+    uint32_t struct_size, everything_kept;
     uint64_t n_kept, budget;
     double mass, evicted_share; /* within 1e-12 of the CPU's; the order of the sums is another */
-    uint32_t everything_kept, reserved;
 } lava_cuda_selection;
 
 typedef struct lava_cuda_select_item {
@@ -154,9 +155,9 @@ typedef struct lava_cuda_select_item {
 } lava_cuda_select_item;
 
 /*
+ * lava_select_begin: grid (n_items), 32 threads: zeroes the workspace's control words.
  * lava_select_entries: grid (n_blocks, n_items), LAVA_CUDA_SELECT_THREADS threads. With n_blocks > 1 the blocks wait for each other: all of
- * the grid must fit on the GPU at once (a cooperative launch). Any n_blocks gives the same bits. The workspace's first
- * n_items * LAVA_CUDA_CONTROL_BYTES must be zero.
+ * the grid must fit on the GPU at once (a cooperative launch). Any n_blocks gives the same bits.
  */
 enum { LAVA_CUDA_CONTROL_BYTES = 64 };
 typedef struct lava_cuda_select_args {

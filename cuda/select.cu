@@ -4,6 +4,12 @@
 // nvcc: -fmad=false
 #include "choose.cuh"
 
+/// Nobody has been met, and nothing found.
+LAVA_KERNEL(32) lava_select_begin(const __grid_constant__ lava_cuda_select_args a) {
+    uint32_t *const control = reinterpret_cast<uint32_t *>(a.workspace + uint64_t(blockIdx.x) * LAVA_CUDA_CONTROL_BYTES);
+    if (threadIdx.x < LAVA_CUDA_CONTROL_BYTES / 4) control[threadIdx.x] = 0;
+}
+
 LAVA_KERNEL(LAVA_CUDA_SELECT_THREADS) lava_select_entries(const __grid_constant__ lava_cuda_select_args a) {
     using namespace lava;
     const lava_cuda_select_item &item = LAVA_ITEM(a, blockIdx.y);
@@ -24,6 +30,6 @@ LAVA_KERNEL(LAVA_CUDA_SELECT_THREADS) lava_select_entries(const __grid_constant_
     if (c.block == 0 && threadIdx.x == 0 && item.selection != nullptr) {
         const double mass = mass_of_tiles(c, 0), kept = mass_of_tiles(c, 1);
         const bool everything = budget == entries;
-        *item.selection = {item.cu_kept[c.n_heads], budget, mass, evicted_share(everything, mass, kept), everything, 0};
+        *item.selection = {sizeof *item.selection, everything, item.cu_kept[c.n_heads], budget, mass, evicted_share(everything, mass, kept)};
     }
 }

@@ -60,7 +60,7 @@ static void check(uint32_t heads, const std::vector<Item> &items, int kind, uint
     for (const uint32_t n_blocks : {1u, 3u})
         for (unsigned s = 0; s < n_seeds() && !(is_quick() && n_blocks == 1); s++) {
             memset(workspace.data(), 0xA5, workspace.bytes());
-            memset(workspace.data(), 0, n * LAVA_CUDA_CONTROL_BYTES);
+            launch(lava_select_begin, n, 1, 1, 32, 0, s, a);
             status[0] = LAVA_NO_FAULT;
             for (uint32_t i = 0; i < n; i++) memset(kept[i]->data(), 0xA5, kept[i]->bytes()), memset(cu[i]->data(), 0xA5, cu[i]->bytes());
             launch(lava_select_entries, n_blocks, n, 1, LAVA_CUDA_SELECT_THREADS, 0, s, a, 0);
@@ -86,7 +86,7 @@ static void check_faults() {
     a.n_items = 1, a.n_kv_heads = 2, a.max_prefix = 20, a.workspace = workspace.data(), a.status = status.data();
     a.one = {scores.data(), budget.data(), kept.data(), cu.data(), nullptr, {nullptr, 0, 0, 3, 0, nullptr}, 20, 0, 5, 0};
     const auto run = [&] {
-        memset(workspace.data(), 0, LAVA_CUDA_CONTROL_BYTES);
+        launch(lava_select_begin, 1, 1, 1, 32, 0, 1, a);
         status[0] = LAVA_NO_FAULT;
         launch(lava_select_entries, 2, 1, 1, LAVA_CUDA_SELECT_THREADS, 0, 1, a, 0);
         CHECK(kept[0] == 0xA5A5A5A5u && cu[0] == 0xA5A5A5A5u, "something was written");

@@ -23,6 +23,7 @@ const SUCCESS: u32 = 0;
 const NOT_FOUND: u32 = 500;
 const MULTIPROCESSOR_COUNT: i32 = 16;
 const MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: i32 = 97;
+const COOPERATIVE_LAUNCH: i32 = 95;
 const FUNCTION_SHARED_SIZE_BYTES: i32 = 1;
 const FUNCTION_MAX_DYNAMIC_SHARED_SIZE_BYTES: i32 = 8;
 
@@ -55,6 +56,8 @@ driver! {
     cuFuncGetAttribute(*mut i32, i32, CUfunction);
     cuFuncSetAttribute(CUfunction, i32, i32);
     cuLaunchKernel(CUfunction, u32, u32, u32, u32, u32, u32, u32, *mut c_void, *mut *mut c_void, *mut *mut c_void);
+    cuLaunchCooperativeKernel(CUfunction, u32, u32, u32, u32, u32, u32, u32, *mut c_void, *mut *mut c_void);
+    cuOccupancyMaxActiveBlocksPerMultiprocessor(*mut i32, CUfunction, i32, usize);
     cuGetErrorName(u32, *mut *const c_char);
 }
 
@@ -128,7 +131,7 @@ impl Context {
             state: LOADED,
             owner: driver.current()?,
             driver,
-            device: Processors { count: 1, shared_bytes: 0 },
+            device: Processors { count: 1, shared_bytes: 0, select_blocks: 1, cascade_blocks: 1 },
             modules: [null_mut(); KERNELS.len()],
             functions: [null_mut(); N_KERNELS],
         };
@@ -154,7 +157,9 @@ impl Context {
         self.device = Processors {
             count: attribute(MULTIPROCESSOR_COUNT)?.max(1) as u32,
             shared_bytes: shared_bytes.max(0) as u32,
+            ..self.device
         };
+        let cooperates = attribute(COOPERATIVE_LAUNCH)? != 0;
         for (module, image) in self.modules.iter_mut().zip(KERNELS) {
             // SAFETY: a whole fatbin, as nvcc wrote it, at an address of 16.
             check(unsafe { (driver.cuModuleLoadData)(module, image.0.as_ptr() as *const c_void) })?;
@@ -176,6 +181,16 @@ impl Context {
             let which = FUNCTION_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: a function just found.
             check(unsafe { (driver.cuFuncSetAttribute)(*function, which, most) })?;
+            let count = self.device.count;
+            let Some(blocks) = self.device.waiting(name) else { continue };
+            let mut resident = 0;
+            if cooperates {
+                // SAFETY: a function just found; `resident` can be written. No dynamic shared memory.
+                check(unsafe {
+                    (driver.cuOccupancyMaxActiveBlocksPerMultiprocessor)(&mut resident, *function, plan::SELECT_THREADS, 0)
+                })?;
+            }
+            *blocks = (resident.max(0) as u32).saturating_mul(count).max(1);
         }
         Ok(())
     }
@@ -208,7 +223,7 @@ impl Context {
     /// # Safety
     /// `args` must be what the kernel takes, and what it points to be the kernel's to use until the stream is past it.
     unsafe fn launch<T>(&self, launch: &Launch, args: &T, stream: *mut c_void) -> Result<()> {
-        let Launch { kernel, grid: [x, y, z], block, shared_bytes } = *launch;
+        let Launch { kernel, grid: [x, y, z], block, shared_bytes, cooperative } = *launch;
         // An empty grid has nothing to do, and the driver refuses it.
         if x == 0 || y == 0 || z == 0 {
             return Ok(());
@@ -218,7 +233,12 @@ impl Context {
         let (all, none) = (parameters.as_mut_ptr(), null_mut());
         // SAFETY: the function was found in a module of this context; the driver copies the arguments before it returns.
         let code = unsafe {
-            (self.driver.cuLaunchKernel)(function, x, y, z, block, 1, 1, shared_bytes, stream, all, none)
+            match cooperative != 0 {
+                true => (self.driver.cuLaunchCooperativeKernel)(
+                    function, x, y, z, block, 1, 1, shared_bytes, stream, all,
+                ),
+                false => (self.driver.cuLaunchKernel)(function, x, y, z, block, 1, 1, shared_bytes, stream, all, none),
+            }
         };
         self.driver.check(code, ErrorKind::Launch)
     }

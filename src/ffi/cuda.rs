@@ -6,6 +6,16 @@
 // Each unsafe block below relies on the contract of the C header and on nothing else, unless it says so.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
+mod budgets;
+mod cascade;
+mod compact;
+mod select;
+
+pub use budgets::*;
+pub use cascade::*;
+pub use compact::*;
+pub use select::*;
+
 use core::ffi::{CStr, c_void};
 use core::mem::{align_of, offset_of, size_of};
 
@@ -135,8 +145,9 @@ pub unsafe extern "C" fn lava_cuda_destroy(context: *mut c_void, error: *mut lav
 ///
 /// word: *status of those calls. All bits set: nothing went wrong.
 /// sequence: NULL, or receives the sequence of the batch, LAVA_NONE without a fault.
-/// error: NULL, or the layer, the KV head, and what was not finite: "lse", "q", "v" or "scores"; "q" may be k as well.
-/// Returns LAVA_OK, LAVA_ERR_NONFINITE, or LAVA_ERR_ARGUMENT for what is no status word. Any thread.
+/// error: NULL, or the layer, the KV head, and what was not finite: "lse", "q", "v", "scores" or "weights"; "q" may be k as well.
+///     LAVA_ERR_BUDGET: "total".
+/// Returns LAVA_OK, LAVA_ERR_NONFINITE, LAVA_ERR_BUDGET, or LAVA_ERR_ARGUMENT for what is no status word. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_result(
     word: u64,
@@ -155,6 +166,8 @@ pub unsafe extern "C" fn lava_cuda_result(
                 Some(2) => c"q",
                 Some(3) => c"v",
                 Some(4) => c"scores",
+                Some(5) => c"total",
+                Some(6) => c"weights",
                 Some(_) => return Err(Error::new(ErrorKind::Argument, c"word")),
             };
             if !sequence.is_null() {
@@ -164,7 +177,8 @@ pub unsafe extern "C" fn lava_cuda_result(
                 return Ok(());
             }
             let (layer, head) = ((word >> 48) as u32, (word >> 8) as usize & 0xfffff);
-            Err(Error::new(ErrorKind::NonFinite, argument).at_head(head).at_layer(layer))
+            let kind = if fault == Some(5) { ErrorKind::Budget } else { ErrorKind::NonFinite };
+            Err(Error::new(kind, argument).at_head(head).at_layer(layer))
         })
     }
 }
@@ -238,9 +252,7 @@ pub unsafe extern "C" fn lava_cuda_score(
                 (!first.lse.is_null(), batch.value_weight != ValueWeight::None as i32);
             let sequence = |i| {
                 let s = nth(sequences, i)?;
-                let memory = Memory::default()
-                    .writes(workspace as *mut u8, workspace_size, c"workspace")
-                    .writes(status, 1, c"status");
+                let memory = with_status(workspace, workspace_size, status);
                 score_sequence(&shape, &s, has_lse, has_values, memory)
             };
             if shape.prefix_len() == 0 {
@@ -323,9 +335,7 @@ pub unsafe extern "C" fn lava_cuda_attend(
             let slides = params.sliding_window > 0;
             let sequence = |i| {
                 let s = nth(sequences, i)?;
-                let memory = Memory::default()
-                    .writes(workspace as *mut u8, workspace_size, c"workspace")
-                    .writes(status, 1, c"status");
+                let memory = with_status(workspace, workspace_size, status);
                 attend_sequence(&shape, &s, slides, memory)
             };
             cuda.run(&mut batch, n_sequences as usize, &sequence, workspace, workspace_size, stream)
@@ -365,9 +375,44 @@ unsafe fn nth<T: Versioned>(sequences: *const T, i: usize) -> Result<T> {
     }
 }
 
+fn check_n_sequences(n_sequences: u32) -> Result<()> {
+    ensure((1..=LAVA_CUDA_MAX_SEQUENCES).contains(&n_sequences), ErrorKind::Argument, c"n_sequences")
+}
+
+/// NULL or aligned.
+fn check_optional<T>(p: *const T, name: &'static CStr) -> Result<()> {
+    if p.is_null() { Ok(()) } else { check_pointer(p, name) }
+}
+
+/// Scores of a layer that has some.
+fn check_scores(scores: *const f32, shape: &Shape) -> Result<()> {
+    match shape.prefix_len() {
+        0 => check_optional(scores, c"scores"),
+        _ => check_pointer(scores, c"scores"),
+    }
+}
+
+/// A sequence's or layer's own shape, of no more tokens than the longest.
+fn shorter(longest: &Shape, n_tokens: u32, layer: u32) -> Result<Shape> {
+    let shape = Shape { n_tokens: n_tokens as usize, layer, ..*longest };
+    shape.validate()?;
+    ensure(shape.n_tokens <= longest.n_tokens, ErrorKind::Shape, c"n_tokens")?;
+    ensure(layer <= 0xffff, ErrorKind::Argument, c"layer")?;
+    Ok(shape)
+}
+
+/// What every call writes.
+fn with_status(workspace: *mut c_void, workspace_size: usize, status: *mut u64) -> Memory {
+    Memory::default().writes(workspace as *mut u8, workspace_size, c"workspace").writes(
+        status,
+        1,
+        c"status",
+    )
+}
+
 fn check_batch(shape: &Shape, n_sequences: u32) -> Result<()> {
+    check_n_sequences(n_sequences)?;
     let most = LAVA_CUDA_MAX_SEQUENCES as usize;
-    ensure((1..=most).contains(&(n_sequences as usize)), ErrorKind::Argument, c"n_sequences")?;
     ensure(shape.n_kv_heads <= most, ErrorKind::Shape, c"n_kv_heads")?;
     ensure(shape.layer <= 0xffff, ErrorKind::Argument, c"layer")
 }
@@ -497,9 +542,7 @@ unsafe fn score_sequence(
     has_values: bool,
     memory: Memory,
 ) -> Result<ScoreSequence> {
-    let shape = Shape { n_tokens: s.n_tokens as usize, ..*longest };
-    shape.validate()?;
-    ensure(shape.n_tokens <= longest.n_tokens, ErrorKind::Shape, c"n_tokens")?;
+    let shape = shorter(longest, s.n_tokens, longest.layer)?;
     let window = shape.window.min(shape.n_tokens);
     unsafe {
         let (q, q_bytes) = device_tensor(s.q, window, shape.n_q_heads, shape.head_dim_k, c"q")?;

@@ -7,7 +7,7 @@ use core::ffi::{CStr, c_char, c_void};
 use core::mem::{offset_of, size_of};
 
 /// Kernels of all files.
-pub const N_KERNELS: usize = 38;
+pub const N_KERNELS: usize = 52;
 /// 8 bytes each, as many as one launch of the upload kernel carries.
 pub const UPLOAD_WORDS: usize = 500;
 
@@ -126,6 +126,112 @@ pub struct AttendArgs {
     pub status: *mut u64,
 }
 
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct EntropyItem {
+    pub scores: *const f32,
+    pub entropy: *mut f64,
+    pub mass: *mut f64,
+    pub prefix_len: u32,
+    pub layer: u32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct EntropyArgs {
+    pub items: *const EntropyItem,
+    pub one: EntropyItem,
+    pub status: *mut u64,
+    pub workspace: *mut c_void,
+    pub n_items: u32,
+    pub n_kv_heads: u32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct BudgetItem {
+    pub weights: *const f64,
+    pub capacities: *const u64,
+    pub minimums: *const u64,
+    pub budgets: *mut u64,
+    pub total: u64,
+    pub n_layers: u32,
+    pub round_up: u32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct BudgetArgs {
+    pub items: *const BudgetItem,
+    pub one: BudgetItem,
+    pub status: *mut u64,
+    pub n_items: u32,
+    pub reserved: u32,
+}
+
+/// `lava_select_params` as the kernels take it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct DeviceSelectParams {
+    pub protected_mask: *const u8,
+    pub head_floor: u32,
+    pub alpha_billionths: u32,
+    pub n_sink: u32,
+    pub head_min: u32,
+    pub head_weights: *const f64,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct SelectItem {
+    pub scores: *const f32,
+    pub budget: *const u64,
+    pub kept_indices: *mut u32,
+    pub cu_kept: *mut u32,
+    pub selection: *mut c_void,
+    pub params: DeviceSelectParams,
+    pub prefix_len: u32,
+    pub window_rows: u32,
+    pub layer: u32,
+    pub reserved: u32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct SelectArgs {
+    pub items: *const SelectItem,
+    pub one: SelectItem,
+    pub status: *mut u64,
+    pub workspace: *mut c_void,
+    pub n_items: u32,
+    pub n_kv_heads: u32,
+    pub max_prefix: u32,
+    pub reserved: u32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct CompactItem {
+    pub src: DeviceTensor,
+    pub dst: DeviceTensor,
+    pub rows: *const u32,
+    pub cu_kept: *const u32,
+    pub rows_offset: *const u64,
+    pub dim: u32,
+    pub reserved: u32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct CompactArgs {
+    pub items: *const CompactItem,
+    pub one: CompactItem,
+    pub n_items: u32,
+    pub n_kv_heads: u32,
+    pub per_head: u32,
+    pub reserved: u32,
+}
+
 #[repr(C)]
 pub struct UploadArgs {
     pub to: *mut u64,
@@ -141,6 +247,8 @@ pub struct Launch {
     pub grid: [u32; 3],
     pub block: u32,
     pub shared_bytes: u32,
+    /// Blocks wait for each other: all must be on the device at once.
+    pub cooperative: u32,
 }
 
 /// What the device has.
@@ -150,6 +258,23 @@ pub struct Processors {
     pub count: u32,
     /// Bytes of shared memory that one block may have.
     pub shared_bytes: u32,
+    /// Blocks of selection, and of the cascade's, that may wait for each other; 1 where none may.
+    pub select_blocks: u32,
+    pub cascade_blocks: u32,
+}
+
+/// Threads of a block that waits for others.
+pub const SELECT_THREADS: i32 = 256;
+
+impl Processors {
+    /// Where to keep how many of a kernel's blocks may wait for each other, if they do.
+    pub fn waiting(&mut self, kernel: &CStr) -> Option<&mut u32> {
+        match kernel.to_bytes() {
+            b"lava_select_entries" => Some(&mut self.select_blocks),
+            b"lava_cascade_plan" => Some(&mut self.cascade_blocks),
+            _ => None,
+        }
+    }
 }
 
 const _: () = {
@@ -161,6 +286,11 @@ const _: () = {
     assert!(size_of::<AttendSequence>() == 272 && offset_of!(AttendSequence, n_base) == 264);
     assert!(size_of::<AttendArgs>() == 352 && offset_of!(AttendArgs, layer) == 280);
     assert!(offset_of!(AttendArgs, partial) == 336);
+    assert!(size_of::<EntropyItem>() == 32 && size_of::<EntropyArgs>() == 64);
+    assert!(size_of::<BudgetItem>() == 48 && size_of::<BudgetArgs>() == 72);
+    assert!(size_of::<DeviceSelectParams>() == 32 && size_of::<SelectItem>() == 88);
+    assert!(offset_of!(SelectItem, prefix_len) == 72 && size_of::<SelectArgs>() == 128);
+    assert!(size_of::<CompactItem>() == 128 && size_of::<CompactArgs>() == 152);
     assert!(size_of::<UploadArgs>() == 4016);
 };
 
@@ -195,6 +325,23 @@ unsafe extern "C" {
         device: *const Processors,
         out: *mut Launch,
     ) -> u32;
+    fn lava_plan_entropy(args: *mut EntropyArgs, workspace: *mut c_void) -> usize;
+    fn lava_plan_entropy_launches(args: *const EntropyArgs, out: *mut Launch) -> u32;
+    fn lava_plan_budget_launches(args: *const BudgetArgs, out: *mut Launch) -> u32;
+    fn lava_plan_select(args: *mut SelectArgs, workspace: *mut c_void) -> usize;
+    fn lava_plan_select_launches(
+        args: *const SelectArgs,
+        device: *const Processors,
+        out: *mut Launch,
+    ) -> u32;
+    fn lava_plan_compact_launches(
+        args: *const CompactArgs,
+        within: i32,
+        bytes: u32,
+        max_dim: u32,
+        device: *const Processors,
+        out: *mut Launch,
+    ) -> u32;
     fn lava_plan_upload() -> Launch;
 }
 
@@ -219,10 +366,14 @@ pub trait Batch {
 
     /// What the kernels are launched with.
     fn args(&self) -> &Self::Args;
-    /// Element type of the queries.
-    fn dtype(sequence: &Self::Sequence) -> i32;
-    /// Whether the kernels made for its type and dimension may read the sequence.
-    fn is_aligned(&self, sequence: &Self::Sequence) -> bool;
+    /// Element type of the queries, where there are instances for it.
+    fn dtype(_: &Self::Sequence) -> i32 {
+        0
+    }
+    /// Whether the kernels made for its type and dimension may read the sequence, where there are such.
+    fn is_aligned(&self, _: &Self::Sequence) -> bool {
+        true
+    }
     /// The only sequence, by value.
     fn set_one(&mut self, sequence: Self::Sequence);
     /// All sequences, in device memory.
@@ -231,7 +382,17 @@ pub trait Batch {
     /// if the device has too little shared memory for them.
     fn plan(&mut self, instance: &mut bool, device: &Processors, workspace: *mut c_void) -> usize;
     /// The launches of what was planned, and how many. `dtype`: of q and k, for an instance.
-    fn launches(&self, instance: bool, dtype: i32, device: &Processors) -> ([Launch; 5], usize);
+    fn launches(&self, instance: bool, dtype: i32, device: &Processors) -> ([Launch; MAX_LAUNCHES], usize);
+}
+
+/// Of one call.
+pub const MAX_LAUNCHES: usize = 5;
+
+/// What `list` writes, at most [`MAX_LAUNCHES`].
+fn listed(list: impl FnOnce(*mut Launch) -> u32) -> ([Launch; MAX_LAUNCHES], usize) {
+    let mut launches = [Launch::default(); MAX_LAUNCHES];
+    let n = list(launches.as_mut_ptr());
+    (launches, n as usize)
 }
 
 // SAFETY of all calls below: plan.c reads and writes nothing but the structs it is given, which are the same on both sides by the
@@ -269,11 +430,9 @@ impl Batch for ScoreArgs {
         bytes
     }
 
-    fn launches(&self, instance: bool, dtype: i32, _: &Processors) -> ([Launch; 5], usize) {
-        let mut launches = [Launch::default(); 5];
+    fn launches(&self, instance: bool, dtype: i32, _: &Processors) -> ([Launch; MAX_LAUNCHES], usize) {
         // SAFETY: see above; at most 5.
-        let n = unsafe { lava_plan_score_launches(self, instance.into(), dtype, launches.as_mut_ptr()) };
-        (launches, n as usize)
+        listed(|out| unsafe { lava_plan_score_launches(self, instance.into(), dtype, out) })
     }
 }
 
@@ -317,12 +476,93 @@ impl Batch for AttendBatch {
         bytes
     }
 
-    fn launches(&self, instance: bool, dtype: i32, device: &Processors) -> ([Launch; 5], usize) {
-        let mut launches = [Launch::default(); 5];
+    fn launches(&self, instance: bool, dtype: i32, device: &Processors) -> ([Launch; MAX_LAUNCHES], usize) {
         // SAFETY: see above; 2.
-        let n = unsafe {
-            lava_plan_attend_launches(&self.args, instance.into(), dtype, device, launches.as_mut_ptr())
-        };
-        (launches, n as usize)
+        listed(|out| unsafe { lava_plan_attend_launches(&self.args, instance.into(), dtype, device, out) })
     }
 }
+
+/// A batch of arguments that have `items` and `one`, and kernels that take any of them.
+macro_rules! batch {
+    ($name:ident, $args:ty, $item:ty, |$batch:ident| $get:expr, $plan:expr, $launches:expr) => {
+        impl Batch for $name {
+            type Sequence = $item;
+            type Args = $args;
+
+            fn args(&self) -> &$args {
+                let $batch = self;
+                &$get
+            }
+
+            fn set_one(&mut self, item: $item) {
+                let $batch = self;
+                $get.one = item;
+            }
+
+            fn set_sequences(&mut self, items: *const $item) {
+                let $batch = self;
+                $get.items = items;
+            }
+
+            fn plan(&mut self, _: &mut bool, _: &Processors, workspace: *mut c_void) -> usize {
+                $plan(self, workspace)
+            }
+
+            fn launches(&self, _: bool, _: i32, device: &Processors) -> ([Launch; MAX_LAUNCHES], usize) {
+                listed(|out| $launches(self, device, out))
+            }
+        }
+    };
+}
+
+batch!(
+    EntropyArgs,
+    EntropyArgs,
+    EntropyItem,
+    |args| *args,
+    // SAFETY: see above.
+    |args: &mut EntropyArgs, workspace| unsafe { lava_plan_entropy(args, workspace) },
+    // SAFETY: see above; 2.
+    |args, _, out| unsafe { lava_plan_entropy_launches(args, out) }
+);
+batch!(
+    BudgetArgs,
+    BudgetArgs,
+    BudgetItem,
+    |args| *args,
+    |_, _| 0,
+    // SAFETY: see above; 1.
+    |args, _, out| unsafe { lava_plan_budget_launches(args, out) }
+);
+batch!(
+    SelectArgs,
+    SelectArgs,
+    SelectItem,
+    |args| *args,
+    // SAFETY: see above.
+    |args: &mut SelectArgs, workspace| unsafe { lava_plan_select(args, workspace) },
+    // SAFETY: see above; 2.
+    |args, device, out| unsafe { lava_plan_select_launches(args, device, out) }
+);
+
+/// Arguments with what all items have in common.
+pub struct CompactBatch {
+    pub args: CompactArgs,
+    /// In place.
+    pub within: bool,
+    /// Of an element.
+    pub bytes: u32,
+    pub max_dim: u32,
+}
+
+batch!(
+    CompactBatch,
+    CompactArgs,
+    CompactItem,
+    |batch| batch.args,
+    |_, _| 0,
+    // SAFETY: see above; 1.
+    |b: &CompactBatch, device, out| unsafe {
+        lava_plan_compact_launches(&b.args, b.within.into(), b.bytes, b.max_dim, device, out)
+    }
+);

@@ -1,0 +1,226 @@
+//! From scores to budgets.
+
+use super::*;
+use crate::backend::cuda::plan::{BudgetArgs, BudgetItem, EntropyArgs, EntropyItem};
+use crate::budget::MAX_LAYERS;
+
+/// One layer, of one sequence, of lava_cuda_entropy. Zero what is not used.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct lava_cuda_entropy_sequence {
+    /// sizeof(lava_cuda_entropy_sequence), the same for all of a call.
+    pub struct_size: u32,
+    /// N of this sequence, at most the shape's.
+    pub n_tokens: u32,
+    /// For lava_cuda_result, below 65536.
+    pub layer: u32,
+    /// Must be 0.
+    pub reserved: u32,
+    /// Device memory, f32 [n_kv_heads, n_tokens - window], not negative.
+    pub scores: *const f32,
+    /// Device memory; receives the normalised entropy.
+    pub entropy: *mut f64,
+    /// Device memory; receives the sum of the scores.
+    pub mass: *mut f64,
+}
+
+/// One sequence of lava_cuda_layer_budgets.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct lava_cuda_budget_sequence {
+    /// sizeof(lava_cuda_budget_sequence), the same for all of a call.
+    pub struct_size: u32,
+    /// Layers that share, at most 1024.
+    pub n_layers: u32,
+    /// As in lava_layer_budgets.
+    pub total: u64,
+    /// Device memory, n_layers numbers, finite and not negative.
+    pub weights: *const f64,
+    /// Device memory, n_layers numbers: the entries that each layer has.
+    pub capacities: *const u64,
+    /// NULL, or device memory, n_layers numbers.
+    pub minimums: *const u64,
+    /// Device memory; receives n_layers numbers.
+    pub budgets: *mut u64,
+}
+
+layout! {
+    lava_cuda_entropy_sequence: 40, 40 { struct_size @ 0, n_tokens @ 4, layer @ 8, reserved @ 12, scores @ 16, entropy @ 24, mass @ 32 }
+    lava_cuda_budget_sequence: 48, 48 { struct_size @ 0, n_layers @ 4, total @ 8, weights @ 16, capacities @ 24, minimums @ 32, budgets @ 40 }
+}
+
+/// Bytes of device memory that lava_cuda_entropy needs as a workspace.
+///
+/// n_sequences: as for lava_cuda_entropy.
+/// size: receives the bytes; untouched on error.
+/// Errors: as lava_cuda_entropy. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_cuda_entropy_workspace_size(
+    context: *const c_void,
+    shape: *const lava_shape,
+    n_sequences: u32,
+    size: *mut usize,
+    error: *mut lava_error,
+) -> lava_status {
+    unsafe {
+        run(error, || {
+            let cuda = reopen(context)?;
+            let shape = read_struct(shape, c"shape")?.check()?;
+            let mut batch = entropy_args(&shape, n_sequences)?;
+            slice_mut(size, 1, c"size")?[0] = cuda.workspace_size(&mut batch, n_sequences as usize);
+            Ok(())
+        })
+    }
+}
+
+/// lava_entropy for layers or sequences side by side: the same bits as on the CPU.
+///
+/// context: from lava_cuda_init.
+/// shape: n_tokens is that of the longest sequence; n_kv_heads and window are used.
+/// sequences: host memory, n_sequences of them, read during the call.
+/// workspace: device memory, lava_cuda_entropy_workspace_size bytes, as for lava_cuda_score.
+/// status, stream: as for lava_cuda_score. Scores that are negative or not finite: "scores", and the sequence's numbers are not to be
+///     used.
+/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, OVERFLOW, STATE, CONTEXT: nothing was launched. LAUNCH: some
+///     launches may have been. Any thread that has the context.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_cuda_entropy(
+    context: *const c_void,
+    shape: *const lava_shape,
+    sequences: *const lava_cuda_entropy_sequence,
+    n_sequences: u32,
+    workspace: *mut c_void,
+    workspace_size: usize,
+    status: *mut u64,
+    stream: *mut c_void,
+    error: *mut lava_error,
+) -> lava_status {
+    unsafe {
+        run(error, || {
+            let cuda = reopen(context)?;
+            cuda.check_current()?;
+            let longest = read_struct(shape, c"shape")?.check()?;
+            let mut batch = entropy_args(&longest, n_sequences)?;
+            check_pointer(status, c"status")?;
+            check_device_memory(workspace)?;
+            batch.status = status;
+            let sequence = |i| {
+                let s = nth(sequences, i)?;
+                ensure(s.reserved == 0, ErrorKind::Argument, c"reserved")?;
+                let shape = shorter(&longest, s.n_tokens, s.layer)?;
+                check_scores(s.scores, &shape)?;
+                check_pointer(s.entropy, c"entropy")?;
+                check_pointer(s.mass, c"mass")?;
+                with_status(workspace, workspace_size, status)
+                    .reads(s.scores, shape.prefix_entries() as usize, c"scores")
+                    .writes(s.entropy, 1, c"entropy")
+                    .writes(s.mass, 1, c"mass")
+                    .check()?;
+                Ok(EntropyItem {
+                    scores: s.scores,
+                    entropy: s.entropy,
+                    mass: s.mass,
+                    prefix_len: shape.prefix_len() as u32,
+                    layer: s.layer,
+                })
+            };
+            cuda.run(&mut batch, n_sequences as usize, &sequence, workspace, workspace_size, stream)
+        })
+    }
+}
+
+/// lava_layer_budgets for sequences side by side: the same numbers as on the CPU, without waiting for weights that are on the device.
+///
+/// context: from lava_cuda_init.
+/// sequences: host memory, n_sequences of them, read during the call.
+/// workspace: device memory, 48 bytes for each sequence, aligned to LAVA_WORKSPACE_ALIGN; NULL will do for a single one.
+/// status, stream: as for lava_cuda_score. Weights that are negative or not finite are "weights"; a total below the minimums'
+///     sum, and minimums above a capacity, are LAVA_ERR_BUDGET, "total". Nothing is written to that sequence's budgets then.
+/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, STATE, CONTEXT: nothing was launched. LAUNCH. Any thread that
+///     has the context.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_cuda_layer_budgets(
+    context: *const c_void,
+    sequences: *const lava_cuda_budget_sequence,
+    n_sequences: u32,
+    workspace: *mut c_void,
+    workspace_size: usize,
+    status: *mut u64,
+    stream: *mut c_void,
+    error: *mut lava_error,
+) -> lava_status {
+    unsafe {
+        run(error, || {
+            let cuda = reopen(context)?;
+            cuda.check_current()?;
+            check_n_sequences(n_sequences)?;
+            check_pointer(status, c"status")?;
+            if n_sequences > 1 {
+                check_device_memory(workspace)?;
+            }
+            let mut batch = BudgetArgs {
+                items: core::ptr::null(),
+                one: NO_BUDGETS,
+                status,
+                n_items: n_sequences,
+                reserved: 0,
+            };
+            let sequence = |i| {
+                let s = nth(sequences, i)?;
+                let n = s.n_layers as usize;
+                ensure(n > 0 && n <= MAX_LAYERS, ErrorKind::Shape, c"n_layers")?;
+                check_pointer(s.weights, c"weights")?;
+                check_pointer(s.capacities, c"capacities")?;
+                check_optional(s.minimums, c"minimums")?;
+                check_pointer(s.budgets, c"budgets")?;
+                with_status(workspace, workspace_size, status)
+                    .reads(s.weights, n, c"weights")
+                    .reads(s.capacities, n, c"capacities")
+                    .reads(s.minimums, n, c"minimums")
+                    .writes(s.budgets, n, c"budgets")
+                    .check()?;
+                Ok(BudgetItem {
+                    weights: s.weights,
+                    capacities: s.capacities,
+                    minimums: s.minimums,
+                    budgets: s.budgets,
+                    total: s.total,
+                    n_layers: s.n_layers,
+                    round_up: 0,
+                })
+            };
+            cuda.run(&mut batch, n_sequences as usize, &sequence, workspace, workspace_size, stream)
+        })
+    }
+}
+
+const NO_BUDGETS: BudgetItem = BudgetItem {
+    weights: core::ptr::null(),
+    capacities: core::ptr::null(),
+    minimums: core::ptr::null(),
+    budgets: core::ptr::null_mut(),
+    total: 0,
+    n_layers: 0,
+    round_up: 0,
+};
+
+fn entropy_args(shape: &Shape, n_sequences: u32) -> Result<EntropyArgs> {
+    check_batch(shape, n_sequences)?;
+    let none = EntropyItem {
+        scores: core::ptr::null(),
+        entropy: core::ptr::null_mut(),
+        mass: core::ptr::null_mut(),
+        prefix_len: 0,
+        layer: 0,
+    };
+    Ok(EntropyArgs {
+        items: core::ptr::null(),
+        one: none,
+        status: core::ptr::null_mut(),
+        workspace: core::ptr::null_mut(),
+        n_items: n_sequences,
+        n_kv_heads: shape.n_kv_heads as u32,
+    })
+}
