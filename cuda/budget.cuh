@@ -38,6 +38,23 @@ template <class T> __device__ inline T block_total(T x, T *memory) {
     return sum;
 }
 
+/// Quotient and remainder, bit for bit: that of 128-bit numbers is a call, around which registers would spill. The divisor is below 2^63,
+/// the quotient below 2^64.
+struct Division {
+    uint64_t quotient, remainder;
+};
+__device__ inline Division divide(u128 dividend, uint64_t divisor) {
+    uint64_t quotient = 0, remainder = uint64_t(dividend >> 64), low = uint64_t(dividend);
+    for (int bit = 0; bit < 64; bit++) {
+        remainder = remainder << 1 | low >> 63;
+        low <<= 1;
+        const bool goes = remainder >= divisor;
+        if (goes) remainder -= divisor;
+        quotient = quotient << 1 | goes;
+    }
+    return {quotient, remainder};
+}
+
 /// Turns the real shares `numerator(i) / denominator` of the OPEN slots of `out` into integers. Exact: floors, and the largest
 /// remainders get one more, ties to the lower index, so that they sum to `total`. `remainder`: [n]; all denominators are below 2^63.
 template <class Numerator>
@@ -48,12 +65,10 @@ __device__ void round_shares(Rounding rounding, uint64_t denominator, uint64_t t
     for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) {
         remainder[i] = NOT_OPEN;
         if (out[i] != OPEN) continue;
-        const u128 share = numerator(i);
-        const uint64_t floor = uint64_t(share / denominator);
-        remainder[i] = uint64_t(share - u128(floor) * denominator);
-        if (rounding == Rounding::UP) out[i] = floor + (remainder[i] != 0);
-        else out[i] = floor;
-        floors += floor;
+        const Division share = divide(numerator(i), denominator);
+        remainder[i] = share.remainder;
+        out[i] = share.quotient + (rounding == Rounding::UP && share.remainder != 0);
+        floors += share.quotient;
     }
     const uint64_t left = total - block_total(floors, memory); // synchronises: all remainders are there
     if (rounding == Rounding::UP) return;
@@ -162,7 +177,7 @@ __device__ inline ShareFault share_total(uint32_t n, const double *weights, cons
 
 /// What each head is promised under the guaranteed floor: ⌊α · b / n_kv_heads⌋.
 __device__ inline uint64_t guaranteed_floor(uint64_t alpha, uint64_t budget, uint64_t n_kv_heads) {
-    return uint64_t(u128(alpha) * budget / (ALPHA_ONE * n_kv_heads));
+    return divide(u128(alpha) * budget, ALPHA_ONE * n_kv_heads).quotient;
 }
 
 } // namespace lava

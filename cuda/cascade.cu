@@ -10,9 +10,11 @@
 
 namespace lava {
 
+constexpr uint32_t LAYERS_ENTROPY = 0, LAYERS_WEIGHTS = 2, LAYERS_GLOBAL = 3; // LAVA_LAYERS_
+
 /// The state's arrays. `old`: the copy that this push reads.
 struct State {
-    double *entropies, *masses, *shares;
+    double *entropies, *weights, *masses, *shares;
     uint64_t *budgets, *capacities, *minimums;
     uint64_t *old_starts, *new_starts;
     uint32_t *old_cu, *new_cu; // [n_layers, n_kv_heads + 1]
@@ -34,6 +36,7 @@ struct State {
         rows = at(rows, l.rows);
         head_sums = at(head_sums, l.head_sums);
         failed = at(failed, l.failed);
+        weights = at(weights, l.weights);
     }
 };
 
@@ -56,11 +59,26 @@ struct LayersSoFar {
     }
 };
 
-/// One layer's entries.
-__device__ inline Choice<LayersSoFar> layer_of(const lava_cuda_cascade_args &a, const State &s, uint32_t layer) {
-    Choice<LayersSoFar> c({a, s, layer * a.n_kv_heads}, a.params, a.n_kv_heads, a.prefix_len, a.window_rows);
+__device__ inline bool is_global(const lava_cuda_cascade_args &a) { return a.layer_budgets == LAYERS_GLOBAL; }
+
+/// The heads that compete for one budget: one layer's, or with LAVA_LAYERS_GLOBAL those of all layers so far.
+__device__ inline Choice<LayersSoFar> heads_of(const lava_cuda_cascade_args &a, const State &s, uint32_t layer) {
+    const uint32_t first = is_global(a) ? 0 : layer, n = is_global(a) ? a.layer + 1 : 1;
+    Choice<LayersSoFar> c({a, s, first * a.n_kv_heads}, a.params, n * a.n_kv_heads, a.prefix_len, a.window_rows);
     if (c.params.head_weights != nullptr) c.params.head_weights += uint64_t(layer) * a.n_kv_heads;
-    c.place(a.workspace, layer, a.layer + 1, a.prefix_len);
+    c.place(a.workspace, first, a.layer + 1, a.prefix_len);
+    return c;
+}
+
+/// One layer's heads, with what was decided about them.
+__device__ inline Choice<LayersSoFar> layer_of(const lava_cuda_cascade_args &a, const State &s, uint32_t layer) {
+    Choice<LayersSoFar> c = heads_of(a, s, layer);
+    if (!is_global(a)) return c;
+    const uint32_t first = layer * a.n_kv_heads;
+    c.head.first = first, c.n_heads = a.n_kv_heads;
+    c.control += layer * (LAVA_CUDA_CONTROL_BYTES / 4);
+    c.cut_key += first, c.cut_ties += first, c.counts += first;
+    c.tile += 2 * uint64_t(first) * c.tiles_per_head, c.tile_mass += 2 * uint64_t(first) * c.tiles_per_head;
     return c;
 }
 
@@ -102,11 +120,15 @@ LAVA_KERNEL(LAVA_CUDA_BUDGET_THREADS) lava_cascade_share(const __grid_constant__
     const State s(a);
     if (*s.failed) return;
     const uint32_t n = a.layer + 1;
-    if (threadIdx.x == 0) entropy_of_layer(s.head_sums, a.n_kv_heads, a.prefix_len, s.entropies + a.layer, s.masses + a.layer);
+    if (threadIdx.x == 0) {
+        entropy_of_layer(s.head_sums, a.n_kv_heads, a.prefix_len, s.entropies + a.layer, s.masses + a.layer);
+        s.weights[a.layer] = a.layer_budgets == LAYERS_ENTROPY ? s.entropies[a.layer] : a.layer_budgets == LAYERS_WEIGHTS ? *a.weight : 1.0;
+    }
     uint32_t *const control = reinterpret_cast<uint32_t *>(a.workspace);
     for (uint32_t i = threadIdx.x; i < n * (LAVA_CUDA_CONTROL_BYTES / 4); i += blockDim.x) control[i] = 0;
+    if (is_global(a)) return;
     __syncthreads();
-    const ShareFault fault = share_total(n, s.entropies, s.capacities, s.minimums, a.total, n == a.n_layers ? Rounding::EXACT : Rounding::UP, memory);
+    const ShareFault fault = share_total(n, s.weights, s.capacities, s.minimums, a.total, n == a.n_layers ? Rounding::EXACT : Rounding::UP, memory);
     if (fault.what != 0) {
         if (threadIdx.x == 0) fail_cascade(a, s, fault.layer, 0, fault.what);
         return;
@@ -118,17 +140,22 @@ LAVA_KERNEL(LAVA_CUDA_SELECT_THREADS) lava_cascade_plan(const __grid_constant__ 
     using namespace lava;
     const State s(a);
     if (*s.failed) return;
-    const uint32_t layer = blockIdx.y;
-    const Choice<LayersSoFar> c = layer_of(a, s, layer);
+    LAVA_SHARED(uint64_t, sums, LAVA_CUDA_SELECT_THREADS / 32);
+    const uint32_t layer = blockIdx.y, heads = a.n_kv_heads;
+    // One choice for all layers: the first layer's blocks make it.
+    if (is_global(a) && layer != 0) return;
+    const Choice<LayersSoFar> c = heads_of(a, s, layer);
     uint64_t entries = 0;
-    for (uint32_t h = 0; h < c.n_heads; h++) entries += c.len(h);
+    for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) entries += c.len(h);
+    entries = block_sum(entries, sums);
     begin_choice(c);
-    choose(c, s.minimums[layer] / a.n_kv_heads, min(s.budgets[layer], entries), a.layer + 1 == a.n_layers ? Rounding::EXACT : Rounding::UP);
+    choose(c, s.minimums[layer] / heads, min(is_global(a) ? a.total : s.budgets[layer], entries), a.layer + 1 == a.n_layers ? Rounding::EXACT : Rounding::UP);
     if (c.block != 0) return;
-    if (threadIdx.x == 0) write_counts(c, s.new_cu + uint64_t(layer) * (c.n_heads + 1));
-    if (layer == a.layer)
-        for (uint32_t h = threadIdx.x; h <= c.n_heads; h += blockDim.x)
-            s.old_cu[uint64_t(layer) * (c.n_heads + 1) + h] = h * (a.prefix_len + a.window_rows);
+    for (uint32_t l = threadIdx.x; l < c.n_heads / heads; l += blockDim.x)
+        write_counts(c.counts + l * heads, heads, a.window_rows, s.new_cu + uint64_t(layer + l) * (heads + 1));
+    if (is_global(a) || layer == a.layer)
+        for (uint32_t h = threadIdx.x; h <= heads; h += blockDim.x)
+            s.old_cu[uint64_t(a.layer) * (heads + 1) + h] = h * (a.prefix_len + a.window_rows);
 }
 
 LAVA_KERNEL(LAVA_CUDA_SELECT_THREADS) lava_cascade_write(const __grid_constant__ lava_cuda_cascade_args a) {

@@ -305,12 +305,12 @@ template <class Source> __device__ void choose(const Choice<Source> &c, uint64_t
     kth_largest(c, true, c.cut_key, c.cut_ties);
 }
 
-/// Rows of a head in the kept set: what `choose` decided, and its window.
-template <class Source> __device__ void write_counts(const Choice<Source> &c, uint32_t *cu_kept) {
+/// Rows of each head in the kept set: what `choose` decided, and its window. Their sums from 0, by one thread.
+__device__ inline void write_counts(const uint32_t *counts, uint32_t n_heads, uint32_t window_rows, uint32_t *cu_kept) {
     uint32_t sum = 0;
-    for (uint32_t h = 0; h <= c.n_heads; h++) {
+    for (uint32_t h = 0; h <= n_heads; h++) {
         cu_kept[h] = sum;
-        if (h < c.n_heads) sum += c.counts[h] + c.window_rows;
+        if (h < n_heads) sum += counts[h] + window_rows;
     }
 }
 

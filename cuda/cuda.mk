@@ -9,7 +9,7 @@ CU_ARCHS := sm_80 sm_86 sm_89 sm_90a sm_100
 CU_CUBINS := $(foreach arch,$(CU_ARCHS),$(foreach name,$(CU_NAMES),$(CU_HOME)/$(name).$(arch).cubin))
 CU_PTX   := $(foreach name,$(CU_NAMES),$(CU_HOME)/$(name).ptx)
 CU_SOURCES := $(wildcard $(CU)/*.cu $(CU)/*.cuh $(CU)/*.h)
-CU_TESTS := emu wrappers shares select compact score attend
+CU_TESTS := emu wrappers shares select global compact score attend
 
 # A source may ask for options of its own, behind "// nvcc:" (build.rs looks there too).
 CU_FLAGS = -std=c++17 -O3 $(shell sed -n 's|^// nvcc: ||p' $(CU)/$(1).cu)

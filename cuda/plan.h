@@ -189,20 +189,51 @@ LAVA_PLAN uint64_t lava_cuda_choice_workspace(uint32_t n_items, uint32_t n_kv_he
     return n_items * (LAVA_CUDA_CONTROL_BYTES + lava_cuda_choice_place(n_kv_heads, max_prefix).size);
 }
 
+/* ---- One sort over all layers ------------------------------------------------------------------------------------- */
+
+/*
+ * lava_share_globally: grid (n_blocks, n_items), LAVA_CUDA_SELECT_THREADS threads; blocks, bits and the zeroed part of the workspace
+ * as of lava_select_entries. An item is one sequence; of all layers' entries the `total` largest win. Behind it lava_select_entries
+ * with each layer's budget, &budgets[l], and params.head_weights = head_weights + l * n_kv_heads keeps exactly those.
+ *
+ * The host sees to it that n_layers * n_kv_heads * prefix_len is below 2^32, that head_floor is not the affine one, and that
+ * params.head_weights is NULL. Faults: BUDGET (of layer 0), SCORES (of the layer and head).
+ */
+typedef struct lava_cuda_global_item {
+    const float *const *scores; /* [n_layers], on the device: each layer's [n_kv_heads, prefix_len] */
+    uint64_t *budgets;          /* [n_layers], receives prefix entries, or LAVA_NO_BUDGET on a fault */
+    double *head_weights;       /* [n_layers, n_kv_heads], receives each head's prefix entries; untouched on a fault */
+    lava_cuda_select_params params;
+    uint64_t total;
+    uint32_t prefix_len, reserved;
+} lava_cuda_global_item;
+typedef struct lava_cuda_global_args {
+    const lava_cuda_global_item *items;
+    lava_cuda_global_item one;
+    uint64_t *status;
+    unsigned char *workspace; /* lava_cuda_global_workspace bytes */
+    uint32_t n_items, n_layers, n_kv_heads, max_prefix;
+} lava_cuda_global_args;
+LAVA_PLAN uint64_t lava_cuda_global_workspace(uint32_t n_items, uint32_t n_layers, uint32_t n_kv_heads, uint32_t max_prefix) {
+    return lava_cuda_choice_workspace(n_items, n_layers * n_kv_heads, max_prefix);
+}
+
 /* ---- Cascade ------------------------------------------------------------------------------------------------------ */
 
 /*
  * State of a cascade: lava_cuda_cascade_state bytes, aligned to 16, which the caller owns. Positions and scores of what is kept
  * are there twice; a push reads one copy and writes the other, so that all layers move at once.
  *
- *     lava_cascade_begin   grid 1, LAVA_CUDA_BUDGET_THREADS threads, once, before the first push
+ *     lava_cascade_begin   grid 1, LAVA_CUDA_BUDGET_THREADS threads, once, before the first push; looks at no pointer but status,
+ *                          state and those of params
  * Then for each layer, with args.layer = 0, 1, ... (the host counts; nothing is read back):
  *     lava_cascade_heads   grid (n_kv_heads), LAVA_CUDA_ENTROPY_THREADS threads
  *     lava_cascade_share   grid 1, LAVA_CUDA_BUDGET_THREADS threads
  *     lava_cascade_plan    grid (n_blocks, layer + 1), LAVA_CUDA_SELECT_THREADS threads, cooperative if n_blocks > 1
- *     lava_cascade_write   grid (n_blocks, layer + 1), LAVA_CUDA_SELECT_THREADS threads
- * A fault in a layer's scores, or protected entries that do not fit, lower the status word and make every later push of this
- * cascade do nothing.
+ *     lava_cascade_write   the same
+ * A fault in a layer's scores or weight, head weights that are none, or minimums that do not fit lower the status word and make
+ * every later push of this cascade do nothing. The mask and the head weights are not copied: they stay where they are until the
+ * last push.
  */
 typedef struct lava_cuda_cascade_args {
     const float *scores; /* of the layer that is pushed: [n_kv_heads, prefix_len] */
@@ -211,7 +242,9 @@ typedef struct lava_cuda_cascade_args {
     unsigned char *workspace; /* lava_cuda_choice_workspace(layer + 1, ...) bytes; needs no contents */
     lava_cuda_select_params params;
     uint64_t total;
-    uint32_t layer, n_layers, n_kv_heads, prefix_len, window_rows, reserved;
+    uint32_t layer, n_layers, n_kv_heads, prefix_len, window_rows;
+    uint32_t layer_budgets; /* LAVA_LAYERS_; with _GLOBAL as for lava_share_globally: no affine floor, no head weights */
+    const double *weight;   /* LAVA_LAYERS_WEIGHTS: one number on the device, of the layer that is pushed. Else not looked at */
 } lava_cuda_cascade_args;
 
 typedef struct lava_cuda_cascade_layout {
@@ -222,6 +255,7 @@ typedef struct lava_cuda_cascade_layout {
     uint64_t rows;              /* u32 [capacity]: which rows of those before the push are kept */
     uint64_t head_sums;         /* f64 [n_kv_heads, 2] */
     uint64_t failed;            /* u32 */
+    uint64_t weights;           /* f64 [n_layers]: by which layers share the total */
     uint64_t size, capacity;
 } lava_cuda_cascade_layout;
 /* After the push of layer l, copy (l + 1) % 2 is what is kept, and cu of copy l % 2 what was before (of layer l itself: all rows). */
@@ -249,7 +283,8 @@ LAVA_PLAN lava_cuda_cascade_layout lava_cuda_cascade_place(const lava_cuda_casca
     l.rows = l.positions + 2 * l.capacity * 4;
     l.head_sums = lava_cuda_round_up(l.rows + l.capacity * 4, 16);
     l.failed = l.head_sums + heads * 16;
-    l.size = l.failed + 16;
+    l.weights = l.failed + 16;
+    l.size = lava_cuda_round_up(l.weights + layers * 8, 16);
     return l;
 }
 LAVA_PLAN uint64_t lava_cuda_cascade_state(const lava_cuda_cascade_args *a) { return lava_cuda_cascade_place(a).size; }

@@ -25,7 +25,7 @@ LAVA_KERNEL(LAVA_CUDA_SELECT_THREADS) lava_select_entries(const __grid_constant_
         return;
     }
     choose(c, c.minimum(), budget, Rounding::EXACT);
-    if (c.block == 0 && threadIdx.x == 0) write_counts(c, item.cu_kept);
+    if (c.block == 0 && threadIdx.x == 0) write_counts(c.counts, c.n_heads, c.window_rows, item.cu_kept);
     write_kept(c, c.control, [&](uint32_t h, const Head &, uint32_t row, uint32_t place) { item.kept_indices[item.cu_kept[h] + place] = row; });
     if (c.block == 0 && threadIdx.x == 0 && item.selection != nullptr) {
         const double mass = mass_of_tiles(c, 0), kept = mass_of_tiles(c, 1);

@@ -111,32 +111,39 @@ static void check_faults() {
     n_cases += 8;
 }
 
-/// All options at random, many of them at once.
+/// Options at random, many of them at once, for heads of `prefix` entries; `weights` has one number per head.
+struct Options {
+    lava_select_params params = lava_select_params_init();
+    Buffer<uint8_t> mask;
+    Buffer<double> weights;
+    uint32_t least = 0; // that a head keeps
+
+    Options(Random &random, uint32_t heads, uint32_t prefix) : mask(prefix, 0), weights(heads) {
+        params.head_floor = int(random.below(3));
+        params.alpha = random.below(3) == 0 ? 1.0 : 0.05 * random.below(20);
+        // Up to more than there are.
+        params.head_min = random.below(2) ? random.below(prefix + 1) / (1 + random.below(8)) : random.below(4) == 0 ? prefix + 5 : 0;
+        params.n_sink = random.below(3) == 0 ? random.below(8) : 0;
+        for (uint32_t t = 0; t < prefix; t++) mask[t] = random.below(16) == 0;
+        if (random.below(3) == 0) params.protected_mask = mask.data();
+        const uint32_t kind = random.below(5);
+        for (uint32_t h = 0; h < heads; h++)
+            weights[h] = kind == 0 ? 0.0 : kind == 1 ? double(random.below(prefix + 1)) : kind == 2 ? 1e30 * random.below(9) : kind == 3 ? double(random.below(3)) : 0.5 + 0.5 * random.uniform();
+        if (random.below(2)) params.head_weights = weights.data();
+        for (uint32_t t = 0; t < prefix; t++) least += t < params.n_sink || (params.protected_mask != nullptr && mask[t] != 0);
+        least = std::max(least, std::min(params.head_min, prefix));
+    }
+};
+
 static void check_random(uint32_t heads, int n_items, uint64_t seed) {
     Random random(seed * 7919 + heads);
     std::vector<Item> items;
-    std::vector<std::unique_ptr<Buffer<double>>> weights;
-    std::vector<std::unique_ptr<Buffer<uint8_t>>> masks;
+    std::vector<std::unique_ptr<Options>> options;
     for (int i = 0; i < n_items; i++) {
-        lava_select_params p = lava_select_params_init();
-        const uint32_t prefix = random.below(8) == 0 ? random.below(3) : 20 + random.below(300), entries = heads * prefix;
-        p.head_floor = int(random.below(3));
-        p.alpha = random.below(3) == 0 ? 1.0 : 0.05 * random.below(20);
-        // Up to more than there are.
-        p.head_min = random.below(2) ? random.below(prefix + 1) / (1 + random.below(8)) : random.below(4) == 0 ? prefix + 5 : 0;
-        p.n_sink = random.below(3) == 0 ? random.below(8) : 0;
-        masks.emplace_back(new Buffer<uint8_t>(prefix, 0));
-        for (uint32_t t = 0; t < prefix; t++) (*masks[i])[t] = random.below(16) == 0;
-        if (random.below(3) == 0) p.protected_mask = masks[i]->data();
-        weights.emplace_back(new Buffer<double>(heads));
-        const uint32_t kind = random.below(5);
-        for (uint32_t h = 0; h < heads; h++)
-            (*weights[i])[h] = kind == 0 ? 0.0 : kind == 1 ? double(random.below(prefix + 1)) : kind == 2 ? 1e30 * random.below(9) : kind == 3 ? double(random.below(3)) : 0.5 + 0.5 * random.uniform();
-        if (random.below(2)) p.head_weights = weights[i]->data();
-        uint32_t n_protected = 0;
-        for (uint32_t t = 0; t < prefix; t++) n_protected += t < p.n_sink || (p.protected_mask != nullptr && p.protected_mask[t] != 0);
-        const uint32_t least = heads * std::max(n_protected, std::min(p.head_min, prefix));
-        items.push_back({prefix, 1 + random.below(4), least + random.below(entries - least + 1) / (1 + random.below(4)), p});
+        const uint32_t prefix = random.below(8) == 0 ? random.below(3) : 20 + random.below(300);
+        options.emplace_back(new Options(random, heads, prefix));
+        const uint32_t least = heads * options[i]->least;
+        items.push_back({prefix, 1 + random.below(4), least + random.below(heads * prefix - least + 1) / (1 + random.below(4)), options[i]->params});
     }
     check(heads, items, int(random.below(3)), seed);
 }
@@ -151,6 +158,9 @@ static void check_cascade(uint32_t heads, uint32_t layers, uint32_t prefix, uint
 
     lava_cuda_cascade_args a = {};
     a.params = on_device(params);
+    a.layer_budgets = uint32_t(params.layer_budgets);
+    Buffer<double> weight(1);
+    a.weight = weight.data();
     a.total = total, a.n_layers = layers, a.n_kv_heads = heads, a.prefix_len = prefix, a.window_rows = window;
     Buffer<unsigned char> state(lava_cuda_cascade_state(&a)), workspace(lava_cuda_choice_workspace(layers, heads, prefix));
     Buffer<uint64_t> status(1, 0xFF);
@@ -160,13 +170,16 @@ static void check_cascade(uint32_t heads, uint32_t layers, uint32_t prefix, uint
     for (uint32_t layer = 0; layer < layers; layer++) {
         fill(random, scores.data(), scores.size(), int(random.below(2)));
         for (size_t i = 0; i < scores.size(); i++) scores[i] = powf(scores[i], float(1 + layer % 3));
+        weight[0] = random.below(3) == 0 ? 0.0 : fabs(double(random.normal()));
         a.layer = layer;
         const unsigned s = unsigned(seed * 100 + layer);
         launch(lava_cascade_heads, heads, 1, 1, LAVA_CUDA_ENTROPY_THREADS, 0, s, a);
         launch(lava_cascade_share, 1, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0, s, a);
         launch(lava_cascade_plan, n_blocks, layer + 1, 1, LAVA_CUDA_SELECT_THREADS, 0, s, a, 0);
         launch(lava_cascade_write, n_blocks, layer + 1, 1, LAVA_CUDA_SELECT_THREADS, 0, s, a, 0);
-        CHECK(lava_cascade_push(cpu.get(), size, scores.data(), nullptr) == LAVA_OK, "the CPU refuses");
+        const lava_status pushed = params.layer_budgets == LAVA_LAYERS_WEIGHTS ? lava_cascade_push_weighted(cpu.get(), size, scores.data(), weight[0], nullptr)
+                                                                               : lava_cascade_push(cpu.get(), size, scores.data(), nullptr);
+        CHECK(pushed == LAVA_OK, "the CPU refuses: %d", pushed);
         CHECK(status[0] == LAVA_NO_FAULT, "status %llx", (unsigned long long) status[0]);
         const lava_cuda_cascade_layout l = lava_cuda_cascade_place(&a);
         const uint64_t now = (layer + 1) % 2, before = layer % 2;
@@ -188,6 +201,65 @@ static void check_cascade(uint32_t heads, uint32_t layers, uint32_t prefix, uint
         }
     }
     n_cases++;
+}
+
+static void check_random_cascade(int layer_budgets, uint32_t n_blocks, uint64_t seed) {
+    Random random(seed * 31 + 7);
+    const uint32_t heads = 1 + random.below(3), layers = 1 + random.below(5), prefix = random.below(8) == 0 ? random.below(3) : 10 + random.below(120);
+    Options options(random, layers * heads, prefix);
+    lava_select_params &p = options.params;
+    p.layer_budgets = layer_budgets;
+    if (layer_budgets == LAVA_LAYERS_GLOBAL) p.head_weights = nullptr, p.head_floor = int(random.below(2));
+    const uint32_t all = layers * heads * prefix, least = layers * heads * options.least;
+    check_cascade(heads, layers, prefix, 1 + random.below(4), least + random.below(all - least + 1) / (1 + random.below(4)), p, n_blocks, seed);
+}
+
+/// A fault ends a cascade: what was kept before it stays, and no later push does anything.
+static void check_cascade_faults() {
+    const uint32_t heads = 2, layers = 3, prefix = 20;
+    Buffer<float> scores(heads * prefix);
+    for (size_t i = 0; i < scores.size(); i++) scores[i] = float(1 + i % 7);
+    Buffer<uint64_t> status(1);
+    Buffer<double> weight(1), head_weights(layers * heads);
+    lava_cuda_cascade_args a = {};
+    a.total = 60, a.n_layers = layers, a.n_kv_heads = heads, a.prefix_len = prefix, a.window_rows = 1;
+    a.scores = scores.data(), a.status = status.data(), a.weight = weight.data();
+    const auto run = [&](uint32_t bad_layer, double bad_weight, float bad_score) {
+        Buffer<unsigned char> state(lava_cuda_cascade_state(&a)), workspace(lava_cuda_choice_workspace(layers, heads, prefix));
+        a.state = state.data(), a.workspace = workspace.data();
+        status[0] = LAVA_NO_FAULT;
+        a.layer = 0;
+        launch(lava_cascade_begin, 1, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0, 1, a);
+        std::vector<unsigned char> before;
+        for (a.layer = 0; a.layer < layers; a.layer++) {
+            weight[0] = a.layer == bad_layer ? bad_weight : 1.0;
+            scores[25] = a.layer == bad_layer ? bad_score : 1.0f;
+            const lava_cuda_cascade_layout l = lava_cuda_cascade_place(&a);
+            if (a.layer == bad_layer) before.assign(state.data() + l.starts, state.data() + l.head_sums);
+            launch(lava_cascade_heads, heads, 1, 1, LAVA_CUDA_ENTROPY_THREADS, 0, 1, a);
+            launch(lava_cascade_share, 1, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0, 1, a);
+            launch(lava_cascade_plan, 2, a.layer + 1, 1, LAVA_CUDA_SELECT_THREADS, 0, 1, a, 0);
+            launch(lava_cascade_write, 2, a.layer + 1, 1, LAVA_CUDA_SELECT_THREADS, 0, 1, a, 0);
+            if (a.layer >= bad_layer) CHECK(memcmp(before.data(), state.data() + l.starts, before.size()) == 0, "a push behind the fault did something");
+        }
+        return status[0];
+    };
+    a.layer_budgets = LAVA_LAYERS_WEIGHTS;
+    CHECK(run(3, 1, 1) == LAVA_NO_FAULT, "nothing is wrong");
+    for (const double bad : {-1.0, double(NAN), double(INFINITY)}) CHECK(run(1, bad, 1) == lava_fault(LAVA_FAULT_WEIGHTS, 1, 0, 0), "a weight of %g", bad);
+    for (const int by : {LAVA_LAYERS_ENTROPY, LAVA_LAYERS_EQUAL, LAVA_LAYERS_WEIGHTS, LAVA_LAYERS_GLOBAL}) {
+        a.layer_budgets = uint32_t(by);
+        CHECK(run(1, 1, -1.0f) == lava_fault(LAVA_FAULT_SCORES, 1, 0, 1), "a negative score");
+    }
+    a.params.head_min = 11;
+    CHECK(run(0, 1, 1) == lava_fault(LAVA_FAULT_BUDGET, 0, 0, 0), "eleven of each head are 66");
+    a.params.head_min = 10;
+    CHECK(run(3, 1, 1) == LAVA_NO_FAULT, "ten are 60");
+    a.layer_budgets = LAVA_LAYERS_EQUAL;
+    for (size_t i = 0; i < head_weights.size(); i++) head_weights[i] = 1;
+    head_weights[5] = NAN, a.params.head_weights = head_weights.data(), a.params.head_min = 11;
+    CHECK(run(0, 1, 1) == lava_fault(LAVA_FAULT_WEIGHTS, 2, 0, 1), "NaN for the last head");
+    n_cases += 11;
 }
 
 int main() {
@@ -227,5 +299,8 @@ int main() {
             check_cascade(1, 3, 40, 2, 5000, params(floor, 0.2, 0, nullptr), n_blocks, seed++);
             check_cascade(2, 3, 50, 2, 0, params(floor, 0.2, 0, nullptr), n_blocks, seed++);
         }
+    check_cascade_faults();
+    for (const int by : {LAVA_LAYERS_ENTROPY, LAVA_LAYERS_EQUAL, LAVA_LAYERS_WEIGHTS, LAVA_LAYERS_GLOBAL})
+        for (int i = 0; i < (is_quick() ? 3 : 12); i++) check_random_cascade(by, i % 2 ? 3 : 1, seed++);
     return finish("select", n_cases);
 }
