@@ -393,4 +393,10 @@ __device__ inline double evicted_share(bool everything_kept, double mass, double
     return share < 0.0 ? 0.0 : share > 1.0 ? 1.0 : share;
 }
 
+/// Nobody has been met, and nothing found: an item's control words, before any of its blocks begin.
+__device__ inline void clear_control(unsigned char *workspace, uint32_t item) {
+    uint32_t *const control = reinterpret_cast<uint32_t *>(workspace + uint64_t(item) * LAVA_CUDA_CONTROL_BYTES);
+    if (threadIdx.x < LAVA_CUDA_CONTROL_BYTES / 4) control[threadIdx.x] = 0;
+}
+
 } // namespace lava

@@ -103,16 +103,19 @@ $(CU_HOME)/fake/libcuda.so.1: $(CU)/tests/fake_driver.cpp $(CU)/emu/emu.cpp $(fo
 $(CU_HOME)/old/libcuda.so.1: $(CU)/tests/old_driver.c
 	@mkdir -p $(@D)
 	@$(CC) -shared -fPIC -Wl,-soname,libcuda.so.1 $< -o $@
-$(CU_HOME)/path: $(CU)/tests/path.c include/lava.h include/lava_cuda.h cuda-lib
-	@$(CC) $(CFLAGS) -I include -I $(CU) $< target/cuda-lib/capi/liblava.a $(LIBS) -o $@
-$(CU_HOME)/path_plain: $(CU)/tests/path.c include/lava.h include/lava_cuda.h cuda-lib-plain
+CU_PATH := $(wildcard $(CU)/tests/path*.c)
+$(CU_HOME)/path: $(CU_PATH) $(CU)/tests/path.h include/lava.h include/lava_cuda.h cuda-lib
+	@$(CC) $(CFLAGS) -I include -I $(CU) $(CU_PATH) target/cuda-lib/capi/liblava.a $(LIBS) -o $@
+$(CU_HOME)/path_plain: $(CU_PATH) $(CU)/tests/path.h include/lava.h include/lava_cuda.h cuda-lib-plain
 	@mkdir -p $(CU_HOME)
-	@$(CC) $(CFLAGS) -I include -I $(CU) $< target/cuda-lib-plain/debug/liblava.a $(LIBS) -o $@
+	@$(CC) $(CFLAGS) -I include -I $(CU) $(CU_PATH) target/cuda-lib-plain/debug/liblava.a $(LIBS) -o $@
 
 cuda-host-test: $(CU_HOME)/path_plain $(CU_HOME)/path $(CU_HOME)/fake/libcuda.so.1 $(CU_HOME)/old/libcuda.so.1
 	LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path
 	@# A GPU of compute capability 8.6 has less shared memory.
 	FAKE_SHARED=101376 LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path
+	@# And one that does not let blocks wait for each other.
+	FAKE_ALONE=1 LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path
 	LD_LIBRARY_PATH=$(CU_HOME)/old $(CU_HOME)/path init LAVA_ERR_DRIVER cuCtxGetCurrent
 	FAKE_FAIL=init LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path init LAVA_ERR_DRIVER CUDA_ERROR_NO_DEVICE
 	LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path_plain init LAVA_ERR_UNSUPPORTED "built without nvcc"
@@ -130,7 +133,7 @@ cuda-gpu: $(CU_KIT)/.fetched $(foreach test,$(CU_GPU_TESTS),$(CU_GPU)/$(test))
 	@echo "building liblava with CUDA for all architectures (minutes, the first time)"
 	@LAVA_REQUIRE_CUDA=1 $(CARGO) rustc --quiet --lib --profile capi --features cuda --crate-type staticlib,cdylib --target-dir target/cuda-all
 	@cp target/cuda-all/capi/liblava.so $(CU_GPU)/
-	@$(CC) $(CFLAGS) -I include -I $(CU) $(CU)/tests/path.c target/cuda-all/capi/liblava.a $(LIBS) -o $(CU_GPU)/path
+	@$(CC) $(CFLAGS) -I include -I $(CU) $(CU_PATH) target/cuda-all/capi/liblava.a $(LIBS) -o $(CU_GPU)/path
 	@du -sh $(CU_GPU)
 # The order of rounding is the sources' own choice, so a test is compiled as what it tests is.
 $(CU_GPU)/%: $(CU)/tests/%.cpp $(CU_TEST_NEEDS)

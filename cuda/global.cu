@@ -18,6 +18,8 @@ struct DenseLayers {
 
 } // namespace lava
 
+LAVA_KERNEL(32) lava_global_begin(const __grid_constant__ lava_cuda_global_args a) { lava::clear_control(a.workspace, blockIdx.x); }
+
 LAVA_KERNEL(LAVA_CUDA_SELECT_THREADS) lava_share_globally(const __grid_constant__ lava_cuda_global_args a) {
     using namespace lava;
     const lava_cuda_global_item &item = LAVA_ITEM(a, blockIdx.y);

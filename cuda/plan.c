@@ -24,6 +24,8 @@ _Static_assert(sizeof(lava_cuda_budget_item) == 48 && sizeof(lava_cuda_budget_ar
 _Static_assert(sizeof(lava_cuda_select_params) == 32 && sizeof(lava_cuda_select_item) == 88, "plan.rs: SelectItem");
 _Static_assert(offsetof(lava_cuda_select_item, prefix_len) == 72 && sizeof(lava_cuda_select_args) == 128, "plan.rs: SelectArgs");
 _Static_assert(sizeof(lava_cuda_compact_item) == 128 && sizeof(lava_cuda_compact_args) == 152, "plan.rs: CompactArgs");
+_Static_assert(sizeof(lava_cuda_global_item) == 72 && sizeof(lava_cuda_global_args) == 112, "plan.rs: GlobalArgs");
+_Static_assert(sizeof(lava_cuda_cascade_args) == 104 && offsetof(lava_cuda_cascade_args, layer) == 72, "plan.rs: CascadeArgs");
 _Static_assert(sizeof(lava_upload_args) == 4016 && sizeof(lava_upload_args) <= 4096, "plan.rs: UploadArgs");
 
 /** Kernels that come for any tensors and for f16 and bf16 of the dimensions of lava_score_has_instance. */
@@ -46,6 +48,8 @@ enum {
     SHARE_LAYERS,
     SELECT_BEGIN,
     SELECT_ENTRIES,
+    GLOBAL_BEGIN,
+    SHARE_GLOBALLY,
     COMPACT_16,
     COMPACT_32,
     COMPACT_WITHIN_16,
@@ -62,12 +66,12 @@ enum {
 const char *const lava_plan_kernels[] = {
     ALL_OF("lava_score_stats"), ALL_OF("lava_score_columns"), ALL_OF("lava_attend_rows"), "lava_score_lse", "lava_score_pool",
     "lava_score_smooth", "lava_attend_merge", "lava_upload", "lava_entropy_heads", "lava_entropy_layer", "lava_share_layers",
-    "lava_select_begin", "lava_select_entries", "lava_compact_16", "lava_compact_32", "lava_compact_within_16",
+    "lava_select_begin", "lava_select_entries", "lava_global_begin", "lava_share_globally", "lava_compact_16", "lava_compact_32", "lava_compact_within_16",
     "lava_compact_within_32", "lava_cascade_begin", "lava_cascade_heads", "lava_cascade_share", "lava_cascade_plan",
     "lava_cascade_write",
 };
 _Static_assert(sizeof(lava_plan_kernels) / sizeof(lava_plan_kernels[0]) == N_KERNELS, "a name for each number");
-_Static_assert(N_KERNELS == 52, "plan.rs: N_KERNELS");
+_Static_assert(N_KERNELS == 54, "plan.rs: N_KERNELS");
 _Static_assert(LAVA_CUDA_SELECT_THREADS == 256, "plan.rs: SELECT_THREADS");
 
 typedef struct lava_launch {
@@ -86,6 +90,7 @@ typedef struct lava_processors {
     uint32_t shared_bytes;
     /** Blocks of selection, and of the cascade's, that may wait for each other; 1 where none may. */
     uint32_t select_blocks;
+    uint32_t global_blocks;
     uint32_t cascade_blocks;
 } lava_processors;
 
@@ -206,6 +211,18 @@ uint32_t lava_plan_select_launches(const lava_cuda_select_args *a, const lava_pr
     return (uint32_t) (next - launches);
 }
 
+size_t lava_plan_global(lava_cuda_global_args *a, void *workspace) {
+    a->workspace = (unsigned char *) workspace;
+    return lava_cuda_global_workspace(a->n_items, a->n_layers, a->n_kv_heads, a->max_prefix);
+}
+
+uint32_t lava_plan_global_launches(const lava_cuda_global_args *a, const lava_processors *device, lava_launch *launches) {
+    const uint32_t tiles = lava_cuda_choice_tiles(a->n_layers * a->n_kv_heads, a->max_prefix);
+    lava_launch *next = add(launches, GLOBAL_BEGIN, a->n_items, 1, 1, 32, 0);
+    next = add_selection(next, SHARE_GLOBALLY, blocks_of(device->global_blocks, a->n_items, tiles), a->n_items);
+    return (uint32_t) (next - launches);
+}
+
 /** bytes: of an element. max_dim: of the items. within: all are in place. */
 uint32_t lava_plan_compact_launches(const lava_cuda_compact_args *a, int32_t within, uint32_t bytes, uint32_t max_dim,
                                     const lava_processors *device, lava_launch *launches) {
@@ -219,4 +236,50 @@ uint32_t lava_plan_compact_launches(const lava_cuda_compact_args *a, int32_t wit
         add(launches, narrow ? COMPACT_16 : COMPACT_32, (uint32_t) wanted, heads, a->n_items, LAVA_CUDA_COMPACT_THREADS, 0);
     }
     return 1;
+}
+
+size_t lava_plan_cascade_state(const lava_cuda_cascade_args *a) { return lava_cuda_cascade_state(a); }
+
+/** Of the last push, which needs the most. */
+size_t lava_plan_cascade_workspace(const lava_cuda_cascade_args *a) {
+    return lava_cuda_choice_workspace(a->n_layers, a->n_kv_heads, a->prefix_len);
+}
+
+uint32_t lava_plan_cascade_begin(lava_launch *launches) {
+    add(launches, CASCADE_BEGIN, 1, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0);
+    return 1;
+}
+
+/** The launches of a push, 4. */
+uint32_t lava_plan_cascade_push(const lava_cuda_cascade_args *a, const lava_processors *device, lava_launch *launches) {
+    const uint32_t layers = a->layer + 1, tiles = lava_cuda_choice_tiles(a->n_kv_heads, a->prefix_len);
+    const uint32_t n_blocks = blocks_of(device->cascade_blocks, layers, tiles);
+    lava_launch *next = add(launches, CASCADE_HEADS, a->n_kv_heads, 1, 1, LAVA_CUDA_ENTROPY_THREADS, 0);
+    next = add(next, CASCADE_SHARE, 1, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0);
+    next = add_selection(next, CASCADE_PLAN, n_blocks, layers);
+    next = add_selection(next, CASCADE_WRITE, n_blocks, layers);
+    return (uint32_t) (next - launches);
+}
+
+/** Where a layer's part of the state is; all on the device. */
+typedef struct lava_cascade_place {
+    const uint32_t *kept_indices, *cu_kept, *rows, *cu_rows;
+    const uint64_t *offset, *budget;
+    const double *entropy, *mass, *evicted_share;
+} lava_cascade_place;
+
+/** After the push of a->layer. */
+void lava_plan_cascade_get(const lava_cuda_cascade_args *a, uint32_t layer, lava_cascade_place *out) {
+    const lava_cuda_cascade_layout l = lava_cuda_cascade_place(a);
+    const uint64_t now = (a->layer + 1) % 2, layers = a->n_layers, heads = a->n_kv_heads + 1;
+    const uint32_t *const cu = (const uint32_t *) (a->state + l.cu);
+    out->kept_indices = (const uint32_t *) (a->state + l.positions) + now * l.capacity;
+    out->rows = (const uint32_t *) (a->state + l.rows);
+    out->cu_kept = cu + (now * layers + layer) * heads;
+    out->cu_rows = cu + ((1 - now) * layers + layer) * heads;
+    out->offset = (const uint64_t *) (a->state + l.starts) + now * layers + layer;
+    out->budget = (const uint64_t *) (a->state + l.budgets) + layer;
+    out->entropy = (const double *) (a->state + l.entropies) + layer;
+    out->mass = (const double *) (a->state + l.masses) + layer;
+    out->evicted_share = (const double *) (a->state + l.shares) + layer;
 }

@@ -192,8 +192,7 @@ LAVA_PLAN uint64_t lava_cuda_choice_workspace(uint32_t n_items, uint32_t n_kv_he
 /* ---- One sort over all layers ------------------------------------------------------------------------------------- */
 
 /*
- * lava_share_globally: grid (n_blocks, n_items), LAVA_CUDA_SELECT_THREADS threads; blocks, bits and the zeroed part of the workspace
- * as of lava_select_entries. An item is one sequence; of all layers' entries the `total` largest win. Behind it lava_select_entries
+ * lava_global_begin, lava_share_globally: grids and threads as of lava_select_begin and lava_select_entries. An item is one sequence; of all layers' entries the `total` largest win. Behind it lava_select_entries
  * with each layer's budget, &budgets[l], and params.head_weights = head_weights + l * n_kv_heads keeps exactly those.
  *
  * The host sees to it that n_layers * n_kv_heads * prefix_len is below 2^32, that head_floor is not the affine one, and that

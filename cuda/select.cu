@@ -4,11 +4,7 @@
 // nvcc: -fmad=false
 #include "choose.cuh"
 
-/// Nobody has been met, and nothing found.
-LAVA_KERNEL(32) lava_select_begin(const __grid_constant__ lava_cuda_select_args a) {
-    uint32_t *const control = reinterpret_cast<uint32_t *>(a.workspace + uint64_t(blockIdx.x) * LAVA_CUDA_CONTROL_BYTES);
-    if (threadIdx.x < LAVA_CUDA_CONTROL_BYTES / 4) control[threadIdx.x] = 0;
-}
+LAVA_KERNEL(32) lava_select_begin(const __grid_constant__ lava_cuda_select_args a) { lava::clear_control(a.workspace, blockIdx.x); }
 
 LAVA_KERNEL(LAVA_CUDA_SELECT_THREADS) lava_select_entries(const __grid_constant__ lava_cuda_select_args a) {
     using namespace lava;

@@ -50,6 +50,11 @@
 #define LAVA_CUDA_MAX_SEQUENCES 65535
 
 /**
+ * Most KV heads of lava_cuda_select and of a cascade.
+ */
+#define LAVA_CUDA_MAX_HEADS 1024
+
+/**
  * One sequence of lava_cuda_score. Zero what is not used.
  */
 typedef struct lava_cuda_score_sequence {
@@ -141,6 +146,321 @@ typedef struct lava_cuda_attend_sequence {
     uint32_t reserved;
 } lava_cuda_attend_sequence;
 
+/**
+ * One layer, of one sequence, of lava_cuda_entropy. Zero what is not used.
+ */
+typedef struct lava_cuda_entropy_sequence {
+    /**
+     * sizeof(lava_cuda_entropy_sequence), the same for all of a call.
+     */
+    uint32_t struct_size;
+    /**
+     * N of this sequence, at most the shape's.
+     */
+    uint32_t n_tokens;
+    /**
+     * For lava_cuda_result, below 65536.
+     */
+    uint32_t layer;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+    /**
+     * Device memory, f32 [n_kv_heads, n_tokens - window], not negative.
+     */
+    const float *scores;
+    /**
+     * Device memory; receives the normalised entropy.
+     */
+    double *entropy;
+    /**
+     * Device memory; receives the sum of the scores.
+     */
+    double *mass;
+} lava_cuda_entropy_sequence;
+
+/**
+ * One sequence of lava_cuda_layer_budgets.
+ */
+typedef struct lava_cuda_budget_sequence {
+    /**
+     * sizeof(lava_cuda_budget_sequence), the same for all of a call.
+     */
+    uint32_t struct_size;
+    /**
+     * Layers that share, at most 1024.
+     */
+    uint32_t n_layers;
+    /**
+     * As in lava_layer_budgets.
+     */
+    uint64_t total;
+    /**
+     * Device memory, n_layers numbers, finite and not negative.
+     */
+    const double *weights;
+    /**
+     * Device memory, n_layers numbers: the entries that each layer has.
+     */
+    const uint64_t *capacities;
+    /**
+     * NULL, or device memory, n_layers numbers.
+     */
+    const uint64_t *minimums;
+    /**
+     * Device memory; receives n_layers numbers.
+     */
+    uint64_t *budgets;
+} lava_cuda_budget_sequence;
+
+/**
+ * One sequence of lava_cuda_global_budgets. Zero what is not used.
+ */
+typedef struct lava_cuda_global_sequence {
+    /**
+     * sizeof(lava_cuda_global_sequence), the same for all of a call.
+     */
+    uint32_t struct_size;
+    /**
+     * N of this sequence, at most the shape's.
+     */
+    uint32_t n_tokens;
+    /**
+     * As in lava_global_budgets.
+     */
+    uint64_t total;
+    /**
+     * Device memory, n_layers pointers to device memory: each layer's f32 [n_kv_heads, n_tokens - window], finite.
+     */
+    const float *const *scores;
+    /**
+     * NULL, or device memory, as in lava_select_params.
+     */
+    const uint8_t *protected_mask;
+    /**
+     * Device memory; receives n_layers numbers, as lava_global_budgets does. Where a fault is found, what lava_cuda_select refuses.
+     */
+    uint64_t *budgets;
+    /**
+     * Device memory; receives n_layers * n_kv_heads numbers, as lava_global_budgets does. Untouched where a fault is found.
+     */
+    double *head_weights;
+} lava_cuda_global_sequence;
+
+/**
+ * One layer, of one sequence, of lava_cuda_select. Zero what is not used.
+ */
+typedef struct lava_cuda_select_sequence {
+    /**
+     * sizeof(lava_cuda_select_sequence), the same for all of a call.
+     */
+    uint32_t struct_size;
+    /**
+     * N of this sequence, at most the shape's.
+     */
+    uint32_t n_tokens;
+    /**
+     * For lava_cuda_result, below 65536.
+     */
+    uint32_t layer;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+    /**
+     * Device memory, f32 [n_kv_heads, n_tokens - window], finite.
+     */
+    const float *scores;
+    /**
+     * Device memory, one number: prefix entries to keep. Read when the kernels run, so nobody waits for lava_cuda_layer_budgets.
+     */
+    const uint64_t *budget;
+    /**
+     * NULL, or device memory, as in lava_select_params.
+     */
+    const uint8_t *protected_mask;
+    /**
+     * NULL, or device memory, n_kv_heads numbers, as in lava_select_params.
+     */
+    const double *head_weights;
+    /**
+     * Device memory with room for min(*budget, all prefix entries) + n_kv_heads * min(window, n_tokens) entries; receives them, as
+     * lava_select does.
+     */
+    uint32_t *kept_indices;
+    /**
+     * Device memory; receives n_kv_heads + 1 entries.
+     */
+    uint32_t *cu_kept;
+    /**
+     * NULL, or device memory; receives the report, struct_size included. The evicted share is within 1e-12 of the CPU's.
+     */
+    lava_selection *selection;
+} lava_cuda_select_sequence;
+
+/**
+ * A cascade as the host counts it: yours to keep, lava_cuda_cascade_init's to fill. May be moved; of two copies, only one may be pushed.
+ */
+typedef struct lava_cuda_cascade {
+    /**
+     * sizeof(lava_cuda_cascade), set by the caller.
+     */
+    uint32_t struct_size;
+    /**
+     * Layers pushed so far.
+     */
+    uint32_t n_pushed;
+    /**
+     * As given to lava_cuda_cascade_init.
+     */
+    uint32_t n_layers;
+    /**
+     * The shape's.
+     */
+    uint32_t n_kv_heads;
+    /**
+     * Prefix tokens of each head.
+     */
+    uint32_t prefix_len;
+    /**
+     * Window tokens of each head.
+     */
+    uint32_t window_rows;
+    /**
+     * As in lava_select_params.
+     */
+    int32_t layer_budgets;
+    /**
+     * As in lava_select_params.
+     */
+    int32_t head_floor;
+    /**
+     * lava_select_params's alpha, in billionths.
+     */
+    uint32_t alpha_billionths;
+    /**
+     * As in lava_select_params.
+     */
+    uint32_t n_sink;
+    /**
+     * As in lava_select_params.
+     */
+    uint32_t head_min;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+    /**
+     * As given to lava_cuda_cascade_init.
+     */
+    uint64_t total;
+    /**
+     * As in lava_select_params, on the device.
+     */
+    const uint8_t *protected_mask;
+    /**
+     * As in lava_select_params, on the device.
+     */
+    const double *head_weights;
+    /**
+     * As given to lava_cuda_cascade_init.
+     */
+    void *state;
+} lava_cuda_cascade;
+
+/**
+ * Where a layer of a cascade lies on the device after the last push: inside the state, and good until the next push has run.
+ */
+typedef struct lava_cuda_cascade_layer {
+    /**
+     * sizeof(lava_cuda_cascade_layer), set by the caller.
+     */
+    uint32_t struct_size;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+    /**
+     * One number: kept_indices and rows of this layer begin so many entries behind the pointers below. rows_offset of lava_cuda_compact.
+     */
+    const uint64_t *offset;
+    /**
+     * True token positions kept by each head, ascending, window included.
+     */
+    const uint32_t *kept_indices;
+    /**
+     * Exclusive prefix sum of the kept counts, n_kv_heads + 1 entries.
+     */
+    const uint32_t *cu_kept;
+    /**
+     * For lava_cuda_compact: which rows of those the cache held before this push are kept.
+     */
+    const uint32_t *rows;
+    /**
+     * Exclusive prefix sum of the row counts before this push, n_kv_heads + 1 entries.
+     */
+    const uint32_t *cu_rows;
+    /**
+     * One number each; see lava_cascade_layer.
+     */
+    const uint64_t *budget;
+    /**
+     * Normalised entropy of the layer's scores; 0 where layers do not share by it.
+     */
+    const double *entropy;
+    /**
+     * Sum of the layer's scores.
+     */
+    const double *mass;
+    /**
+     * Share of mass evicted so far, within 1e-12 of the CPU's.
+     */
+    const double *evicted_share;
+} lava_cuda_cascade_layer;
+
+/**
+ * One cache of lava_cuda_compact: a layer of a sequence. Zero what is not used.
+ */
+typedef struct lava_cuda_compact_sequence {
+    /**
+     * sizeof(lava_cuda_compact_sequence), the same for all of a call.
+     */
+    uint32_t struct_size;
+    /**
+     * No head has more rows than this before; at most the shape's.
+     */
+    uint32_t n_tokens;
+    /**
+     * As in lava_compact.
+     */
+    const lava_tensor *k_src;
+    /**
+     * As in lava_compact; v_src and v_dst may both be NULL.
+     */
+    const lava_tensor *v_src;
+    /**
+     * As in lava_compact.
+     */
+    const lava_tensor *k_dst;
+    /**
+     * As in lava_compact.
+     */
+    const lava_tensor *v_dst;
+    /**
+     * Device memory: kept_indices of lava_cuda_select, or rows of lava_cuda_cascade_get: ascending per head.
+     */
+    const uint32_t *rows;
+    /**
+     * Device memory, n_kv_heads + 1 entries.
+     */
+    const uint32_t *cu_kept;
+    /**
+     * NULL, or device memory, one number: rows begins so many entries later.
+     */
+    const uint64_t *rows_offset;
+} lava_cuda_compact_sequence;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -179,8 +499,9 @@ lava_status lava_cuda_destroy(void *context,
  *
  * word: *status of those calls. All bits set: nothing went wrong.
  * sequence: NULL, or receives the sequence of the batch, LAVA_NONE without a fault.
- * error: NULL, or the layer, the KV head, and what was not finite: "lse", "q", "v" or "scores"; "q" may be k as well.
- * Returns LAVA_OK, LAVA_ERR_NONFINITE, or LAVA_ERR_ARGUMENT for what is no status word. Any thread.
+ * error: NULL, or the layer, the KV head, and what was not finite: "lse", "q", "v", "scores" or "weights"; "q" may be k as well.
+ *     LAVA_ERR_BUDGET: "total".
+ * Returns LAVA_OK, LAVA_ERR_NONFINITE, LAVA_ERR_BUDGET, or LAVA_ERR_ARGUMENT for what is no status word. Any thread.
  */
 lava_status lava_cuda_result(uint64_t word,
                              uint32_t *sequence,
@@ -267,6 +588,257 @@ lava_status lava_cuda_attend(const void *context,
                              uint64_t *status,
                              void *stream,
                              lava_error *error);
+
+/**
+ * Bytes of device memory that lava_cuda_entropy needs as a workspace.
+ *
+ * n_sequences: as for lava_cuda_entropy.
+ * size: receives the bytes; untouched on error.
+ * Errors: as lava_cuda_entropy. Any thread.
+ */
+lava_status lava_cuda_entropy_workspace_size(const void *context,
+                                             const lava_shape *shape,
+                                             uint32_t n_sequences,
+                                             size_t *size,
+                                             lava_error *error);
+
+/**
+ * lava_entropy for layers or sequences side by side: the same bits as on the CPU.
+ *
+ * context: from lava_cuda_init.
+ * shape: n_tokens is that of the longest sequence; n_kv_heads and window are used.
+ * sequences: host memory, n_sequences of them, read during the call.
+ * workspace: device memory, lava_cuda_entropy_workspace_size bytes, as for lava_cuda_score.
+ * status, stream: as for lava_cuda_score. Scores that are negative or not finite: "scores", and the sequence's numbers are not to be
+ *     used.
+ * Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, OVERFLOW, STATE, CONTEXT: nothing was launched. LAUNCH: some
+ *     launches may have been. Any thread that has the context.
+ */
+lava_status lava_cuda_entropy(const void *context,
+                              const lava_shape *shape,
+                              const struct lava_cuda_entropy_sequence *sequences,
+                              uint32_t n_sequences,
+                              void *workspace,
+                              size_t workspace_size,
+                              uint64_t *status,
+                              void *stream,
+                              lava_error *error);
+
+/**
+ * lava_layer_budgets for sequences side by side: the same numbers as on the CPU, without waiting for weights that are on the device.
+ *
+ * context: from lava_cuda_init.
+ * sequences: host memory, n_sequences of them, read during the call.
+ * workspace: device memory, 48 bytes for each sequence, aligned to LAVA_WORKSPACE_ALIGN; NULL will do for a single one.
+ * status, stream: as for lava_cuda_score. Weights that are negative or not finite are "weights"; a total below the minimums'
+ *     sum, and minimums above a capacity, are LAVA_ERR_BUDGET, "total". Nothing is written to that sequence's budgets then.
+ * Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, STATE, CONTEXT: nothing was launched. LAUNCH. Any thread that
+ *     has the context.
+ */
+lava_status lava_cuda_layer_budgets(const void *context,
+                                    const struct lava_cuda_budget_sequence *sequences,
+                                    uint32_t n_sequences,
+                                    void *workspace,
+                                    size_t workspace_size,
+                                    uint64_t *status,
+                                    void *stream,
+                                    lava_error *error);
+
+/**
+ * Bytes of device memory that lava_cuda_global_budgets needs as a workspace.
+ *
+ * shape, n_layers, n_sequences: as for lava_cuda_global_budgets.
+ * size: receives the bytes; untouched on error.
+ * Errors: as lava_cuda_global_budgets. Any thread.
+ */
+lava_status lava_cuda_global_budgets_workspace_size(const void *context,
+                                                    const lava_shape *shape,
+                                                    uint32_t n_layers,
+                                                    uint32_t n_sequences,
+                                                    size_t *size,
+                                                    lava_error *error);
+
+/**
+ * lava_global_budgets for sequences side by side: the same numbers as on the CPU. With them lava_cuda_select keeps exactly the largest
+ * scores of the whole model: a layer's budget is &budgets[l], its head_weights head_weights + l * n_kv_heads.
+ *
+ * context: from lava_cuda_init.
+ * shape: of every layer; n_tokens is that of the longest sequence. n_kv_heads is at most LAVA_CUDA_MAX_HEADS, n_layers * n_kv_heads *
+ *     n_tokens below 2^32.
+ * n_layers: at most 1024.
+ * params: as for lava_global_budgets, but protected_mask is NULL here: each sequence has its own.
+ * sequences: host memory, n_sequences of them, read during the call.
+ * workspace: device memory, lava_cuda_global_budgets_workspace_size bytes, as for lava_cuda_score.
+ * status, stream: as for lava_cuda_score. Scores that are not finite ("scores"), and a total below what the heads are promised
+ *     (LAVA_ERR_BUDGET, "total", of layer 0).
+ * Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, OVERFLOW, STATE, CONTEXT: nothing was launched. LAUNCH: some
+ *     launches may have been. Any thread that has the context.
+ */
+lava_status lava_cuda_global_budgets(const void *context,
+                                     const lava_shape *shape,
+                                     uint32_t n_layers,
+                                     const lava_select_params *params,
+                                     const struct lava_cuda_global_sequence *sequences,
+                                     uint32_t n_sequences,
+                                     void *workspace,
+                                     size_t workspace_size,
+                                     uint64_t *status,
+                                     void *stream,
+                                     lava_error *error);
+
+/**
+ * Bytes of device memory that lava_cuda_select needs as a workspace.
+ *
+ * shape, n_sequences: as for lava_cuda_select.
+ * size: receives the bytes; untouched on error.
+ * Errors: as lava_cuda_select. Any thread.
+ */
+lava_status lava_cuda_select_workspace_size(const void *context,
+                                            const lava_shape *shape,
+                                            uint32_t n_sequences,
+                                            size_t *size,
+                                            lava_error *error);
+
+/**
+ * lava_select for layers or sequences side by side: the same kept sets as on the CPU, bit for bit.
+ *
+ * context: from lava_cuda_init.
+ * shape: n_tokens is that of the longest sequence; n_kv_heads is at most LAVA_CUDA_MAX_HEADS, and n_kv_heads * n_tokens below 2^32.
+ * params: as for lava_select, but protected_mask and head_weights are NULL here: each sequence has its own.
+ * sequences: host memory, n_sequences of them, read during the call.
+ * workspace: device memory, lava_cuda_select_workspace_size bytes, as for lava_cuda_score.
+ * status, stream: as for lava_cuda_score. Of a sequence with scores that are not finite ("scores"), weights that are negative or not
+ *     finite ("weights"), or a budget below what is protected (LAVA_ERR_BUDGET, "total"), nothing is written.
+ * Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, OVERFLOW, STATE, CONTEXT: nothing was launched. LAUNCH: some
+ *     launches may have been. Any thread that has the context.
+ */
+lava_status lava_cuda_select(const void *context,
+                             const lava_shape *shape,
+                             const lava_select_params *params,
+                             const struct lava_cuda_select_sequence *sequences,
+                             uint32_t n_sequences,
+                             void *workspace,
+                             size_t workspace_size,
+                             uint64_t *status,
+                             void *stream,
+                             lava_error *error);
+
+/**
+ * Bytes of device memory that a cascade's state needs.
+ *
+ * shape: of every layer; n_kv_heads, n_tokens and window are used.
+ * n_layers, total, params: as for lava_cuda_cascade_init.
+ * size: receives the bytes; untouched on error.
+ * Errors: as lava_cuda_cascade_init. Any thread.
+ */
+lava_status lava_cuda_cascade_state_size(const lava_shape *shape,
+                                         uint32_t n_layers,
+                                         uint64_t total,
+                                         const lava_select_params *params,
+                                         size_t *size,
+                                         lava_error *error);
+
+/**
+ * Bytes of device memory that lava_cuda_cascade_push needs as a workspace, enough for every layer.
+ *
+ * cascade: from lava_cuda_cascade_init.
+ * size: receives the bytes; untouched on error.
+ * Errors: NULL, STRUCT_SIZE, STATE. Any thread.
+ */
+lava_status lava_cuda_cascade_workspace_size(const struct lava_cuda_cascade *cascade,
+                                             size_t *size,
+                                             lava_error *error);
+
+/**
+ * lava_cascade_init on the device.
+ *
+ * context: from lava_cuda_init.
+ * shape: of every layer; n_kv_heads, n_tokens and window are used. n_kv_heads is at most LAVA_CUDA_MAX_HEADS, n_kv_heads * n_tokens
+ *     below 2^32.
+ * n_layers, total: as for lava_cascade_init.
+ * params: as for lava_cascade_init, but protected_mask and head_weights are device memory. They are not copied: they stay until the
+ *     last push has run.
+ * state: device memory, lava_cuda_cascade_state_size bytes, aligned to LAVA_WORKSPACE_ALIGN, the cascade's until nobody looks at its
+ *     layers any more.
+ * cascade: receives the host's side; untouched on error.
+ * status, stream: as for lava_cuda_score. A total below what the mask protects is LAVA_ERR_BUDGET, "total", of layer 0; pushes do
+ *     nothing then.
+ * Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE (state_size), OVERFLOW, BUDGET, STATE, CONTEXT: nothing was
+ *     launched. LAUNCH. Any thread that has the context, but one call on a cascade at a time.
+ */
+lava_status lava_cuda_cascade_init(const void *context,
+                                   const lava_shape *shape,
+                                   uint32_t n_layers,
+                                   uint64_t total,
+                                   const lava_select_params *params,
+                                   void *state,
+                                   size_t state_size,
+                                   struct lava_cuda_cascade *cascade,
+                                   uint64_t *status,
+                                   void *stream,
+                                   lava_error *error);
+
+/**
+ * lava_cascade_push and lava_cascade_push_weighted on the device: after it has run, every layer so far keeps what it keeps on the CPU, bit
+ * for bit.
+ *
+ * cascade: from lava_cuda_cascade_init; counts the push. Unchanged on error.
+ * scores: device memory, f32 [n_kv_heads, n_tokens - window] of the next layer, not negative.
+ * weight: with LAVA_LAYERS_WEIGHTS device memory, one number, finite and not negative: the layer's weight. Else NULL.
+ * workspace: device memory, lava_cuda_cascade_workspace_size bytes, as for lava_cuda_score.
+ * status, stream: as for lava_cuda_score; the stream of the calls before, or one that waits for it. A fault in a layer's scores or
+ *     weights ("scores", "weights") or a budget that cannot hold what is protected (LAVA_ERR_BUDGET) makes this push and all later ones of
+ *     the cascade do nothing.
+ * Errors: NULL, STRUCT_SIZE, ARGUMENT, ALIGNMENT, OVERLAP, WORKSPACE, STATE (complete, or not from lava_cuda_cascade_init), CONTEXT: nothing
+ *     was launched. LAUNCH: some launches may have been, and the cascade is not to be used any more.
+ */
+lava_status lava_cuda_cascade_push(const void *context,
+                                   struct lava_cuda_cascade *cascade,
+                                   const float *scores,
+                                   const double *weight,
+                                   void *workspace,
+                                   size_t workspace_size,
+                                   uint64_t *status,
+                                   void *stream,
+                                   lava_error *error);
+
+/**
+ * Where a layer lies after the last push.
+ *
+ * cascade: from lava_cuda_cascade_init, with pushes.
+ * layer: below n_pushed.
+ * out: receives pointers to device memory; untouched on error. What they lead to is there when the last push has run.
+ * Errors: NULL, STRUCT_SIZE, STATE (not from lava_cuda_cascade_init, or no such layer yet). Any thread.
+ */
+lava_status lava_cuda_cascade_get(const struct lava_cuda_cascade *cascade,
+                                  uint32_t layer,
+                                  struct lava_cuda_cascade_layer *out,
+                                  lava_error *error);
+
+/**
+ * lava_compact for caches side by side, counts and rows unread by the host.
+ *
+ * What the host cannot see, it believes: that rows ascend per head and lie inside the source, that cu_kept ascends, that each
+ * head of a destination has room, and in place that no row moves backwards. K and V go by themselves: of a call, all K are in place
+ * or none is, with one size of elements, and so are all V.
+ *
+ * context: from lava_cuda_init.
+ * shape: n_tokens is that of the longest sequence; n_kv_heads, head_dim_k and head_dim_v are used.
+ * sequences: host memory, n_sequences of them, read during the call, as are the tensors they point to. In place is as in lava_compact,
+ *     both ragged or both not.
+ * workspace: device memory, 256 bytes for each sequence, aligned to LAVA_WORKSPACE_ALIGN; NULL will do for a single one.
+ * stream: as for lava_cuda_score. There is no status: rows are moved as bits.
+ * Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, OVERFLOW, DTYPE, STATE, CONTEXT: nothing was
+ *     launched. LAUNCH: some launches may have been. Any thread that has the context.
+ */
+lava_status lava_cuda_compact(const void *context,
+                              const lava_shape *shape,
+                              const struct lava_cuda_compact_sequence *sequences,
+                              uint32_t n_sequences,
+                              void *workspace,
+                              size_t workspace_size,
+                              void *stream,
+                              lava_error *error);
 
 #ifdef __cplusplus
 }  // extern "C"

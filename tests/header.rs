@@ -26,5 +26,9 @@ fn lava_h() {
 
 #[test]
 fn lava_cuda_h() {
-    is_fresh("lava_cuda.h", "cbindgen_cuda.toml", &["cuda.rs", "cuda/budgets.rs", "cuda/select.rs", "cuda/cascade.rs", "cuda/compact.rs"]);
+    is_fresh(
+        "lava_cuda.h",
+        "cbindgen_cuda.toml",
+        &["cuda.rs", "cuda/budgets.rs", "cuda/select.rs", "cuda/cascade.rs", "cuda/compact.rs"],
+    );
 }

@@ -66,7 +66,7 @@ int n_capturing = 0, n_modules = 0;
 CUstream_st default_stream;
 std::map<void *, size_t> memory;
 constexpr size_t GUARD = 256;
-constexpr int STATIC_SHARED = 1 << 10; // of every kernel: more than any declares
+constexpr int STATIC_SHARED = 1 << 10; // of a kernel that asks for more, beside its own
 unsigned n_run = 0;
 
 bool asked_to_fail(const char *what) {
@@ -80,6 +80,12 @@ int shared_of_block() {
 CUstream_st *stream_of(CUstream stream) { return stream ? stream : &default_stream; }
 bool begins(const std::string &name, const char *with) { return name.rfind(with, 0) == 0; }
 
+/// What a kernel is launched with, by the beginning of its name.
+struct Family {
+    const char *begins;
+    size_t bytes;
+    void (*run)(const Call &);
+};
 template <class Args> void call(const Call &c) {
     Args args;
     memcpy(&args, c.arguments.data(), sizeof args);
@@ -87,20 +93,25 @@ template <class Args> void call(const Call &c) {
     emu::launch(c.launch, [&] { kernel(args); });
 }
 
+template <class Args> Family family(const char *begins) { return {begins, sizeof(Args), call<Args>}; }
+const Family families[] = {
+    family<lava_score_args>("lava_score_"),           family<lava_attend_args>("lava_attend_"),
+    family<lava_upload_args>("lava_upload"),          family<lava_cuda_entropy_args>("lava_entropy_"),
+    family<lava_cuda_budget_args>("lava_share_layers"), family<lava_cuda_select_args>("lava_select_"),
+    family<lava_cuda_global_args>("lava_global_begin"), family<lava_cuda_global_args>("lava_share_globally"),
+    family<lava_cuda_compact_args>("lava_compact_"),  family<lava_cuda_cascade_args>("lava_cascade_"),
+};
+const Family *family_of(const std::string &name) {
+    for (const Family &f : families)
+        if (begins(name, f.begins)) return &f;
+    return nullptr;
+}
+
 void run(const std::vector<Call> &calls) {
     for (Call c : calls) {
         c.launch.seed = ++n_run;
-        if (begins(c.function->name, "lava_score_")) call<lava_score_args>(c);
-        else if (begins(c.function->name, "lava_attend_")) call<lava_attend_args>(c);
-        else call<lava_upload_args>(c);
+        family_of(c.function->name)->run(c);
     }
-}
-
-size_t argument_bytes(const std::string &name) {
-    return begins(name, "lava_score_")    ? sizeof(lava_score_args)
-           : begins(name, "lava_attend_") ? sizeof(lava_attend_args)
-           : name == "lava_upload"        ? sizeof(lava_upload_args)
-                                          : 0;
 }
 
 } // namespace
@@ -114,7 +125,7 @@ API cuGetErrorName(CUresult code, const char **name) {
 #define NAME(x)                                                                                                            \
     if (code == x) return *name = #x, CUDA_SUCCESS;
     NAME(CUDA_ERROR_INVALID_VALUE) NAME(CUDA_ERROR_NO_DEVICE) NAME(CUDA_ERROR_NO_BINARY_FOR_GPU) NAME(CUDA_ERROR_NOT_FOUND)
-    NAME(CUDA_ERROR_ILLEGAL_ADDRESS) NAME(CUDA_ERROR_NOT_INITIALIZED) NAME(CUDA_ERROR_INVALID_CONTEXT)
+    NAME(CUDA_ERROR_ILLEGAL_ADDRESS) NAME(CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE) NAME(CUDA_ERROR_NOT_INITIALIZED) NAME(CUDA_ERROR_INVALID_CONTEXT)
 #undef NAME
     return *name = nullptr, CUDA_ERROR_INVALID_VALUE;
 }
@@ -133,8 +144,13 @@ API cuDeviceGetAttribute(int *value, CUdevice_attribute which, CUdevice device) 
     if (device != 0) return CUDA_ERROR_INVALID_VALUE;
     if (which == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT) *value = 3;
     else if (which == CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN) *value = shared_of_block();
+    else if (which == CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH) *value = getenv("FAKE_ALONE") == nullptr;
     else return CUDA_ERROR_INVALID_VALUE;
     return CUDA_SUCCESS;
+}
+API cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, CUfunction, int threads, size_t shared) {
+    if (threads != LAVA_CUDA_SELECT_THREADS || shared != 0) return CUDA_ERROR_INVALID_VALUE;
+    return *blocks = 2, CUDA_SUCCESS;
 }
 
 API cuModuleLoadData(CUmodule *module, const void *image) {
@@ -160,8 +176,9 @@ API cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name)
     Dl_info here;
     dladdr(&only_context, &here);
     void *const self = dlopen(here.dli_fname, RTLD_LAZY | RTLD_NOLOAD), *const kernel = dlsym(self, name);
-    const size_t bytes = argument_bytes(name);
-    if (!kernel || bytes == 0) return CUDA_ERROR_NOT_FOUND;
+    const Family *const kind = family_of(name);
+    if (!kernel || !kind) return CUDA_ERROR_NOT_FOUND;
+    const size_t bytes = kind->bytes;
     auto &found = module->functions[name];
     found.reset(new CUfunc_st{module, name, kernel, bytes});
     return *function = found.get(), CUDA_SUCCESS;
@@ -175,21 +192,36 @@ API cuFuncSetAttribute(CUfunction function, CUfunction_attribute which, int valu
     if (value < 0 || value + STATIC_SHARED > shared_of_block()) return CUDA_ERROR_INVALID_VALUE;
     return function->max_dynamic = value, CUDA_SUCCESS;
 }
-API cuLaunchKernel(CUfunction function, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned shared,
-                   CUstream to, void **parameters, void **extra) {
+namespace {
+CUresult launch(CUfunction function, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned shared, CUstream to,
+                void **parameters, unsigned resident) {
     if (asked_to_fail("launch")) return CUDA_ERROR_ILLEGAL_ADDRESS;
     if (function->module->owner != current) return CUDA_ERROR_INVALID_CONTEXT;
     const bool fits = x > 0 && y > 0 && z > 0 && y <= 65535 && z <= 65535 && x <= INT32_MAX && bx * by * bz > 0 && bx * by * bz <= 1024;
-    if (!fits || int(shared) > function->max_dynamic || extra) return CUDA_ERROR_INVALID_VALUE;
+    if (!fits || int(shared) > function->max_dynamic) return CUDA_ERROR_INVALID_VALUE;
     Call c;
     c.function = function;
     c.launch.grid = {x, y, z};
     c.launch.block = {bx, by, bz};
     c.launch.shared_bytes = shared;
+    c.launch.resident = resident;
     c.arguments.resize((function->argument_bytes + 7) / 8);
     memcpy(c.arguments.data(), parameters[0], function->argument_bytes);
     stream_of(to)->calls.push_back(std::move(c));
     return CUDA_SUCCESS;
+}
+} // namespace
+API cuLaunchKernel(CUfunction function, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned shared,
+                   CUstream to, void **parameters, void **extra) {
+    if (extra) return CUDA_ERROR_INVALID_VALUE;
+    // Blocks that wait for each other would hang here if more than one had to.
+    return launch(function, x, y, z, bx, by, bz, shared, to, parameters, 1);
+}
+API cuLaunchCooperativeKernel(CUfunction function, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz,
+                              unsigned shared, CUstream to, void **parameters) {
+    // Three processors, two blocks each.
+    if (x * y * z > 6 || getenv("FAKE_ALONE")) return CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
+    return launch(function, x, y, z, bx, by, bz, shared, to, parameters, 0);
 }
 
 API cuStreamCreate(CUstream *stream, unsigned) { return *stream = new CUstream_st, CUDA_SUCCESS; }

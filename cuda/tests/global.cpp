@@ -77,10 +77,10 @@ static void check_selection(Sequence &sequence, uint32_t n_layers, uint32_t head
         list[l].params.head_weights = sequence.head_weights.data() + size_t(l) * heads;
     }
     Buffer<unsigned char> workspace(lava_cuda_choice_workspace(n_layers, heads, prefix));
-    memset(workspace.data(), 0, n_layers * LAVA_CUDA_CONTROL_BYTES);
     Buffer<uint64_t> status(1, 0xFF);
     lava_cuda_select_args a = {};
     a.items = list.data(), a.n_items = n_layers, a.n_kv_heads = heads, a.max_prefix = prefix, a.workspace = workspace.data(), a.status = status.data();
+    launch(lava_select_begin, n_layers, 1, 1, 32, 0, seed, a);
     launch(lava_select_entries, n_blocks, n_layers, 1, LAVA_CUDA_SELECT_THREADS, 0, seed, a, 0);
     CHECK(status[0] == LAVA_NO_FAULT, "status %llx", (unsigned long long) status[0]);
     for (uint32_t l = 0; l < n_layers; l++) {
@@ -116,7 +116,7 @@ static void check(uint32_t n_layers, uint32_t heads, const std::vector<uint32_t>
     for (const uint32_t n_blocks : {1u, 3u})
         for (unsigned s = 0; s < n_seeds() && !(is_quick() && n_blocks == 1); s++) {
             memset(workspace.data(), 0xA5, workspace.bytes());
-            memset(workspace.data(), 0, n * LAVA_CUDA_CONTROL_BYTES);
+            launch(lava_global_begin, n, 1, 1, 32, 0, s, a);
             status[0] = LAVA_NO_FAULT;
             for (auto &sequence : sequences) memset(sequence->budgets.data(), 0xA5, sequence->budgets.bytes()), memset(sequence->head_weights.data(), 0xA5, sequence->head_weights.bytes());
             launch(lava_share_globally, n_blocks, n, 1, LAVA_CUDA_SELECT_THREADS, 0, s, a, 0);
@@ -144,7 +144,7 @@ static void check_faults() {
     Buffer<unsigned char> workspace(lava_cuda_global_workspace(2, n_layers, heads, prefix));
     a.workspace = workspace.data();
     const auto run = [&](uint32_t n_sink, uint32_t head_min, uint64_t total, unsigned seed) {
-        memset(workspace.data(), 0, 2 * LAVA_CUDA_CONTROL_BYTES);
+        launch(lava_global_begin, 2, 1, 1, 32, 0, 1, a);
         memset(sequence.head_weights.data(), 0xA5, sequence.head_weights.bytes());
         sequence.params = lava_select_params_init();
         sequence.params.n_sink = n_sink, sequence.params.head_min = head_min, sequence.total = total;

@@ -7,88 +7,15 @@
  *     path init STATUS ARGUMENT         only that lava_cuda_init returns this, and names that
  */
 #define _POSIX_C_SOURCE 200809L
-#include "plan_attention.h"
-#include <lava_cuda.h>
+#include "path.h"
 
 #include <dlfcn.h>
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#define CHECK(condition) do { if (!(condition)) { fprintf(stderr, "path.c:%d: %s\n", __LINE__, #condition); exit(1); } } while (0)
-#define OK(call) do { lava_error error = lava_error_init(); if ((call) != LAVA_OK) { \
-    fprintf(stderr, "path.c:%d: %s: %s (%s)\n", __LINE__, #call, error.message, error.argument); exit(1); } } while (0)
-/* The call returns this status and names this argument. */
-#define REFUSED(wanted, name, call) do { lava_error error = lava_error_init(); lava_status got = (call); \
-    if (got != (wanted) || error.status != got || strcmp(error.argument, name) != 0) { \
-        fprintf(stderr, "path.c:%d: %s: %d (%s), not " #wanted " (%s)\n", __LINE__, #call, got, error.argument, name); exit(1); } } while (0)
-
-/* ------------------------------------------------------------------ the driver ---- */
-
-static void *libcuda;
-
-/* A function of the driver, of any arguments that fit into registers or on the stack as these do. */
-typedef int (*driver_function)();
-static driver_function driver(const char *name) {
-    driver_function function;
-    void *found = dlsym(libcuda, name);
-    if (!found) { fprintf(stderr, "libcuda has no %s\n", name); exit(1); }
-    memcpy(&function, &found, sizeof(function));
-    return function;
-}
-#define CU(name, ...) do { int code = driver(#name)(__VA_ARGS__); \
-    if (code != 0) { fprintf(stderr, "path.c:%d: %s: %d\n", __LINE__, #name, code); exit(1); } } while (0)
-
-static void *stream, *cuda_context;
-
-/* Memory of both sides. */
-static void *allocate(size_t bytes) {
-    void *memory = NULL;
-    CU(cuMemAllocManaged, &memory, bytes ? bytes : 1, 1u);
-    CHECK(memory != NULL);
-    return memory;
-}
-static void release(void *memory) {
-    CU(cuMemFree_v2, memory);
-}
-static void wait(void) {
-    CU(cuStreamSynchronize, stream);
-}
-
-/* --------------------------------------------------------------------- numbers ---- */
-
-static uint32_t seed = 1;
-static float number(void) {
-    seed = seed * 1664525u + 1013904223u;
-    return (float) (seed >> 24) / 64.0f - 2.0f; /* exact in all three types */
-}
-
-static size_t element_size(lava_dtype dtype) { return dtype == LAVA_F32 ? 4 : 2; }
-
-/* x, which the type has exactly. */
-static void set(lava_dtype dtype, void *data, size_t i, float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    if (dtype == LAVA_F32) ((uint32_t *) data)[i] = bits;
-    else if (dtype == LAVA_BF16) ((uint16_t *) data)[i] = (uint16_t) (bits >> 16);
-    else if (bits << 1 == 0) ((uint16_t *) data)[i] = 0;
-    else ((uint16_t *) data)[i] = (uint16_t) ((bits >> 16 & 0x8000) | (((bits >> 23 & 0xff) - 112) << 10) | (bits >> 13 & 0x3ff));
-}
-
-static void *elements(lava_dtype dtype, size_t n, float factor) {
-    void *data = allocate(n * element_size(dtype));
-    for (size_t i = 0; i < n; i++) set(dtype, data, i, factor * number());
-    return data;
-}
 
 /* u = 2^-24; see score.cpp for where the bounds come from. |q|, |k| <= 2, and the scale is 1 / sqrt(d): no sum of |q||k| is larger. */
 static const double U = 1.0 / (1 << 24);
 static double logit_error(uint32_t dim) { return U * (4 * sqrt(dim) + 8) * 4 * sqrt(dim); }
 
 /* -------------------------------------------------------------------- contexts ---- */
-
-static void *context;
 
 static void *context_memory(void) {
     void *memory = aligned_alloc(LAVA_WORKSPACE_ALIGN, (lava_cuda_context_size() + 15) / 16 * 16);
@@ -138,17 +65,6 @@ static void finish(void) {
     free(context);
 }
 
-/* Captured, what is asked for between these two; launched by the second. */
-static void begin_capture(void) { CU(cuStreamBeginCapture_v2, stream, 0); }
-static void *end_capture(void) {
-    void *graph = NULL, *executable = NULL;
-    CU(cuStreamEndCapture, stream, &graph);
-    CU(cuGraphInstantiateWithFlags, &executable, graph, 0ull);
-    CU(cuGraphDestroy, graph);
-    CU(cuGraphLaunch, executable, stream);
-    return executable;
-}
-
 /* ----------------------------------------------------------------------- score ---- */
 
 enum { MOST = 48, LAYER = 7 };
@@ -171,11 +87,6 @@ typedef struct score_batch {
     void *workspace;
     uint64_t *status;
 } score_batch;
-
-static lava_tensor tensor(lava_dtype dtype, uint32_t rows, uint32_t heads, uint32_t dim, float factor) {
-    size_t n = (size_t) rows * heads * dim;
-    return lava_tensor_token_major(dtype, elements(dtype, n, factor), n * element_size(dtype), heads, dim);
-}
 
 static score_batch *make_scores(const score_case *c) {
     score_batch *b = calloc(1, sizeof(score_batch));
@@ -245,13 +156,13 @@ static void check_scores(const score_case *c) {
     /* The host's structs are not needed any more. */
     memset(b->sequences, 0xff, sizeof(b->sequences));
     memset(b->tensors, 0xff, sizeof(b->tensors));
-    wait();
+    settle();
     double bound = 2 * (2 * logit_error(c->dim_k) + U * (b->shape.n_tokens + c->window + c->dim_v + 60)), worst = 0;
     for (int turn = 0; turn < (graph ? 2 : 1); turn++) {
         if (turn == 1) {
             for (uint32_t i = 0; i < c->n_sequences; i++) memset(scores[i], 0, 4 * b->n_scores[i]);
             CU(cuGraphLaunch, graph, stream);
-            wait();
+            settle();
         }
         for (uint32_t i = 0; i < c->n_sequences; i++)
             for (size_t e = 0; e < b->n_scores[i]; e++) {
@@ -379,13 +290,13 @@ static void refused_scores(void) {
         WRONG(LAVA_ERR_LAUNCH, "CUDA_ERROR_ILLEGAL_ADDRESS", (void) 0);
         unsetenv("FAKE_FAIL");
     }
-    wait();
+    settle();
     CHECK(memcmp(&before, &outputs[0][0], 4) == 0 && *b->status == UINT64_MAX);
 
     /* What is not finite is found by the kernels. */
     ((uint16_t *) b->tensors[1][1].data)[(5 * 2 + 1) * 64 + 3] = 0x7fc0;
     OK(score(&c, b, &error));
-    wait();
+    settle();
     uint32_t sequence = 0;
     lava_error error = lava_error_init();
     CHECK(lava_cuda_result(*b->status, &sequence, &error) == LAVA_ERR_NONFINITE);
@@ -479,13 +390,13 @@ static void check_attend(const attend_case *c) {
     void *graph = end_capture();
     memset(sequences, 0xff, sizeof(sequences));
     memset(t, 0xff, sizeof(t));
-    wait();
+    settle();
     double worst = 0, bound = 0;
     for (int turn = 0; turn < 2; turn++) {
         if (turn == 1) {
             for (uint32_t i = 0; i < c->n_sequences; i++) n_rows[i][0] += ROOM, n_rows[i][1] += 1;
             CU(cuGraphLaunch, graph, stream);
-            wait();
+            settle();
         }
         for (uint32_t i = 0; i < c->n_sequences; i++) {
             lava_tensor *x = copies[i], out = x[3], lse = x[4];
@@ -542,11 +453,12 @@ static void attends(void) {
 /* ---------------------------------------------------------------- status words ---- */
 
 static void status_words(void) {
-    static const char *const names[] = {"lse", "q", "v", "scores"};
-    for (uint32_t fault = LAVA_FAULT_LSE; fault <= LAVA_FAULT_SCORES; fault++) {
+    static const char *const names[] = {"lse", "q", "v", "scores", "total", "weights"};
+    for (uint32_t fault = LAVA_FAULT_LSE; fault <= LAVA_FAULT_WEIGHTS; fault++) {
         uint32_t sequence = 0;
         lava_error error = lava_error_init();
-        CHECK(lava_cuda_result(lava_fault(fault, 65535, 65534, 1000), &sequence, &error) == LAVA_ERR_NONFINITE);
+        lava_status want = fault == LAVA_FAULT_BUDGET ? LAVA_ERR_BUDGET : LAVA_ERR_NONFINITE;
+        CHECK(lava_cuda_result(lava_fault(fault, 65535, 65534, 1000), &sequence, &error) == want);
         CHECK(error.layer == 65535 && sequence == 65534 && error.head == 1000);
         CHECK(strcmp(error.argument, names[fault - LAVA_FAULT_LSE]) == 0);
     }
@@ -578,6 +490,7 @@ int main(int argc, char **argv) {
     scores();
     refused_scores();
     attends();
+    decisions();
     finish();
     printf("the CUDA path is as it should be\n");
     return 0;

@@ -10,7 +10,7 @@ use core::ptr::null_mut;
 use cudarc::driver::sys::{self, CUcontext, CUfunction, CUmodule};
 
 use crate::error::{Error, ErrorKind, Result, ensure};
-use plan::{Batch, Launch, N_KERNELS, Processors, UPLOAD_WORDS, UploadArgs};
+use plan::{Batch, CascadeArgs, Launch, N_KERNELS, Processors, UPLOAD_WORDS, UploadArgs};
 
 /// The driver asks for images at such addresses.
 #[repr(C, align(16))]
@@ -131,7 +131,13 @@ impl Context {
             state: LOADED,
             owner: driver.current()?,
             driver,
-            device: Processors { count: 1, shared_bytes: 0, select_blocks: 1, cascade_blocks: 1 },
+            device: Processors {
+                count: 1,
+                shared_bytes: 0,
+                select_blocks: u32::MAX,
+                global_blocks: u32::MAX,
+                cascade_blocks: u32::MAX,
+            },
             modules: [null_mut(); KERNELS.len()],
             functions: [null_mut(); N_KERNELS],
         };
@@ -187,10 +193,16 @@ impl Context {
             if cooperates {
                 // SAFETY: a function just found; `resident` can be written. No dynamic shared memory.
                 check(unsafe {
-                    (driver.cuOccupancyMaxActiveBlocksPerMultiprocessor)(&mut resident, *function, plan::SELECT_THREADS, 0)
+                    (driver.cuOccupancyMaxActiveBlocksPerMultiprocessor)(
+                        &mut resident,
+                        *function,
+                        plan::SELECT_THREADS,
+                        0,
+                    )
                 })?;
             }
-            *blocks = (resident.max(0) as u32).saturating_mul(count).max(1);
+            // The fewest, where two kernels are planned together.
+            *blocks = (*blocks).min((resident.max(0) as u32).saturating_mul(count)).max(1);
         }
         Ok(())
     }
@@ -235,9 +247,30 @@ impl Context {
         let code = unsafe {
             match cooperative != 0 {
                 true => (self.driver.cuLaunchCooperativeKernel)(
-                    function, x, y, z, block, 1, 1, shared_bytes, stream, all,
+                    function,
+                    x,
+                    y,
+                    z,
+                    block,
+                    1,
+                    1,
+                    shared_bytes,
+                    stream,
+                    all,
                 ),
-                false => (self.driver.cuLaunchKernel)(function, x, y, z, block, 1, 1, shared_bytes, stream, all, none),
+                false => (self.driver.cuLaunchKernel)(
+                    function,
+                    x,
+                    y,
+                    z,
+                    block,
+                    1,
+                    1,
+                    shared_bytes,
+                    stream,
+                    all,
+                    none,
+                ),
             }
         };
         self.driver.check(code, ErrorKind::Launch)
@@ -313,11 +346,27 @@ impl Context {
             unsafe { self.upload::<B>(workspace as *mut B::Sequence, n, sequence, stream)? };
         }
         let (launches, n_launches) = batch.launches(instance, dtype, &self.device);
-        for launch in &launches[..n_launches] {
-            // SAFETY: plan.c names the kernels that take these arguments; the memory is the caller's promise.
-            unsafe { self.launch(launch, batch.args(), stream)? };
-        }
-        Ok(())
+        // SAFETY: plan.c names the kernels that take these arguments; the memory is the caller's promise.
+        unsafe { self.launch_all(&launches[..n_launches], batch.args(), stream) }
+    }
+
+    /// Asks for launches, one behind the other.
+    ///
+    /// # Safety
+    /// As [`Self::launch`].
+    unsafe fn launch_all<T>(&self, launches: &[Launch], args: &T, stream: *mut c_void) -> Result<()> {
+        // SAFETY: the caller's promise.
+        launches.iter().try_for_each(|launch| unsafe { self.launch(launch, args, stream) })
+    }
+
+    /// What comes before a cascade's first push (`first`), or a push.
+    ///
+    /// # Safety
+    /// What `args` points to must be the device's and as large as plan.h says, until the stream is past it.
+    pub unsafe fn run_cascade(&self, args: &CascadeArgs, first: bool, stream: *mut c_void) -> Result<()> {
+        let (launches, n) = if first { args.begin() } else { args.push(&self.device) };
+        // SAFETY: plan.c names the kernels that take these arguments; the memory is the caller's promise.
+        unsafe { self.launch_all(&launches[..n], args, stream) }
     }
 }
 

@@ -403,11 +403,7 @@ fn shorter(longest: &Shape, n_tokens: u32, layer: u32) -> Result<Shape> {
 
 /// What every call writes.
 fn with_status(workspace: *mut c_void, workspace_size: usize, status: *mut u64) -> Memory {
-    Memory::default().writes(workspace as *mut u8, workspace_size, c"workspace").writes(
-        status,
-        1,
-        c"status",
-    )
+    Memory::default().writes(workspace as *mut u8, workspace_size, c"workspace").writes(status, 1, c"status")
 }
 
 fn check_batch(shape: &Shape, n_sequences: u32) -> Result<()> {

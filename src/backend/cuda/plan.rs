@@ -7,7 +7,7 @@ use core::ffi::{CStr, c_char, c_void};
 use core::mem::{offset_of, size_of};
 
 /// Kernels of all files.
-pub const N_KERNELS: usize = 52;
+pub const N_KERNELS: usize = 54;
 /// 8 bytes each, as many as one launch of the upload kernel carries.
 pub const UPLOAD_WORDS: usize = 500;
 
@@ -211,6 +211,64 @@ pub struct SelectArgs {
 
 #[derive(Clone, Copy)]
 #[repr(C)]
+pub struct GlobalItem {
+    pub scores: *const *const f32,
+    pub budgets: *mut u64,
+    pub head_weights: *mut f64,
+    pub params: DeviceSelectParams,
+    pub total: u64,
+    pub prefix_len: u32,
+    pub reserved: u32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct GlobalArgs {
+    pub items: *const GlobalItem,
+    pub one: GlobalItem,
+    pub status: *mut u64,
+    pub workspace: *mut c_void,
+    pub n_items: u32,
+    pub n_layers: u32,
+    pub n_kv_heads: u32,
+    pub max_prefix: u32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct CascadeArgs {
+    pub scores: *const f32,
+    pub status: *mut u64,
+    pub state: *mut c_void,
+    pub workspace: *mut c_void,
+    pub params: DeviceSelectParams,
+    pub total: u64,
+    pub layer: u32,
+    pub n_layers: u32,
+    pub n_kv_heads: u32,
+    pub prefix_len: u32,
+    pub window_rows: u32,
+    pub layer_budgets: u32,
+    pub weight: *const f64,
+}
+
+/// Where a layer's part of a cascade's state is; all on the device.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct CascadePlace {
+    pub kept_indices: *const u32,
+    pub cu_kept: *const u32,
+    pub rows: *const u32,
+    pub cu_rows: *const u32,
+    pub offset: *const u64,
+    pub budget: *const u64,
+    pub entropy: *const f64,
+    pub mass: *const f64,
+    pub evicted_share: *const f64,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
 pub struct CompactItem {
     pub src: DeviceTensor,
     pub dst: DeviceTensor,
@@ -260,6 +318,7 @@ pub struct Processors {
     pub shared_bytes: u32,
     /// Blocks of selection, and of the cascade's, that may wait for each other; 1 where none may.
     pub select_blocks: u32,
+    pub global_blocks: u32,
     pub cascade_blocks: u32,
 }
 
@@ -271,7 +330,8 @@ impl Processors {
     pub fn waiting(&mut self, kernel: &CStr) -> Option<&mut u32> {
         match kernel.to_bytes() {
             b"lava_select_entries" => Some(&mut self.select_blocks),
-            b"lava_cascade_plan" => Some(&mut self.cascade_blocks),
+            b"lava_share_globally" => Some(&mut self.global_blocks),
+            b"lava_cascade_plan" | b"lava_cascade_write" => Some(&mut self.cascade_blocks),
             _ => None,
         }
     }
@@ -291,6 +351,8 @@ const _: () = {
     assert!(size_of::<DeviceSelectParams>() == 32 && size_of::<SelectItem>() == 88);
     assert!(offset_of!(SelectItem, prefix_len) == 72 && size_of::<SelectArgs>() == 128);
     assert!(size_of::<CompactItem>() == 128 && size_of::<CompactArgs>() == 152);
+    assert!(size_of::<GlobalItem>() == 72 && size_of::<GlobalArgs>() == 112);
+    assert!(size_of::<CascadeArgs>() == 104 && offset_of!(CascadeArgs, layer) == 72);
     assert!(size_of::<UploadArgs>() == 4016);
 };
 
@@ -329,11 +391,16 @@ unsafe extern "C" {
     fn lava_plan_entropy_launches(args: *const EntropyArgs, out: *mut Launch) -> u32;
     fn lava_plan_budget_launches(args: *const BudgetArgs, out: *mut Launch) -> u32;
     fn lava_plan_select(args: *mut SelectArgs, workspace: *mut c_void) -> usize;
-    fn lava_plan_select_launches(
-        args: *const SelectArgs,
-        device: *const Processors,
-        out: *mut Launch,
-    ) -> u32;
+    fn lava_plan_select_launches(args: *const SelectArgs, device: *const Processors, out: *mut Launch)
+    -> u32;
+    fn lava_plan_global(args: *mut GlobalArgs, workspace: *mut c_void) -> usize;
+    fn lava_plan_global_launches(args: *const GlobalArgs, device: *const Processors, out: *mut Launch)
+    -> u32;
+    fn lava_plan_cascade_state(args: *const CascadeArgs) -> usize;
+    fn lava_plan_cascade_workspace(args: *const CascadeArgs) -> usize;
+    fn lava_plan_cascade_begin(out: *mut Launch) -> u32;
+    fn lava_plan_cascade_push(args: *const CascadeArgs, device: *const Processors, out: *mut Launch) -> u32;
+    fn lava_plan_cascade_get(args: *const CascadeArgs, layer: u32, out: *mut CascadePlace);
     fn lava_plan_compact_launches(
         args: *const CompactArgs,
         within: i32,
@@ -544,6 +611,52 @@ batch!(
     // SAFETY: see above; 2.
     |args, device, out| unsafe { lava_plan_select_launches(args, device, out) }
 );
+batch!(
+    GlobalArgs,
+    GlobalArgs,
+    GlobalItem,
+    |args| *args,
+    // SAFETY: see above.
+    |args: &mut GlobalArgs, workspace| unsafe { lava_plan_global(args, workspace) },
+    // SAFETY: see above; 2.
+    |args, device, out| unsafe { lava_plan_global_launches(args, device, out) }
+);
+
+impl CascadeArgs {
+    /// Bytes of state.
+    pub fn state_size(&self) -> usize {
+        // SAFETY: see above.
+        unsafe { lava_plan_cascade_state(self) }
+    }
+
+    /// Bytes of workspace of the push that needs the most.
+    pub fn workspace_size(&self) -> usize {
+        // SAFETY: see above.
+        unsafe { lava_plan_cascade_workspace(self) }
+    }
+
+    /// The launches before the first push.
+    pub fn begin(&self) -> ([Launch; MAX_LAUNCHES], usize) {
+        // SAFETY: see above; 1.
+        listed(|out| unsafe { lava_plan_cascade_begin(out) })
+    }
+
+    /// The launches of a push.
+    pub fn push(&self, device: &Processors) -> ([Launch; MAX_LAUNCHES], usize) {
+        // SAFETY: see above; 4.
+        listed(|out| unsafe { lava_plan_cascade_push(self, device, out) })
+    }
+
+    /// Where a layer's part of the state is, after the push of `self.layer`.
+    pub fn place(&self, layer: u32) -> CascadePlace {
+        let mut place = core::mem::MaybeUninit::uninit();
+        // SAFETY: see above; all of `place` is written.
+        unsafe {
+            lava_plan_cascade_get(self, layer, place.as_mut_ptr());
+            place.assume_init()
+        }
+    }
+}
 
 /// Arguments with what all items have in common.
 pub struct CompactBatch {

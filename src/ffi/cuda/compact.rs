@@ -150,11 +150,7 @@ unsafe fn batch(
 }
 
 /// K or V of a sequence.
-unsafe fn item(
-    longest: &Shape,
-    s: &lava_cuda_compact_sequence,
-    of_v: bool,
-) -> Result<(CompactItem, Own)> {
+unsafe fn item(longest: &Shape, s: &lava_cuda_compact_sequence, of_v: bool) -> Result<(CompactItem, Own)> {
     let shape = shorter(longest, s.n_tokens, longest.layer)?;
     check_pointer(s.rows, c"rows")?;
     check_pointer(s.cu_kept, c"cu_kept")?;

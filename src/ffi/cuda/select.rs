@@ -94,10 +94,7 @@ pub unsafe extern "C" fn lava_cuda_select(
             let cuda = reopen(context)?;
             cuda.check_current()?;
             let longest = read_struct(shape, c"shape")?.check()?;
-            let params = read_struct(params, c"params")?;
-            ensure(params.protected_mask.is_null(), ErrorKind::Argument, c"protected_mask")?;
-            ensure(params.head_weights.is_null(), ErrorKind::Argument, c"head_weights")?;
-            let params = params.check(&longest, 1)?;
+            let params = without_memory(params)?.check(&longest, 1)?;
             let mut batch = select_args(&longest, n_sequences)?;
             check_pointer(status, c"status")?;
             check_device_memory(workspace)?;
@@ -143,6 +140,14 @@ pub unsafe extern "C" fn lava_cuda_select(
             cuda.run(&mut batch, n_sequences as usize, &sequence, workspace, workspace_size, stream)
         })
     }
+}
+
+/// Options that lead nowhere: each sequence has what they could lead to.
+pub(super) unsafe fn without_memory(params: *const lava_select_params) -> Result<lava_select_params> {
+    let params = unsafe { read_struct(params, c"params")? };
+    ensure(params.protected_mask.is_null(), ErrorKind::Argument, c"protected_mask")?;
+    ensure(params.head_weights.is_null(), ErrorKind::Argument, c"head_weights")?;
+    Ok(params)
 }
 
 /// The options, but for what they lead to.
