@@ -23,7 +23,7 @@ use super::types::layout;
 use super::*;
 use crate::backend::cuda::Context;
 use crate::backend::cuda::plan::{
-    AttendArgs, AttendBatch, AttendSequence, DeviceTensor, ScoreArgs, ScoreSequence,
+    AttendArgs, AttendBatch, AttendSequence, Batch, DeviceTensor, ScoreArgs, ScoreSequence,
 };
 use crate::error::{Error, ErrorKind, Result, ensure};
 use crate::params::{ScoreParams, Shape, ValueWeight, validate_logit_options};
@@ -241,8 +241,7 @@ pub unsafe extern "C" fn lava_cuda_score(
 ) -> lava_status {
     unsafe {
         run(error, || {
-            let cuda = reopen(context)?;
-            cuda.check_current()?;
+            let cuda = current(context)?;
             let (shape, mut batch) = score_args(shape, params, n_sequences)?;
             check_pointer(status, c"status")?;
             batch.status = status;
@@ -281,11 +280,13 @@ pub unsafe extern "C" fn lava_cuda_attend_workspace_size(
 ) -> lava_status {
     unsafe {
         run(error, || {
-            let cuda = reopen(context)?;
             let shape = read_struct(shape, c"shape")?.check()?;
-            let mut batch = attend_args(&shape, &lava_attend_params::none(), n_sequences, total_rows)?;
-            slice_mut(size, 1, c"size")?[0] = cuda.workspace_size(&mut batch, n_sequences as usize);
-            Ok(())
+            tell_size(
+                context,
+                attend_args(&shape, &lava_attend_params::none(), n_sequences, total_rows)?,
+                n_sequences,
+                size,
+            )
         })
     }
 }
@@ -317,8 +318,7 @@ pub unsafe extern "C" fn lava_cuda_attend(
 ) -> lava_status {
     unsafe {
         run(error, || {
-            let cuda = reopen(context)?;
-            cuda.check_current()?;
+            let cuda = current(context)?;
             let shape = read_struct(shape, c"shape")?.check()?;
             let params = read_struct(params, c"params")?;
             check_pointer(status, c"status")?;
@@ -352,6 +352,26 @@ fn check_context_memory(context: *const c_void) -> Result<()> {
 unsafe fn reopen<'a>(context: *const c_void) -> Result<&'a Context> {
     check_context_memory(context)?;
     unsafe { Context::reopen(context) }
+}
+
+/// A context whose kernels can be launched from this thread.
+unsafe fn current<'a>(context: *const c_void) -> Result<&'a Context> {
+    let cuda = unsafe { reopen(context)? };
+    cuda.check_current().map(|()| cuda)
+}
+
+/// Bytes of workspace that a batch needs.
+unsafe fn tell_size<B: Batch>(
+    context: *const c_void,
+    mut batch: B,
+    n_sequences: u32,
+    size: *mut usize,
+) -> Result<()> {
+    unsafe {
+        let cuda = reopen(context)?;
+        slice_mut(size, 1, c"size")?[0] = cuda.workspace_size(&mut batch, n_sequences as usize);
+        Ok(())
+    }
 }
 
 fn check_device_memory(workspace: *mut c_void) -> Result<()> {

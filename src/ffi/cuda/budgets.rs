@@ -90,11 +90,8 @@ pub unsafe extern "C" fn lava_cuda_entropy_workspace_size(
 ) -> lava_status {
     unsafe {
         run(error, || {
-            let cuda = reopen(context)?;
             let shape = read_struct(shape, c"shape")?.check()?;
-            let mut batch = entropy_args(&shape, n_sequences)?;
-            slice_mut(size, 1, c"size")?[0] = cuda.workspace_size(&mut batch, n_sequences as usize);
-            Ok(())
+            tell_size(context, entropy_args(&shape, n_sequences)?, n_sequences, size)
         })
     }
 }
@@ -123,8 +120,7 @@ pub unsafe extern "C" fn lava_cuda_entropy(
 ) -> lava_status {
     unsafe {
         run(error, || {
-            let cuda = reopen(context)?;
-            cuda.check_current()?;
+            let cuda = current(context)?;
             let longest = read_struct(shape, c"shape")?.check()?;
             let mut batch = entropy_args(&longest, n_sequences)?;
             check_pointer(status, c"status")?;
@@ -177,8 +173,7 @@ pub unsafe extern "C" fn lava_cuda_layer_budgets(
 ) -> lava_status {
     unsafe {
         run(error, || {
-            let cuda = reopen(context)?;
-            cuda.check_current()?;
+            let cuda = current(context)?;
             check_n_sequences(n_sequences)?;
             check_pointer(status, c"status")?;
             if n_sequences > 1 {
@@ -236,11 +231,8 @@ pub unsafe extern "C" fn lava_cuda_global_budgets_workspace_size(
 ) -> lava_status {
     unsafe {
         run(error, || {
-            let cuda = reopen(context)?;
             let shape = read_struct(shape, c"shape")?.check()?;
-            let mut batch = global_args(&shape, n_layers, n_sequences)?;
-            slice_mut(size, 1, c"size")?[0] = cuda.workspace_size(&mut batch, n_sequences as usize);
-            Ok(())
+            tell_size(context, global_args(&shape, n_layers, n_sequences)?, n_sequences, size)
         })
     }
 }
@@ -275,8 +267,7 @@ pub unsafe extern "C" fn lava_cuda_global_budgets(
 ) -> lava_status {
     unsafe {
         run(error, || {
-            let cuda = reopen(context)?;
-            cuda.check_current()?;
+            let cuda = current(context)?;
             let longest = read_struct(shape, c"shape")?.check()?;
             let params = without_memory(params)?.check(&longest, 1)?;
             crate::select::check_global(&params)?;

@@ -153,8 +153,7 @@ pub unsafe extern "C" fn lava_cuda_cascade_init(
 ) -> lava_status {
     unsafe {
         run(error, || {
-            let cuda = reopen(context)?;
-            cuda.check_current()?;
+            let cuda = current(context)?;
             check_out_struct(cascade, c"cascade")?;
             let made = lava_cuda_cascade { state, ..new(shape, n_layers, total, params)? };
             check_pointer(status, c"status")?;
@@ -197,8 +196,7 @@ pub unsafe extern "C" fn lava_cuda_cascade_push(
 ) -> lava_status {
     unsafe {
         run(error, || {
-            let cuda = reopen(context)?;
-            cuda.check_current()?;
+            let cuda = current(context)?;
             let own = opened(cascade)?;
             ensure(own.n_pushed < own.n_layers, ErrorKind::State, c"cascade")?;
             if own.prefix_len > 0 {

@@ -69,8 +69,7 @@ pub unsafe extern "C" fn lava_cuda_compact(
 ) -> lava_status {
     unsafe {
         run(error, || {
-            let cuda = reopen(context)?;
-            cuda.check_current()?;
+            let cuda = current(context)?;
             let longest = read_struct(shape, c"shape")?.check()?;
             check_batch(&longest, n_sequences)?;
             if n_sequences > 1 {

@@ -56,11 +56,8 @@ pub unsafe extern "C" fn lava_cuda_select_workspace_size(
 ) -> lava_status {
     unsafe {
         run(error, || {
-            let cuda = reopen(context)?;
             let shape = read_struct(shape, c"shape")?.check()?;
-            let mut batch = select_args(&shape, n_sequences)?;
-            slice_mut(size, 1, c"size")?[0] = cuda.workspace_size(&mut batch, n_sequences as usize);
-            Ok(())
+            tell_size(context, select_args(&shape, n_sequences)?, n_sequences, size)
         })
     }
 }
@@ -91,8 +88,7 @@ pub unsafe extern "C" fn lava_cuda_select(
 ) -> lava_status {
     unsafe {
         run(error, || {
-            let cuda = reopen(context)?;
-            cuda.check_current()?;
+            let cuda = current(context)?;
             let longest = read_struct(shape, c"shape")?.check()?;
             let params = without_memory(params)?.check(&longest, 1)?;
             let mut batch = select_args(&longest, n_sequences)?;
