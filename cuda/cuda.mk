@@ -106,12 +106,16 @@ $(CU_HOME)/old/libcuda.so.1: $(CU)/tests/old_driver.c
 CU_PATH := $(wildcard $(CU)/tests/path*.c)
 $(CU_HOME)/path: $(CU_PATH) $(CU)/tests/path.h include/lava.h include/lava_cuda.h cuda-lib
 	@$(CC) $(CFLAGS) -I include -I $(CU) $(CU_PATH) target/cuda-lib/capi/liblava.a $(LIBS) -o $@
+# examples-c/cuda, linked with the fake driver; on a GPU the same program finds the real one.
+$(CU_HOME)/prefill: examples-c/cuda/prefill.c examples-c/*.h include/lava.h include/lava_cuda.h cuda-lib $(CU_HOME)/fake/libcuda.so.1
+	@$(CC) $(CFLAGS) -I include -isystem $(CU_KIT)/include $< target/cuda-lib/capi/liblava.a $(CU_HOME)/fake/libcuda.so.1 $(LIBS) -o $@
 $(CU_HOME)/path_plain: $(CU_PATH) $(CU)/tests/path.h include/lava.h include/lava_cuda.h cuda-lib-plain
 	@mkdir -p $(CU_HOME)
 	@$(CC) $(CFLAGS) -I include -I $(CU) $(CU_PATH) target/cuda-lib-plain/debug/liblava.a $(LIBS) -o $@
 
-cuda-host-test: $(CU_HOME)/path_plain $(CU_HOME)/path $(CU_HOME)/fake/libcuda.so.1 $(CU_HOME)/old/libcuda.so.1
+cuda-host-test: $(CU_HOME)/path_plain $(CU_HOME)/path $(CU_HOME)/prefill $(CU_HOME)/fake/libcuda.so.1 $(CU_HOME)/old/libcuda.so.1
 	LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path
+	LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/prefill
 	@# A GPU of compute capability 8.6 has less shared memory.
 	FAKE_SHARED=101376 LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path
 	@# And one that does not let blocks wait for each other.
@@ -129,11 +133,13 @@ cuda-path: $(CU_HOME)/path
 CU_GPU := target/cuda-gpu
 CU_GPU_TESTS := $(filter-out emu,$(CU_TESTS))
 .PHONY: cuda-gpu
-cuda-gpu: $(CU_KIT)/.fetched $(foreach test,$(CU_GPU_TESTS),$(CU_GPU)/$(test))
+cuda-gpu: $(CU_KIT)/.fetched $(CU_HOME)/fake/libcuda.so.1 $(foreach test,$(CU_GPU_TESTS),$(CU_GPU)/$(test))
 	@echo "building liblava with CUDA for all architectures (minutes, the first time)"
 	@LAVA_REQUIRE_CUDA=1 $(CARGO) rustc --quiet --lib --profile capi --features cuda --crate-type staticlib,cdylib --target-dir target/cuda-all
 	@cp target/cuda-all/capi/liblava.so $(CU_GPU)/
 	@$(CC) $(CFLAGS) -I include -I $(CU) $(CU_PATH) target/cuda-all/capi/liblava.a $(LIBS) -o $(CU_GPU)/path
+	@$(CC) $(CFLAGS) -I include -isystem $(CU_KIT)/include examples-c/cuda/prefill.c target/cuda-all/capi/liblava.a \
+		$(CU_HOME)/fake/libcuda.so.1 $(LIBS) -o $(CU_GPU)/prefill
 	@du -sh $(CU_GPU)
 # The order of rounding is the sources' own choice, so a test is compiled as what it tests is.
 $(CU_GPU)/%: $(CU)/tests/%.cpp $(CU_TEST_NEEDS)

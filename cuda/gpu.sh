@@ -17,6 +17,7 @@ python=${PYTHON:-python3}
 tests=(wrappers shares select compact score attend)
 for name in "${tests[@]}"; do $built/$name; done
 $built/path
+$built/prefill
 
 if [ -n "$quick" ]; then
     :

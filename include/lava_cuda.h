@@ -13,6 +13,8 @@
  *     lava_cuda_score_workspace_size, then cudaMalloc      once, for the longest prompt
  *     cudaMemsetAsync(status, 0xff, 8, stream)             before each layer, prompt, or whatever is to be looked at together
  *     lava_cuda_score(..., status, stream, ...)            only asks for launches
+ *     lava_cuda_cascade_push, or lava_cuda_global_budgets (or _entropy and _layer_budgets) and lava_cuda_select
+ *     lava_cuda_compact, lava_cuda_attend
  *     the status word back to the host, lava_cuda_result   when the stream is past them
  *     lava_cuda_destroy(context, ...)
  *
@@ -852,6 +854,14 @@ lava_status lava_cuda_compact(const void *context,
 #define LAVA_STATIC_ASSERT(condition, text) struct lava_assert_unused
 #endif
 
+LAVA_STATIC_ASSERT(sizeof(lava_cuda_entropy_sequence) == 40, "lava_cuda_entropy_sequence");
+LAVA_STATIC_ASSERT(sizeof(lava_cuda_budget_sequence) == 48, "lava_cuda_budget_sequence");
+LAVA_STATIC_ASSERT(sizeof(lava_cuda_global_sequence) == 48, "lava_cuda_global_sequence");
+LAVA_STATIC_ASSERT(sizeof(lava_cuda_select_sequence) == 72, "lava_cuda_select_sequence");
+LAVA_STATIC_ASSERT(sizeof(lava_cuda_compact_sequence) == 64, "lava_cuda_compact_sequence");
+LAVA_STATIC_ASSERT(sizeof(lava_cuda_cascade) == 80, "lava_cuda_cascade");
+LAVA_STATIC_ASSERT(offsetof(lava_cuda_cascade, total) == 48, "lava_cuda_cascade");
+LAVA_STATIC_ASSERT(sizeof(lava_cuda_cascade_layer) == 80, "lava_cuda_cascade_layer");
 LAVA_STATIC_ASSERT(sizeof(lava_cuda_score_sequence) == 48, "lava_cuda_score_sequence");
 LAVA_STATIC_ASSERT(offsetof(lava_cuda_score_sequence, scores) == 40, "lava_cuda_score_sequence");
 LAVA_STATIC_ASSERT(sizeof(lava_cuda_attend_sequence) == 88, "lava_cuda_attend_sequence");

@@ -13,12 +13,19 @@
 #include <cuda.h>
 #include <dlfcn.h>
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+#undef cuMemAlloc
 #undef cuMemFree
+#undef cuMemcpyHtoD
+#undef cuMemcpyDtoH
+#undef cuMemcpyDtoHAsync
+#undef cuMemsetD8Async
+#undef cuStreamDestroy
 #undef cuStreamBeginCapture
 #undef cuGraphInstantiateWithFlags
 #define API extern "C" __attribute__((visibility("default"))) CUresult
@@ -39,7 +46,9 @@ struct CUfunc_st {
 namespace {
 
 struct Call {
-    CUfunction function;
+    /// A copy or memset instead of a kernel.
+    std::function<void()> other;
+    CUfunction function = nullptr;
     emu::Launch launch;
     std::vector<uint64_t> arguments;
 };
@@ -109,6 +118,7 @@ const Family *family_of(const std::string &name) {
 
 void run(const std::vector<Call> &calls) {
     for (Call c : calls) {
+        if (c.other) { c.other(); continue; }
         c.launch.seed = ++n_run;
         family_of(c.function->name)->run(c);
     }
@@ -225,6 +235,7 @@ API cuLaunchCooperativeKernel(CUfunction function, unsigned x, unsigned y, unsig
 }
 
 API cuStreamCreate(CUstream *stream, unsigned) { return *stream = new CUstream_st, CUDA_SUCCESS; }
+API cuStreamDestroy_v2(CUstream stream) { return delete stream, CUDA_SUCCESS; }
 API cuStreamSynchronize(CUstream stream) {
     if (n_capturing) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     CUstream_st *const s = stream_of(stream);
@@ -263,6 +274,27 @@ API cuMemAllocManaged(CUdeviceptr *at, size_t bytes, unsigned) {
     memset(p, 0xa5, all);
     memory[p] = bytes;
     return *at = CUdeviceptr(p), CUDA_SUCCESS;
+}
+API cuMemAlloc_v2(CUdeviceptr *at, size_t bytes) { return cuMemAllocManaged(at, bytes, CU_MEM_ATTACH_GLOBAL); }
+API cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, size_t bytes) {
+    if (n_capturing) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    return memcpy(reinterpret_cast<void *>(to), from, bytes), CUDA_SUCCESS;
+}
+API cuMemcpyDtoH_v2(void *to, CUdeviceptr from, size_t bytes) {
+    if (n_capturing) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    return memcpy(to, reinterpret_cast<const void *>(from), bytes), CUDA_SUCCESS;
+}
+static CUresult later(CUstream stream, std::function<void()> what) {
+    Call c;
+    c.other = std::move(what);
+    stream_of(stream)->calls.push_back(std::move(c));
+    return CUDA_SUCCESS;
+}
+API cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t bytes, CUstream stream) {
+    return later(stream, [=] { memcpy(to, reinterpret_cast<const void *>(from), bytes); });
+}
+API cuMemsetD8Async(CUdeviceptr at, unsigned char value, size_t bytes, CUstream stream) {
+    return later(stream, [=] { memset(reinterpret_cast<void *>(at), value, bytes); });
 }
 API cuMemFree_v2(CUdeviceptr at) {
     uint8_t *const p = reinterpret_cast<uint8_t *>(at);

@@ -13,8 +13,9 @@ fn flat(text: &str) -> String {
 
 #[test]
 fn its_code_is_that_of_the_examples() {
-    let programs: Vec<_> = std::fs::read_dir(root().join("examples-c"))
-        .unwrap()
+    let programs: Vec<_> = ["examples-c", "examples-c/cuda"]
+        .into_iter()
+        .flat_map(|folder| std::fs::read_dir(root().join(folder)).unwrap())
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|e| e == "c"))
         .map(|path| flat(&std::fs::read_to_string(path).unwrap()))
