@@ -40,9 +40,8 @@ def read_headers():
         for struct, body in re.findall(r"typedef struct (\w+) \{(.*?)\} \1;", text, flags=re.S):
             fields = []
             for line in filter(None, (" ".join(line.split()) for line in body.split(";"))):
-                kind, field = re.fullmatch(r"(?:const )?(?:struct )?(\w+ ?\**) ?(\w+)", line).groups()
-                known = C_TYPES | structs
-                fields.append((field, ctypes.c_void_p if "*" in kind else known[kind.strip()]))
+                kind, field = re.fullmatch(r"(.*?)(\w+)", line).groups()
+                fields.append((field, ctypes.c_void_p if "*" in kind else (C_TYPES | structs)[kind.split()[-1]]))
             structs[struct] = type(struct, (ctypes.Structure,), {"_fields_": fields})
     return structs, constants
 
@@ -318,6 +317,206 @@ def check_attention(lava, checks, generator, rows):
                 checks.near(f"attend {NAMES[dtype]} {d}, rows {c}", out, want, bound, relative=False)
 
 
+class Decide:
+    """Budgets and kept sets of layers side by side, without the host: scores [n_kv_heads, prefix] of each layer."""
+
+    def __init__(self, lava, scores, total, window=WINDOW, layers="global", **params):
+        self.lava, self.scores, self.total, self.window, self.layers = lava, scores, total, window, layers
+        device = lava.gpu.device
+        n_kv, prefix = scores[0].shape
+        self.n = len(scores)
+        self.shape = lava.struct("shape", n_tokens=prefix + window, n_q_heads=n_kv, n_kv_heads=n_kv, head_dim_k=1, head_dim_v=1, window=window)
+        self.params = lava.struct("select_params", **params)
+        self.budgets = torch.zeros(self.n, dtype=torch.int64, device=device)
+        self.weights = torch.zeros(self.n, n_kv, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(2, self.n, dtype=torch.float64, device=device)
+        self.capacities = torch.full((self.n,), n_kv * prefix, dtype=torch.int64, device=device)
+        room = min(total, n_kv * prefix) + n_kv * window
+        self.kept = torch.full((self.n, room), -1, dtype=torch.int32, device=device)
+        self.cu = torch.full((self.n, n_kv + 1), -1, dtype=torch.int32, device=device)
+        self.pointers = torch.tensor([x.data_ptr() for x in scores], dtype=torch.int64).to(device)
+        item = lava.struct("cuda_global_sequence", n_tokens=prefix + window, total=total, scores=self.pointers.data_ptr(), budgets=self.budgets.data_ptr(), head_weights=self.weights.data_ptr())
+        self.one_sort = lava.array([item])
+        self.entropies = lava.array([
+            lava.struct("cuda_entropy_sequence", n_tokens=prefix + window, layer=l, scores=x.data_ptr(), entropy=self.sums[0, l].data_ptr(), mass=self.sums[1, l].data_ptr())
+            for l, x in enumerate(scores)
+        ])  # fmt: skip
+        self.shares = lava.array([
+            lava.struct("cuda_budget_sequence", n_layers=self.n, total=total, weights=self.sums[0].data_ptr(), capacities=self.capacities.data_ptr(), budgets=self.budgets.data_ptr())
+        ])  # fmt: skip
+        self.selections = lava.array([
+            lava.struct(
+                "cuda_select_sequence", n_tokens=prefix + window, layer=l, scores=x.data_ptr(), budget=self.budgets[l].data_ptr(),
+                head_weights=self.weights[l].data_ptr() if layers == "global" else None, kept_indices=self.kept[l].data_ptr(), cu_kept=self.cu[l].data_ptr(),
+            )
+            for l, x in enumerate(scores)
+        ])  # fmt: skip
+        sizes = [
+            lava.size("cuda_global_budgets_workspace_size", lava.context, self.shape, self.n, 1),
+            lava.size("cuda_entropy_workspace_size", lava.context, self.shape, self.n),
+            lava.size("cuda_select_workspace_size", lava.context, self.shape, self.n),
+        ]
+        self.workspaces = [torch.empty(max(size, 1), dtype=torch.uint8, device=device) for size in sizes]
+
+    def budget(self):
+        if self.layers == "global":
+            self.lava.launch("cuda_global_budgets", self.lava.context, self.shape, self.n, self.params, self.one_sort, 1, self.workspaces[0], self.workspaces[0].numel())
+        else:
+            self.lava.launch("cuda_entropy", self.lava.context, self.shape, self.entropies, self.n, self.workspaces[1], self.workspaces[1].numel())
+            self.lava.launch("cuda_layer_budgets", self.lava.context, self.shares, 1, ctypes.c_void_p(None), ctypes.c_size_t(0))
+
+    def select(self):
+        self.lava.launch("cuda_select", self.lava.context, self.shape, self.params, self.selections, self.n, self.workspaces[2], self.workspaces[2].numel())
+
+    def __call__(self):
+        self.budget()
+        self.select()
+
+
+def kept_reference(scores, budget, window):
+    """The `budget` largest over all heads, ties to the lower head and token, and the windows: (kept_indices, cu_kept)."""
+    n_kv, prefix = scores.shape
+    order = torch.sort(scores.flatten().cpu(), descending=True, stable=True).indices[:budget]
+    mask = torch.zeros(n_kv * prefix, dtype=torch.bool)
+    mask[order] = True
+    mask = torch.cat([mask.view(n_kv, prefix), torch.ones(n_kv, window, dtype=torch.bool)], 1)
+    return mask.nonzero()[:, 1].to(torch.int32), torch.cat([torch.zeros(1, dtype=torch.int64), mask.sum(1).cumsum(0)]).to(torch.int32)
+
+
+class Compact:
+    """Rows of K and V into ragged buffers, of several layers."""
+
+    def __init__(self, lava, caches, kept, cu):
+        self.lava = lava
+        device = lava.gpu.device
+        k, v = caches[0]
+        self.shape = lava.struct("shape", n_tokens=k.shape[0], n_q_heads=k.shape[1], n_kv_heads=k.shape[1], head_dim_k=k.shape[2], head_dim_v=v.shape[2], window=1)
+        self.keep, items = [kept, cu], []
+        self.outs = []
+        for (k, v), its, counts in zip(caches, kept, cu):
+            out = [torch.zeros(its.numel(), x.shape[2], dtype=x.dtype, device=device) for x in (k, v)]
+            tensors = [lava.tensor(k), lava.tensor(v), lava.tensor(out[0], counts), lava.tensor(out[1], counts)]
+            pointers = [ctypes.addressof(t) for t in tensors]
+            self.keep.append(tensors)
+            self.outs.append(out)
+            items.append(lava.struct("cuda_compact_sequence", n_tokens=k.shape[0], k_src=pointers[0], v_src=pointers[1], k_dst=pointers[2], v_dst=pointers[3], rows=its.data_ptr(), cu_kept=counts.data_ptr()))
+        self.items = lava.array(items)
+        self.workspace = torch.empty(256 * len(items), dtype=torch.uint8, device=device)
+
+    def __call__(self):
+        self.lava.call("cuda_compact", self.lava.context, self.shape, self.items, len(self.items), self.workspace, self.workspace.numel(), ctypes.c_void_p(self.lava.gpu.stream()))
+
+
+class Prefill:
+    """Score and push, layer by layer; nothing comes back in between. Layers lend the caches in turn, to fit smaller GPUs."""
+
+    def __init__(self, lava, layers, n_layers, total, kind, window=WINDOW, evict=True):
+        self.lava, self.n_layers, self.total, self.evict = lava, n_layers, total, evict
+        device = lava.gpu.device
+        self.runs = [Score(lava, [s], window, attention=1, value_weight=2, smoothing=1) for s in layers]
+        self.shape = self.runs[0].shape
+        self.params = lava.struct("select_params", layer_budgets=kind)
+        size = lava.size("cuda_cascade_state_size", self.shape, n_layers, ctypes.c_uint64(total), self.params)
+        self.state = torch.empty(size, dtype=torch.uint8, device=device)
+        self.cascade = lava.struct("cuda_cascade")
+        self.start()
+        size = lava.size("cuda_cascade_workspace_size", self.cascade)
+        self.workspace = torch.empty(size, dtype=torch.uint8, device=device)
+        self.compact_workspace = torch.empty(256 * n_layers, dtype=torch.uint8, device=device)
+
+    def start(self):
+        lava = self.lava
+        lava.call("cuda_cascade_init", lava.context, self.shape, self.n_layers, ctypes.c_uint64(self.total), self.params, self.state, self.state.numel(), self.cascade, lava.status, ctypes.c_void_p(lava.gpu.stream()))
+
+    def layer(self, l):
+        place = self.lava.struct("cuda_cascade_layer")
+        self.lava.call("cuda_cascade_get", self.cascade, l, place)
+        return place
+
+    def __call__(self):
+        lava = self.lava
+        self.start()
+        for l in range(self.n_layers):
+            run = self.runs[l % len(self.runs)]
+            run()
+            lava.launch("cuda_cascade_push", lava.context, self.cascade, run.scores[0], ctypes.c_void_p(None), self.workspace, self.workspace.numel())
+            if self.evict:
+                self.evict_layers(l + 1)
+
+    def evict_layers(self, n):
+        """Every layer so far, in place, each head's rows to its front."""
+        lava, items, keep = self.lava, [], []
+        for l in range(n):
+            place, tensors = self.layer(l), self.runs[l % len(self.runs)].tensors[0]
+            k, v = (ctypes.addressof(t) for t in tensors[1:3])
+            keep.append(place)
+            items.append(lava.struct("cuda_compact_sequence", n_tokens=self.shape.n_tokens, k_src=k, v_src=v, k_dst=k, v_dst=v, rows=place.rows, cu_kept=place.cu_kept, rows_offset=place.offset))
+        lava.call("cuda_compact", lava.context, self.shape, lava.array(items), n, self.compact_workspace, self.compact_workspace.numel(), ctypes.c_void_p(lava.gpu.stream()))
+
+
+def check_decisions(lava, checks, generator, prefix, n_layers):
+    device, n_kv = lava.gpu.device, 4
+    # Plateaus and ties, as max-pooling leaves them.
+    scores = [torch.nn.functional.max_pool1d((torch.rand(n_kv, prefix, generator=generator) * 50).floor() / (1 + l), 7, 1, 3).to(device) for l in range(n_layers)]
+    total = n_layers * n_kv * prefix // 5
+    run = Decide(lava, scores, total)
+    run()
+    lava.finish()
+    best = torch.sort(torch.stack(scores).flatten().cpu(), descending=True, stable=True).indices[:total]
+    per_layer = torch.bincount(best // (n_kv * prefix), minlength=n_layers)
+    checks.tell("one sort: layer budgets", torch.equal(run.budgets.cpu(), per_layer), f"{total} of {n_layers * n_kv * prefix} entries")
+    same = True
+    for l in range(n_layers):
+        kept, cu = kept_reference(scores[l], int(per_layer[l]), WINDOW)
+        same &= torch.equal(run.cu[l].cpu(), cu) and torch.equal(run.kept[l, : kept.numel()].cpu(), kept)
+    checks.tell("one sort: kept sets", same, f"{n_layers} layers of {n_kv} heads")
+
+    run = Decide(lava, scores, total, layers="entropy")
+    run()
+    lava.finish()
+    p = [x.double() / x.double().sum() for x in scores]
+    want = torch.stack([-(x * x.clamp_min(1e-300).log()).sum() / math.log(n_kv * prefix) for x in p])
+    checks.near("entropies", run.sums[0], want.to(device), 1e-12)
+    checks.tell("budgets by entropy", int(run.budgets.sum()) == total, f"sum to {int(run.budgets.sum())}")
+    kept, cu = zip(*(kept_reference(scores[l], int(run.budgets[l]), WINDOW) for l in range(n_layers)))
+    same = all(torch.equal(run.cu[l].cpu(), cu[l]) and torch.equal(run.kept[l, : kept[l].numel()].cpu(), kept[l]) for l in range(n_layers))
+    checks.tell("kept sets by entropy", same, f"{n_layers} layers of {n_kv} heads")
+
+    for dtype in DTYPES:
+        caches = [tuple(random(lava.gpu, generator, prefix + WINDOW, n_kv, d, dtype=dtype) for d in (128, 72)) for _ in range(n_layers)]
+        on_device = [x.to(device) for x in kept], [x.to(device) for x in cu]
+        move = Compact(lava, caches, *on_device)
+        move()
+        lava.finish()
+        same = True
+        for (k, v), out, its, counts in zip(caches, move.outs, *on_device):
+            heads = torch.repeat_interleave(torch.arange(n_kv, device=device), counts.diff().long())
+            same &= torch.equal(out[0], k[its.long(), heads]) and torch.equal(out[1], v[its.long(), heads])
+        checks.tell(f"compaction {NAMES[dtype]}", same, f"{sum(x.numel() for x in kept)} rows")
+
+    layers = [layer(lava.gpu, generator, prefix + WINDOW, 8, n_kv, 64, torch.bfloat16) for _ in range(n_layers)]
+    before = [(k.clone(), v.clone()) for _, k, v in layers]
+    for evict in (False, True):
+        run = Prefill(lava, layers, n_layers, total, 3, evict=evict)
+        run()
+        lava.finish()
+        all_scores = torch.stack([r.scores[0] for r in run.runs])
+        best = torch.sort(all_scores.flatten().cpu(), descending=True, stable=True).indices[:total]
+        per_layer = torch.bincount(best // (n_kv * prefix), minlength=n_layers)
+        same = True
+        for l in range(n_layers):
+            want, want_cu = kept_reference(all_scores[l], int(per_layer[l]), WINDOW)
+            place = run.layer(l)
+            read = lambda pointer, n, dtype, at=0: run.state[(pointer - run.state.data_ptr() + at) :][: n * dtype.itemsize].clone().view(dtype)
+            offset = int(read(place.offset, 1, torch.int64))
+            same &= torch.equal(read(place.cu_kept, n_kv + 1, torch.int32).cpu(), want_cu)
+            same &= torch.equal(read(place.kept_indices, want.numel(), torch.int32, 4 * offset).cpu(), want)
+            for h in range(n_kv if evict else 0):
+                rows = want[want_cu[h] : want_cu[h + 1]].long().to(device)
+                same &= all(torch.equal(now[: rows.numel(), h], then[rows, h]) for now, then in zip(layers[l][1:], before[l]))
+        checks.tell(f"prefill of {n_layers} layers{', evicting in place' if evict else ''}", same, f"{total} entries in the end")
+
+
 # ----------------------------------------------------------------------------------------------------------------- times ----
 
 
@@ -416,6 +615,39 @@ def time_attention(lava, table, generator, batch, kept, d, dtype):
     lava.finish()
 
 
+def time_decisions(lava, table, generator, n, n_layers, ratio):
+    """32 layers of 8 heads, an eighth of the caches in memory by turns."""
+    n_kv, d, dtype = 8, 128, torch.bfloat16
+    prefix = n - WINDOW
+    scores = [torch.rand(n_kv, prefix, generator=generator).to("cuda") for _ in range(n_layers)]
+    total = int(n_layers * n_kv * prefix * ratio)
+    n_bytes = n_layers * n_kv * prefix * 4
+    of_torch = timed([lambda: torch.topk(torch.cat([x.flatten() for x in scores]), total)], 3)
+    run = Decide(lava, scores, total)
+    table.row(f"one sort, {n_layers} layers N={n}", timed([run.budget]), n_bytes, of_torch)
+    table.row(f"select, {n_layers} layers", timed([run.select]), n_bytes)
+    run = Decide(lava, scores, total, layers="entropy")
+    table.row(f"entropy and budgets, {n_layers} layers", timed([run.budget]), n_bytes)
+    run()
+    lava.finish()
+
+    layers = [layer(lava.gpu, generator, n, 32, n_kv, d, dtype) for _ in range(n_layers // 4)]
+    kept = [run.kept[l, : int(run.cu[l, -1])].contiguous() for l in range(len(layers))]
+    cu = [run.cu[l] for l in range(len(layers))]
+    moves = [Compact(lava, [s[1:]], [x], [c]) for s, x, c in zip(layers, kept, cu)]
+    n_bytes = 2 * 2 * 2 * d * sum(x.numel() for x in kept) // len(kept)
+    heads = [torch.repeat_interleave(torch.arange(n_kv, device="cuda"), c.diff().long()) for c in cu]
+    of_torch = timed([lambda s=s, x=x, h=h: (s[1][x.long(), h], s[2][x.long(), h]) for s, x, h in zip(layers, kept, heads)])
+    table.row(f"compact one layer, {ratio:.0%} kept (read and write)", timed(moves), n_bytes, of_torch)
+
+    n_bytes = n_layers * 2 * n * n_kv * d * 2
+    of_torch = timed([lambda s=s: torch_score(*s) for s in layers], 3) * n_layers
+    for evict in (False, True):
+        run = Prefill(lava, layers, n_layers, total, 3, evict=evict)
+        table.row(f"prefill, {n_layers} layers{', evicting after each' if evict else ', deciding'}", timed([run], 3), n_bytes, of_torch)
+        lava.finish()
+
+
 def times(lava, generator):
     bandwidth = copy_bandwidth()
     print(f"\n{torch.cuda.get_device_name()}, copy {bandwidth / 1e9:.0f} GB/s; moved: keys and values once; floor: that at the copy's speed")
@@ -424,6 +656,7 @@ def times(lava, generator):
         time_scores(lava, table, generator, n, d, dtype)
     for batch, kept, d in [(16, 1024, 128), (1, 1024, 128), (16, 4096, 128), (64, 1024, 128), (16, 1024, 64)]:
         time_attention(lava, table, generator, batch, kept, d, torch.bfloat16)
+    time_decisions(lava, table, generator, 32768, 32, 0.2)
 
 
 def main():
@@ -439,6 +672,7 @@ def main():
     print(f"against float64, seed {generator.initial_seed()}:")
     check_scores(lava, checks, generator, 300 if options.fake else 5000)
     check_attention(lava, checks, generator, 70 if options.fake else 3000)
+    check_decisions(lava, checks, generator, 300 if options.fake else 30000, 4)
     if checks.failed:
         sys.exit(f"{checks.failed} checks failed")
     if not options.fake and not options.check:
