@@ -18,7 +18,7 @@ struct DenseLayers {
 
 } // namespace lava
 
-LAVA_KERNEL(LAVA_CUDA_SELECT_THREADS) lava_share_globally(const __grid_constant__ lava_cuda_global_args a) {
+LAVA_SELECT_KERNEL lava_share_globally(const __grid_constant__ lava_cuda_global_args a) {
     using namespace lava;
     const lava_cuda_global_item &item = LAVA_ITEM(a, blockIdx.y);
     Choice<DenseLayers> c({item.scores, a.n_kv_heads, item.prefix_len}, item.params, a.n_layers * a.n_kv_heads, item.prefix_len, 0);

@@ -179,7 +179,7 @@ LAVA_PLAN lava_cuda_choice_layout lava_cuda_choice_place(uint32_t n_kv_heads, ui
     const uint64_t tiles = lava_cuda_choice_tiles(n_kv_heads, max_prefix);
     l.histogram = 0;
     l.head = l.histogram + (uint64_t) n_kv_heads * LAVA_CUDA_BUCKETS * 4;
-    l.tile = l.head + lava_cuda_round_up(9ull * n_kv_heads * 4, 16);
+    l.tile = l.head + lava_cuda_round_up(7ull * n_kv_heads * 4, 16);
     l.tile_mass = l.tile + lava_cuda_round_up(tiles * 8, 16);
     l.size = lava_cuda_round_up(l.tile_mass + tiles * 16, 16);
     return l;
