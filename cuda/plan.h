@@ -156,7 +156,8 @@ typedef struct lava_cuda_select_item {
 /*
  * lava_select_entries: grid (n_blocks, n_items), LAVA_CUDA_SELECT_THREADS threads. With n_blocks > 1 the blocks wait for each other: all of
  * the grid must fit on the GPU at once (a cooperative launch). Any n_blocks gives the same bits. The workspace's first
- * n_items * LAVA_CUDA_CONTROL_BYTES must be zero.
+ * n_items * LAVA_CUDA_CONTROL_BYTES must be zero. Of several faults an item tells the first of WEIGHTS (of the head), BUDGET (below
+ * the protected entries or head_min) and SCORES (of the head), and then writes nothing.
  */
 enum { LAVA_CUDA_CONTROL_BYTES = 64 };
 typedef struct lava_cuda_select_args {

@@ -173,7 +173,7 @@ static void check_faults() {
 int main() {
     uint64_t seed = 0;
     for (const uint32_t heads : {1u, 2u, 3u})
-        for (int i = 0; i < (is_quick() ? 2 : 10); i++) {
+        for (int i = 0; i < (is_quick() ? 5 : 10); i++) {
             Random random(seed);
             check(1 + random.below(5), heads, {1 + random.below(200)}, seed);
             seed++;
