@@ -136,7 +136,7 @@ LAVA_KERNEL(LAVA_CUDA_BUDGET_THREADS) lava_cascade_share(const __grid_constant__
     for (uint32_t l = threadIdx.x; l < n; l += blockDim.x) s.budgets[l] = memory.share[l];
 }
 
-LAVA_KERNEL(LAVA_CUDA_SELECT_THREADS) lava_cascade_plan(const __grid_constant__ lava_cuda_cascade_args a) {
+LAVA_SELECT_KERNEL lava_cascade_plan(const __grid_constant__ lava_cuda_cascade_args a) {
     using namespace lava;
     const State s(a);
     if (*s.failed) return;
@@ -158,7 +158,7 @@ LAVA_KERNEL(LAVA_CUDA_SELECT_THREADS) lava_cascade_plan(const __grid_constant__ 
             s.old_cu[uint64_t(a.layer) * (heads + 1) + h] = h * (a.prefix_len + a.window_rows);
 }
 
-LAVA_KERNEL(LAVA_CUDA_SELECT_THREADS) lava_cascade_write(const __grid_constant__ lava_cuda_cascade_args a) {
+LAVA_SELECT_KERNEL lava_cascade_write(const __grid_constant__ lava_cuda_cascade_args a) {
     using namespace lava;
     const State s(a);
     if (*s.failed) return;

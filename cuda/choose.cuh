@@ -16,6 +16,9 @@
 #pragma once
 #include "budget.cuh"
 
+/// Left alone, the compiler saves registers for more blocks than the shared memory lets be there, and spills.
+#define LAVA_SELECT_KERNEL extern "C" __global__ void __launch_bounds__(LAVA_CUDA_SELECT_THREADS, 3)
+
 namespace lava {
 
 constexpr uint32_t NOTHING = UINT32_MAX;   // a cut that keeps nothing, with no ties
@@ -52,7 +55,7 @@ template <class Source> struct Choice {
     uint32_t tiles_per_head;
     uint32_t *control; // [16]: counter of meetings, faulty scores' first head, protected entries of a head, layer's cut, its ties, counter of `write`
     uint32_t *histogram; // [n_heads, LAVA_CUDA_BUCKETS]
-    uint32_t *taken_key, *taken_ties, *cut_key, *cut_ties, *counts, *free_counts, *above, *equal; // [n_heads]
+    uint32_t *taken_key, *taken_ties, *cut_key, *cut_ties, *counts, *above, *equal; // [n_heads]
     uint32_t *tile;      // [tiles, 2]: entries above the cut, equal to it
     double *tile_mass;   // [tiles, 2]: all, kept
 
@@ -67,7 +70,7 @@ template <class Source> struct Choice {
         uint32_t *const first = reinterpret_cast<uint32_t *>(own + l.head);
         const auto of_heads = [&](uint32_t which) { return first + uint64_t(which) * n_heads; };
         taken_key = of_heads(0), taken_ties = of_heads(1), cut_key = of_heads(2), cut_ties = of_heads(3);
-        counts = of_heads(4), free_counts = of_heads(5), above = of_heads(6), equal = of_heads(7);
+        counts = of_heads(4), above = of_heads(5), equal = of_heads(6);
         tile = reinterpret_cast<uint32_t *>(own + l.tile);
         tile_mass = reinterpret_cast<double *>(own + l.tile_mass);
         tiles_per_head = (prefix_len + LAVA_CUDA_SELECT_TILE - 1) / LAVA_CUDA_SELECT_TILE;
@@ -145,11 +148,14 @@ template <class Source> __device__ void kth_largest(const Choice<Source> &c, boo
             for (uint32_t t = 0; t < threadIdx.x; t++) before += sums[t];
             if (wanted == 0) {
                 if (threadIdx.x == 0) key[field] = prefix | mask;
-            } else if (before < wanted && wanted <= before + own) {
-                uint32_t b = 0;
-                while (before + count[b] < wanted) before += count[b++];
-                key[field] = prefix | (top - b);
-                ties[field] = wanted - before;
+            } else {
+                for (uint32_t b = 0; b < PER; b++) {
+                    if (before < wanted && wanted <= before + count[b]) {
+                        key[field] = prefix | (top - b);
+                        ties[field] = wanted - before;
+                    }
+                    before += count[b];
+                }
             }
             __syncthreads();
         }
@@ -291,12 +297,13 @@ template <class Source> __device__ void choose(const Choice<Source> &c, uint64_t
         if (c.block == 0) each([&](uint32_t h) { c.counts[h] = max(c.counts[h], at_most(floor, h)); });
         if (c.block == 0 && params.head_floor == FLOOR_AFFINE) {
             const uint64_t alpha = params.alpha_billionths;
-            each([&](uint32_t h) { c.free_counts[h] = c.counts[h], m.share[h] = OPEN; });
-            const auto numerator = [&](uint32_t h) { return u128(ALPHA_ONE - alpha) * c.free_counts[h] * c.n_heads + u128(alpha) * budget; };
+            uint32_t *const free = c.above; // it has done its work
+            each([&](uint32_t h) { free[h] = c.counts[h], m.share[h] = OPEN; });
+            const auto numerator = [&](uint32_t h) { return u128(ALPHA_ONE - alpha) * free[h] * c.n_heads + u128(alpha) * budget; };
             round_shares(rounding, ALPHA_ONE * c.n_heads, budget, c.n_heads, numerator, m.share, m.remainder, m.sums);
             __syncthreads();
             // The counts of a later, smaller budget start from free competition again.
-            each([&](uint32_t h) { c.counts[h] = at_most(rounding == Rounding::UP ? max(m.share[h], uint64_t(c.free_counts[h])) : m.share[h], h); });
+            each([&](uint32_t h) { c.counts[h] = at_most(rounding == Rounding::UP ? max(m.share[h], uint64_t(free[h])) : m.share[h], h); });
         }
     }
     if (c.block == 0)

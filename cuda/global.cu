@@ -20,7 +20,7 @@ struct DenseLayers {
 
 LAVA_KERNEL(32) lava_global_begin(const __grid_constant__ lava_cuda_global_args a) { lava::clear_control(a.workspace, blockIdx.x); }
 
-LAVA_KERNEL(LAVA_CUDA_SELECT_THREADS) lava_share_globally(const __grid_constant__ lava_cuda_global_args a) {
+LAVA_SELECT_KERNEL lava_share_globally(const __grid_constant__ lava_cuda_global_args a) {
     using namespace lava;
     const lava_cuda_global_item &item = LAVA_ITEM(a, blockIdx.y);
     Choice<DenseLayers> c({item.scores, a.n_kv_heads, item.prefix_len}, item.params, a.n_layers * a.n_kv_heads, item.prefix_len, 0);

@@ -157,7 +157,8 @@ typedef struct lava_cuda_select_item {
 /*
  * lava_select_begin: grid (n_items), 32 threads: zeroes the workspace's control words.
  * lava_select_entries: grid (n_blocks, n_items), LAVA_CUDA_SELECT_THREADS threads. With n_blocks > 1 the blocks wait for each other: all of
- * the grid must fit on the GPU at once (a cooperative launch). Any n_blocks gives the same bits.
+ * the grid must fit on the GPU at once (a cooperative launch). Any n_blocks gives the same bits. Of several faults an item tells the
+ * first of WEIGHTS (of the head), BUDGET (below the protected entries or head_min) and SCORES (of the head), and then writes nothing.
  */
 enum { LAVA_CUDA_CONTROL_BYTES = 64 };
 typedef struct lava_cuda_select_args {
@@ -180,7 +181,7 @@ LAVA_PLAN lava_cuda_choice_layout lava_cuda_choice_place(uint32_t n_kv_heads, ui
     const uint64_t tiles = lava_cuda_choice_tiles(n_kv_heads, max_prefix);
     l.histogram = 0;
     l.head = l.histogram + (uint64_t) n_kv_heads * LAVA_CUDA_BUCKETS * 4;
-    l.tile = l.head + lava_cuda_round_up(9ull * n_kv_heads * 4, 16);
+    l.tile = l.head + lava_cuda_round_up(7ull * n_kv_heads * 4, 16);
     l.tile_mass = l.tile + lava_cuda_round_up(tiles * 8, 16);
     l.size = lava_cuda_round_up(l.tile_mass + tiles * 16, 16);
     return l;

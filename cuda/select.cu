@@ -6,13 +6,13 @@
 
 LAVA_KERNEL(32) lava_select_begin(const __grid_constant__ lava_cuda_select_args a) { lava::clear_control(a.workspace, blockIdx.x); }
 
-LAVA_KERNEL(LAVA_CUDA_SELECT_THREADS) lava_select_entries(const __grid_constant__ lava_cuda_select_args a) {
+LAVA_SELECT_KERNEL lava_select_entries(const __grid_constant__ lava_cuda_select_args a) {
     using namespace lava;
     const lava_cuda_select_item &item = LAVA_ITEM(a, blockIdx.y);
     Choice<Dense> c({item.scores, item.prefix_len}, item.params, a.n_kv_heads, item.prefix_len, item.window_rows);
     c.place(a.workspace, blockIdx.y, a.n_items, a.max_prefix);
     if (*item.budget == LAVA_NO_BUDGET) return;
-    const uint64_t entries = uint64_t(c.n_heads) * c.prefix_len, budget = min(*item.budget, entries);
+    const uint64_t budget = min(*item.budget, uint64_t(c.n_heads) * c.prefix_len);
     begin_choice(c);
     // A fault is a fault for all blocks: nothing has been written yet, and nothing will be.
     const Fault fault = fault_of(c, budget);
@@ -24,8 +24,9 @@ LAVA_KERNEL(LAVA_CUDA_SELECT_THREADS) lava_select_entries(const __grid_constant_
     if (c.block == 0 && threadIdx.x == 0) write_counts(c.counts, c.n_heads, c.window_rows, item.cu_kept);
     write_kept(c, c.control, [&](uint32_t h, const Head &, uint32_t row, uint32_t place) { item.kept_indices[item.cu_kept[h] + place] = row; });
     if (c.block == 0 && threadIdx.x == 0 && item.selection != nullptr) {
-        const double mass = mass_of_tiles(c, 0), kept = mass_of_tiles(c, 1);
-        const bool everything = budget == entries;
-        *item.selection = {sizeof *item.selection, everything, item.cu_kept[c.n_heads], budget, mass, evicted_share(everything, mass, kept)};
+        const uint64_t rows = item.cu_kept[c.n_heads], kept = rows - uint64_t(c.n_heads) * c.window_rows;
+        const double mass = mass_of_tiles(c, 0);
+        const bool everything = kept == uint64_t(c.n_heads) * c.prefix_len;
+        *item.selection = {sizeof *item.selection, everything, rows, kept, mass, evicted_share(everything, mass, mass_of_tiles(c, 1))};
     }
 }

@@ -162,18 +162,20 @@ static void check_faults() {
     CHECK(run(3, 0, 18, 1) == LAVA_NO_FAULT, "three of six heads fit");
     CHECK(run(3, 0, 17, 1) == lava_fault(LAVA_FAULT_BUDGET, 0, 1, 0), "but not into less");
     CHECK(run(3, 4, 23, 1) == lava_fault(LAVA_FAULT_BUDGET, 0, 1, 0), "nor four");
+    // Of equal scores the first head's win, but for two of each head.
+    CHECK(run(0, 2, 15, 1) == LAVA_NO_FAULT && sequence.budgets[0] == 7 && sequence.budgets[1] == 4 && sequence.budgets[2] == 4, "two of each head");
     CHECK(run(3, 99, 200, 1) == LAVA_NO_FAULT, "more than there are: all");
     const_cast<float *>(sequence.layers[2])[3] = NAN;
     CHECK(run(0, 0, 9, 1) == lava_fault(LAVA_FAULT_SCORES, 2, 1, 0), "NaN in layer 2, head 0");
     const_cast<float *>(sequence.layers[1])[20] = INFINITY;
     CHECK(run(0, 0, 9, 2) == lava_fault(LAVA_FAULT_SCORES, 1, 1, 1), "and infinity in layer 1, head 1");
-    n_cases += 7;
+    n_cases += 8;
 }
 
 int main() {
     uint64_t seed = 0;
     for (const uint32_t heads : {1u, 2u, 3u})
-        for (int i = 0; i < (is_quick() ? 2 : 10); i++) {
+        for (int i = 0; i < (is_quick() ? 5 : 10); i++) {
             Random random(seed);
             check(1 + random.below(5), heads, {1 + random.below(200)}, seed);
             seed++;
