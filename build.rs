@@ -17,8 +17,14 @@ mod cuda {
     const ARCHS: &str = "80,86,89,90a,100";
 
     pub fn build() {
-        for changed in ["cuda", "Cargo.toml"] {
-            println!("cargo:rerun-if-changed={changed}");
+        // Not the folder: its tests are no part of this.
+        for entry in std::fs::read_dir("cuda").unwrap().map(|entry| entry.unwrap().path()) {
+            if entry
+                .extension()
+                .is_some_and(|ending| ["cu", "cuh", "h", "c"].iter().any(|known| ending == *known))
+            {
+                println!("cargo:rerun-if-changed={}", entry.display());
+            }
         }
         for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH", "LAVA_REQUIRE_CUDA", "LAVA_CUDA_ARCHS"] {
             println!("cargo:rerun-if-env-changed={variable}");

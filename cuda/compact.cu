@@ -12,6 +12,20 @@ __device__ inline const uint32_t *rows_of(const lava_cuda_compact_item &item) {
     return item.rows + (item.rows_offset == nullptr ? 0 : *item.rows_offset);
 }
 
+__device__ inline bool is_at_fault(const lava_cuda_compact_args &a) {
+    // Looked at once for all threads: they meet further on.
+    LAVA_SHARED(uint32_t, fault, 1);
+    if (threadIdx.x == 0) *fault = *a.status != LAVA_NO_FAULT;
+    __syncthreads();
+    return *fault != 0;
+}
+
+/// By one block of each head, or of all.
+__device__ inline void write_n_rows(const lava_cuda_compact_item &item, uint32_t first_head, uint32_t end_head) {
+    if (item.n_rows == nullptr || blockIdx.x != 0) return;
+    for (uint32_t h = first_head + threadIdx.x; h < end_head; h += blockDim.x) item.n_rows[h] = item.cu_kept[h + 1] - item.cu_kept[h];
+}
+
 __device__ inline bool both_in_sixteens(const lava_cuda_compact_item &item) {
     return lava_rows_are_aligned(&item.src, item.dim) && lava_rows_are_aligned(&item.dst, item.dim);
 }
@@ -32,7 +46,9 @@ __device__ void move_pieces(const lava_cuda_compact_item &item, uint32_t head) {
 }
 
 template <class T> __device__ void compact(const lava_cuda_compact_args &a) {
+    if (is_at_fault(a)) return;
     const lava_cuda_compact_item &item = LAVA_ITEM(a, blockIdx.z);
+    write_n_rows(item, blockIdx.y, blockIdx.y + 1);
     if (both_in_sixteens(item)) move_pieces<T, uint4>(item, blockIdx.y);
     else move_pieces<T, T>(item, blockIdx.y);
 }
@@ -67,8 +83,10 @@ __device__ void move_within(const lava_cuda_compact_item &item, uint32_t first_h
 }
 
 template <class T> __device__ void compact_within(const lava_cuda_compact_args &a) {
+    if (is_at_fault(a)) return;
     const lava_cuda_compact_item &item = LAVA_ITEM(a, blockIdx.z);
     const uint32_t first = a.per_head ? blockIdx.y : 0, end = a.per_head ? first + 1 : a.n_kv_heads;
+    write_n_rows(item, first, end);
     if (both_in_sixteens(item)) move_within<T, uint4>(item, first, end);
     else move_within<T, T>(item, first, end);
 }

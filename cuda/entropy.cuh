@@ -77,7 +77,7 @@ __device__ inline bool entropy_of_head(const float *scores, uint32_t n, double *
 __device__ inline void entropy_of_layer(const double *sums, uint32_t n_kv_heads, uint32_t prefix_len, double *entropy, double *mass) {
     double weighted = 0.0, total = 0.0;
     for (uint32_t h = 0; h < n_kv_heads; h++) weighted += sums[2 * h], total += sums[2 * h + 1];
-    *mass = total;
+    if (mass != nullptr) *mass = total;
     const uint64_t n = uint64_t(n_kv_heads) * prefix_len;
     double e = 0.0;
     if (n > 1 && total != 0.0) e = (natural_log(total) - weighted / total) / natural_log(double(n));

@@ -399,12 +399,12 @@ class Compact:
             pointers = [ctypes.addressof(t) for t in tensors]
             self.keep.append(tensors)
             self.outs.append(out)
-            items.append(lava.struct("cuda_compact_sequence", n_tokens=k.shape[0], k_src=pointers[0], v_src=pointers[1], k_dst=pointers[2], v_dst=pointers[3], rows=its.data_ptr(), cu_kept=counts.data_ptr()))
+            items.append(lava.struct("cuda_compact_sequence", max_rows=k.shape[0], max_kept=int(counts.diff().max()), k_src=pointers[0], v_src=pointers[1], k_dst=pointers[2], v_dst=pointers[3], rows=its.data_ptr(), cu_kept=counts.data_ptr()))
         self.items = lava.array(items)
-        self.workspace = torch.empty(256 * len(items), dtype=torch.uint8, device=device)
+        self.workspace = torch.empty(lava.size("cuda_compact_workspace_size", lava.context, len(items)), dtype=torch.uint8, device=device)
 
     def __call__(self):
-        self.lava.call("cuda_compact", self.lava.context, self.shape, self.items, len(self.items), self.workspace, self.workspace.numel(), ctypes.c_void_p(self.lava.gpu.stream()))
+        self.lava.launch("cuda_compact", self.lava.context, self.shape, self.items, len(self.items), self.workspace, self.workspace.numel())
 
 
 class Prefill:
@@ -422,7 +422,7 @@ class Prefill:
         self.start()
         size = lava.size("cuda_cascade_workspace_size", self.cascade)
         self.workspace = torch.empty(size, dtype=torch.uint8, device=device)
-        self.compact_workspace = torch.empty(256 * n_layers, dtype=torch.uint8, device=device)
+        self.compact_workspace = torch.empty(lava.size("cuda_compact_workspace_size", lava.context, n_layers), dtype=torch.uint8, device=device)
 
     def start(self):
         lava = self.lava
@@ -450,8 +450,8 @@ class Prefill:
             place, tensors = self.layer(l), self.runs[l % len(self.runs)].tensors[0]
             k, v = (ctypes.addressof(t) for t in tensors[1:3])
             keep.append(place)
-            items.append(lava.struct("cuda_compact_sequence", n_tokens=self.shape.n_tokens, k_src=k, v_src=v, k_dst=k, v_dst=v, rows=place.rows, cu_kept=place.cu_kept, rows_offset=place.offset))
-        lava.call("cuda_compact", lava.context, self.shape, lava.array(items), n, self.compact_workspace, self.compact_workspace.numel(), ctypes.c_void_p(lava.gpu.stream()))
+            items.append(lava.struct("cuda_compact_sequence", max_rows=self.shape.n_tokens, k_src=k, v_src=v, k_dst=k, v_dst=v, rows=place.rows, cu_kept=place.cu_kept, rows_offset=place.offset))
+        lava.launch("cuda_compact", lava.context, self.shape, lava.array(items), n, self.compact_workspace, self.compact_workspace.numel())
 
 
 def check_decisions(lava, checks, generator, prefix, n_layers):

@@ -23,7 +23,7 @@ _Static_assert(sizeof(lava_cuda_entropy_item) == 32 && sizeof(lava_cuda_entropy_
 _Static_assert(sizeof(lava_cuda_budget_item) == 48 && sizeof(lava_cuda_budget_args) == 72, "plan.rs: BudgetArgs");
 _Static_assert(sizeof(lava_cuda_select_params) == 32 && sizeof(lava_cuda_select_item) == 88, "plan.rs: SelectItem");
 _Static_assert(offsetof(lava_cuda_select_item, prefix_len) == 72 && sizeof(lava_cuda_select_args) == 128, "plan.rs: SelectArgs");
-_Static_assert(sizeof(lava_cuda_compact_item) == 128 && sizeof(lava_cuda_compact_args) == 152, "plan.rs: CompactArgs");
+_Static_assert(sizeof(lava_cuda_compact_item) == 136 && sizeof(lava_cuda_compact_args) == 168, "plan.rs: CompactArgs");
 _Static_assert(sizeof(lava_cuda_global_item) == 72 && sizeof(lava_cuda_global_args) == 112, "plan.rs: GlobalArgs");
 _Static_assert(sizeof(lava_cuda_cascade_args) == 104 && offsetof(lava_cuda_cascade_args, layer) == 72, "plan.rs: CascadeArgs");
 _Static_assert(sizeof(lava_upload_args) == 4016 && sizeof(lava_upload_args) <= 4096, "plan.rs: UploadArgs");

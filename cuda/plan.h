@@ -98,7 +98,7 @@ typedef struct lava_upload_args {
 typedef struct lava_cuda_entropy_item {
     const float *scores; /* [n_kv_heads, prefix_len] */
     double *entropy;     /* receives one number */
-    double *mass;        /* receives one number */
+    double *mass;        /* NULL, or receives one number */
     uint32_t prefix_len, layer;
 } lava_cuda_entropy_item;
 typedef struct lava_cuda_entropy_args {
@@ -304,10 +304,12 @@ typedef struct lava_cuda_compact_item {
     const uint32_t *rows, *cu_kept;
     const uint64_t *rows_offset; /* NULL, or one number: rows begin so many entries later (a cascade's starts) */
     uint32_t dim, reserved;      /* head_dim_k or head_dim_v */
+    uint32_t *n_rows;            /* NULL, or receives each head's rows: what attention wants */
 } lava_cuda_compact_item;
 typedef struct lava_cuda_compact_args {
     const lava_cuda_compact_item *items; /* K and V are two items */
     lava_cuda_compact_item one;
+    const uint64_t *status; /* with a fault in it nothing moves: rows and cu_kept may not have been written */
     uint32_t n_items, n_kv_heads, per_head, reserved;
 } lava_cuda_compact_args;
 /* 32 bytes of each row: whole sectors. */

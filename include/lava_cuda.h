@@ -57,6 +57,11 @@
 #define LAVA_CUDA_MAX_HEADS 1024
 
 /**
+ * Most caches of lava_cuda_compact: K and V are two in a launch.
+ */
+#define LAVA_CUDA_MAX_COMPACT_SEQUENCES 32767
+
+/**
  * One sequence of lava_cuda_score. Zero what is not used.
  */
 typedef struct lava_cuda_score_sequence {
@@ -177,7 +182,7 @@ typedef struct lava_cuda_entropy_sequence {
      */
     double *entropy;
     /**
-     * Device memory; receives the sum of the scores.
+     * NULL, or device memory; receives the sum of the scores.
      */
     double *mass;
 } lava_cuda_entropy_sequence;
@@ -422,7 +427,7 @@ typedef struct lava_cuda_cascade_layer {
 } lava_cuda_cascade_layer;
 
 /**
- * One cache of lava_cuda_compact: a layer of a sequence. Zero what is not used.
+ * One layer of one sequence for lava_cuda_compact. Zero what is not used.
  */
 typedef struct lava_cuda_compact_sequence {
     /**
@@ -430,37 +435,49 @@ typedef struct lava_cuda_compact_sequence {
      */
     uint32_t struct_size;
     /**
-     * No head has more rows than this before; at most the shape's.
+     * No head of the source has more rows than this when the kernels run.
      */
-    uint32_t n_tokens;
+    uint32_t max_rows;
     /**
-     * As in lava_compact.
+     * No head keeps more rows than this. 0: max_rows.
+     */
+    uint32_t max_kept;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+    /**
+     * The caches as they are, [rows, n_kv_heads, head_dim]. v_src and v_dst may both be NULL.
      */
     const lava_tensor *k_src;
     /**
-     * As in lava_compact; v_src and v_dst may both be NULL.
+     * See k_src.
      */
     const lava_tensor *v_src;
     /**
-     * As in lava_compact.
+     * Where the kept rows go, as in lava_compact; in place too.
      */
     const lava_tensor *k_dst;
     /**
-     * As in lava_compact.
+     * See k_dst.
      */
     const lava_tensor *v_dst;
     /**
-     * Device memory: kept_indices of lava_cuda_select, or rows of lava_cuda_cascade_get: ascending per head.
+     * Device memory: kept_indices of lava_cuda_select, or rows of lava_cuda_cascade_get; ascending per head.
      */
     const uint32_t *rows;
+    /**
+     * NULL, or device memory, one number: rows begins so many entries later. From lava_cuda_cascade_get.
+     */
+    const uint64_t *rows_offset;
     /**
      * Device memory, n_kv_heads + 1 entries.
      */
     const uint32_t *cu_kept;
     /**
-     * NULL, or device memory, one number: rows begins so many entries later.
+     * NULL, or device memory, n_kv_heads entries; receives each head's rows, for lava_cuda_attend. Untouched where nothing moves.
      */
-    const uint64_t *rows_offset;
+    uint32_t *n_rows;
 } lava_cuda_compact_sequence;
 
 #ifdef __cplusplus
@@ -633,7 +650,7 @@ lava_status lava_cuda_entropy(const void *context,
  * sequences: host memory, n_sequences of them, read during the call.
  * workspace: device memory, 48 bytes for each sequence, aligned to LAVA_WORKSPACE_ALIGN; NULL will do for a single one.
  * status, stream: as for lava_cuda_score. Weights that are negative or not finite are "weights"; a total below the minimums'
- *     sum, and minimums above a capacity, are LAVA_ERR_BUDGET, "total". Nothing is written to that sequence's budgets then.
+ *     sum, and minimums above a capacity, are LAVA_ERR_BUDGET, "total". Its budgets are then what lava_cuda_select refuses.
  * Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, STATE, CONTEXT: nothing was launched. LAUNCH. Any thread that
  *     has the context.
  */
@@ -818,20 +835,33 @@ lava_status lava_cuda_cascade_get(const struct lava_cuda_cascade *cascade,
                                   lava_error *error);
 
 /**
- * lava_compact for caches side by side, counts and rows unread by the host.
+ * Bytes of device memory that lava_cuda_compact needs as a workspace.
  *
- * What the host cannot see, it believes: that rows ascend per head and lie inside the source, that cu_kept ascends, that each
- * head of a destination has room, and in place that no row moves backwards. K and V go by themselves: of a call, all K are in place
- * or none is, with one size of elements, and so are all V.
+ * size: receives the bytes, enough for tensors of any type and layout; untouched on error.
+ * Errors: as lava_cuda_compact. Any thread.
+ */
+lava_status lava_cuda_compact_workspace_size(const void *context,
+                                             uint32_t n_sequences,
+                                             size_t *size,
+                                             lava_error *error);
+
+/**
+ * lava_compact for any layers of any sequences: gathers each head's kept rows of K and V, into another cache or in place. All that it
+ * is told by rows and cu_kept stays on the device, so it may follow lava_cuda_select or lava_cuda_cascade_push at once.
  *
  * context: from lava_cuda_init.
- * shape: n_tokens is that of the longest sequence; n_kv_heads, head_dim_k and head_dim_v are used.
- * sequences: host memory, n_sequences of them, read during the call, as are the tensors they point to. In place is as in lava_compact,
- *     both ragged or both not.
- * workspace: device memory, 256 bytes for each sequence, aligned to LAVA_WORKSPACE_ALIGN; NULL will do for a single one.
- * stream: as for lava_cuda_score. There is no status: rows are moved as bits.
- * Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, OVERFLOW, DTYPE, STATE, CONTEXT: nothing was
- *     launched. LAUNCH: some launches may have been. Any thread that has the context.
+ * shape: n_kv_heads, head_dim_k and head_dim_v are used; layer is named in errors.
+ * sequences: host memory, n_sequences of them, at most LAVA_CUDA_MAX_COMPACT_SEQUENCES, read during the call, as are the tensors they point to.
+ *     In place is the source's memory with the same data, dtype, stride_token and stride_dim, and either the same stride_head or
+ *     the very same row_start: each head's rows move to the front of its own; or both ragged: rows of all heads close ranks. That
+ *     then every row moves to the front or stays, and row_start has room for what is kept, is the caller's word. Otherwise a
+ *     destination may not share memory with a source or the other destination; K and V interleaved without row_start, with
+ *     the same strides, are fine. Caches of one call must not share memory that one of them writes.
+ * workspace, stream: as for lava_cuda_score; the workspace is lava_cuda_compact_workspace_size bytes.
+ * status: device memory. Only read: where it has a fault when the kernels run, nothing moves and the caches are as they were. It must be
+ *     that of the calls on this stream which wrote rows and cu_kept, and not change while this one runs.
+ * Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, OVERFLOW, DTYPE, STATE, CONTEXT:
+ *     nothing was launched. LAUNCH: some launches may have been, and only part of the tensors moved. Any thread that has the context.
  */
 lava_status lava_cuda_compact(const void *context,
                               const lava_shape *shape,
@@ -839,6 +869,7 @@ lava_status lava_cuda_compact(const void *context,
                               uint32_t n_sequences,
                               void *workspace,
                               size_t workspace_size,
+                              const uint64_t *status,
                               void *stream,
                               lava_error *error);
 
@@ -858,7 +889,7 @@ LAVA_STATIC_ASSERT(sizeof(lava_cuda_entropy_sequence) == 40, "lava_cuda_entropy_
 LAVA_STATIC_ASSERT(sizeof(lava_cuda_budget_sequence) == 48, "lava_cuda_budget_sequence");
 LAVA_STATIC_ASSERT(sizeof(lava_cuda_global_sequence) == 48, "lava_cuda_global_sequence");
 LAVA_STATIC_ASSERT(sizeof(lava_cuda_select_sequence) == 72, "lava_cuda_select_sequence");
-LAVA_STATIC_ASSERT(sizeof(lava_cuda_compact_sequence) == 64, "lava_cuda_compact_sequence");
+LAVA_STATIC_ASSERT(sizeof(lava_cuda_compact_sequence) == 80, "lava_cuda_compact_sequence");
 LAVA_STATIC_ASSERT(sizeof(lava_cuda_cascade) == 80, "lava_cuda_cascade");
 LAVA_STATIC_ASSERT(offsetof(lava_cuda_cascade, total) == 48, "lava_cuda_cascade");
 LAVA_STATIC_ASSERT(sizeof(lava_cuda_cascade_layer) == 80, "lava_cuda_cascade_layer");

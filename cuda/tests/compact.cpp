@@ -47,7 +47,9 @@ static void check_compact(lava_dtype dtype, Kind kind, Layout layout, uint32_t h
     };
     lava_cuda_compact_args a = {};
     Buffer<lava_cuda_compact_item> list(2);
-    a.items = list.data(), a.n_items = 2, a.n_kv_heads = heads, a.per_head = kind == WITHIN_HEADS;
+    Buffer<uint64_t> status(1, 0xFF);
+    Buffer<uint32_t> n_rows(heads);
+    a.items = list.data(), a.n_items = 2, a.n_kv_heads = heads, a.per_head = kind == WITHIN_HEADS, a.status = status.data();
     for (int i = 0; i < 2; i++) {
         const uint32_t room = kind == WITHIN_RAGGED ? cu_rows[heads] + 2 * heads : n_tokens;
         src.emplace_back(new Tensor(dtype, room, kind == WITHIN_RAGGED ? 1 : heads, dims[i], kind == WITHIN_RAGGED ? TOKEN_MAJOR : layout));
@@ -63,7 +65,7 @@ static void check_compact(lava_dtype dtype, Kind kind, Layout layout, uint32_t h
             // In place: the source's bytes, in a copy for each side.
             if (within) memcpy(to->back()->memory.data(), src[i]->memory.data(), src[i]->memory.bytes());
         }
-        list[i] = {src[i]->gpu, dst[i]->gpu, g_rows.data(), g_cu.data(), offset.data(), dims[i], 0};
+        list[i] = {src[i]->gpu, dst[i]->gpu, g_rows.data(), g_cu.data(), offset.data(), dims[i], 0, i == 0 ? n_rows.data() : nullptr};
         if (within) list[i].src.data = list[i].dst.data;
         if (kind == WITHIN_RAGGED) list[i].src.row_start = g_starts.data(), list[i].src.stride_head = 0, list[i].src.stride_token = dims[i];
     }
@@ -73,7 +75,10 @@ static void check_compact(lava_dtype dtype, Kind kind, Layout layout, uint32_t h
     CHECK(lava_compact(&shape, &k, &v, kind == WITHIN_RAGGED ? cu_rows.data() : nullptr, g_rows.data() + 3, cu.data(), &cpu_dst[0]->cpu, &cpu_dst[1]->cpu, 0, 1, nullptr) == LAVA_OK, "the CPU refuses");
     std::vector<std::vector<uint8_t>> before;
     for (auto &t : dst) before.emplace_back(t->memory.data(), t->memory.data() + t->memory.bytes());
-    for (unsigned s = 0; s < n_seeds(); s++) {
+    // The last one with a fault: nothing moves.
+    for (unsigned s = 0; s <= n_seeds(); s++) {
+        const bool moves = s < n_seeds();
+        if (!moves) status[0] = lava_fault(LAVA_FAULT_SCORES, 0, 0, 0);
         for (int i = 0; i < 2; i++) std::copy(before[i].begin(), before[i].end(), dst[i]->memory.data());
         const bool narrow = size_of(dtype) == 2;
         if (within) {
@@ -82,7 +87,8 @@ static void check_compact(lava_dtype dtype, Kind kind, Layout layout, uint32_t h
         } else {
             launch(narrow ? lava_compact_16 : lava_compact_32, 2, heads, 2, LAVA_CUDA_COMPACT_THREADS, 0, s, a);
         }
-        for (int i = 0; i < 2; i++) CHECK(dst[i]->memory.bytes() == 0 || memcmp(dst[i]->memory.data(), cpu_dst[i]->memory.data(), dst[i]->memory.bytes()) == 0, "%s kind %d layout %d: %s", name_of(dtype), kind, layout, i ? "v" : "k");
+        for (uint32_t h = 0; h < heads; h++) CHECK(n_rows[h] == cu[h + 1] - cu[h], "rows of head %u", h);
+        for (int i = 0; i < 2; i++) CHECK(dst[i]->memory.bytes() == 0 || memcmp(dst[i]->memory.data(), moves ? cpu_dst[i]->memory.data() : before[i].data(), dst[i]->memory.bytes()) == 0, "%s kind %d layout %d: %s", name_of(dtype), kind, layout, i ? "v" : "k");
     }
     n_cases++;
 }

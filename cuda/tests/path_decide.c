@@ -80,8 +80,9 @@ static void entropies(void) {
     list[1].n_tokens = 2501 + WINDOW;
     REFUSED(LAVA_ERR_SHAPE, "n_tokens", ENTROPY(MOST));
     list[1].n_tokens = WINDOW;
-    list[1].mass = NULL;
-    REFUSED(LAVA_ERR_NULL, "mass", ENTROPY(MOST));
+    list[1].entropy = NULL;
+    REFUSED(LAVA_ERR_NULL, "entropy", ENTROPY(MOST));
+    list[1].entropy = &results[2];
     list[1].mass = list[1].entropy;
     REFUSED(LAVA_ERR_OVERLAP, "entropy", ENTROPY(MOST));
     expect_fine();
@@ -386,43 +387,63 @@ static void compactions(void) {
     lava_cuda_compact_sequence one;
     memset(&one, 0, sizeof(one));
     one.struct_size = sizeof(one);
-    one.n_tokens = ROWS;
+    one.max_rows = ROWS;
+    one.max_kept = ROWS / 2;
+    one.n_rows = numbers(HEADS, 4);
     one.k_src = &k, one.v_src = &v, one.k_dst = &k_out, one.v_dst = &v_out;
     one.rows = rows, one.cu_kept = cu;
     const lava_cuda_compact_sequence good = one;
-#define COMPACT(list, n, workspace, size) lava_cuda_compact(context, &shape, list, n, workspace, size, stream, &error)
-    OK(COMPACT(&one, 1, NULL, 0));
+    size_t size = 0;
+    OK(lava_cuda_compact_workspace_size(context, 2, &size, &error));
+    void *workspace = numbers(size, 1);
+#define COMPACT(list, n) lava_cuda_compact(context, &shape, list, n, workspace, size, status, stream, &error)
+    /* Where something has gone wrong before, nothing moves. */
+    *status = lava_fault(LAVA_FAULT_SCORES, 0, 0, 0);
+    OK(COMPACT(&one, 1));
     settle();
+    for (size_t i = 0; i < bytes[0]; i++) CHECK(((unsigned char *) out[0])[i] == 0xa5);
+    CHECK(one.n_rows[0] == 0xa5a5a5a5u);
+    *status = UINT64_MAX;
+    OK(COMPACT(&one, 1));
+    expect_fine();
+    for (int h = 0; h < HEADS; h++) CHECK(one.n_rows[h] == cu[h + 1] - cu[h]);
     OK(lava_compact(&shape, &k, &v, NULL, rows, cu, &k_want, &v_want, 0, 1, &error));
     CHECK(memcmp(out[0], want[0], bytes[0]) == 0 && memcmp(out[1], want[1], bytes[1]) == 0);
 
     one.k_dst = &k;
     one.v_dst = NULL;
-    REFUSED(LAVA_ERR_NULL, "v_dst", COMPACT(&one, 1, NULL, 0));
+    REFUSED(LAVA_ERR_NULL, "v_dst", COMPACT(&one, 1));
     one.v_src = NULL;
     lava_tensor twisted = k;
-    twisted.stride_head *= 2;
-    one.k_dst = &twisted;
+    twisted.stride_token *= 2;
     twisted.size *= 4;
-    REFUSED(LAVA_ERR_OVERLAP, "k_dst", COMPACT(&one, 1, NULL, 0));
+    one.k_dst = &twisted;
+    REFUSED(LAVA_ERR_OVERLAP, "k_dst", COMPACT(&one, 1));
     one = good;
     one.rows = NULL;
-    REFUSED(LAVA_ERR_NULL, "rows", COMPACT(&one, 1, NULL, 0));
+    REFUSED(LAVA_ERR_NULL, "rows", COMPACT(&one, 1));
     one = good;
-    one.k_dst = &v_out;
-    REFUSED(LAVA_ERR_DTYPE, "k_dst", COMPACT(&one, 1, NULL, 0));
+    lava_tensor other = k_out;
+    other.dtype = LAVA_F16;
+    one.k_dst = &other;
+    REFUSED(LAVA_ERR_DTYPE, "k_dst", COMPACT(&one, 1));
+    one = good;
+    one.max_kept = ROWS + 1;
+    REFUSED(LAVA_ERR_ARGUMENT, "max_kept", COMPACT(&one, 1));
     one = good;
     lava_tensor over = k_out;
     over.data = (char *) k.data + 2;
     one.k_dst = &over;
-    REFUSED(LAVA_ERR_OVERLAP, "k_dst", COMPACT(&one, 1, NULL, 0));
-    /* One in place, the other not. */
+    REFUSED(LAVA_ERR_OVERLAP, "k_dst", COMPACT(&one, 1));
+    one = good;
+    one.n_rows = cu;
+    REFUSED(LAVA_ERR_OVERLAP, "n_rows", COMPACT(&one, 1));
+    one = good;
     lava_cuda_compact_sequence both[2] = {good, good};
-    both[1].k_dst = &k;
-    void *workspace = numbers(512, 1);
-    REFUSED(LAVA_ERR_ARGUMENT, "k_dst", COMPACT(both, 2, workspace, 512));
-    REFUSED(LAVA_ERR_WORKSPACE, "workspace_size", COMPACT(both, 1 + (both[1] = good, 1), workspace, 500));
-    REFUSED(LAVA_ERR_NULL, "workspace", COMPACT(both, 2, NULL, 0));
+    both[0].n_rows = both[1].n_rows = NULL;
+    size--;
+    REFUSED(LAVA_ERR_WORKSPACE, "workspace_size", COMPACT(both, 2));
+    size++;
 
     /* Two caches at once, in place, each head its own rows. */
     lava_tensor k2 = tensor(LAVA_BF16, ROWS, HEADS, DIM_K, 1), v2 = tensor(LAVA_F32, ROWS, HEADS, DIM_V, 1);
@@ -432,7 +453,7 @@ static void compactions(void) {
     lava_tensor cpu[4] = {k, v, k2, v2};
     for (int i = 0; i < 4; i++) memcpy(copies[i], cpu[i].data, cpu[i].size), cpu[i].data = copies[i];
     begin_capture();
-    OK(COMPACT(both, 2, workspace, 512));
+    OK(COMPACT(both, 2));
     void *graph = end_capture();
     settle();
     CU(cuGraphExecDestroy, graph);
@@ -440,6 +461,7 @@ static void compactions(void) {
     CHECK(memcmp(k.data, copies[0], k.size) == 0 && memcmp(v.data, copies[1], v.size) == 0);
     CHECK(memcmp(k2.data, copies[2], k.size) == 0 && memcmp(v2.data, copies[3], v.size) == 0);
     told("compact", "apart and ragged, two caches in place");
+    release(good.n_rows);
     for (int i = 0; i < 4; i++) free(copies[i]);
     free(want[0]), free(want[1]);
     release(rows), release(cu), release(k.data), release(v.data), release(k2.data), release(v2.data), release(out[0]), release(out[1]), release(workspace);
@@ -486,7 +508,9 @@ static void prefill(const char *what, lava_select_params params, int weighted) {
     lava_shape new_shape = lava_shape_init(1, Q_HEADS, HEADS, DIM, DIM, 1);
     OK(lava_cuda_attend_workspace_size(context, &new_shape, 1, (uint64_t) HEADS * TOKENS, &sizes[2], &error));
     void *workspaces[3] = {numbers(sizes[0], 1), NULL, numbers(sizes[2], 1)};
-    void *compact_workspace = numbers(256 * LAYERS, 1);
+    size_t compact_size = 0;
+    OK(lava_cuda_compact_workspace_size(context, LAYERS, &compact_size, &error));
+    void *compact_workspace = numbers(compact_size, 1);
 
     lava_cuda_cascade_layer last[LAYERS];
     begin_capture();
@@ -514,14 +538,15 @@ static void prefill(const char *what, lava_select_params params, int weighted) {
             OK(lava_cuda_cascade_get(&cascade, i, &last[i], &error));
             memset(&list[i], 0, sizeof(list[i]));
             list[i].struct_size = sizeof(list[i]);
-            list[i].n_tokens = TOKENS;
+            list[i].max_rows = TOKENS;
             list[i].k_src = list[i].k_dst = &model[i].k;
             list[i].v_src = list[i].v_dst = &model[i].v;
             list[i].rows = last[i].rows;
             list[i].cu_kept = last[i].cu_kept;
             list[i].rows_offset = last[i].offset;
+            if (i == LAYERS - 1) list[i].n_rows = n_rows;
         }
-        OK(lava_cuda_compact(context, &shape, list, l + 1, compact_workspace, 256 * LAYERS, stream, &error));
+        OK(lava_cuda_compact(context, &shape, list, l + 1, compact_workspace, compact_size, status, stream, &error));
     }
     graphs[1] = end_capture();
     expect_fine();
@@ -550,7 +575,7 @@ static void prefill(const char *what, lava_select_params params, int weighted) {
         CHECK(its.budget == *last[l].budget && fabs(its.evicted_share - *last[l].evicted_share) <= 1e-12);
         CHECK(fabs(its.mass - *last[l].mass) <= 1e-12 * its.mass);
         CHECK(memcmp(model[l].k.data, model[l].k_cpu.data, model[l].k.size) == 0 && memcmp(model[l].v.data, model[l].v_cpu.data, model[l].v.size) == 0);
-        for (int h = 0; h < HEADS; h++) n_rows[h] = its.cu_kept[h + 1] - its.cu_kept[h];
+        for (int h = 0; h < HEADS && l == LAYERS - 1; h++) CHECK(n_rows[h] == its.cu_kept[h + 1] - its.cu_kept[h]);
     }
 
     /* A decoding step over the last layer, whose heads have room behind their rows. */

@@ -72,10 +72,12 @@ int main(void) {
     lava_select_params how_to_select = lava_select_params_default();
     lava_cuda_cascade cascade;
     cascade.struct_size = sizeof(cascade);
-    size_t score_size, state_size, push_size;
+    size_t score_size, state_size, push_size, compact_size;
     CHECK(lava_cuda_score_workspace_size(context, &shape, &how_to_score, 1, &score_size, &error));
     CHECK(lava_cuda_cascade_state_size(&shape, n_layers, total, &how_to_select, &state_size, &error));
+    CHECK(lava_cuda_compact_workspace_size(context, 1, &compact_size, &error));
     void *score_workspace = device_memory(score_size), *state = device_memory(state_size);
+    void *compact_workspace = device_memory(compact_size);
     float *scores = device_memory((size_t) n_heads * (shape.n_tokens - WINDOW) * sizeof(float));
     uint64_t *status = device_memory(sizeof(uint64_t));
 
@@ -115,13 +117,15 @@ int main(void) {
     printf("layer   rows kept of %6u      by head\n", n_heads * shape.n_tokens);
     for (uint32_t l = 0; l < n_layers; l++) {
         const uint32_t *its = cu + l * (n_heads + 1);
+        uint32_t most = 0;
+        for (uint32_t h = 0; h < n_heads; h++) most = its[h + 1] - its[h] > most ? its[h + 1] - its[h] : most;
         size_t size = its[n_heads] * row;
         /* Ragged, without a gap: where heads begin is on the device already. */
         lava_tensor k_kept = lava_tensor_ragged(LAVA_F16, device_memory(size), size, layers[l].cu_kept, c.head_dim);
         lava_tensor v_kept = lava_tensor_ragged(LAVA_F16, device_memory(size), size, layers[l].cu_kept, c.head_dim);
-        lava_cuda_compact_sequence move = {sizeof(move), shape.n_tokens, &k[l], &v[l], &k_kept, &v_kept,
-                                           layers[l].kept_indices, layers[l].cu_kept, layers[l].offset};
-        CHECK(lava_cuda_compact(context, &shape, &move, 1, NULL, 0, stream, &error));
+        lava_cuda_compact_sequence move = {sizeof(move), shape.n_tokens, most, 0, &k[l], &v[l], &k_kept, &v_kept,
+                                           layers[l].kept_indices, layers[l].offset, layers[l].cu_kept, NULL};
+        CHECK(lava_cuda_compact(context, &shape, &move, 1, compact_workspace, compact_size, status, stream, &error));
         CU(cuStreamSynchronize(stream));
         full += k[l].size + v[l].size;
         left += 2 * size;
@@ -154,6 +158,7 @@ int main(void) {
     give_back(score_workspace);
     give_back(state);
     give_back(push_workspace);
+    give_back(compact_workspace);
     give_back(scores);
     give_back(status);
     CU(cuStreamDestroy(stream));

@@ -277,6 +277,7 @@ pub struct CompactItem {
     pub rows_offset: *const u64,
     pub dim: u32,
     pub reserved: u32,
+    pub n_rows: *mut u32,
 }
 
 #[derive(Clone, Copy)]
@@ -284,6 +285,7 @@ pub struct CompactItem {
 pub struct CompactArgs {
     pub items: *const CompactItem,
     pub one: CompactItem,
+    pub status: *const u64,
     pub n_items: u32,
     pub n_kv_heads: u32,
     pub per_head: u32,
@@ -350,7 +352,7 @@ const _: () = {
     assert!(size_of::<BudgetItem>() == 48 && size_of::<BudgetArgs>() == 72);
     assert!(size_of::<DeviceSelectParams>() == 32 && size_of::<SelectItem>() == 88);
     assert!(offset_of!(SelectItem, prefix_len) == 72 && size_of::<SelectArgs>() == 128);
-    assert!(size_of::<CompactItem>() == 128 && size_of::<CompactArgs>() == 152);
+    assert!(size_of::<CompactItem>() == 136 && size_of::<CompactArgs>() == 168);
     assert!(size_of::<GlobalItem>() == 72 && size_of::<GlobalArgs>() == 112);
     assert!(size_of::<CascadeArgs>() == 104 && offset_of!(CascadeArgs, layer) == 72);
     assert!(size_of::<UploadArgs>() == 4016);

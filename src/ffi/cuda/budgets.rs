@@ -23,7 +23,7 @@ pub struct lava_cuda_entropy_sequence {
     pub scores: *const f32,
     /// Device memory; receives the normalised entropy.
     pub entropy: *mut f64,
-    /// Device memory; receives the sum of the scores.
+    /// NULL, or device memory; receives the sum of the scores.
     pub mass: *mut f64,
 }
 
@@ -132,7 +132,7 @@ pub unsafe extern "C" fn lava_cuda_entropy(
                 let shape = shorter(&longest, s.n_tokens, s.layer)?;
                 check_scores(s.scores, &shape)?;
                 check_pointer(s.entropy, c"entropy")?;
-                check_pointer(s.mass, c"mass")?;
+                check_optional(s.mass, c"mass")?;
                 with_status(workspace, workspace_size, status)
                     .reads(s.scores, shape.prefix_entries() as usize, c"scores")
                     .writes(s.entropy, 1, c"entropy")
