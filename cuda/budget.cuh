@@ -1,6 +1,8 @@
 // Integers that sum exactly, by one block: a total shared among layers by weight, a layer's budget among heads. The arithmetic is
 // that of src/budget.rs, in 128-bit integers, so the order in which threads add changes nothing.
 #pragma once
+#include <cstring>
+
 #include "device.cuh"
 
 namespace lava {
@@ -152,6 +154,9 @@ __device__ void water_fill(uint32_t n, const double *weights, Capacity capacity,
     }
 }
 
+/// Wrong, but not to be told: the kernel that found it has told it.
+constexpr uint32_t FAULT_TOLD = 255;
+
 /// What can be wrong with a sharing, and with which layer.
 struct ShareFault {
     uint32_t what, layer; // what 0: nothing
@@ -163,7 +168,11 @@ __device__ inline ShareFault share_total(uint32_t n, const double *weights, cons
     const auto minimum = [&](uint32_t l) -> uint64_t { return minimums == nullptr ? 0 : minimums[l]; };
     uint64_t fault = OPEN, capacity = 0, promised = 0;
     for (uint32_t l = 0; l < n; l++) {
-        if (!is_weight(weights[l])) fault = min(fault, uint64_t(l) << 8 | LAVA_FAULT_WEIGHTS);
+        if (!is_weight(weights[l])) {
+            uint64_t bits;
+            memcpy(&bits, &weights[l], sizeof bits);
+            fault = min(fault, uint64_t(l) << 8 | (bits == LAVA_NO_ENTROPY ? FAULT_TOLD : uint32_t(LAVA_FAULT_WEIGHTS)));
+        }
         else if (capacities[l] > UINT32_MAX || minimum(l) > capacities[l]) fault = min(fault, uint64_t(l) << 8 | LAVA_FAULT_BUDGET);
         capacity += capacities[l];
         promised += minimum(l);

@@ -9,8 +9,11 @@ LAVA_KERNEL(LAVA_CUDA_ENTROPY_THREADS) lava_entropy_heads(const __grid_constant_
     const lava_cuda_entropy_item &item = LAVA_ITEM(a, blockIdx.y);
     const uint32_t head = blockIdx.x;
     double *sums = a.workspace + 2 * (uint64_t(blockIdx.y) * a.n_kv_heads + head);
-    if (!entropy_of_head(item.scores + uint64_t(head) * item.prefix_len, item.prefix_len, sums) && threadIdx.x == 0)
-        report(a.status, item.layer, blockIdx.y, head, LAVA_FAULT_SCORES);
+    if (entropy_of_head(item.scores + uint64_t(head) * item.prefix_len, item.prefix_len, sums)) return;
+    __syncthreads(); // the sums are written
+    if (threadIdx.x != 0) return;
+    sums[0] = sums[1] = NAN;
+    report(a.status, item.layer, blockIdx.y, head, LAVA_FAULT_SCORES);
 }
 
 LAVA_KERNEL(32) lava_entropy_layer(const __grid_constant__ lava_cuda_entropy_args a) {

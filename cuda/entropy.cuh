@@ -82,6 +82,8 @@ __device__ inline void entropy_of_layer(const double *sums, uint32_t n_kv_heads,
     double e = 0.0;
     if (n > 1 && total != 0.0) e = (natural_log(total) - weighted / total) / natural_log(double(n));
     *entropy = e < 0.0 ? 0.0 : e > 1.0 ? 1.0 : e;
+    const uint64_t none = LAVA_NO_ENTROPY;
+    if (!(total == total)) memcpy(static_cast<void *>(entropy), &none, sizeof none);
 }
 
 } // namespace lava

@@ -94,6 +94,12 @@ typedef struct lava_upload_args {
 
 /* ---- Entropy ------------------------------------------------------------------------------------------------------ */
 
+/*
+ * The entropy of a layer with a fault in its scores, which lava_entropy_heads tells: a NaN that sharing kernels do not tell again, for they
+ * know neither the sequence nor the head.
+ */
+#define LAVA_NO_ENTROPY 0x7ff80000acedbad5ull
+
 /* lava_entropy_heads: grid (n_kv_heads, n_items), LAVA_CUDA_ENTROPY_THREADS threads. lava_entropy_layer: grid (n_items), 32 threads. */
 typedef struct lava_cuda_entropy_item {
     const float *scores; /* [n_kv_heads, prefix_len] */

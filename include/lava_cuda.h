@@ -475,7 +475,8 @@ typedef struct lava_cuda_compact_sequence {
      */
     const uint32_t *cu_kept;
     /**
-     * NULL, or device memory, n_kv_heads entries; receives each head's rows, for lava_cuda_attend. Untouched where nothing moves.
+     * NULL, or device memory, n_kv_heads entries; receives each head's rows, for lava_cuda_attend. Untouched where nothing moves:
+     * zeros beforehand keep attention behind a fault inside the cache.
      */
     uint32_t *n_rows;
 } lava_cuda_compact_sequence;

@@ -70,6 +70,21 @@ static void entropies(void) {
     ((float *) list[2].scores)[9] = -1;
     OK(ENTROPY(MOST));
     expect_fault(LAVA_ERR_NONFINITE, "scores", 5, 2);
+    /* Sharing by it does not tell another story, though it knows neither the sequence nor the head. */
+    lava_cuda_budget_sequence by_it;
+    memset(&by_it, 0, sizeof(by_it));
+    by_it.struct_size = sizeof(by_it);
+    by_it.n_layers = 1;
+    by_it.total = 3;
+    by_it.weights = list[2].entropy;
+    by_it.capacities = numbers(1, 8);
+    by_it.budgets = numbers(1, 8);
+    *(uint64_t *) by_it.capacities = 10;
+    OK(ENTROPY(MOST));
+    OK(lava_cuda_layer_budgets(context, &by_it, 1, NULL, 0, status, stream, &error));
+    expect_fault(LAVA_ERR_NONFINITE, "scores", 5, 2);
+    CHECK(*by_it.budgets == UINT64_MAX - 1);
+    release((void *) by_it.capacities), release(by_it.budgets);
     size--;
     REFUSED(LAVA_ERR_WORKSPACE, "workspace_size", ENTROPY(MOST));
     size++;

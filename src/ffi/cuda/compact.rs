@@ -35,7 +35,8 @@ pub struct lava_cuda_compact_sequence {
     pub rows_offset: *const u64,
     /// Device memory, n_kv_heads + 1 entries.
     pub cu_kept: *const u32,
-    /// NULL, or device memory, n_kv_heads entries; receives each head's rows, for lava_cuda_attend. Untouched where nothing moves.
+    /// NULL, or device memory, n_kv_heads entries; receives each head's rows, for lava_cuda_attend. Untouched where nothing moves:
+    /// zeros beforehand keep attention behind a fault inside the cache.
     pub n_rows: *mut u32,
 }
 
