@@ -1,6 +1,6 @@
 /*
- * Mistakes of a caller that a sanitizer must see inside the library: `overread` gives lava_entropy one score too few, `race` gives
- * two threads one workspace. If these run clean, the library is not instrumented.
+ * Mistakes of a caller that a sanitizer must see inside the library: `overread` gives lava_entropy one score too few, `unwritten`
+ * gives it as many, but nothing in them, `race` gives two threads one workspace. If these run clean, the library is not instrumented.
  */
 #include <lava.h>
 
@@ -36,18 +36,21 @@ static int race(void) {
     return 0;
 }
 
-static int overread(void) {
+/* The first `n` scores exist, the first `written` of them hold something; lava_entropy is told that all do. */
+static int too_few(size_t n, size_t written) {
     const lava_shape shape = lava_shape_init(100, 1, 1, DIM, DIM, WINDOW);
     double entropy = 0;
-    size_t n = 100 - WINDOW - 1;
     float *scores = malloc(n * sizeof(float));
     if (scores == NULL) return 1;
-    for (size_t i = 0; i < n; i++) scores[i] = 1;
+    for (size_t i = 0; i < written; i++) scores[i] = 1;
     lava_entropy(&shape, scores, &entropy, NULL, NULL);
     free(scores);
     return 0;
 }
 
 int main(int n, char **arguments) {
-    return n == 2 && strcmp(arguments[1], "race") == 0 ? race() : overread();
+    const size_t all = 100 - WINDOW;
+    const char *mistake = n == 2 ? arguments[1] : "";
+    if (strcmp(mistake, "race") == 0) return race();
+    return strcmp(mistake, "unwritten") == 0 ? too_few(all, all - 1) : too_few(all - 1, all - 1);
 }
