@@ -13,7 +13,7 @@ LIB  := target/capi/capi/liblava.a
 BIN  := target/examples-c
 LIBS := -lm -lpthread -ldl
 
-.PHONY: run test parts test-neon bench lib install uninstall check-tools fmt lint msrv package doc doc-c unit fuzz fuzz-smoke \
+.PHONY: run test parts test-neon bench eval test-eval lib install uninstall check-tools fmt lint msrv package doc doc-c unit fuzz fuzz-smoke \
 	sanitize clean
 
 run: $(BIN)/quickstart
@@ -41,7 +41,7 @@ uninstall:
 export PREFIX LIBDIR INCLUDEDIR DESTDIR
 
 # Each part is a target of its own. .ci/run asks for their names.
-PARTS := lint doc doc-c unit fuzz-smoke
+PARTS := lint doc doc-c unit fuzz-smoke cuda-plain
 test: check-tools $(PARTS)
 	@echo "all checks passed"
 parts:
@@ -105,7 +105,17 @@ PYTHON ?= python3
 bench: check-tools
 	$(CARGO) run --release --quiet --manifest-path benches/Cargo.toml -- --python $(PYTHON) $(if $(RECORD),--record $(RECORD))
 
+# What eviction methods lose, at equal bytes: tables and plots in eval/results and the README's table. ARGS="--quick" for a look, which
+# changes no file.
+eval: check-tools
+	$(CARGO) run --release --quiet --manifest-path eval/Cargo.toml -- $(if $(ARGS),$(ARGS),--out eval/results --readme README.md)
+
+test-eval:
+	$(CARGO) clippy --release --manifest-path eval/Cargo.toml --all-targets -- -D warnings
+	$(CARGO) test --release --manifest-path eval/Cargo.toml
+
 include examples-c/llama.cpp/llama.mk
+include cuda/cuda.mk
 
 fmt:
 	$(CARGO) fmt --all

@@ -60,7 +60,7 @@ static void *score_part(void *argument) {
     score_task *t = argument;
     const engine *e = t->e;
     lava_shape shape = layer_shape(e, t->layer);
-    lava_score_params params = lava_score_params_init();
+    lava_score_params params = lava_score_params_default();
     size_t q_size = (size_t) WINDOW * e->n_q_heads * e->dim * sizeof(float);
     lava_tensor q = lava_tensor_token_major(LAVA_F32, t->cache->q, q_size, e->n_q_heads, e->dim);
     lava_tensor k = full_cache(e, t->cache->k), v = full_cache(e, t->cache->v);
@@ -178,24 +178,27 @@ int main(void) {
     CHECK(lava_budget_from_ratio(&shape, 0.2, &budget, &error));
     CHECK(lava_total_entries(&shape, budget, e.n_layers, &total, &error));
 
-    lava_score_params scoring = lava_score_params_init();
-    lava_select_params selecting = lava_select_params_init();
+    lava_score_params scoring = lava_score_params_default();
+    lava_select_params selecting = lava_select_params_default();
     lava_shape one_query = shape;
     one_query.n_tokens = 1;
-    size_t score_size, select_size, attend_size;
+    size_t score_size, select_size, share_size, attend_size;
     CHECK(lava_score_workspace_size(&shape, &scoring, &score_size, &error));
     CHECK(lava_select_workspace_size(&shape, &select_size, &error));
+    CHECK(lava_global_budgets_workspace_size(&shape, e.n_layers, &share_size, &error));
     CHECK(lava_attend_workspace_size(&one_query, &attend_size, &error));
+    if (select_size < share_size) select_size = share_size;
     score_size = (score_size + LAVA_WORKSPACE_ALIGN - 1) / LAVA_WORKSPACE_ALIGN * LAVA_WORKSPACE_ALIGN;
     char *score_workspaces = allocate(N_THREADS * score_size);
     void *select_workspace = allocate(select_size), *attend_workspace = allocate(attend_size);
+    float *scores = allocate(e.n_layers * n_scores * sizeof(float));  /* of all layers, one behind the other */
 
     for (uint32_t i = 0; i < e.n_layers; i++) {
         layer_cache *l = &layers[i];
         l->k = allocate(cache_size);
         l->v = allocate(cache_size);
         l->q = allocate((size_t) WINDOW * e.n_q_heads * e.dim * sizeof(float));
-        l->scores = allocate(n_scores * sizeof(float));
+        l->scores = scores + i * n_scores;
         l->cu = allocate((e.n_heads + 1) * sizeof(uint32_t));
         l->start = allocate(e.n_heads * sizeof(uint32_t));
         l->n_rows = allocate(e.n_heads * sizeof(uint32_t));
@@ -203,16 +206,12 @@ int main(void) {
         prefill(&e, l, &c, prompt, i);
     }
 
-    /* After prefill: scores of every layer, and from them each layer's share of the total. */
-    double *weights = allocate(e.n_layers * sizeof(double));
-    uint64_t *capacities = allocate(e.n_layers * sizeof(uint64_t)), *budgets = allocate(e.n_layers * sizeof(uint64_t));
-    for (uint32_t i = 0; i < e.n_layers; i++) {
-        shape = layer_shape(&e, i);
-        score_layer(&e, &layers[i], i, score_workspaces, score_size);
-        CHECK(lava_entropy(&shape, layers[i].scores, &weights[i], NULL, &error));
-        capacities[i] = n_scores;
-    }
-    CHECK(lava_layer_budgets(e.n_layers, weights, capacities, NULL, total, budgets, &error));
+    /* After prefill: scores of every layer, and from them what each layer and each of its heads may keep. */
+    uint64_t *budgets = allocate(e.n_layers * sizeof(uint64_t));
+    double *head_weights = allocate(e.n_layers * e.n_heads * sizeof(double));
+    for (uint32_t i = 0; i < e.n_layers; i++) score_layer(&e, &layers[i], i, score_workspaces, score_size);
+    CHECK(lava_global_budgets(&shape, e.n_layers, &selecting, scores, total, select_workspace, select_size, budgets,
+                              head_weights, &error));
 
     /* What each head keeps. */
     size_t before = 2 * e.n_layers * cache_size, after = 0;
@@ -221,6 +220,7 @@ int main(void) {
         shape = layer_shape(&e, i);
         uint64_t n_kept;
         lava_selection report = lava_selection_init();
+        selecting.head_weights = head_weights + i * e.n_heads;
         CHECK(lava_n_kept(&shape, budgets[i], &n_kept, &error));
         l->kept = allocate(n_kept * sizeof(uint32_t));
         CHECK(lava_select(&shape, &selecting, l->scores, budgets[i], select_workspace, select_size, l->kept, n_kept, l->cu,
@@ -265,14 +265,13 @@ int main(void) {
     free(again);
     free(out);
     free(budgets);
-    free(capacities);
-    free(weights);
+    free(head_weights);
+    free(scores);
     for (uint32_t i = 0; i < e.n_layers; i++) {
         free(layers[i].n_rows);
         free(layers[i].start);
         free(layers[i].cu);
         free(layers[i].kept);
-        free(layers[i].scores);
         free(layers[i].q);
         free(layers[i].v);
         free(layers[i].k);

@@ -23,8 +23,8 @@ int main(void) {
 
     /* All memory is ours; lava.h says how much. */
     size_t score_size, select_size;
-    lava_score_params how_to_score = lava_score_params_init();
-    lava_select_params how_to_select = lava_select_params_init();
+    lava_score_params how_to_score = lava_score_params_default();
+    lava_select_params how_to_select = lava_select_params_default();
     CHECK(lava_score_workspace_size(&shape, &how_to_score, &score_size, &error));
     CHECK(lava_select_workspace_size(&shape, &select_size, &error));
     size_t workspace_size = score_size > select_size ? score_size : select_size;

@@ -14,6 +14,10 @@
  *
  * A cascade (lava_cascade_*) does the third and fourth step for all layers so far whenever another layer's scores arrive.
  *
+ * LAVa is one point of a frame, scorer x head budgets x layer budgets. The options make the others: lava_score_params_snapkv and
+ * its neighbours; head floors, head_min and head_weights of lava_select_params; and in place of lava_entropy's weights equal ones,
+ * lava_pyramid_weights, lava_preference, weights from elsewhere, or one sort over all layers (lava_global_budgets).
+ *
  * Rules for all functions:
  *
  * - Memory is the caller's. Nothing is allocated, nothing is kept between calls but what the machine was found to be able
@@ -79,6 +83,74 @@
 #define LAVA_VALUES_ALL 1
 
 /**
+ * An entry's attention: the mean over the window's queries. LAVa, SnapKV, Ada-KV, PyramidKV, VATP, CAOTE, TOVA.
+ */
+#define LAVA_ATTENTION_MEAN 0
+
+/**
+ * The mean of the squares. KV-Compress (arXiv 2410.00161).
+ */
+#define LAVA_ATTENTION_SQUARED 1
+
+/**
+ * The mean plus gamma times the variance over the window's queries (divided by window - 1). CAKE (arXiv 2503.12491).
+ */
+#define LAVA_ATTENTION_MEAN_VARIANCE 2
+
+/**
+ * a[0] = A[0], a[j] = decay * A[j] + (1 - decay) * a[j - 1] over the window's queries. ReST-KV (arXiv 2605.08840); with a decay of 1
+ * the last query alone, SAGE-KV (arXiv 2503.08879).
+ */
+#define LAVA_ATTENTION_EXPONENTIAL 3
+
+/**
+ * None: position + 1, so that the newest win. q and k are not looked at. StreamingLLM (arXiv 2309.17453). f32 tells positions apart
+ * up to 2^24.
+ */
+#define LAVA_ATTENTION_RECENCY 4
+
+/**
+ * Attention is multiplied by the largest L1 norm among the head's values. LAVa.
+ */
+#define LAVA_VALUE_HEAD_MAX 0
+
+/**
+ * By nothing. v is not looked at, and may be NULL.
+ */
+#define LAVA_VALUE_NONE 1
+
+/**
+ * By the L1 norm of the entry's own value, behind pooling and reduction. VATP (arXiv 2406.12335).
+ */
+#define LAVA_VALUE_TOKEN 2
+
+/**
+ * a becomes a / (1 - a) * |o - v|, o = sum of a * v over all tokens: what evicting the entry alone does to the output, for
+ * each query head before pooling. With LAVA_ATTENTION_MEAN and _EXPONENTIAL only. CAOTE (arXiv 2504.14051), ReST-KV.
+ */
+#define LAVA_VALUE_OUTPUT 3
+
+/**
+ * Layers share the total in proportion to the entropies of their scores. LAVa.
+ */
+#define LAVA_LAYERS_ENTROPY 0
+
+/**
+ * In equal parts.
+ */
+#define LAVA_LAYERS_EQUAL 1
+
+/**
+ * In proportion to weights that lava_cascade_push_weighted takes.
+ */
+#define LAVA_LAYERS_WEIGHTS 2
+
+/**
+ * The heads of all layers compete for the total, as those of one layer do for its budget: one sort over the model.
+ */
+#define LAVA_LAYERS_GLOBAL 3
+
+/**
  * No head is promised anything: the layer's largest scores win.
  */
 #define LAVA_FLOOR_NONE 0
@@ -89,7 +161,8 @@
 #define LAVA_FLOOR_GUARANTEED 1
 
 /**
- * Head counts are h * (1 - alpha) + alpha * budget / n_kv_heads, rounded so that they sum exactly.
+ * Head counts are h * (1 - alpha) + alpha * budget / n_kv_heads, rounded so that they sum exactly. Takes time that grows with the
+ * square of n_kv_heads.
  */
 #define LAVA_FLOOR_AFFINE 2
 
@@ -164,7 +237,8 @@ typedef struct lava_shape {
 } lava_shape;
 
 /**
- * Why a call was refused. Every call takes one, or NULL. It is written on success too.
+ * Why a call was refused. Every call takes one, or NULL. It is written on success too. That it shares no memory with the other
+ * arguments is not checked.
  */
 typedef struct lava_error {
     /**
@@ -194,7 +268,8 @@ typedef struct lava_error {
 } lava_error;
 
 /**
- * Options of lava_score. lava_score_params_init gives the paper's.
+ * Options of lava_score. lava_score_params_default gives the preset that measures best, lava_score_params_init LAVa's,
+ * lava_score_params_snapkv and its neighbours those of other papers.
  */
 typedef struct lava_score_params {
     /**
@@ -229,6 +304,32 @@ typedef struct lava_score_params {
      * Logits become softcap * tanh(logit / softcap). 0: no cap.
      */
     float softcap;
+    /**
+     * One of LAVA_ATTENTION_: what becomes of the window's attention to an entry.
+     */
+    int32_t attention;
+    /**
+     * One of LAVA_VALUE_: what that is multiplied by.
+     */
+    int32_t value_weight;
+    /**
+     * Of LAVA_ATTENTION_MEAN_VARIANCE, not negative.
+     */
+    float gamma;
+    /**
+     * Of LAVA_ATTENTION_EXPONENTIAL, the newest query's weight, above 0 and at most 1. 0: 1.
+     */
+    float decay;
+    /**
+     * A factor on all scores of the layer, not negative. It decides nothing inside a layer; under LAVA_LAYERS_GLOBAL and in
+     * lava_global_budgets it is the layer's weight. 0: 1.
+     */
+    float weight;
+    /**
+     * So many times a head's mean score is added to all its scores: what nobody has looked at yet may still be looked at, more
+     * so in heads that are much looked at. Not negative.
+     */
+    float smoothing;
 } lava_score_params;
 
 /**
@@ -287,8 +388,8 @@ typedef struct lava_tensor {
 } lava_tensor;
 
 /**
- * Options of lava_select and of a cascade. lava_select_params_init gives the default, lava_select_params_paper and
- * lava_select_params_released the presets.
+ * Options of lava_select and of a cascade. lava_select_params_default gives the preset that measures best; the others are
+ * lava_select_params_paper (all zero, as lava_select_params_init), _released and _equal.
  */
 typedef struct lava_select_params {
     /**
@@ -312,6 +413,21 @@ typedef struct lava_select_params {
      * So many first tokens are kept in every head. They count toward the budget.
      */
     uint32_t n_sink;
+    /**
+     * Each head's best so many entries, the protected ones among them, are kept before any compete. They count toward the
+     * budget.
+     */
+    uint32_t head_min;
+    /**
+     * NULL, or head budgets from outside: n_kv_heads weights, for a cascade [n_layers, n_kv_heads], finite and not negative. Heads
+     * share the layer's budget in proportion, with the rules of lava_layer_budgets, instead of competing; the floors do nothing
+     * then. Counts that sum to the budget are taken exactly.
+     */
+    const double *head_weights;
+    /**
+     * One of LAVA_LAYERS_: how the layers of a cascade share its total. Not used by lava_select and lava_global_budgets.
+     */
+    int32_t layer_budgets;
     /**
      * Must be 0.
      */
@@ -427,7 +543,8 @@ typedef struct lava_attend_params {
      */
     uint32_t n_base;
     /**
-     * NULL, or the positions of each head's first rows.
+     * NULL, or the positions of each head's first rows, ascending. That they ascend is not checked: others give another mask, and
+     * nothing worse.
      */
     const uint32_t *kept_indices;
     /**
@@ -603,10 +720,12 @@ lava_status lava_score_workspace_size(const struct lava_shape *shape,
  *
  *     scores[g][i] = vmax[g] * max_{h in group g} pool(mean_j softmax_i(scale * q_j.k_i))
  *
- * q:   [window, n_q_heads, head_dim_k], the last window queries of the prompt, after RoPE.
+ * This is LAVa's score, the default; params make it another paper's.
+ *
+ * q:   [min(window, n_tokens), n_q_heads, head_dim_k], the last window queries of the prompt, after RoPE.
  * k:   [n_tokens, n_kv_heads, head_dim_k], after RoPE.
  * v:   [n_tokens, n_kv_heads, head_dim_v].
- * lse: NULL, or f32 [window, n_q_heads, 1]: natural log-sum-exp of each query's scaled, capped, masked logits over all
+ * lse: NULL, or f32 [min(window, n_tokens), n_q_heads, 1]: natural log-sum-exp of each query's scaled, capped, masked logits over all
  *      keys it sees, as flash attention returns it. Saves a pass and the memory for it. It is believed: a wrong one gives
  *      wrong scores.
  * part, n_parts: this call does share `part` of `n_parts` of the KV heads: n_kv_heads * part / n_parts up to
@@ -632,6 +751,60 @@ lava_status lava_score(const struct lava_shape *shape,
                        size_t workspace_size,
                        float *scores,
                        struct lava_error *error);
+
+/**
+ * Gives all heads the mean of their scores, in place. With equal head budgets (LAVA_FLOOR_AFFINE, alpha 1) they then keep the same
+ * tokens: TOVA's one set for all heads (arXiv 2401.06104).
+ *
+ * scores: f32 [n_kv_heads, n_tokens - window], finite.
+ * Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, NONFINITE. Untouched on error. Any thread.
+ */
+lava_status lava_mean_over_heads(const struct lava_shape *shape,
+                                 float *scores,
+                                 struct lava_error *error);
+
+/**
+ * How the window looks at the prefix, two numbers per KV head: what lava_preference makes a layer's weight of.
+ *
+ *     entropy  = sum over heads, window and prefix of -A ln A
+ *     variance = sum over heads and prefix of the variance of A over the window, divided by window - 1
+ *
+ * where heads are the query heads of the KV head.
+ *
+ * Another pass over K beside lava_score's.
+ *
+ * params: scale, softcap and sliding_window are used.
+ * q, k, lse, part, n_parts, workspace: as in lava_score; lava_score_workspace_size of any params with these will do.
+ * stats: [n_kv_heads, 2] doubles, entropy and variance, for all heads, of which the part writes its own. On error the part's own
+ *     may be partly written.
+ * Errors: as lava_score. Any thread.
+ */
+lava_status lava_attention_stats(const struct lava_shape *shape,
+                                 const struct lava_score_params *params,
+                                 const struct lava_tensor *q,
+                                 const struct lava_tensor *k,
+                                 const struct lava_tensor *lse,
+                                 uint32_t part,
+                                 uint32_t n_parts,
+                                 void *workspace,
+                                 size_t workspace_size,
+                                 double *stats,
+                                 struct lava_error *error);
+
+/**
+ * CAKE's weight of a layer (arXiv 2503.12491): (sum of entropies)^(1/tau1) * (sum of variances)^(1/tau2).
+ *
+ * stats: [n_kv_heads, 2] from lava_attention_stats.
+ * tau1, tau2: above 0, chosen per model; 1 says nothing in particular.
+ * weight: receives it, for lava_layer_budgets or lava_cascade_push_weighted; untouched on error.
+ * Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, OVERLAP, ARGUMENT, NONFINITE. Any thread.
+ */
+lava_status lava_preference(const struct lava_shape *shape,
+                            const double *stats,
+                            double tau1,
+                            double tau2,
+                            double *weight,
+                            struct lava_error *error);
 
 /**
  * Normalised entropy of a layer's scores, the layer's weight when layers share a total.
@@ -674,6 +847,62 @@ lava_status lava_layer_budgets(uint32_t n_layers,
                                struct lava_error *error);
 
 /**
+ * PyramidKV's weights for lava_layer_budgets (arXiv 2406.02069): budgets fall linearly from the first layer to the last.
+ *
+ * prefix_budget: average prefix tokens kept per head: budget - window.
+ * prefix_len: all there are: n_tokens - window. No layer gets more.
+ * beta: how small the last layer's budget is: prefix_budget / beta. At least 1; published: 20, with a window of 8.
+ * weights: [n_layers], receives them; untouched on error.
+ * Errors: NULL, ALIGNMENT, SHAPE, ARGUMENT. Any thread.
+ */
+lava_status lava_pyramid_weights(uint32_t n_layers,
+                                 uint64_t prefix_budget,
+                                 uint64_t prefix_len,
+                                 double beta,
+                                 double *weights,
+                                 struct lava_error *error);
+
+/**
+ * Bytes of workspace that lava_global_budgets needs.
+ *
+ * size: receives the bytes; untouched on error.
+ * Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW. Any thread.
+ */
+lava_status lava_global_budgets_workspace_size(const struct lava_shape *shape,
+                                               uint32_t n_layers,
+                                               size_t *size,
+                                               struct lava_error *error);
+
+/**
+ * Layer and head budgets by one sort over the whole model: the `total` largest scores win, in whatever layer and head they are. Ties go to
+ * the lower layer, then the lower head, then the lower token.
+ *
+ * For each layer, lava_select with its budget, and its part of head_weights in lava_select_params, keeps exactly those entries. Layer
+ * weights go into the scores (lava_score_params.weight).
+ *
+ * shape: of every layer. n_layers * n_kv_heads * n_tokens must be below 2^32.
+ * params: head_min, sinks, the mask and LAVA_FLOOR_GUARANTEED are as in one layer, with total / (n_layers * n_kv_heads) as a
+ *     head's share. LAVA_FLOOR_AFFINE and head_weights are refused.
+ * scores: f32 [n_layers, n_kv_heads, n_tokens - window], finite.
+ * total: prefix entries to keep over all layers; see lava_total_entries.
+ * workspace: lava_global_budgets_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN.
+ * budgets: [n_layers], receives each layer's prefix entries, in all min(total, all there are); untouched on error.
+ * head_weights: [n_layers, n_kv_heads], receives each head's prefix entries, as doubles; untouched on error.
+ * Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, ARGUMENT, OVERLAP, WORKSPACE, BUDGET (below what the heads are promised),
+ *     NONFINITE (naming layer and head, or head_weights). Any thread.
+ */
+lava_status lava_global_budgets(const struct lava_shape *shape,
+                                uint32_t n_layers,
+                                const struct lava_select_params *params,
+                                const float *scores,
+                                uint64_t total,
+                                void *workspace,
+                                size_t workspace_size,
+                                uint64_t *budgets,
+                                double *head_weights,
+                                struct lava_error *error);
+
+/**
  * Rows that lava_select keeps for a layer budget: the entries that kept_indices needs.
  *
  * n_kept: receives min(budget, all) + n_kv_heads * min(window, n_tokens); untouched on error.
@@ -710,7 +939,7 @@ lava_status lava_select_workspace_size(const struct lava_shape *shape,
  *     kept_indices[cu_kept[h]] up to kept_indices[cu_kept[h + 1]].
  * selection: NULL, or receives what was done, in particular whether nothing was evicted.
  * Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, ARGUMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, BUDGET (below the
- *     protected entries), NONFINITE. Outputs untouched on error. Any thread.
+ *     protected entries or head_min), NONFINITE. Outputs untouched on error. Any thread.
  */
 lava_status lava_select(const struct lava_shape *shape,
                         const struct lava_select_params *params,
@@ -791,7 +1020,8 @@ lava_status lava_compact(const struct lava_shape *shape,
  * Bytes of state that a cascade needs: about 12 per prefix entry of the total, and its windows.
  *
  * size: receives the bytes; untouched on error.
- * Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ARGUMENT, BUDGET (the protected entries alone exceed the total). Any thread.
+ * Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ARGUMENT, NONFINITE (head_weights), BUDGET (the protected entries or head_min alone
+ *     exceed the total). Any thread.
  */
 lava_status lava_cascade_state_size(const struct lava_shape *shape,
                                     uint32_t n_layers,
@@ -806,7 +1036,7 @@ lava_status lava_cascade_state_size(const struct lava_shape *shape,
  * shape: n_tokens, n_kv_heads and window, the same for every layer.
  * n_layers: layers that will be pushed.
  * total: prefix entries to keep over all layers; see lava_total_entries.
- * params: floors, sinks and the protected mask. All is copied.
+ * params: floors, sinks, the protected mask, head weights, and how the layers share the total. All is copied.
  * state: lava_cascade_state_size bytes, aligned to LAVA_WORKSPACE_ALIGN. The caller owns it and may drop it, start it
  *     again or copy it at any time: it holds no resources and no pointers.
  * Errors: as lava_cascade_state_size, and ALIGNMENT, OVERLAP, WORKSPACE. Any thread, but one call on a state at a time.
@@ -827,9 +1057,13 @@ lava_status lava_cascade_init(const struct lava_shape *shape,
  * on all layers at once. Before it, a layer may hold one entry more than its share, so all together at most total + l
  * prefix entries, plus what a head floor may still ask for (alpha of that, and one per head and layer).
  *
+ * Under LAVA_LAYERS_GLOBAL the final kept sets are those of lava_global_budgets, and before it all layers hold at most `total`
+ * together, plus what a floor or head_min may still ask for.
+ *
  * scores: f32 [n_kv_heads, n_tokens - window] of the next layer, not negative.
  * Errors: NULL, STRUCT_SIZE, ALIGNMENT, OVERLAP, WORKSPACE, STATE (not initialised or complete), NONFINITE (naming
- *     layer and head). The cascade is unchanged on error. Any thread, but one call on a state at a time.
+ *     layer and head), ARGUMENT (LAVA_LAYERS_WEIGHTS: use lava_cascade_push_weighted). The cascade is unchanged on error. Any
+ *     thread, but one call on a state at a time.
  */
 lava_status lava_cascade_push(void *state,
                               size_t state_size,
@@ -837,10 +1071,22 @@ lava_status lava_cascade_push(void *state,
                               struct lava_error *error);
 
 /**
+ * The same with the layer's weight, under LAVA_LAYERS_WEIGHTS: for pyramids, CAKE's preference, what was learned.
+ *
+ * weight: finite, not negative.
+ * Errors: as lava_cascade_push; ARGUMENT under any other LAVA_LAYERS_; NONFINITE for the weight.
+ */
+lava_status lava_cascade_push_weighted(void *state,
+                                       size_t state_size,
+                                       const float *scores,
+                                       double weight,
+                                       struct lava_error *error);
+
+/**
  * What layer `layer` keeps after the last push, and how to get there from what the caller's cache held before it.
  *
  * out: receives pointers into the state, good until the next push; untouched on error. What they lead to may be read by
- *     several threads at a time.
+ *     several threads at a time. That it lies outside the state is not checked.
  * Errors: NULL, STRUCT_SIZE, ALIGNMENT, WORKSPACE, STATE (not initialised, or that layer was not pushed yet). Any thread,
  *     but one call on a state at a time.
  */
@@ -875,8 +1121,9 @@ lava_status lava_attend_workspace_size(const struct lava_shape *shape,
  * part, n_parts: a share of the KV heads with their query heads; the result is the same bits for every n_parts.
  * workspace: lava_attend_workspace_size bytes, one per part, aligned to LAVA_WORKSPACE_ALIGN.
  * Errors: NULL (kept_indices, with a sliding window), STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE,
- *     WORKSPACE, OVERFLOW, DTYPE, INDICES, NONFINITE. The cache is never written; out and lse may be partly written
- *     on NONFINITE and are untouched otherwise. Any thread.
+ *     WORKSPACE, OVERFLOW, DTYPE, INDICES, NONFINITE (in q, k or v, or a sum over values that overflows; rows that no query sees may
+ *     or may not be looked at). The cache is never written; out and lse may be partly written on NONFINITE and are untouched
+ *     otherwise. Any thread.
  */
 lava_status lava_attend(const struct lava_shape *shape,
                         const struct lava_attend_params *params,
@@ -909,10 +1156,12 @@ LAVA_STATIC_ASSERT(sizeof(lava_shape) == 32, "lava_shape");
 LAVA_STATIC_ASSERT(offsetof(lava_shape, n_tokens) == 8 && offsetof(lava_shape, window) == 28, "lava_shape");
 LAVA_STATIC_ASSERT(sizeof(lava_tensor) == 56, "lava_tensor");
 LAVA_STATIC_ASSERT(offsetof(lava_tensor, data) == 8 && offsetof(lava_tensor, row_start) == 48, "lava_tensor");
-LAVA_STATIC_ASSERT(sizeof(lava_score_params) == 32, "lava_score_params");
-LAVA_STATIC_ASSERT(offsetof(lava_score_params, scale) == 24, "lava_score_params");
-LAVA_STATIC_ASSERT(sizeof(lava_select_params) == 32, "lava_select_params");
-LAVA_STATIC_ASSERT(offsetof(lava_select_params, alpha) == 8, "lava_select_params");
+LAVA_STATIC_ASSERT(sizeof(lava_score_params) == 56, "lava_score_params");
+LAVA_STATIC_ASSERT(offsetof(lava_score_params, scale) == 24 && offsetof(lava_score_params, weight) == 48,
+                   "lava_score_params");
+LAVA_STATIC_ASSERT(sizeof(lava_select_params) == 48, "lava_select_params");
+LAVA_STATIC_ASSERT(offsetof(lava_select_params, alpha) == 8 && offsetof(lava_select_params, head_weights) == 32,
+                   "lava_select_params");
 LAVA_STATIC_ASSERT(offsetof(lava_select_params, protected_mask) == 16, "lava_select_params");
 LAVA_STATIC_ASSERT(sizeof(lava_selection) == 40, "lava_selection");
 LAVA_STATIC_ASSERT(offsetof(lava_selection, evicted_share) == 32, "lava_selection");
@@ -987,11 +1236,101 @@ static inline lava_tensor lava_tensor_ragged(lava_dtype dtype, void *data, size_
     return tensor;
 }
 
-/** The paper's scoring: max-pooling of width 7, maximum over the group, values of the prefix. */
+/** Preset `paper`, LAVa's scoring: max-pooling of width 7, maximum over the group, values of the prefix. */
 static inline lava_score_params lava_score_params_init(void) {
     lava_score_params params = LAVA_ZERO;
     params.struct_size = (uint32_t) sizeof(params);
     params.pool_kernel = 7;
+    return params;
+}
+
+/**
+ * The default preset, chosen by `make eval`: squared attention, each token's own value norm, one head's mean added.
+ *
+ * For lava_select_params_default: one sort over all layers. Of the README's table it is the best that was not trained for the model,
+ * or as good as it within the confidence interval.
+ */
+static inline lava_score_params lava_score_params_default(void) {
+    lava_score_params params = lava_score_params_init();
+    params.attention = LAVA_ATTENTION_SQUARED;
+    params.value_weight = LAVA_VALUE_TOKEN;
+    params.smoothing = 1;
+    return params;
+}
+
+/** SnapKV (arXiv 2404.14469), and with other budgets Ada-KV (2407.11550) and PyramidKV (2406.02069): no value norm. */
+static inline lava_score_params lava_score_params_snapkv(void) {
+    lava_score_params params = lava_score_params_init();
+    params.value_weight = LAVA_VALUE_NONE;
+    return params;
+}
+
+/** CAKE (arXiv 2503.12491): mean and variance, average-pooled over 5, the group's mean. Published with gamma = 200. */
+static inline lava_score_params lava_score_params_cake(float gamma) {
+    lava_score_params params = lava_score_params_snapkv();
+    params.attention = LAVA_ATTENTION_MEAN_VARIANCE;
+    params.gamma = gamma;
+    params.pool = LAVA_POOL_AVG;
+    params.pool_kernel = 5;
+    params.group_reduce = LAVA_GROUP_MEAN;
+    return params;
+}
+
+/** TOVA (arXiv 2401.06104): for a window of 1; then lava_mean_over_heads and equal head budgets. */
+static inline lava_score_params lava_score_params_tova(void) {
+    lava_score_params params = lava_score_params_snapkv();
+    params.pool_kernel = 1;
+    params.group_reduce = LAVA_GROUP_MEAN;
+    return params;
+}
+
+/** StreamingLLM (arXiv 2309.17453): the newest tokens. Published with 4 sinks. */
+static inline lava_score_params lava_score_params_streaming(void) {
+    lava_score_params params = lava_score_params_snapkv();
+    params.attention = LAVA_ATTENTION_RECENCY;
+    params.pool_kernel = 1;
+    return params;
+}
+
+/** VATP (arXiv 2406.12335): attention times the value's own norm. Published with 20 sinks. */
+static inline lava_score_params lava_score_params_vatp(void) {
+    lava_score_params params = lava_score_params_init();
+    params.value_weight = LAVA_VALUE_TOKEN;
+    params.pool_kernel = 1;
+    return params;
+}
+
+/** CAOTE (arXiv 2504.14051) over the window's mean attention. */
+static inline lava_score_params lava_score_params_caote(void) {
+    lava_score_params params = lava_score_params_init();
+    params.value_weight = LAVA_VALUE_OUTPUT;
+    params.pool_kernel = 1;
+    return params;
+}
+
+/** ReST-KV (arXiv 2605.08840), without the output matrix. Published with a decay of 0.3. */
+static inline lava_score_params lava_score_params_rest_kv(float decay) {
+    lava_score_params params = lava_score_params_init();
+    params.attention = LAVA_ATTENTION_EXPONENTIAL;
+    params.decay = decay;
+    params.value_weight = LAVA_VALUE_OUTPUT;
+    return params;
+}
+
+/** KV-Compress (arXiv 2410.00161): squared attention; the group's sum, here its mean, which has the same order. */
+static inline lava_score_params lava_score_params_kv_compress(void) {
+    lava_score_params params = lava_score_params_snapkv();
+    params.attention = LAVA_ATTENTION_SQUARED;
+    params.group_reduce = LAVA_GROUP_MEAN;
+    return params;
+}
+
+/** SAGE-KV (arXiv 2503.08879): the last query's attention, whatever the window. */
+static inline lava_score_params lava_score_params_sage_kv(void) {
+    lava_score_params params = lava_score_params_snapkv();
+    params.attention = LAVA_ATTENTION_EXPONENTIAL;
+    params.decay = 1.0f;
+    params.pool_kernel = 1;
     return params;
 }
 
@@ -1010,9 +1349,31 @@ static inline lava_select_params lava_select_params_released(void) {
     return params;
 }
 
-/** The default: preset `paper`. */
+/** Equal head budgets: SnapKV, PyramidKV, CAKE, TOVA. */
+static inline lava_select_params lava_select_params_equal(void) {
+    lava_select_params params = lava_select_params_paper();
+    params.head_floor = LAVA_FLOOR_AFFINE;
+    params.alpha = 1.0;
+    return params;
+}
+
+/** All options at zero: preset `paper`. */
 static inline lava_select_params lava_select_params_init(void) {
     return lava_select_params_paper();
+}
+
+/**
+ * The default preset, chosen by `make eval`: one sort over all layers, of a tenth of which each head is sure.
+ *
+ * A cascade does it by itself. At once: lava_global_budgets, and then lava_select with what it gives. The tenth is for models that are
+ * unlike the one of that table: no layer is left with its window alone because its scores are small throughout.
+ */
+static inline lava_select_params lava_select_params_default(void) {
+    lava_select_params params = lava_select_params_paper();
+    params.head_floor = LAVA_FLOOR_GUARANTEED;
+    params.alpha = 0.1;
+    params.layer_budgets = LAVA_LAYERS_GLOBAL;
+    return params;
 }
 
 /** Causal attention, scale 1 / sqrt(head_dim_k). */

@@ -328,6 +328,59 @@ inline std::vector<std::uint64_t> layer_budgets(span<const double> weights, span
     return budgets;
 }
 
+/** lava_mean_over_heads: all heads get the mean of their scores, n_scores(shape) of them. */
+inline void mean_over_heads(const lava_shape &shape, span<float> scores) {
+    detail::want_size("lava_mean_over_heads", "scores", scores.size(), n_scores(shape), shape.layer);
+    detail::check("lava_mean_over_heads", [&](lava_error *e) { return lava_mean_over_heads(&shape, scores.data(), e); });
+}
+
+/** lava_attention_stats and lava_preference: CAKE's weight of a layer. */
+inline double preference(const lava_shape &shape, const lava_score_params &params, const const_tensor &q, const const_tensor &k,
+                         double tau1, double tau2, workspace &scratch) {
+    std::size_t size = 0;
+    double weight = 0;
+    detail::check("lava_score_workspace_size", [&](lava_error *e) { return lava_score_workspace_size(&shape, &params, &size, e); });
+    std::vector<double> stats(2 * std::size_t(shape.n_kv_heads));
+    void *memory = scratch.reserve(size);
+    detail::check("lava_attention_stats", [&](lava_error *e) {
+        return lava_attention_stats(&shape, &params, &q.c, &k.c, nullptr, 0, 1, memory, size, stats.data(), e);
+    });
+    detail::check("lava_preference", [&](lava_error *e) { return lava_preference(&shape, stats.data(), tau1, tau2, &weight, e); });
+    return weight;
+}
+
+/** lava_pyramid_weights: PyramidKV's, one per layer, for layer_budgets. */
+inline std::vector<double> pyramid_weights(std::uint32_t n_layers, std::uint64_t prefix_budget, std::uint64_t prefix_len, double beta) {
+    if (n_layers > LAVA_MAX_LAYERS) detail::refuse("lava_pyramid_weights", LAVA_ERR_SHAPE, "n_layers");
+    std::vector<double> weights(n_layers);
+    detail::check("lava_pyramid_weights", [&](lava_error *e) {
+        return lava_pyramid_weights(n_layers, prefix_budget, prefix_len, beta, weights.data(), e);
+    });
+    return weights;
+}
+
+/** What one sort over the model gives each layer, and of that each of its heads. */
+struct budgets_of_model {
+    std::vector<std::uint64_t> layers;  /**< n_layers prefix budgets, for select */
+    std::vector<double> head_weights;   /**< [n_layers, n_kv_heads], for lava_select_params::head_weights */
+};
+
+/** lava_global_budgets: one sort over all layers' scores, [n_layers, n_scores(shape)]. */
+inline budgets_of_model global_budgets(const lava_shape &shape, std::uint32_t n_layers, span<const float> scores, std::uint64_t total,
+                                          workspace &scratch, const lava_select_params &params = lava_select_params_init()) {
+    detail::want_size("lava_global_budgets", "scores", scores.size(), n_layers * n_scores(shape));
+    std::size_t size = 0;
+    detail::check("lava_global_budgets_workspace_size",
+                  [&](lava_error *e) { return lava_global_budgets_workspace_size(&shape, n_layers, &size, e); });
+    budgets_of_model out = {std::vector<std::uint64_t>(n_layers), std::vector<double>(std::size_t(n_layers) * shape.n_kv_heads)};
+    void *memory = scratch.reserve(size);
+    detail::check("lava_global_budgets", [&](lava_error *e) {
+        return lava_global_budgets(&shape, n_layers, &params, scores.data(), total, memory, size, out.layers.data(),
+                                   out.head_weights.data(), e);
+    });
+    return out;
+}
+
 /** What a layer keeps. */
 struct kept {
     std::vector<std::uint32_t> indices;  /**< token positions, ascending per head, head behind head */
@@ -429,6 +482,13 @@ public:
     void push(span<const float> scores) {
         detail::want_size("lava_cascade_push", "scores", scores.size(), n_scores_);
         detail::check("lava_cascade_push", [&](lava_error *e) { return lava_cascade_push(state_.get(), size_, scores.data(), e); });
+    }
+
+    /** The same with the layer's weight, under LAVA_LAYERS_WEIGHTS. */
+    void push(span<const float> scores, double weight) {
+        detail::want_size("lava_cascade_push_weighted", "scores", scores.size(), n_scores_);
+        detail::check("lava_cascade_push_weighted",
+                      [&](lava_error *e) { return lava_cascade_push_weighted(state_.get(), size_, scores.data(), weight, e); });
     }
 
     /** What a layer that was pushed keeps now. */

@@ -88,6 +88,10 @@ class Block(nn.Module):
         group = self.cfg.n_q_heads // self.cfg.n_kv_heads  # query head h reads KV head h // group
         k, v = (t.repeat_interleave(group, dim=2) for t in (k, v))
         out = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), is_causal=True)
+        return self.after_attention(x, out)
+
+    def after_attention(self, x: Tensor, out: Tensor) -> Tensor:
+        """out: [batch, heads, n, head_dim], what attention read for the inputs x."""
         x = x + self.attn_output(out.transpose(1, 2).flatten(2))
         h = self.ffn_norm(x)
         return x + self.ffn_down(F.silu(self.ffn_gate(h)) * self.ffn_up(h))

@@ -56,11 +56,9 @@ pub(crate) fn share(
     ensure(capacities.len() >= n, ErrorKind::BufferSize, c"capacities")?;
     ensure(minimums.is_none_or(|m| m.len() >= n), ErrorKind::BufferSize, c"minimums")?;
     ensure(budgets.len() >= n, ErrorKind::BufferSize, c"budgets")?;
-    let mut largest = 0.0f64;
     for (l, &w) in weights.iter().enumerate() {
         ensure(w.is_finite() && w >= 0.0, ErrorKind::NonFinite, c"weights")
             .map_err(|e| e.at_layer(l as u32))?;
-        largest = largest.max(w);
     }
     let minimum = |l: usize| minimums.map_or(0, |m| m[l]);
     for l in 0..n {
@@ -70,7 +68,22 @@ pub(crate) fn share(
     }
     let total = total.min(capacities[..n].iter().sum());
     ensure((0..n).map(minimum).sum::<u64>() <= total, ErrorKind::Budget, c"total")?;
+    water_fill(weights, capacities, minimum, total, rounding, &mut budgets[..n]);
+    Ok(())
+}
 
+/// [`share`], where everything is known to fit: weights are finite and not negative, capacities below 2³², and `total` is
+/// between the sums of the minimums and of the capacities.
+pub(crate) fn water_fill(
+    weights: &[f64],
+    capacities: &[u64],
+    minimum: impl Fn(usize) -> u64,
+    total: u64,
+    rounding: Rounding,
+    budgets: &mut [u64],
+) {
+    let n = weights.len();
+    let largest = weights.iter().fold(0.0f64, |most, &w| most.max(w));
     // Dividing by a power of two changes no digit of a weight.
     let mut unit = GRID;
     while largest * (unit / GRID) > 1.0 {
@@ -80,7 +93,6 @@ pub(crate) fn share(
 
     // Water-filling with bounds on both sides: as long as bounds are violated, fix those violations that pull in the
     // direction of the sum, and share again among the rest.
-    let budgets = &mut budgets[..n];
     budgets.fill(OPEN);
     loop {
         let mut rest = total as u128;
@@ -120,7 +132,7 @@ pub(crate) fn share(
             continue;
         }
         round(rounding, sum, rest, share, budgets);
-        return Ok(());
+        return;
     }
 }
 
@@ -168,6 +180,28 @@ fn round(
             _ => {}
         }
     }
+}
+
+/// PyramidKV's weights for [`layer_budgets`]: budgets fall linearly from the first layer to the last.
+///
+/// `prefix_budget` is the average number of prefix tokens kept per head, `budget − window`, and `prefix_len` all there are. The last
+/// layer's is `prefix_budget / beta`, the first's as far above the average as that is below it; where that is more than
+/// `prefix_len`, the first layer keeps everything and the last's is raised by as much. Published with `beta` = 20 and a window of 8.
+///
+/// Source: PyramidKV, arXiv 2406.02069, section 4.2; the cap as in the published code. Here as exact fractions: the published
+/// code rounds the step down, and so misses the total.
+pub fn pyramid_weights(prefix_budget: u64, prefix_len: u64, beta: f64, weights: &mut [f64]) -> Result<()> {
+    let n = weights.len();
+    ensure(n > 0 && n <= MAX_LAYERS, ErrorKind::Shape, c"n_layers")?;
+    ensure(beta.is_finite() && beta >= 1.0, ErrorKind::Argument, c"beta")?;
+    let (average, all) = (prefix_budget.min(prefix_len) as f64, prefix_len as f64);
+    let most = (2.0 * average - average / beta).min(all);
+    let least = 2.0 * average - most;
+    for (l, weight) in weights.iter_mut().enumerate() {
+        let down = if n == 1 { 0.5 } else { l as f64 / (n - 1) as f64 };
+        *weight = most + (least - most) * down;
+    }
+    Ok(())
 }
 
 /// α is taken in billionths, so that 0.2 means one fifth and a head's floor is an exact rational too.

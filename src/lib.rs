@@ -16,6 +16,9 @@
 //! | the same while prefilling | [`cascade`] | each layer's scores as it arrives → all layers' kept rows |
 //! | decoding | [`attend`] | new queries, compressed cache → attention output |
 //!
+//! LAVa is one point of a frame, scorer × head budgets × layer budgets: [`ScoreParams`], [`SelectParams`] and [`LayerBudgets`] have the
+//! options that make other papers' methods.
+//!
 //! Around them: [`backend`] (the seam for SIMD and other kernels), [`workspace`] (the caller's scratch memory),
 //! `ffi` (the C ABI, `include/lava.h`), and `reference` (the whole method in plain f64 loops, the oracle of the tests).
 //!
@@ -60,5 +63,8 @@ pub mod workspace;
 
 pub use backend::Backend;
 pub use error::{Error, ErrorKind, Result};
-pub use params::{GroupReduce, HeadFloor, Pool, ScoreParams, SelectParams, Shape, ValueSpan};
+pub use params::{
+    Attention, GroupReduce, HeadFloor, LayerBudgets, Pool, ScoreParams, SelectParams, Shape, ValueSpan,
+    ValueWeight,
+};
 pub use view::{Dtype, Rows, Strides, Tensor, TensorMut};

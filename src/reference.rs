@@ -4,7 +4,9 @@
 //!
 //! Source: arXiv 2509.09754; stage numbers as in the README's page on the method.
 
-use crate::params::{GroupReduce, HeadFloor, Pool, ScoreParams, SelectParams, ValueSpan};
+use crate::params::{
+    Attention, GroupReduce, HeadFloor, Pool, ScoreParams, SelectParams, ValueSpan, ValueWeight,
+};
 
 /// `x[token][head][element]`.
 pub type Heads = Vec<Vec<Vec<f64>>>;
@@ -53,26 +55,59 @@ fn window_attention(
     softmax(&logits)
 }
 
+/// Stage 2: what becomes of a key's attention from the window's queries, the oldest first.
+fn over_window(a: &[f64], params: &ScoreParams) -> f64 {
+    let w = a.len() as f64;
+    let mean = a.iter().sum::<f64>() / w;
+    match params.attention {
+        Attention::Mean => mean,
+        Attention::Squared => a.iter().map(|x| x * x).sum::<f64>() / w,
+        Attention::MeanVariance => {
+            let deviations = a.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
+            mean + f64::from(params.gamma) * if w > 1.0 { deviations / (w - 1.0) } else { 0.0 }
+        }
+        Attention::Exponential => {
+            let decay = f64::from(params.decay);
+            a[1..].iter().fold(a[0], |average, x| decay * x + (1.0 - decay) * average)
+        }
+        Attention::Recency => unreachable!("is not attention"),
+    }
+}
+
+fn norm(x: impl Iterator<Item = f64>) -> f64 {
+    x.map(|x| x * x).sum::<f64>().sqrt()
+}
+
 /// Stages 1 to 5: `scores[g][i]`.
 pub fn scores(q: &Heads, k: &Heads, v: &Heads, params: &ScoreParams) -> Vec<Vec<f64>> {
     let (w, n_q_heads, n_kv_heads) = (q.len(), q[0].len(), k[0].len());
-    let (prefix, group) = (k.len() - w, n_q_heads / n_kv_heads);
+    let (n, prefix, group) = (k.len(), k.len() - w, n_q_heads / n_kv_heads);
     let radius = params.pool_kernel / 2;
     let mut scores = vec![];
     for g in 0..n_kv_heads {
         // Stage 4: the largest L1 norm among the head's values.
-        let span = if params.value_span == ValueSpan::All { v.len() } else { prefix };
-        let vmax = v[..span].iter().map(|t| t[g].iter().map(|x| x.abs()).sum::<f64>()).fold(0.0, f64::max);
+        let l1 = |i: usize| v[i][g].iter().map(|x| x.abs()).sum::<f64>();
+        let span = if params.value_span == ValueSpan::All { n } else { prefix };
+        let vmax = (0..span).map(l1).fold(0.0, f64::max);
         let mut pooled = vec![];
         for h in g * group..(g + 1) * group {
-            // Stages 1 and 2: attention, averaged over the window.
-            let mut a = vec![0.0; prefix];
-            for j in 0..w {
-                let row = window_attention(q, k, params, j, h, g).0;
-                for i in 0..prefix {
-                    a[i] += row[i] / w as f64;
+            // Stages 1 and 2: attention over the window.
+            let mut a: Vec<f64> = match params.attention {
+                Attention::Recency => (1..=n).map(|i| i as f64).collect(),
+                _ => {
+                    let rows: Vec<_> = (0..w).map(|j| window_attention(q, k, params, j, h, g).0).collect();
+                    let column = |i: usize| rows.iter().map(|row| row[i]).collect::<Vec<f64>>();
+                    (0..n).map(|i| over_window(&column(i), params)).collect()
                 }
+            };
+            if params.value_weight == ValueWeight::Output {
+                let o = |c: usize| (0..n).map(|i| a[i] * v[i][g][c]).sum::<f64>();
+                let o: Vec<f64> = (0..v[0][g].len()).map(o).collect();
+                a = (0..prefix)
+                    .map(|i| a[i] / (1.0 - a[i]) * norm(o.iter().zip(&v[i][g]).map(|(o, v)| o - v)))
+                    .collect();
             }
+            a.truncate(prefix);
             // Stage 3: pooling along the tokens.
             pooled.push(
                 (0..prefix)
@@ -87,19 +122,47 @@ pub fn scores(q: &Heads, k: &Heads, v: &Heads, params: &ScoreParams) -> Vec<Vec<
             );
         }
         // Stage 5: one score per KV head.
-        scores.push(
-            (0..prefix)
-                .map(|i| {
-                    let column = pooled.iter().map(|p| p[i]);
-                    vmax * match params.group_reduce {
-                        GroupReduce::Max => column.fold(0.0, f64::max),
-                        GroupReduce::Mean => column.sum::<f64>() / group as f64,
-                    }
-                })
-                .collect(),
-        );
+        let value = |i: usize| match params.value_weight {
+            ValueWeight::HeadMax => vmax,
+            ValueWeight::Token => l1(i),
+            ValueWeight::None | ValueWeight::Output => 1.0,
+        };
+        let head: Vec<f64> = (0..prefix)
+            .map(|i| {
+                let column = pooled.iter().map(|p| p[i]);
+                let reduced = match params.group_reduce {
+                    GroupReduce::Max => column.fold(0.0, f64::max),
+                    GroupReduce::Mean => column.sum::<f64>() / group as f64,
+                };
+                reduced * value(i) * f64::from(params.weight)
+            })
+            .collect();
+        let more = f64::from(params.smoothing) * head.iter().sum::<f64>() / prefix as f64;
+        scores.push(head.iter().map(|s| s + more).collect());
     }
     scores
+}
+
+/// CAKE's two numbers per KV head: `(entropy, variance)` of the attention that the window pays the prefix.
+pub fn attention_stats(q: &Heads, k: &Heads, params: &ScoreParams) -> Vec<(f64, f64)> {
+    let (w, group, prefix) = (q.len(), q[0].len() / k[0].len(), k.len() - q.len());
+    let mut stats = vec![];
+    for g in 0..k[0].len() {
+        let (mut entropy, mut variance) = (0.0, 0.0);
+        for h in g * group..(g + 1) * group {
+            let rows: Vec<_> = (0..w).map(|j| window_attention(q, k, params, j, h, g).0).collect();
+            for i in 0..prefix {
+                let a: Vec<f64> = rows.iter().map(|row| row[i]).collect();
+                let mean = a.iter().sum::<f64>() / w as f64;
+                entropy -= a.iter().filter(|a| **a > 0.0).map(|a| a * a.ln()).sum::<f64>();
+                if w > 1 {
+                    variance += a.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (w - 1) as f64;
+                }
+            }
+        }
+        stats.push((entropy, variance));
+    }
+    stats
 }
 
 /// Stage 6: normalised entropy of a layer's scores.
@@ -153,21 +216,34 @@ pub fn select(scores: &[Vec<f32>], params: &SelectParams, budget: u64) -> Vec<Ve
     });
     let best_of = |g: usize, n: usize| order.iter().filter(|e| e.0 == g).take(n).copied().collect::<Vec<_>>();
     let budget = budget as usize;
+    if let Some(weights) = params.head_weights {
+        let lengths: Vec<u64> = scores.iter().map(|head| head.len() as u64).collect();
+        let counts = layer_budgets(weights, &lengths, budget as u64);
+        let mut kept: Vec<Vec<usize>> =
+            (0..heads).map(|g| best_of(g, counts[g] as usize).iter().map(|e| e.1).collect()).collect();
+        kept.iter_mut().for_each(|head| head.sort_unstable());
+        return kept;
+    }
     let billionths = (params.alpha * 1e9).round() as u128;
+    // Each head's best `floor`, then the best of the rest.
+    let compete = |floor: usize| {
+        let mut kept: Vec<_> = (0..heads).flat_map(|g| best_of(g, floor)).collect();
+        let rest: Vec<_> = order.iter().filter(|e| !kept.contains(e)).copied().collect();
+        kept.extend(&rest[..budget - kept.len()]);
+        kept
+    };
     let kept: Vec<(usize, usize)> = match params.head_floor {
-        HeadFloor::None => order[..budget].to_vec(),
+        HeadFloor::None => compete(params.head_min),
         HeadFloor::Guaranteed => {
             let floor = (billionths * budget as u128 / (1_000_000_000 * heads as u128)) as usize;
-            let mut kept: Vec<_> = (0..heads).flat_map(|g| best_of(g, floor)).collect();
-            let rest: Vec<_> = order.iter().filter(|e| !kept.contains(e)).copied().collect();
-            kept.extend(&rest[..budget - kept.len()]);
-            kept
+            compete(floor.max(params.head_min))
         }
         HeadFloor::Affine => {
             // Quotas in units of one billionth of a head's share, so that they are whole numbers.
             let unit = 1_000_000_000 * heads as u128;
+            let competed = compete(params.head_min);
             let quota = |g: usize| {
-                let free = order[..budget].iter().filter(|e| e.0 == g).count() as u128;
+                let free = competed.iter().filter(|e| e.0 == g).count() as u128;
                 (1_000_000_000 - billionths) * free * heads as u128 + billionths * budget as u128
             };
             let mut counts: Vec<usize> = (0..heads).map(|g| (quota(g) / unit) as usize).collect();

@@ -10,7 +10,7 @@
 //! Source: arXiv 2509.09754, section 4.2; floors as in Ada-KV (arXiv 2407.11550).
 
 use crate::budget::{self, Rounding};
-use crate::error::{ErrorKind, Result, ensure};
+use crate::error::{Error, ErrorKind, Result, ensure};
 use crate::params::{HeadFloor, SelectParams, Shape};
 use crate::workspace::{Carver, size_of_carve};
 
@@ -109,6 +109,17 @@ impl<'a> Buffers<'a> {
         })
     }
 
+    /// The part for the first `n_heads`: in a cascade there are fewer heads at first.
+    fn first(&mut self, n_heads: usize) -> Buffers<'_> {
+        Buffers {
+            histogram: self.histogram,
+            cut_key: &mut self.cut_key[..n_heads],
+            cut_ties: &mut self.cut_ties[..n_heads],
+            counts: &mut self.counts[..n_heads],
+            spare: &mut self.spare[..n_heads],
+        }
+    }
+
     fn set_cut(&mut self, head: usize, cut: Cut) {
         (self.cut_key[head], self.cut_ties[head]) = (cut.key, cut.ties);
     }
@@ -186,22 +197,54 @@ fn kth_largest(k: u64, histogram: &mut [u32], keys: impl Keys) -> Cut {
 }
 
 /// Decides how many entries each head keeps and where its cut is. `budget` counts prefix entries and is at most their
-/// number; it holds all protected ones.
+/// number; it holds each head's `minimum`, the protected ones among them.
 ///
 /// With [`Rounding::Up`] the set is the smallest that this file can promise to hold every set that the same entries would
 /// give for `budget` or less, with any rounding: what a cascade may not evict yet. Without a floor that is the set itself.
 pub(crate) fn plan<E: Entries>(
     entries: &E,
     params: &SelectParams,
+    minimum: u64,
     budget: u64,
     rounding: Rounding,
     b: &mut Buffers,
 ) {
     let n_heads = entries.n_heads();
+    let b = &mut b.first(n_heads);
+    match params.head_weights {
+        Some(weights) => {
+            b.spare.iter_mut().enumerate().for_each(|(head, len)| *len = entries.len(head) as u64);
+            let least = |head: usize| minimum.min(entries.len(head) as u64);
+            budget::water_fill(&weights[..n_heads], b.spare, least, budget, rounding, b.counts);
+        }
+        None if compete(entries, params, budget, rounding, b) => return,
+        None => {}
+    }
+    for head in 0..n_heads {
+        b.counts[head] = b.counts[head].min(entries.len(head) as u64);
+        let cut = if b.counts[head] == 0 {
+            Cut::NOTHING
+        } else {
+            kth_largest(b.counts[head], b.histogram, HeadKeys(entries, head))
+        };
+        b.set_cut(head, cut);
+    }
+}
+
+/// The counts of heads that compete, floors included. Returns whether the cuts are known with them.
+fn compete<E: Entries>(
+    entries: &E,
+    params: &SelectParams,
+    budget: u64,
+    rounding: Rounding,
+    b: &mut Buffers,
+) -> bool {
+    let n_heads = entries.n_heads();
     let floor = match params.head_floor {
         HeadFloor::Guaranteed => budget::guaranteed_floor(params.alpha, budget, n_heads),
         _ => 0,
     };
+    let floor = floor.max(params.head_min as u64);
 
     // Free competition, of all entries or of those that the floor has not taken.
     let guarantee = if rounding == Rounding::Exact { floor } else { 0 };
@@ -237,29 +280,18 @@ pub(crate) fn plan<E: Entries>(
         }
     }
 
-    match params.head_floor {
-        HeadFloor::None => return,
-        HeadFloor::Guaranteed => {
-            b.counts.iter_mut().for_each(|count| *count = (*count).max(floor));
-        }
-        HeadFloor::Affine => {
-            b.spare.copy_from_slice(b.counts);
-            budget::affine_counts(params.alpha, budget, rounding, b.spare, b.counts);
-            if rounding == Rounding::Up {
-                // The counts of a later, smaller budget start from free competition again.
-                b.counts.iter_mut().zip(&*b.spare).for_each(|(count, &free)| *count = (*count).max(free));
-            }
-        }
-    }
     for head in 0..n_heads {
-        b.counts[head] = b.counts[head].min(entries.len(head) as u64);
-        let cut = if b.counts[head] == 0 {
-            Cut::NOTHING
-        } else {
-            kth_largest(b.counts[head], b.histogram, HeadKeys(entries, head))
-        };
-        b.set_cut(head, cut);
+        b.counts[head] = b.counts[head].max(floor.min(entries.len(head) as u64));
     }
+    if params.head_floor == HeadFloor::Affine {
+        b.spare.copy_from_slice(b.counts);
+        budget::affine_counts(params.alpha, budget, rounding, b.spare, b.counts);
+        if rounding == Rounding::Up {
+            // The counts of a later, smaller budget start from free competition again.
+            b.counts.iter_mut().zip(&*b.spare).for_each(|(count, &free)| *count = (*count).max(free));
+        }
+    }
+    floor == 0 && params.head_floor != HeadFloor::Affine
 }
 
 /// Scores as `lava_score` leaves them: `[n_kv_heads, prefix_len]`.
@@ -315,23 +347,21 @@ pub fn select(
 ) -> Result<Selection> {
     shape.validate()?;
     let prefix_len = shape.prefix_len();
-    params.validate(prefix_len)?;
+    params.validate(shape.n_kv_heads, prefix_len).map_err(|e| e.at_layer(shape.layer))?;
     let n_entries = shape.prefix_entries() as usize;
     ensure(scores.len() >= n_entries, ErrorKind::BufferSize, c"scores")?;
     let n_kept = n_kept(shape, budget)?;
     ensure(kept_indices.len() as u64 >= n_kept, ErrorKind::BufferSize, c"kept_indices")?;
     ensure(cu_kept.len() > shape.n_kv_heads, ErrorKind::BufferSize, c"cu_kept")?;
-    let protected = params.n_protected(prefix_len) as u64 * shape.n_kv_heads as u64;
+    let minimum = params.minimum(prefix_len) as u64;
     let budget = budget.min(n_entries as u64);
-    ensure(budget >= protected, ErrorKind::Budget, c"budget").map_err(|e| e.at_layer(shape.layer))?;
+    ensure(budget >= minimum * shape.n_kv_heads as u64, ErrorKind::Budget, c"budget")
+        .map_err(|e| e.at_layer(shape.layer))?;
     let mut buffers = Buffers::carve(workspace, shape.n_kv_heads)?;
-    for (h, head) in scores[..n_entries].chunks_exact(prefix_len.max(1)).enumerate() {
-        ensure(head.iter().all(|s| s.is_finite()), ErrorKind::NonFinite, c"scores")
-            .map_err(|e| e.at_head(h).at_layer(shape.layer))?;
-    }
+    check_finite(&scores[..n_entries], prefix_len).map_err(|e| e.at_layer(shape.layer))?;
 
     let entries = Dense { scores, n_kv_heads: shape.n_kv_heads, prefix_len, params: *params };
-    plan(&entries, params, budget, Rounding::Exact, &mut buffers);
+    plan(&entries, params, minimum, budget, Rounding::Exact, &mut buffers);
     let mut n = 0;
     let mut kept_mass = 0.0;
     cu_kept[0] = 0;
@@ -358,6 +388,82 @@ pub fn select(
         mass,
         evicted_share: evicted_share(everything_kept, mass, kept_mass),
     })
+}
+
+/// That scores are numbers; an error names the head.
+fn check_finite(scores: &[f32], prefix_len: usize) -> Result<()> {
+    for (h, head) in scores.chunks_exact(prefix_len.max(1)).enumerate() {
+        ensure(head.iter().all(|s| s.is_finite()), ErrorKind::NonFinite, c"scores")
+            .map_err(|e| e.at_head(h))?;
+    }
+    Ok(())
+}
+
+/// Sizes of a model whose layers' heads compete as those of one layer do. Their entries must be below 2³² all together.
+pub(crate) fn as_one_layer(shape: &Shape, n_layers: usize) -> Result<Shape> {
+    shape.validate()?;
+    ensure(n_layers > 0 && n_layers <= budget::MAX_LAYERS, ErrorKind::Shape, c"n_layers")?;
+    let n_kv_heads =
+        shape.n_kv_heads.checked_mul(n_layers).ok_or(Error::new(ErrorKind::Overflow, c"n_layers"))?;
+    let all = Shape { n_kv_heads, n_q_heads: n_kv_heads, window: 1, ..*shape };
+    all.validate().map_err(|_| Error::new(ErrorKind::Overflow, c"n_layers"))?;
+    Ok(Shape { window: shape.window, ..all })
+}
+
+/// Bytes of workspace that [`global_budgets`] needs.
+pub fn global_budgets_workspace_size(shape: &Shape, n_layers: usize) -> Result<usize> {
+    let all = as_one_layer(shape, n_layers)?;
+    size_of_carve(|c| Buffers::carve(c, all.n_kv_heads))
+}
+
+/// Head budgets by one sort over all layers: the `total` largest scores of the model win, whichever layer and head they are in; ties go
+/// to the lower layer, then the lower head, then the lower token.
+///
+/// `scores` is `[n_layers, n_kv_heads, prefix_len]`. `budgets`, `[n_layers]`, receives each layer's prefix entries, which sum to
+/// `min(total, all there are)`, and `head_weights`, `[n_layers, n_kv_heads]`, each head's. A layer's part of that as
+/// [`SelectParams::head_weights`], and its budget, make [`select`] keep exactly those entries. Floors are as in one layer: with α each head's top `⌊α · total / (n_layers · n_kv_heads)⌋`, with `head_min` its
+/// top so many; `Affine` and `head_weights` have no meaning here.
+///
+/// Source: KV-Compress (arXiv 2410.00161) sorts squared attention so; for LAVa's score it minimises the paper's bound summed
+/// over the layers.
+#[expect(clippy::too_many_arguments, reason = "the C function's arguments, one to one")]
+pub fn global_budgets(
+    shape: &Shape,
+    n_layers: usize,
+    params: &SelectParams,
+    scores: &[f32],
+    total: u64,
+    workspace: &mut Carver,
+    budgets: &mut [u64],
+    head_weights: &mut [f64],
+) -> Result<()> {
+    let all = as_one_layer(shape, n_layers)?;
+    let prefix_len = shape.prefix_len();
+    check_global(params)?;
+    params.validate(all.n_kv_heads, prefix_len)?;
+    let n_entries = all.n_kv_heads * prefix_len;
+    ensure(scores.len() >= n_entries, ErrorKind::BufferSize, c"scores")?;
+    ensure(budgets.len() >= n_layers, ErrorKind::BufferSize, c"budgets")?;
+    ensure(head_weights.len() >= all.n_kv_heads, ErrorKind::BufferSize, c"head_weights")?;
+    let minimum = params.minimum(prefix_len) as u64;
+    let total = total.min(n_entries as u64);
+    ensure(total >= minimum * all.n_kv_heads as u64, ErrorKind::Budget, c"total")?;
+    let mut buffers = Buffers::carve(workspace, all.n_kv_heads)?;
+    for (l, layer) in scores[..n_entries].chunks_exact((shape.n_kv_heads * prefix_len).max(1)).enumerate() {
+        check_finite(layer, prefix_len).map_err(|e| e.at_layer(l as u32))?;
+    }
+    let entries = Dense { scores, n_kv_heads: all.n_kv_heads, prefix_len, params: *params };
+    plan(&entries, params, minimum, total, Rounding::Exact, &mut buffers);
+    head_weights.iter_mut().zip(&*buffers.counts).for_each(|(weight, &count)| *weight = count as f64);
+    let layers = buffers.counts.chunks_exact(shape.n_kv_heads);
+    budgets.iter_mut().zip(layers).for_each(|(budget, heads)| *budget = heads.iter().sum());
+    Ok(())
+}
+
+/// That the options mean something where the heads of all layers compete.
+pub(crate) fn check_global(params: &SelectParams) -> Result<()> {
+    ensure(params.head_floor != HeadFloor::Affine, ErrorKind::Argument, c"head_floor")?;
+    ensure(params.head_weights.is_none(), ErrorKind::Argument, c"head_weights")
 }
 
 /// `1 − kept / mass`, between 0 and 1. Both sums run in head and token order, so a cascade, which still has the kept scores

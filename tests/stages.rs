@@ -213,6 +213,7 @@ fn scores_with_every_option_and_dtype() {
                         pool_kernel,
                         group_reduce,
                         value_span,
+                        ..Default::default()
                     };
                     seed += 1;
                     let dtypes = [dtypes[seed % 3], dtypes[seed / 3 % 3], dtypes[seed / 9 % 3]];
@@ -224,6 +225,107 @@ fn scores_with_every_option_and_dtype() {
             }
         }
     }
+}
+
+/// Every scorer of the frame, crossed with both poolings and both reductions, with the log-sum-exp given and not.
+#[test]
+fn scores_of_every_method() {
+    let scorers = [
+        ScoreParams::snapkv(),
+        ScoreParams::cake(200.0),
+        ScoreParams::cake(0.5),
+        ScoreParams::tova(),
+        ScoreParams::streaming(),
+        ScoreParams::vatp(),
+        ScoreParams::caote(),
+        ScoreParams::rest_kv(0.3),
+        ScoreParams::rest_kv(1.0),
+        ScoreParams::kv_compress(),
+        ScoreParams::sage_kv(),
+        ScoreParams { weight: 3.5, smoothing: 1.5, ..ScoreParams::vatp() },
+        ScoreParams { smoothing: 1.0, ..ScoreParams::streaming() },
+    ];
+    let mut seed = 1000u64;
+    for scorer in scorers {
+        for (pool, group_reduce) in [
+            (scorer.pool, scorer.group_reduce),
+            (Pool::Max, GroupReduce::Mean),
+            (Pool::Avg, GroupReduce::Mean),
+            (Pool::Avg, GroupReduce::Max),
+        ] {
+            // One window query has no variance; 64 dims and 8 KV heads are where exponentials are stored.
+            for (prefix, heads, window, dim) in
+                [(1, (4, 2), 1, 16), (33, (3, 3), 1, 24), (150, (6, 2), 8, 24), (129, (16, 8), 5, 64)]
+            {
+                for pool_kernel in [scorer.pool_kernel, 1, 9] {
+                    seed += 1;
+                    let sliding_window = seed.is_multiple_of(3).then_some(40);
+                    let params = ScoreParams { pool, group_reduce, pool_kernel, sliding_window, ..scorer };
+                    let shape = shape(prefix + window, heads, (dim, dim + 4), window);
+                    let dtype = [Dtype::F32, Dtype::F16, Dtype::BF16][seed as usize % 3];
+                    for backend in Backend::all() {
+                        check_score(backend, &shape, &params, [dtype; 3], seed, seed.is_multiple_of(2));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Bound: the attention is right within 2e-5 (see `check_score`), and so is the variance, a sum of squares; an entropy's terms are off
+/// by that times their logarithm, which f32 keeps below 104.
+#[test]
+fn attention_stats_agree_with_the_reference() {
+    for (prefix, heads, window) in [(1, (2, 1), 1), (31, (4, 2), 3), (65, (6, 2), 17), (300, (8, 8), 32)] {
+        for (softcap, sliding_window) in [(None, None), (Some(1.5), Some(40))] {
+            let params = ScoreParams { softcap, sliding_window, ..Default::default() };
+            let shape = shape(prefix + window, heads, (24, 8), window);
+            let mut random = Random(prefix as u64);
+            let q = Data::new(&mut random, Dtype::F32, (window, heads.0, 24), 2.0);
+            let k = Data::new(&mut random, Dtype::BF16, (prefix + window, heads.1, 24), 2.0);
+            let inputs = ScoreInputs { q: q.view(), k: k.view(), v: k.view(), lse: None };
+            let want = reference::attention_stats(&q.values, &k.values, &params);
+            for backend in Backend::all() {
+                for n_parts in [1, 2] {
+                    let mut got = vec![];
+                    for part in 0..n_parts {
+                        let heads = score::part_heads(&shape, part, n_parts).unwrap();
+                        let mut stats = vec![score::AttentionStats::default(); heads.len()];
+                        let mut workspace = aligned(score::workspace_size(&shape, &params).unwrap());
+                        let memory = &mut carver(&mut workspace);
+                        score::attention_stats(
+                            backend, &shape, &params, &inputs, part, n_parts, memory, &mut stats,
+                        )
+                        .unwrap();
+                        got.extend(stats);
+                    }
+                    for (got, (entropy, variance)) in got.iter().zip(&want) {
+                        assert!(
+                            (got.entropy - entropy).abs() <= 1e-4 * entropy.max(1e-3),
+                            "{got:?} {entropy}"
+                        );
+                        assert!(
+                            (got.variance - variance).abs() <= 1e-4 * variance + 1e-9,
+                            "{got:?} {variance}"
+                        );
+                    }
+                    let (h, v) = want.iter().fold((0.0, 0.0), |(h, v), s| (h + s.0, v + s.1));
+                    let weight = score::preference(&got, 2.0, 0.5).unwrap();
+                    assert!((weight - h.sqrt() * v * v).abs() <= 1e-3 * weight + 1e-12);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn one_set_for_all_heads() {
+    let mut scores = [1.0, 2.0, 4.0, 0.5, 3.0, 0.0, 0.0, 0.25, 8.0];
+    score::mean_over_heads(&mut scores, 3, 3).unwrap();
+    let mean = [1.5 / 3.0, 5.25 / 3.0, 12.0 / 3.0];
+    assert_eq!(scores.chunks(3).collect::<Vec<_>>(), [mean; 3]);
+    assert!(score::mean_over_heads(&mut [1.0, f32::NAN], 2, 1).is_err_and(|e| e.head == Some(1)));
+    assert!(score::mean_over_heads(&mut [], 2, 0).is_ok());
 }
 
 /// Short prompts of few heads never have room to store exponentials; here there is, as in every layer of a real size.
@@ -352,14 +454,63 @@ proptest! {
     fn selection_is_what_sorting_gives(
         (heads, prefix, window) in (1usize..6, 1usize..90, 1usize..5),
         levels in prop_oneof![Just(1usize), Just(2), Just(5), Just(1_000_000)],
-        seed: u64, (head_floor, alpha) in floors(), n_sink in 0usize..6, masked: bool, fill in 0.0..=1.0f64,
+        seed: u64, (head_floor, alpha) in floors(), n_sink in 0usize..6, head_min in 0usize..9, masked: bool, fill in 0.0..=1.0f64,
     ) {
         let scores = layer_scores(heads, prefix, levels, seed);
         let mask: Vec<u8> = (0..prefix).map(|i| (masked && (i * 7 + 3) % 11 == 0) as u8).collect();
-        let params = SelectParams { head_floor, alpha, n_sink, protected_mask: masked.then_some(&mask) };
-        let least = (heads * params.n_protected(prefix)) as u64;
+        let head_min = head_min * (seed % 2) as usize;
+        let params = SelectParams {
+            head_floor, alpha, head_min, n_sink, protected_mask: masked.then_some(&mask), ..Default::default()
+        };
+        let least = (heads * params.minimum(prefix)) as u64;
         let budget = least + ((heads * prefix) as u64 - least).min((fill * (heads * prefix) as f64) as u64);
         check_select(&scores, window, &params, budget);
+    }
+
+    #[test]
+    fn head_weights_are_head_budgets(
+        (heads, prefix, window) in (1usize..6, 1usize..90, 1usize..5),
+        levels in prop_oneof![Just(2usize), Just(1_000_000)],
+        seed: u64, weights in prop::collection::vec(0u32..64, 6), fill in 0.0..=1.0f64,
+    ) {
+        let scores = layer_scores(heads, prefix, levels, seed);
+        let weights: Vec<f64> = weights[..heads].iter().map(|&w| w as f64 / 64.0).collect();
+        let params = SelectParams { head_weights: Some(&weights), ..Default::default() };
+        check_select(&scores, window, &params, (fill * (heads * prefix) as f64) as u64);
+    }
+
+    #[test]
+    fn one_sort_over_all_layers(
+        (n_layers, heads, prefix, window) in (1usize..5, 1usize..4, 0usize..40, 1usize..5),
+        levels in prop_oneof![Just(1usize), Just(2), Just(5), Just(1_000_000)],
+        seed: u64, guaranteed: bool, alpha in 0.0..=1.0f64, head_min in 0usize..4, n_sink in 0usize..3, fill in 0.0..=1.1f64,
+    ) {
+        let layers: Vec<_> = (0..n_layers).map(|l| layer_scores(heads, prefix, levels, seed ^ l as u64)).collect();
+        let head_floor = if guaranteed { HeadFloor::Guaranteed } else { HeadFloor::None };
+        let params = SelectParams { head_floor, alpha, head_min, n_sink, ..Default::default() };
+        let all = (n_layers * heads * prefix) as u64;
+        let total = ((fill * all as f64) as u64).max((n_layers * heads * params.minimum(prefix)) as u64);
+        let shape = shape(prefix + window, (heads, heads), (1, 1), window);
+        let flat = layers.concat().concat();
+        let mut workspace = aligned(select::global_budgets_workspace_size(&shape, n_layers).unwrap());
+        let (mut budgets, mut head_weights) = (vec![u64::MAX; n_layers], vec![f64::NAN; n_layers * heads]);
+        select::global_budgets(&shape, n_layers, &params, &flat, total, &mut carver(&mut workspace), &mut budgets, &mut head_weights).unwrap();
+        // As if all were one layer; and selecting layer by layer with these counts keeps the same.
+        let want = reference::select(&layers.concat(), &params, total.min(all));
+        prop_assert_eq!(budgets.iter().sum::<u64>(), total.min(all));
+        for (l, scores) in layers.iter().enumerate() {
+            let own = &head_weights[l * heads..(l + 1) * heads];
+            let params = SelectParams { head_weights: Some(own), n_sink, ..Default::default() };
+            let budget = budgets[l];
+            let mut workspace = aligned(select::workspace_size(&shape).unwrap());
+            let mut kept = vec![0; select::n_kept(&shape, budget).unwrap() as usize];
+            let mut cu = vec![0; heads + 1];
+            select::select(&shape, &params, &scores.concat(), budget, &mut carver(&mut workspace), &mut kept, &mut cu).unwrap();
+            for h in 0..heads {
+                let kept = &kept[cu[h] as usize..cu[h + 1] as usize - window];
+                prop_assert_eq!(kept, want[l * heads + h].iter().map(|&i| i as u32).collect::<Vec<_>>());
+            }
+        }
     }
 
     #[test]
@@ -403,14 +554,24 @@ proptest! {
     fn a_cascade_ends_where_one_shot_does(
         (n_layers, heads, prefix, window) in (1usize..7, 1usize..6, 1usize..40, 1usize..4),
         levels in prop_oneof![Just(2usize), Just(7), Just(1_000_000)],
-        seed: u64, (head_floor, alpha) in floors(), n_sink in 0usize..3, fill in 0.0..=1.1f64,
+        seed: u64, (head_floor, alpha) in floors(), n_sink in 0usize..3, head_min in 0usize..4, fill in 0.0..=1.1f64,
+        layer_budgets in prop_oneof![
+            Just(LayerBudgets::Entropy), Just(LayerBudgets::Equal), Just(LayerBudgets::Weights), Just(LayerBudgets::Global)
+        ],
+        weights in prop::collection::vec(prop_oneof![Just(0.0), 0.0..2.0f64], 7), weighed: bool,
     ) {
-        let select_params = SelectParams { head_floor, alpha, n_sink, protected_mask: None };
+        let global = layer_budgets == LayerBudgets::Global;
+        let head_floor = if global && head_floor == HeadFloor::Affine { HeadFloor::Guaranteed } else { head_floor };
+        let head_min = head_min * (seed % 2) as usize;
+        let mut random = Random(seed);
+        let head_weights: Vec<f64> = (0..n_layers * heads).map(|_| random.below(5) as f64).collect();
+        let head_weights = (weighed && !global).then_some(&head_weights[..]);
+        let select_params = SelectParams { head_floor, alpha, n_sink, head_min, head_weights, ..Default::default() };
         let shape = shape(prefix + window, (heads, heads), (1, 1), window);
         let all = (n_layers * heads * prefix) as u64;
-        let least = (n_layers * heads * n_sink.min(prefix)) as u64;
+        let least = (n_layers * heads * select_params.minimum(prefix)) as u64;
         let total = ((fill * all as f64) as u64).max(least);
-        let params = CascadeParams { shape, n_layers, total, select: select_params };
+        let params = CascadeParams { shape, n_layers, total, layer_budgets, select: select_params };
         let mut memory = aligned(cascade::state_size(&params).unwrap());
         let mut cascade = Cascade::new(&params, &mut carver(&mut memory)).unwrap();
         // Layers of very unlike entropy: some almost constant, some with a single score.
@@ -422,7 +583,10 @@ proptest! {
         // The positions that the caller's cache holds, moved along by `rows` alone.
         let mut held: Vec<Vec<Vec<u32>>> = vec![];
         for (l, scores) in layers.iter().enumerate() {
-            cascade.push(scores).unwrap();
+            match layer_budgets {
+                LayerBudgets::Weights => cascade.push_weighted(scores, weights[l]).unwrap(),
+                _ => cascade.push(scores).unwrap(),
+            }
             held.push(vec![(0..shape.n_tokens as u32).collect(); heads]);
             for (j, layer_held) in held.iter_mut().enumerate() {
                 let now = cascade.layer(j).unwrap();
@@ -433,22 +597,38 @@ proptest! {
                     prop_assert_eq!(&now.kept_indices[range], &head[..]);
                 }
             }
-            if head_floor == HeadFloor::None {
+            if head_floor == HeadFloor::None && head_min == 0 && !weighed {
                 let kept: u64 = (0..=l).map(|j| cascade.layer(j).unwrap().budget).sum();
                 prop_assert!(kept <= total + n_layers as u64);
             }
         }
         prop_assert!(cascade.push(&layers[0]).is_err());
 
+        let mut budgets = vec![0; n_layers];
+        let mut of_heads: Vec<f64> = head_weights.map_or(vec![], |w| w.to_vec());
+        if global {
+            let mut workspace = aligned(select::global_budgets_workspace_size(&shape, n_layers).unwrap());
+            of_heads = vec![0.0; n_layers * heads];
+            select::global_budgets(&shape, n_layers, &select_params, &layers.concat(), total, &mut carver(&mut workspace), &mut budgets, &mut of_heads).unwrap();
+        }
         let entropies: Vec<f64> = layers.iter().map(|s| entropy::entropy(s, heads, prefix).unwrap().entropy).collect();
         let capacities = vec![(heads * prefix) as u64; n_layers];
-        let minimums = vec![(heads * n_sink.min(prefix)) as u64; n_layers];
-        let mut budgets = vec![0; n_layers];
-        budget::layer_budgets(&entropies, &capacities, Some(&minimums), total, &mut budgets).unwrap();
+        let minimums = vec![(heads * select_params.minimum(prefix)) as u64; n_layers];
+        let layer_weights = match layer_budgets {
+            LayerBudgets::Entropy => entropies,
+            LayerBudgets::Weights => weights[..n_layers].to_vec(),
+            _ => vec![1.0; n_layers],
+        };
+        if !global {
+            budget::layer_budgets(&layer_weights, &capacities, Some(&minimums), total, &mut budgets).unwrap();
+        }
         let mut workspace = aligned(select::workspace_size(&shape).unwrap());
         for (l, scores) in layers.iter().enumerate() {
             let mut kept = vec![0; select::n_kept(&shape, budgets[l]).unwrap() as usize];
             let mut cu = vec![0; heads + 1];
+            let own = (!of_heads.is_empty()).then(|| &of_heads[l * heads..(l + 1) * heads]);
+            // One sort has taken the floors in already.
+            let select_params = SelectParams { head_weights: own, head_min: if global { 0 } else { head_min }, ..select_params };
             let done = select::select(&shape, &select_params, scores, budgets[l], &mut carver(&mut workspace), &mut kept, &mut cu).unwrap();
             let end = cascade.layer(l).unwrap();
             prop_assert_eq!(end.kept_indices, &kept[..]);
@@ -473,6 +653,26 @@ proptest! {
         prop_assert!(evicted(budget) <= epsilon + 1e-9);
         prop_assert!(budget == 0 || evicted(budget - 1) >= epsilon - 1e-9);
     }
+}
+
+/// The published rule in integers, where its step needs no rounding: `b_l = most − l · (most − least) / (L − 1)`.
+#[test]
+fn a_pyramid_falls_linearly_and_is_exact() {
+    let pyramid = |n, average, all, beta: f64| {
+        let mut weights = vec![0.0; n];
+        budget::pyramid_weights(average, all, beta, &mut weights).unwrap();
+        let mut budgets = vec![0; n];
+        let capacities = vec![2 * all; n];
+        budget::layer_budgets(&weights, &capacities, None, 2 * average * n as u64, &mut budgets).unwrap();
+        budgets
+    };
+    // Two KV heads. Average 100, last 100 / 20 = 5, first 195.
+    assert_eq!(pyramid(5, 100, 1000, 20.0), [390, 295, 200, 105, 10]);
+    // Only 150 tokens: the first has them all, the last 200 − 150 = 50.
+    assert_eq!(pyramid(3, 100, 150, 20.0), [300, 200, 100]);
+    assert_eq!(pyramid(1, 100, 150, 20.0), [200]);
+    assert_eq!(pyramid(4, 150, 150, 20.0), [300; 4]);
+    assert!(budget::pyramid_weights(10, 10, 0.5, &mut [0.0]).is_err());
 }
 
 #[test]

@@ -293,7 +293,13 @@ pub fn run_cascade<T: Number>(
     let mut layer = Layer::<T>::new(shape, n_tokens, Backend::detect());
     let mut out = Outputs::new(&layer, WINDOW);
     let total = params::total_entries(&layer.shape, budget, n_layers).expect("a valid budget");
-    let params = CascadeParams { shape: layer.shape, n_layers, total, select: SelectParams::default() };
+    let params = CascadeParams {
+        shape: layer.shape,
+        n_layers,
+        total,
+        layer_budgets: LayerBudgets::Entropy,
+        select: SelectParams::default(),
+    };
     let mut state = vec![0u128; state_size(&params).expect("valid").div_ceil(16)];
     // Before the last push up to an entry per layer waits.
     let rows = total as usize + n_layers * (heads * WINDOW + 1);

@@ -58,6 +58,16 @@ static void one_layer(lava_dtype dtype, const lava_score_params *params, float *
         free(workspace);
     }
 
+    double *stats = allocate(2 * HEADS * 8), *weight = allocate(8);
+    for (uint32_t part = 0; part < 2; part++) {
+        void *workspace = allocate(size);
+        OK(lava_attention_stats(&shape, params, &tq, &tk, NULL, part, 2, workspace, size, stats, &error));
+        free(workspace);
+    }
+    OK(lava_preference(&shape, stats, 1, 1, weight, &error));
+    CHECK(*weight > 0);
+    free(stats), free(weight);
+
     double *entropy = allocate(8), *mass = allocate(8);
     OK(lava_entropy(&shape, scores, entropy, mass, &error));
     CHECK(*entropy > 0 && *entropy <= 1 && *mass > 0);
@@ -145,7 +155,43 @@ static void model(float *const scores[LAYERS]) {
         for (uint32_t i = 0; i < layer.cu_kept[HEADS]; i++) CHECK(layer.kept_indices[i] < TOKENS && layer.rows[i] < TOKENS);
         CHECK(layer.cu_rows[HEADS] >= layer.cu_kept[HEADS]);
     }
-    free(state), free(weights), free(capacities), free(budgets), free(total), free(budget);
+    free(state);
+
+    /* The same by one sort over all layers, in a cascade and at once; and with weights. */
+    float *all = allocate(LAYERS * ENTRIES * sizeof(float));
+    for (int l = 0; l < LAYERS; l++) memcpy(all + l * ENTRIES, scores[l], ENTRIES * sizeof(float));
+    double *head_weights = allocate(LAYERS * HEADS * 8);
+    OK(lava_global_budgets_workspace_size(&shape, LAYERS, &size, &error));
+    void *workspace = allocate(size);
+    OK(lava_global_budgets(&shape, LAYERS, &params, all, *total, workspace, size, budgets, head_weights, &error));
+    free(workspace);
+    uint64_t sum = 0;
+    for (int l = 0; l < LAYERS; l++) sum += budgets[l];
+    CHECK(sum == *total && head_weights[0] + head_weights[1] <= (double) budgets[0]);
+    OK(lava_pyramid_weights(LAYERS, *budget - WINDOW, TOKENS - WINDOW, 20, weights, &error));
+    for (int mode = LAVA_LAYERS_EQUAL; mode <= LAVA_LAYERS_GLOBAL; mode++) {
+        lava_select_params by = params;
+        by.layer_budgets = mode;
+        if (mode == LAVA_LAYERS_GLOBAL) by.head_min = 1;
+        OK(lava_cascade_state_size(&shape, LAYERS, *total, &by, &size, &error));
+        state = allocate(size);
+        OK(lava_cascade_init(&shape, LAYERS, *total, &by, state, size, &error));
+        for (int l = 0; l < LAYERS; l++) {
+            if (mode == LAVA_LAYERS_WEIGHTS) OK(lava_cascade_push_weighted(state, size, scores[l], weights[l], &error));
+            else OK(lava_cascade_push(state, size, scores[l], &error));
+        }
+        sum = 0;
+        for (uint32_t l = 0; l < LAYERS; l++) {
+            lava_cascade_layer layer = lava_cascade_layer_init();
+            OK(lava_cascade_get(state, size, l, &layer, &error));
+            sum += layer.budget;
+        }
+        CHECK(sum == *total);
+        free(state);
+    }
+    OK(lava_mean_over_heads(&shape, all, &error));
+    CHECK(all[0] == all[TOKENS - WINDOW]);
+    free(all), free(head_weights), free(weights), free(capacities), free(budgets), free(total), free(budget);
 }
 
 int main(void) {

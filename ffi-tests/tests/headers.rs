@@ -79,10 +79,13 @@ fn layouts_in_c_are_those_of_the_bindings() {
         lava_shape { struct_size, layer, n_tokens, n_q_heads, n_kv_heads, head_dim_k, head_dim_v, window }
         lava_error { struct_size, status, layer, head, argument, message }
         lava_score_params {
-            struct_size, pool, pool_kernel, group_reduce, value_span, sliding_window, scale, softcap
+            struct_size, pool, pool_kernel, group_reduce, value_span, sliding_window, scale, softcap, attention,
+            value_weight, gamma, decay, weight, smoothing
         }
         lava_tensor { struct_size, dtype, data, size, stride_token, stride_head, stride_dim, row_start }
-        lava_select_params { struct_size, head_floor, alpha, protected_mask, n_sink, reserved }
+        lava_select_params {
+            struct_size, head_floor, alpha, protected_mask, n_sink, head_min, head_weights, layer_budgets, reserved
+        }
         lava_selection { struct_size, everything_kept, n_kept, budget, mass, evicted_share }
         lava_cascade_layer {
             struct_size, unchanged, kept_indices, cu_kept, rows, cu_rows, budget, entropy, mass, evicted_share

@@ -228,11 +228,18 @@ impl World<'_, '_> {
             sliding_window: self.number(0) as u32,
             scale: self.float(0.0) as f32,
             softcap: self.float(0.0) as f32,
+            attention: self.number(0) as i32,
+            value_weight: self.number(0) as i32,
+            gamma: self.float(0.0) as f32,
+            decay: self.float(0.0) as f32,
+            weight: self.float(0.0) as f32,
+            smoothing: self.float(0.0) as f32,
         };
         self.structure(params, May::Read)
     }
 
-    fn select_params(&mut self, prefix: u32) -> *mut lava_select_params {
+    /// `heads` are those whose weights it may have.
+    fn select_params(&mut self, prefix: u32, heads: u64) -> *mut lava_select_params {
         let mut mask = null_mut();
         if prefix > 0 && self.c.once_in(3) {
             let bytes: Vec<u8> = (0..prefix.min(64)).map(|_| self.c.once_in(8) as u8).collect();
@@ -240,12 +247,20 @@ impl World<'_, '_> {
             // It may ask for more than the budget.
             self.strange = true;
         }
+        let mut weights = null_mut();
+        if self.c.once_in(3) {
+            let of_heads: Vec<f64> = (0..heads.min(MOST)).map(|i| self.float(i as f64)).collect();
+            weights = self.array(heads, May::Read, &of_heads);
+        }
         let params = lava_select_params {
             struct_size: 0,
             head_floor: self.number(2) as i32,
             alpha: self.float(0.2),
             protected_mask: mask,
             n_sink: self.number(0) as u32,
+            head_min: self.number(0) as u32,
+            head_weights: weights,
+            layer_budgets: self.number(0) as i32,
             reserved: self.odd() as u32,
         };
         self.structure(params, May::Read)
@@ -484,7 +499,7 @@ fn size_of_call(call: impl FnOnce(*mut usize) -> lava_status) -> usize {
 /// A case: what to call, and with what.
 pub fn run(data: &[u8]) {
     let c = &mut Choices::new(data);
-    let function = c.below(16);
+    let function = c.below(23);
     let rarity = c.pick(&[0, 64, 24, 8]);
     let mut w = World { c, blocks: vec![], regions: vec![], strange: false, rarity };
     let shape = w.shape();
@@ -564,7 +579,43 @@ pub fn run(data: &[u8]) {
                 let (s, size) = (w.structure(shape, May::Read), w.output(1, May::Write));
                 w.call("lava_attend_workspace_size", |e| lava_attend_workspace_size(s, size, e));
             }
-            _ => attend(w, shape),
+            15 => attend(w, shape),
+            16 => {
+                let s = w.structure(shape, May::Read);
+                // Read and written: not another argument's memory, whose contents are promised.
+                w.strange |= entries > MOST;
+                let n = if entries > MOST { 0 } else { entries as usize };
+                let scores = w.fresh(n * 4, 4, May::Write) as *mut f32;
+                let scores = if entries > MOST { null_mut() } else { scores };
+                for i in 0..n {
+                    // SAFETY: `fresh` gave so many; maybe misaligned.
+                    scores.add(i).write_unaligned(w.float(i as f64) as f32);
+                }
+                w.call("lava_mean_over_heads", |e| lava_mean_over_heads(s, scores, e));
+            }
+            17 => attention_stats(w, shape),
+            18 => {
+                let s = w.structure(shape, May::Read);
+                let n = 2 * shape.n_kv_heads as u64;
+                let stats: Vec<f64> = (0..n.min(MOST)).map(|i| w.float(i as f64)).collect();
+                let stats = w.array(n, May::Read, &stats);
+                let (tau1, tau2, weight) = (w.float(1.0), w.float(2.0), w.output(1, May::Write));
+                w.call("lava_preference", |e| lava_preference(s, stats, tau1, tau2, weight, e));
+            }
+            19 => {
+                let n = w.number(4);
+                let (budget, all, beta) = (w.number(10), w.number(20), w.float(20.0));
+                let weights = w.output(n, May::Write);
+                let n = n as u32;
+                w.call("lava_pyramid_weights", |e| lava_pyramid_weights(n, budget, all, beta, weights, e));
+            }
+            20 => {
+                let (s, layers) = (w.structure(shape, May::Read), w.number(3) as u32);
+                let size = w.output(1, May::Write);
+                let name = "lava_global_budgets_workspace_size";
+                w.call(name, |e| lava_global_budgets_workspace_size(s, layers, size, e));
+            }
+            _ => global_budgets(w, shape, entries),
         }
         let status = lava_status_string(data.iter().fold(0, |n, &b| n << 8 | b as i32));
         assert!(!CStr::from_ptr(status).is_empty());
@@ -616,9 +667,45 @@ unsafe fn score(mut w: World, shape: lava_shape, entries: u64) {
     });
 }
 
+unsafe fn attention_stats(mut w: World, shape: lava_shape) {
+    let (s, params) = (w.structure(shape, May::Read), w.score_params());
+    let (rows, window) = (Rows::Same(shape.n_tokens), Rows::Same(shape.window.min(shape.n_tokens)));
+    let types = [dtype(&mut w), dtype(&mut w)];
+    let q = w.tensor(&window, shape.n_q_heads, shape.head_dim_k, types[0], May::Read);
+    let k = w.tensor(&rows, shape.n_kv_heads, shape.head_dim_k, types[1], May::Read);
+    // SAFETY: see `run`.
+    let needed = unsafe { size_of_call(|size| lava_score_workspace_size(s, params, size, null_mut())) };
+    let (space, size) = w.workspace(needed, May::Scratch);
+    let (part, n_parts) = w.split();
+    let stats = w.output(2 * shape.n_kv_heads as u64, May::WritePartly);
+    // SAFETY: see `run`.
+    w.call("lava_attention_stats", |e| unsafe {
+        lava_attention_stats(s, params, q, k, null_mut(), part, n_parts, space, size, stats, e)
+    });
+}
+
+unsafe fn global_budgets(mut w: World, shape: lava_shape, entries: u64) {
+    let (s, layers) = (w.structure(shape, May::Read), w.number(2) as u32);
+    let heads = (shape.n_kv_heads as u64).saturating_mul(layers as u64);
+    let params = w.select_params(shape.n_tokens.saturating_sub(shape.window), heads);
+    // Neither an affine floor nor head weights mean anything here.
+    w.strange = true;
+    let scores = scores(&mut w, entries.saturating_mul(layers as u64));
+    let total = w.number(20);
+    // SAFETY: see `run`.
+    let needed =
+        unsafe { size_of_call(|size| lava_global_budgets_workspace_size(s, layers, size, null_mut())) };
+    let (space, size) = w.workspace(needed, May::Scratch);
+    let (budgets, weights) = (w.output(layers as u64, May::Write), w.output(heads, May::Write));
+    // SAFETY: see `run`.
+    w.call("lava_global_budgets", |e| unsafe {
+        lava_global_budgets(s, layers, params, scores, total, space, size, budgets, weights, e)
+    });
+}
+
 unsafe fn select(mut w: World, shape: lava_shape, entries: u64) {
     let s = w.structure(shape, May::Read);
-    let params = w.select_params(shape.n_tokens.saturating_sub(shape.window));
+    let params = w.select_params(shape.n_tokens.saturating_sub(shape.window), shape.n_kv_heads as u64);
     let scores = scores(&mut w, entries);
     let budget = w.c.below(40) as u64;
     let budget = w.number(budget);
@@ -702,8 +789,9 @@ unsafe fn compact(mut w: World, shape: lava_shape) {
 
 unsafe fn cascade(mut w: World, shape: lava_shape, entries: u64) {
     let s = w.structure(shape, May::Read);
-    let params = w.select_params(shape.n_tokens.saturating_sub(shape.window));
     let (n_layers, total) = (w.number(2) as u32, w.number(20));
+    let heads = (shape.n_kv_heads as u64).saturating_mul(n_layers as u64);
+    let params = w.select_params(shape.n_tokens.saturating_sub(shape.window), heads);
     // SAFETY: see `run`, here and below.
     let needed =
         unsafe { size_of_call(|size| lava_cascade_state_size(s, n_layers, total, params, size, null_mut())) };
@@ -734,7 +822,14 @@ unsafe fn cascade(mut w: World, shape: lava_shape, entries: u64) {
                     unsafe { lava_cascade_push(state, size, zeros.as_ptr(), null_mut()) };
                 }
             }
-            if which == 2 {
+            if which == 2 && w.c.once_in(4) {
+                // Only a cascade by weights takes one.
+                w.strange = true;
+                let (scores, weight) = (scores(&mut w, entries), w.float(1.0));
+                w.call("lava_cascade_push_weighted", |e| unsafe {
+                    lava_cascade_push_weighted(state, size, scores, weight, e)
+                });
+            } else if which == 2 {
                 let scores = scores(&mut w, entries);
                 w.call("lava_cascade_push", |e| unsafe { lava_cascade_push(state, size, scores, e) });
             } else {

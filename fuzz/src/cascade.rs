@@ -32,7 +32,7 @@ impl Case {
             window,
         };
         let options = Options::new(c, prefix);
-        let least = options.rust().n_protected(prefix) * heads * layers;
+        let least = options.rust().minimum(prefix) * heads * layers;
         let all = heads * prefix * layers;
         let total = (least + c.below(all - least + 1)) as u64;
         let total = if c.once_in(16) { u64::MAX } else { total };
@@ -171,7 +171,8 @@ pub fn run(data: &[u8]) {
             assert_eq!(got.report.budget as usize, got.indices.len() - heads * window);
             held += got.report.budget;
         }
-        if case.options.params.head_floor == lava::HeadFloor::None {
+        let params = &case.options.params;
+        if params.head_floor == lava::HeadFloor::None && params.head_min == 0 {
             assert!(held <= case.total.saturating_add(l as u64), "{held} held of {}", case.total);
         }
     }
@@ -187,7 +188,7 @@ pub fn run(data: &[u8]) {
         let status = unsafe { lava_entropy(&shape, scores.ptr(), weight, std::ptr::null_mut(), &mut error) };
         assert_eq!(status, LAVA_OK);
     }
-    let least = (case.options.rust().n_protected(prefix) * heads) as u64;
+    let least = (case.options.rust().minimum(prefix) * heads) as u64;
     let (capacities, minimums) = (vec![case.shape.prefix_entries(); n_layers], vec![least; n_layers]);
     let mut budgets = vec![0; n_layers];
     // SAFETY: see `size`.

@@ -55,7 +55,25 @@ fn options(c: &mut Choices) -> ScoreParams {
         pool_kernel: c.pick(&[1, 3, 7, 7, 9, 63, 127]),
         group_reduce: c.pick(&[GroupReduce::Max, GroupReduce::Mean]),
         value_span: c.pick(&[ValueSpan::Prefix, ValueSpan::All]),
+        ..scorer(c)
     }
+}
+
+/// One of the frame's statistics and value weights, LAVa's most often.
+fn scorer(c: &mut Choices) -> ScoreParams {
+    let (attention, value_weight) = c.pick(&[
+        (Attention::Mean, ValueWeight::HeadMax),
+        (Attention::Mean, ValueWeight::HeadMax),
+        (Attention::Mean, ValueWeight::HeadMax),
+        (Attention::Mean, ValueWeight::Token),
+        (Attention::Squared, ValueWeight::None),
+        (Attention::MeanVariance, ValueWeight::HeadMax),
+        (Attention::Exponential, ValueWeight::HeadMax),
+        (Attention::Recency, ValueWeight::None),
+    ]);
+    let (gamma, decay) = (c.pick(&[0.0, 1.0, 200.0]), c.pick(&[0.3, 1.0]));
+    let smoothing = c.pick(&[0.0, 0.0, 1.0]);
+    ScoreParams { attention, value_weight, gamma, decay, smoothing, ..Default::default() }
 }
 
 impl Case {
@@ -158,7 +176,14 @@ impl Case {
         let largest_logit = self.largest_logit().max(self.params.softcap.unwrap_or(0.0) as f64);
         let logit_error =
             (shape.head_dim_k + 8) as f64 * 0.5f64.powi(24) * (largest_logit + (shape.n_tokens as f64).ln());
-        let error = 1e-5 + 4.0 * logit_error;
+        // An exponential's relative error goes twice into its square. A variance is a difference of two sums of squares over w - 1, and they
+        // are at most w times the mean: however small it is, it is off by 8 times the mean's error, if w is 2, and gamma multiplies that.
+        let kind = match self.params.attention {
+            Attention::Squared => 2.0,
+            Attention::MeanVariance => 1.0 + 8.0 * self.params.gamma as f64,
+            _ => 1.0,
+        };
+        let error = kind * (1e-5 + 4.0 * logit_error);
         let largest = want.iter().copied().fold(0.0, f64::max);
         let backend = any_backend(c);
         let got = self.by(backend, side(c)).expect("valid input");
@@ -191,7 +216,13 @@ impl Case {
         let (h, e) = (c.below(laid.rows.len()), c.below(laid.dim));
         laid.set(c.below(laid.rows[h]), h, e, bad);
         let head = (h / (laid.rows.len() / self.shape.n_kv_heads)) as u32;
-        if self.shape.prefix_len() == 0 {
+        // What is not needed is not looked at.
+        let is_values = std::ptr::eq(laid, self.tensors()[2]);
+        let is_needed = match is_values {
+            true => self.params.value_weight != ValueWeight::None,
+            false => self.params.attention != Attention::Recency,
+        };
+        if self.shape.prefix_len() == 0 || !is_needed {
             return;
         }
         let backend = any_backend(c);
@@ -276,6 +307,12 @@ fn c_score_params(params: &ScoreParams) -> lava_score_params {
         sliding_window: params.sliding_window.unwrap_or(0) as u32,
         scale: params.scale.unwrap_or(0.0),
         softcap: params.softcap.unwrap_or(0.0),
+        attention: params.attention as i32,
+        value_weight: params.value_weight as i32,
+        gamma: params.gamma,
+        decay: params.decay,
+        weight: params.weight,
+        smoothing: params.smoothing,
     }
 }
 

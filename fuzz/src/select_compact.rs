@@ -47,6 +47,8 @@ impl Options {
                 1 => c.below(2) as f64,
                 _ => c.below(65536) as f64 / 65535.0,
             },
+            head_min: if c.once_in(4) { c.below(4) } else { 0 },
+            head_weights: None,
             n_sink: if c.coin() { 0 } else { c.below(5) },
             protected_mask: None,
         };
@@ -64,6 +66,9 @@ impl Options {
             alpha: self.params.alpha,
             protected_mask: self.mask.as_ref().map_or(null(), |m| m.ptr::<u8>()),
             n_sink: self.params.n_sink as u32,
+            head_min: self.params.head_min as u32,
+            head_weights: null(),
+            layer_budgets: LAVA_LAYERS_ENTROPY,
             reserved: 0,
         }
     }
@@ -152,7 +157,7 @@ impl Case {
     fn select(&self, c: &mut Choices) -> Kept {
         let (prefix, window) = (self.shape.prefix_len(), self.shape.window);
         let params = self.options.rust();
-        let least = params.n_protected(prefix) * self.shape.n_kv_heads;
+        let least = params.minimum(prefix) * self.shape.n_kv_heads;
         let budget = least + c.below(self.entries() - least + 1);
         let flat = self.scores.concat();
         let kept = select(c, &self.shape, &self.options, &flat, budget as u64);

@@ -15,7 +15,7 @@ use crate::attend::{self, AttendInputs, AttendParams, Positions};
 use crate::backend::Backend;
 use crate::cascade::{self, Cascade, CascadeParams};
 use crate::error::{Error, ErrorKind, Result, ensure};
-use crate::params::{Shape, split};
+use crate::params::{SelectParams, Shape, ValueWeight, split};
 use crate::score::{self, ScoreInputs};
 use crate::view::{Rows, Tensor, TensorMut};
 use crate::workspace::Carver;
@@ -121,10 +121,12 @@ pub unsafe extern "C" fn lava_score_workspace_size(
 ///
 ///     scores[g][i] = vmax[g] * max_{h in group g} pool(mean_j softmax_i(scale * q_j.k_i))
 ///
-/// q:   [window, n_q_heads, head_dim_k], the last window queries of the prompt, after RoPE.
+/// This is LAVa's score, the default; params make it another paper's.
+///
+/// q:   [min(window, n_tokens), n_q_heads, head_dim_k], the last window queries of the prompt, after RoPE.
 /// k:   [n_tokens, n_kv_heads, head_dim_k], after RoPE.
 /// v:   [n_tokens, n_kv_heads, head_dim_v].
-/// lse: NULL, or f32 [window, n_q_heads, 1]: natural log-sum-exp of each query's scaled, capped, masked logits over all
+/// lse: NULL, or f32 [min(window, n_tokens), n_q_heads, 1]: natural log-sum-exp of each query's scaled, capped, masked logits over all
 ///      keys it sees, as flash attention returns it. Saves a pass and the memory for it. It is believed: a wrong one gives
 ///      wrong scores.
 /// part, n_parts: this call does share `part` of `n_parts` of the KV heads: n_kv_heads * part / n_parts up to
@@ -156,29 +158,20 @@ pub unsafe extern "C" fn lava_score(
         run(error, || {
             let shape = read_struct(shape, c"shape")?.check()?;
             let params = read_struct(params, c"params")?.check()?;
-            let rows = Rows::Same(shape.n_tokens);
-            let window = Rows::Same(shape.window.min(shape.n_tokens));
-            let inputs = ScoreInputs {
-                q: tensor(q, window, shape.n_q_heads, shape.head_dim_k, c"q").map_err(|e| e.of(c"q"))?,
-                k: tensor(k, rows, shape.n_kv_heads, shape.head_dim_k, c"k").map_err(|e| e.of(c"k"))?,
-                v: tensor(v, rows, shape.n_kv_heads, shape.head_dim_v, c"v").map_err(|e| e.of(c"v"))?,
-                lse: match lse.is_null() {
-                    true => None,
-                    false => Some(tensor(lse, window, shape.n_q_heads, 1, c"lse").map_err(|e| e.of(c"lse"))?),
-                },
+            let attention = attention_inputs(&shape, q, k, lse)?;
+            let inputs = match params.value_weight {
+                ValueWeight::None => attention,
+                _ => {
+                    let v = tensor(v, Rows::Same(shape.n_tokens), shape.n_kv_heads, shape.head_dim_v, c"v");
+                    ScoreInputs { v: v.map_err(|e| e.of(c"v"))?, ..attention }
+                }
             };
             let heads = score::part_heads(&shape, part as usize, n_parts as usize)?;
             let prefix_len = shape.prefix_len();
-            let mut memory = Memory::default()
-                .reads_tensor(&inputs.q, c"q")
-                .reads_tensor(&inputs.k, c"k")
-                .reads_tensor(&inputs.v, c"v")
+            reads_inputs(&inputs)
                 .writes(workspace as *mut u8, workspace_size, c"workspace")
-                .writes(scores, prefix_len * shape.n_kv_heads, c"scores");
-            if let Some(lse) = &inputs.lse {
-                memory = memory.reads_tensor(lse, c"lse");
-            }
-            memory.check()?;
+                .writes(scores, prefix_len * shape.n_kv_heads, c"scores")
+                .check()?;
             let mut carver = super::call::workspace(workspace, workspace_size)?;
             let own = if prefix_len == 0 {
                 &mut []
@@ -197,6 +190,146 @@ pub unsafe extern "C" fn lava_score(
                 &mut carver,
                 own,
             )
+        })
+    }
+}
+
+/// The inputs of attention. The values are not: keys stand in their place.
+unsafe fn attention_inputs<'a>(
+    shape: &Shape,
+    q: *const lava_tensor,
+    k: *const lava_tensor,
+    lse: *const lava_tensor,
+) -> Result<ScoreInputs<'a>> {
+    unsafe {
+        let rows = Rows::Same(shape.n_tokens);
+        let window = Rows::Same(shape.window.min(shape.n_tokens));
+        let q = tensor(q, window, shape.n_q_heads, shape.head_dim_k, c"q").map_err(|e| e.of(c"q"))?;
+        let k = tensor(k, rows, shape.n_kv_heads, shape.head_dim_k, c"k").map_err(|e| e.of(c"k"))?;
+        let lse = match lse.is_null() {
+            true => None,
+            false => Some(tensor(lse, window, shape.n_q_heads, 1, c"lse").map_err(|e| e.of(c"lse"))?),
+        };
+        Ok(ScoreInputs { q, k, v: k, lse })
+    }
+}
+
+/// What scoring reads, for the check of overlaps.
+fn reads_inputs(inputs: &ScoreInputs) -> Memory {
+    let memory = Memory::default()
+        .reads_tensor(&inputs.q, c"q")
+        .reads_tensor(&inputs.k, c"k")
+        .reads_tensor(&inputs.v, c"v");
+    match &inputs.lse {
+        Some(lse) => memory.reads_tensor(lse, c"lse"),
+        None => memory,
+    }
+}
+
+/// Gives all heads the mean of their scores, in place. With equal head budgets (LAVA_FLOOR_AFFINE, alpha 1) they then keep the same
+/// tokens: TOVA's one set for all heads (arXiv 2401.06104).
+///
+/// scores: f32 [n_kv_heads, n_tokens - window], finite.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, NONFINITE. Untouched on error. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_mean_over_heads(
+    shape: *const lava_shape,
+    scores: *mut f32,
+    error: *mut lava_error,
+) -> lava_status {
+    unsafe {
+        run(error, || {
+            let shape = read_struct(shape, c"shape")?.check()?;
+            let n = shape.prefix_entries() as usize;
+            let scores = if n == 0 { &mut [] } else { slice_mut(scores, n, c"scores")? };
+            score::mean_over_heads(scores, shape.n_kv_heads, shape.prefix_len())
+                .map_err(|e| e.at_layer(shape.layer))
+        })
+    }
+}
+
+/// How the window looks at the prefix, two numbers per KV head: what lava_preference makes a layer's weight of.
+///
+///     entropy  = sum over heads, window and prefix of -A ln A
+///     variance = sum over heads and prefix of the variance of A over the window, divided by window - 1
+///
+/// where heads are the query heads of the KV head.
+///
+/// Another pass over K beside lava_score's.
+///
+/// params: scale, softcap and sliding_window are used.
+/// q, k, lse, part, n_parts, workspace: as in lava_score; lava_score_workspace_size of any params with these will do.
+/// stats: [n_kv_heads, 2] doubles, entropy and variance, for all heads, of which the part writes its own. On error the part's own
+///     may be partly written.
+/// Errors: as lava_score. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_attention_stats(
+    shape: *const lava_shape,
+    params: *const lava_score_params,
+    q: *const lava_tensor,
+    k: *const lava_tensor,
+    lse: *const lava_tensor,
+    part: u32,
+    n_parts: u32,
+    workspace: *mut c_void,
+    workspace_size: usize,
+    stats: *mut f64,
+    error: *mut lava_error,
+) -> lava_status {
+    unsafe {
+        run(error, || {
+            let shape = read_struct(shape, c"shape")?.check()?;
+            let params = read_struct(params, c"params")?.check()?;
+            let inputs = attention_inputs(&shape, q, k, lse)?;
+            let heads = score::part_heads(&shape, part as usize, n_parts as usize)?;
+            check_pointer(stats, c"stats")?;
+            reads_inputs(&inputs)
+                .writes(workspace as *mut u8, workspace_size, c"workspace")
+                .writes(stats, 2 * shape.n_kv_heads, c"stats")
+                .check()?;
+            // Two doubles are an AttentionStats. Other parts write the other heads at the same time.
+            let first = (stats as *mut score::AttentionStats).add(heads.start);
+            score::attention_stats(
+                Backend::detect(),
+                &shape,
+                &params,
+                &inputs,
+                part as usize,
+                n_parts as usize,
+                &mut super::call::workspace(workspace, workspace_size)?,
+                slice_mut(first, heads.len(), c"stats")?,
+            )
+        })
+    }
+}
+
+/// CAKE's weight of a layer (arXiv 2503.12491): (sum of entropies)^(1/tau1) * (sum of variances)^(1/tau2).
+///
+/// stats: [n_kv_heads, 2] from lava_attention_stats.
+/// tau1, tau2: above 0, chosen per model; 1 says nothing in particular.
+/// weight: receives it, for lava_layer_budgets or lava_cascade_push_weighted; untouched on error.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, OVERLAP, ARGUMENT, NONFINITE. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_preference(
+    shape: *const lava_shape,
+    stats: *const f64,
+    tau1: f64,
+    tau2: f64,
+    weight: *mut f64,
+    error: *mut lava_error,
+) -> lava_status {
+    unsafe {
+        run(error, || {
+            let shape = read_struct(shape, c"shape")?.check()?;
+            let stats = stats as *const score::AttentionStats;
+            Memory::default()
+                .reads(stats, shape.n_kv_heads, c"stats")
+                .writes(weight, 1, c"weight")
+                .check()?;
+            let stats = slice(stats, shape.n_kv_heads, c"stats")?;
+            let out = slice_mut(weight, 1, c"weight")?;
+            out[0] = score::preference(stats, tau1, tau2).map_err(|e| e.at_layer(shape.layer))?;
+            Ok(())
         })
     }
 }
@@ -292,6 +425,121 @@ pub unsafe extern "C" fn lava_layer_budgets(
     }
 }
 
+/// PyramidKV's weights for lava_layer_budgets (arXiv 2406.02069): budgets fall linearly from the first layer to the last.
+///
+/// prefix_budget: average prefix tokens kept per head: budget - window.
+/// prefix_len: all there are: n_tokens - window. No layer gets more.
+/// beta: how small the last layer's budget is: prefix_budget / beta. At least 1; published: 20, with a window of 8.
+/// weights: [n_layers], receives them; untouched on error.
+/// Errors: NULL, ALIGNMENT, SHAPE, ARGUMENT. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_pyramid_weights(
+    n_layers: u32,
+    prefix_budget: u64,
+    prefix_len: u64,
+    beta: f64,
+    weights: *mut f64,
+    error: *mut lava_error,
+) -> lava_status {
+    unsafe {
+        run(error, || {
+            let n = n_layers as usize;
+            ensure(n > 0 && n <= budget::MAX_LAYERS, ErrorKind::Shape, c"n_layers")?;
+            budget::pyramid_weights(prefix_budget, prefix_len, beta, slice_mut(weights, n, c"weights")?)
+        })
+    }
+}
+
+/// Bytes of workspace that lava_global_budgets needs.
+///
+/// size: receives the bytes; untouched on error.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_global_budgets_workspace_size(
+    shape: *const lava_shape,
+    n_layers: u32,
+    size: *mut usize,
+    error: *mut lava_error,
+) -> lava_status {
+    unsafe {
+        run(error, || {
+            let shape = read_struct(shape, c"shape")?.check()?;
+            let out = slice_mut(size, 1, c"size")?;
+            out[0] = select::global_budgets_workspace_size(&shape, n_layers as usize)?;
+            Ok(())
+        })
+    }
+}
+
+/// Layer and head budgets by one sort over the whole model: the `total` largest scores win, in whatever layer and head they are. Ties go to
+/// the lower layer, then the lower head, then the lower token.
+///
+/// For each layer, lava_select with its budget, and its part of head_weights in lava_select_params, keeps exactly those entries. Layer
+/// weights go into the scores (lava_score_params.weight).
+///
+/// shape: of every layer. n_layers * n_kv_heads * n_tokens must be below 2^32.
+/// params: head_min, sinks, the mask and LAVA_FLOOR_GUARANTEED are as in one layer, with total / (n_layers * n_kv_heads) as a
+///     head's share. LAVA_FLOOR_AFFINE and head_weights are refused.
+/// scores: f32 [n_layers, n_kv_heads, n_tokens - window], finite.
+/// total: prefix entries to keep over all layers; see lava_total_entries.
+/// workspace: lava_global_budgets_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN.
+/// budgets: [n_layers], receives each layer's prefix entries, in all min(total, all there are); untouched on error.
+/// head_weights: [n_layers, n_kv_heads], receives each head's prefix entries, as doubles; untouched on error.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, ARGUMENT, OVERLAP, WORKSPACE, BUDGET (below what the heads are promised),
+///     NONFINITE (naming layer and head, or head_weights). Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_global_budgets(
+    shape: *const lava_shape,
+    n_layers: u32,
+    params: *const lava_select_params,
+    scores: *const f32,
+    total: u64,
+    workspace: *mut c_void,
+    workspace_size: usize,
+    budgets: *mut u64,
+    head_weights: *mut f64,
+    error: *mut lava_error,
+) -> lava_status {
+    unsafe {
+        run(error, || {
+            let shape = read_struct(shape, c"shape")?.check()?;
+            let n_heads = select::as_one_layer(&shape, n_layers as usize)?.n_kv_heads;
+            let params = read_struct(params, c"params")?;
+            // They are refused, so how many can be read is nobody's promise.
+            ensure(params.head_weights.is_null(), ErrorKind::Argument, c"head_weights")?;
+            let params = params.check(&shape, n_layers as usize)?;
+            let n = n_heads * shape.prefix_len();
+            reads_options(&params, &shape, n_layers as usize)
+                .reads(scores, n, c"scores")
+                .writes(workspace as *mut u8, workspace_size, c"workspace")
+                .writes(budgets, n_layers as usize, c"budgets")
+                .writes(head_weights, n_heads, c"head_weights")
+                .check()?;
+            select::global_budgets(
+                &shape,
+                n_layers as usize,
+                &params,
+                if n == 0 { &[] } else { slice(scores, n, c"scores")? },
+                total,
+                &mut super::call::workspace(workspace, workspace_size)?,
+                slice_mut(budgets, n_layers as usize, c"budgets")?,
+                slice_mut(head_weights, n_heads, c"head_weights")?,
+            )
+        })
+    }
+}
+
+/// The arrays that selection's options lead to, for the check of overlaps.
+fn reads_options(params: &SelectParams, shape: &Shape, n_layers: usize) -> Memory {
+    let mask = params.protected_mask.map_or(core::ptr::null(), |m| m.as_ptr());
+    let weights = params.head_weights.map_or(core::ptr::null(), |w| w.as_ptr());
+    Memory::default().reads(mask, shape.prefix_len(), c"protected_mask").reads(
+        weights,
+        shape.n_kv_heads * n_layers,
+        c"head_weights",
+    )
+}
+
 /// Rows that lava_select keeps for a layer budget: the entries that kept_indices needs.
 ///
 /// n_kept: receives min(budget, all) + n_kv_heads * min(window, n_tokens); untouched on error.
@@ -348,7 +596,7 @@ pub unsafe extern "C" fn lava_select_workspace_size(
 ///     kept_indices[cu_kept[h]] up to kept_indices[cu_kept[h + 1]].
 /// selection: NULL, or receives what was done, in particular whether nothing was evicted.
 /// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, ARGUMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, BUDGET (below the
-///     protected entries), NONFINITE. Outputs untouched on error. Any thread.
+///     protected entries or head_min), NONFINITE. Outputs untouched on error. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_select(
     shape: *const lava_shape,
@@ -366,16 +614,14 @@ pub unsafe extern "C" fn lava_select(
     unsafe {
         run(error, || {
             let shape = read_struct(shape, c"shape")?.check()?;
-            let params = read_struct(params, c"params")?.check(&shape)?;
+            let params = read_struct(params, c"params")?.check(&shape, 1)?;
             if !selection.is_null() {
                 check_out_struct(selection, c"selection")?;
             }
             let n_kept = select::n_kept(&shape, budget)?;
             ensure(kept_capacity >= n_kept, ErrorKind::BufferSize, c"kept_indices")?;
-            let mask = params.protected_mask.map_or(core::ptr::null(), |m| m.as_ptr());
-            Memory::default()
+            reads_options(&params, &shape, 1)
                 .reads(scores, shape.prefix_entries() as usize, c"scores")
-                .reads(mask, shape.prefix_len(), c"protected_mask")
                 .writes(workspace as *mut u8, workspace_size, c"workspace")
                 .writes(kept_indices, n_kept as usize, c"kept_indices")
                 .writes(cu_kept, shape.n_kv_heads + 1, c"cu_kept")
@@ -574,15 +820,19 @@ unsafe fn cascade_params<'a>(
 ) -> Result<CascadeParams<'a>> {
     unsafe {
         let shape = read_struct(shape, c"shape")?.check()?;
-        let select = read_struct(params, c"params")?.check(&shape)?;
-        Ok(CascadeParams { shape, n_layers: n_layers as usize, total, select })
+        let params = read_struct(params, c"params")?;
+        let n_layers = n_layers as usize;
+        ensure(n_layers > 0 && n_layers <= budget::MAX_LAYERS, ErrorKind::Shape, c"n_layers")?;
+        let select = params.check(&shape, n_layers)?;
+        Ok(CascadeParams { shape, n_layers, total, layer_budgets: params.layers()?, select })
     }
 }
 
 /// Bytes of state that a cascade needs: about 12 per prefix entry of the total, and its windows.
 ///
 /// size: receives the bytes; untouched on error.
-/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ARGUMENT, BUDGET (the protected entries alone exceed the total). Any thread.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ARGUMENT, NONFINITE (head_weights), BUDGET (the protected entries or head_min alone
+///     exceed the total). Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cascade_state_size(
     shape: *const lava_shape,
@@ -607,7 +857,7 @@ pub unsafe extern "C" fn lava_cascade_state_size(
 /// shape: n_tokens, n_kv_heads and window, the same for every layer.
 /// n_layers: layers that will be pushed.
 /// total: prefix entries to keep over all layers; see lava_total_entries.
-/// params: floors, sinks and the protected mask. All is copied.
+/// params: floors, sinks, the protected mask, head weights, and how the layers share the total. All is copied.
 /// state: lava_cascade_state_size bytes, aligned to LAVA_WORKSPACE_ALIGN. The caller owns it and may drop it, start it
 ///     again or copy it at any time: it holds no resources and no pointers.
 /// Errors: as lava_cascade_state_size, and ALIGNMENT, OVERLAP, WORKSPACE. Any thread, but one call on a state at a time.
@@ -624,9 +874,7 @@ pub unsafe extern "C" fn lava_cascade_init(
     unsafe {
         run(error, || {
             let params = cascade_params(shape, n_layers, total, params)?;
-            let mask = params.select.protected_mask.map_or(core::ptr::null(), |m| m.as_ptr());
-            Memory::default()
-                .reads(mask, params.shape.prefix_len(), c"protected_mask")
+            reads_options(&params.select, &params.shape, params.n_layers)
                 .writes(state as *mut u8, state_size, c"state")
                 .check()?;
             ensure(state_size >= cascade::state_size(&params)?, ErrorKind::Workspace, c"state")?;
@@ -654,9 +902,13 @@ unsafe fn reopen<'a>(state: *mut c_void, state_size: usize) -> Result<Cascade<'a
 /// on all layers at once. Before it, a layer may hold one entry more than its share, so all together at most total + l
 /// prefix entries, plus what a head floor may still ask for (alpha of that, and one per head and layer).
 ///
+/// Under LAVA_LAYERS_GLOBAL the final kept sets are those of lava_global_budgets, and before it all layers hold at most `total`
+/// together, plus what a floor or head_min may still ask for.
+///
 /// scores: f32 [n_kv_heads, n_tokens - window] of the next layer, not negative.
 /// Errors: NULL, STRUCT_SIZE, ALIGNMENT, OVERLAP, WORKSPACE, STATE (not initialised or complete), NONFINITE (naming
-///     layer and head). The cascade is unchanged on error. Any thread, but one call on a state at a time.
+///     layer and head), ARGUMENT (LAVA_LAYERS_WEIGHTS: use lava_cascade_push_weighted). The cascade is unchanged on error. Any
+///     thread, but one call on a state at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cascade_push(
     state: *mut c_void,
@@ -664,24 +916,44 @@ pub unsafe extern "C" fn lava_cascade_push(
     scores: *const f32,
     error: *mut lava_error,
 ) -> lava_status {
+    unsafe { run(error, || push(state, state_size, scores, None)) }
+}
+
+/// The same with the layer's weight, under LAVA_LAYERS_WEIGHTS: for pyramids, CAKE's preference, what was learned.
+///
+/// weight: finite, not negative.
+/// Errors: as lava_cascade_push; ARGUMENT under any other LAVA_LAYERS_; NONFINITE for the weight.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_cascade_push_weighted(
+    state: *mut c_void,
+    state_size: usize,
+    scores: *const f32,
+    weight: f64,
+    error: *mut lava_error,
+) -> lava_status {
+    unsafe { run(error, || push(state, state_size, scores, Some(weight))) }
+}
+
+unsafe fn push(state: *mut c_void, state_size: usize, scores: *const f32, weight: Option<f64>) -> Result<()> {
     unsafe {
-        run(error, || {
-            let mut cascade = reopen(state, state_size)?;
-            let n = cascade.prefix_entries();
-            Memory::default()
-                .reads(scores, n, c"scores")
-                .writes(state as *mut u8, state_size, c"state")
-                .check()?;
-            let scores = if n == 0 { &[] } else { slice(scores, n, c"scores")? };
-            cascade.push(scores)
-        })
+        let mut cascade = reopen(state, state_size)?;
+        let n = cascade.prefix_entries();
+        Memory::default()
+            .reads(scores, n, c"scores")
+            .writes(state as *mut u8, state_size, c"state")
+            .check()?;
+        let scores = if n == 0 { &[] } else { slice(scores, n, c"scores")? };
+        match weight {
+            None => cascade.push(scores),
+            Some(weight) => cascade.push_weighted(scores, weight),
+        }
     }
 }
 
 /// What layer `layer` keeps after the last push, and how to get there from what the caller's cache held before it.
 ///
 /// out: receives pointers into the state, good until the next push; untouched on error. What they lead to may be read by
-///     several threads at a time.
+///     several threads at a time. That it lies outside the state is not checked.
 /// Errors: NULL, STRUCT_SIZE, ALIGNMENT, WORKSPACE, STATE (not initialised, or that layer was not pushed yet). Any thread,
 ///     but one call on a state at a time.
 #[unsafe(no_mangle)]
@@ -751,8 +1023,9 @@ pub unsafe extern "C" fn lava_attend_workspace_size(
 /// part, n_parts: a share of the KV heads with their query heads; the result is the same bits for every n_parts.
 /// workspace: lava_attend_workspace_size bytes, one per part, aligned to LAVA_WORKSPACE_ALIGN.
 /// Errors: NULL (kept_indices, with a sliding window), STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE,
-///     WORKSPACE, OVERFLOW, DTYPE, INDICES, NONFINITE. The cache is never written; out and lse may be partly written
-///     on NONFINITE and are untouched otherwise. Any thread.
+///     WORKSPACE, OVERFLOW, DTYPE, INDICES, NONFINITE (in q, k or v, or a sum over values that overflows; rows that no query sees may
+///     or may not be looked at). The cache is never written; out and lse may be partly written on NONFINITE and are untouched
+///     otherwise. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_attend(
     shape: *const lava_shape,

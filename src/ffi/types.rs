@@ -7,8 +7,11 @@ use core::ffi::{c_char, c_void};
 use core::mem::{offset_of, size_of};
 
 use super::Versioned;
-use crate::error::{ErrorKind, Result, ensure};
-use crate::params::{GroupReduce, HeadFloor, Pool, ScoreParams, SelectParams, Shape, ValueSpan};
+use crate::error::{Error, ErrorKind, Result, ensure};
+use crate::params::{
+    Attention, GroupReduce, HeadFloor, LayerBudgets, Pool, ScoreParams, SelectParams, Shape, ValueSpan,
+    ValueWeight,
+};
 use crate::view::Dtype;
 
 /// Result of every call that can fail: LAVA_OK, or one of the negative LAVA_ERR_ codes.
@@ -73,11 +76,41 @@ pub const LAVA_GROUP_MEAN: i32 = 1;
 pub const LAVA_VALUES_PREFIX: i32 = 0;
 /// The value norm's maximum runs over all tokens, as in the paper's text.
 pub const LAVA_VALUES_ALL: i32 = 1;
+/// An entry's attention: the mean over the window's queries. LAVa, SnapKV, Ada-KV, PyramidKV, VATP, CAOTE, TOVA.
+pub const LAVA_ATTENTION_MEAN: i32 = 0;
+/// The mean of the squares. KV-Compress (arXiv 2410.00161).
+pub const LAVA_ATTENTION_SQUARED: i32 = 1;
+/// The mean plus gamma times the variance over the window's queries (divided by window - 1). CAKE (arXiv 2503.12491).
+pub const LAVA_ATTENTION_MEAN_VARIANCE: i32 = 2;
+/// a[0] = A[0], a[j] = decay * A[j] + (1 - decay) * a[j - 1] over the window's queries. ReST-KV (arXiv 2605.08840); with a decay of 1
+/// the last query alone, SAGE-KV (arXiv 2503.08879).
+pub const LAVA_ATTENTION_EXPONENTIAL: i32 = 3;
+/// None: position + 1, so that the newest win. q and k are not looked at. StreamingLLM (arXiv 2309.17453). f32 tells positions apart
+/// up to 2^24.
+pub const LAVA_ATTENTION_RECENCY: i32 = 4;
+/// Attention is multiplied by the largest L1 norm among the head's values. LAVa.
+pub const LAVA_VALUE_HEAD_MAX: i32 = 0;
+/// By nothing. v is not looked at, and may be NULL.
+pub const LAVA_VALUE_NONE: i32 = 1;
+/// By the L1 norm of the entry's own value, behind pooling and reduction. VATP (arXiv 2406.12335).
+pub const LAVA_VALUE_TOKEN: i32 = 2;
+/// a becomes a / (1 - a) * |o - v|, o = sum of a * v over all tokens: what evicting the entry alone does to the output, for
+/// each query head before pooling. With LAVA_ATTENTION_MEAN and _EXPONENTIAL only. CAOTE (arXiv 2504.14051), ReST-KV.
+pub const LAVA_VALUE_OUTPUT: i32 = 3;
+/// Layers share the total in proportion to the entropies of their scores. LAVa.
+pub const LAVA_LAYERS_ENTROPY: i32 = 0;
+/// In equal parts.
+pub const LAVA_LAYERS_EQUAL: i32 = 1;
+/// In proportion to weights that lava_cascade_push_weighted takes.
+pub const LAVA_LAYERS_WEIGHTS: i32 = 2;
+/// The heads of all layers compete for the total, as those of one layer do for its budget: one sort over the model.
+pub const LAVA_LAYERS_GLOBAL: i32 = 3;
 /// No head is promised anything: the layer's largest scores win.
 pub const LAVA_FLOOR_NONE: i32 = 0;
 /// Each head's top floor(alpha * budget / n_kv_heads) entries are kept first, the rest compete.
 pub const LAVA_FLOOR_GUARANTEED: i32 = 1;
-/// Head counts are h * (1 - alpha) + alpha * budget / n_kv_heads, rounded so that they sum exactly.
+/// Head counts are h * (1 - alpha) + alpha * budget / n_kv_heads, rounded so that they sum exactly. Takes time that grows with the
+/// square of n_kv_heads.
 pub const LAVA_FLOOR_AFFINE: i32 = 2;
 
 /// Alignment that workspaces and cascade states need, in bytes. Memory from malloc has it.
@@ -155,7 +188,8 @@ pub struct lava_tensor {
     pub row_start: *const u32,
 }
 
-/// Options of lava_score. lava_score_params_init gives the paper's.
+/// Options of lava_score. lava_score_params_default gives the preset that measures best, lava_score_params_init LAVa's,
+/// lava_score_params_snapkv and its neighbours those of other papers.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types)]
@@ -176,10 +210,24 @@ pub struct lava_score_params {
     pub scale: f32,
     /// Logits become softcap * tanh(logit / softcap). 0: no cap.
     pub softcap: f32,
+    /// One of LAVA_ATTENTION_: what becomes of the window's attention to an entry.
+    pub attention: i32,
+    /// One of LAVA_VALUE_: what that is multiplied by.
+    pub value_weight: i32,
+    /// Of LAVA_ATTENTION_MEAN_VARIANCE, not negative.
+    pub gamma: f32,
+    /// Of LAVA_ATTENTION_EXPONENTIAL, the newest query's weight, above 0 and at most 1. 0: 1.
+    pub decay: f32,
+    /// A factor on all scores of the layer, not negative. It decides nothing inside a layer; under LAVA_LAYERS_GLOBAL and in
+    /// lava_global_budgets it is the layer's weight. 0: 1.
+    pub weight: f32,
+    /// So many times a head's mean score is added to all its scores: what nobody has looked at yet may still be looked at, more
+    /// so in heads that are much looked at. Not negative.
+    pub smoothing: f32,
 }
 
-/// Options of lava_select and of a cascade. lava_select_params_init gives the default, lava_select_params_paper and
-/// lava_select_params_released the presets.
+/// Options of lava_select and of a cascade. lava_select_params_default gives the preset that measures best; the others are
+/// lava_select_params_paper (all zero, as lava_select_params_init), _released and _equal.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types)]
@@ -195,6 +243,15 @@ pub struct lava_select_params {
     pub protected_mask: *const u8,
     /// So many first tokens are kept in every head. They count toward the budget.
     pub n_sink: u32,
+    /// Each head's best so many entries, the protected ones among them, are kept before any compete. They count toward the
+    /// budget.
+    pub head_min: u32,
+    /// NULL, or head budgets from outside: n_kv_heads weights, for a cascade [n_layers, n_kv_heads], finite and not negative. Heads
+    /// share the layer's budget in proportion, with the rules of lava_layer_budgets, instead of competing; the floors do nothing
+    /// then. Counts that sum to the budget are taken exactly.
+    pub head_weights: *const f64,
+    /// One of LAVA_LAYERS_: how the layers of a cascade share its total. Not used by lava_select and lava_global_budgets.
+    pub layer_budgets: i32,
     /// Must be 0.
     pub reserved: u32,
 }
@@ -266,13 +323,15 @@ pub struct lava_attend_params {
     pub sliding_window: u32,
     /// Position of each head's first row behind its kept ones; later rows count on from there.
     pub n_base: u32,
-    /// NULL, or the positions of each head's first rows.
+    /// NULL, or the positions of each head's first rows, ascending. That they ascend is not checked: others give another mask, and
+    /// nothing worse.
     pub kept_indices: *const u32,
     /// NULL, or their prefix sum, n_kv_heads + 1 entries.
     pub cu_kept: *const u32,
 }
 
-/// Why a call was refused. Every call takes one, or NULL. It is written on success too.
+/// Why a call was refused. Every call takes one, or NULL. It is written on success too. That it shares no memory with the other
+/// arguments is not checked.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types)]
@@ -306,8 +365,8 @@ macro_rules! layout {
 layout! {
     lava_shape: 32, 32 { struct_size @ 0, layer @ 4, n_tokens @ 8, n_q_heads @ 12, n_kv_heads @ 16, head_dim_k @ 20, head_dim_v @ 24, window @ 28 }
     lava_tensor: 56, 56 { struct_size @ 0, dtype @ 4, data @ 8, size @ 16, stride_token @ 24, stride_head @ 32, stride_dim @ 40, row_start @ 48 }
-    lava_score_params: 32, 32 { struct_size @ 0, pool @ 4, pool_kernel @ 8, group_reduce @ 12, value_span @ 16, sliding_window @ 20, scale @ 24, softcap @ 28 }
-    lava_select_params: 32, 32 { struct_size @ 0, head_floor @ 4, alpha @ 8, protected_mask @ 16, n_sink @ 24, reserved @ 28 }
+    lava_score_params: 56, 32 { struct_size @ 0, pool @ 4, pool_kernel @ 8, group_reduce @ 12, value_span @ 16, sliding_window @ 20, scale @ 24, softcap @ 28, attention @ 32, value_weight @ 36, gamma @ 40, decay @ 44, weight @ 48, smoothing @ 52 }
+    lava_select_params: 48, 32 { struct_size @ 0, head_floor @ 4, alpha @ 8, protected_mask @ 16, n_sink @ 24, head_min @ 28, head_weights @ 32, layer_budgets @ 40, reserved @ 44 }
     lava_selection: 40, 40 { struct_size @ 0, everything_kept @ 4, n_kept @ 8, budget @ 16, mass @ 24, evicted_share @ 32 }
     lava_cascade_layer: 72, 72 { struct_size @ 0, unchanged @ 4, kept_indices @ 8, cu_kept @ 16, rows @ 24, cu_rows @ 32, budget @ 40, entropy @ 48, mass @ 56, evicted_share @ 64 }
     lava_attend_params: 40, 40 { struct_size @ 0, causal @ 4, scale @ 8, softcap @ 12, sliding_window @ 16, n_base @ 20, kept_indices @ 24, cu_kept @ 32 }
@@ -344,6 +403,14 @@ fn choose<T: Copy>(number: i32, of: &[T], argument: &'static core::ffi::CStr) ->
 
 impl lava_score_params {
     pub(super) fn check(&self) -> Result<ScoreParams> {
+        let attentions = [
+            Attention::Mean,
+            Attention::Squared,
+            Attention::MeanVariance,
+            Attention::Exponential,
+            Attention::Recency,
+        ];
+        let values = [ValueWeight::HeadMax, ValueWeight::None, ValueWeight::Token, ValueWeight::Output];
         let params = ScoreParams {
             scale: given(self.scale),
             softcap: given(self.softcap),
@@ -352,6 +419,12 @@ impl lava_score_params {
             pool_kernel: self.pool_kernel as usize,
             group_reduce: choose(self.group_reduce, &[GroupReduce::Max, GroupReduce::Mean], c"group_reduce")?,
             value_span: choose(self.value_span, &[ValueSpan::Prefix, ValueSpan::All], c"value_span")?,
+            attention: choose(self.attention, &attentions, c"attention")?,
+            gamma: self.gamma,
+            decay: given(self.decay).unwrap_or(1.0),
+            value_weight: choose(self.value_weight, &values, c"value_weight")?,
+            smoothing: self.smoothing,
+            weight: given(self.weight).unwrap_or(1.0),
         };
         params.validate()?;
         Ok(params)
@@ -360,20 +433,35 @@ impl lava_score_params {
 
 impl lava_select_params {
     /// # Safety
-    /// `protected_mask` must be NULL or readable over the prefix.
-    pub(super) unsafe fn check<'a>(&self, shape: &Shape) -> Result<SelectParams<'a>> {
+    /// `protected_mask` must be NULL or readable over the prefix, `head_weights` NULL or readable over the heads of `n_layers` layers.
+    pub(super) unsafe fn check<'a>(&self, shape: &Shape, n_layers: usize) -> Result<SelectParams<'a>> {
         ensure(self.reserved == 0, ErrorKind::Argument, c"reserved")?;
         let floors = [HeadFloor::None, HeadFloor::Guaranteed, HeadFloor::Affine];
+        let n_heads =
+            shape.n_kv_heads.checked_mul(n_layers).ok_or(Error::new(ErrorKind::Overflow, c"n_layers"))?;
+        let weights = self.head_weights;
         let params = SelectParams {
             head_floor: choose(self.head_floor, &floors, c"head_floor")?,
             alpha: self.alpha,
+            head_min: self.head_min as usize,
+            head_weights: match weights.is_null() {
+                true => None,
+                // SAFETY: the caller's promise; `slice` checks the alignment.
+                false => Some(unsafe { super::call::slice(weights, n_heads, c"head_weights")? }),
+            },
             n_sink: self.n_sink as usize,
             // SAFETY: the caller's promise; u8 needs no alignment.
             protected_mask: (!self.protected_mask.is_null())
                 .then(|| unsafe { core::slice::from_raw_parts(self.protected_mask, shape.prefix_len()) }),
         };
-        params.validate(shape.prefix_len())?;
+        params.validate(n_heads, shape.prefix_len())?;
         Ok(params)
+    }
+
+    /// How a cascade's layers share its total.
+    pub(super) fn layers(&self) -> Result<LayerBudgets> {
+        let all = [LayerBudgets::Entropy, LayerBudgets::Equal, LayerBudgets::Weights, LayerBudgets::Global];
+        choose(self.layer_budgets, &all, c"layer_budgets")
     }
 }
 

@@ -1,0 +1,135 @@
+// Compress while prefilling: after each layer's scores all layers so far share the total anew, on the GPU. plan.h has the launches.
+//
+// As src/cascade.rs: budgets are rounded up until the last layer is there, so that they only shrink, and the kept sets end as those
+// of all layers at once. The kept entries' scores and positions are there twice: a push reads one copy and writes the other.
+#include "choose.cuh"
+#include "entropy.cuh"
+
+namespace lava {
+
+/// The state's arrays. `old`: the copy that this push reads.
+struct State {
+    double *entropies, *masses, *shares;
+    uint64_t *budgets, *capacities, *minimums;
+    uint64_t *old_starts, *new_starts;
+    uint32_t *old_cu, *new_cu; // [n_layers, n_kv_heads + 1]
+    float *old_scores, *new_scores;
+    uint32_t *old_positions, *new_positions, *rows;
+    double *head_sums;
+    uint32_t *failed;
+    __device__ explicit State(const lava_cuda_cascade_args &a) {
+        const lava_cuda_cascade_layout l = lava_cuda_cascade_place(&a);
+        const auto at = [&](auto type, uint64_t offset) { return reinterpret_cast<decltype(type)>(a.state + offset); };
+        const bool second = a.layer % 2 != 0;
+        const uint64_t heads = a.n_kv_heads + 1, layers = a.n_layers;
+        entropies = at(entropies, l.entropies), masses = at(masses, l.masses), shares = at(shares, l.shares);
+        budgets = at(budgets, l.budgets), capacities = at(capacities, l.capacities), minimums = at(minimums, l.minimums);
+        old_starts = at(old_starts, l.starts) + second * layers, new_starts = at(new_starts, l.starts) + !second * layers;
+        old_cu = at(old_cu, l.cu) + second * layers * heads, new_cu = at(new_cu, l.cu) + !second * layers * heads;
+        old_scores = at(old_scores, l.scores) + second * l.capacity, new_scores = at(new_scores, l.scores) + !second * l.capacity;
+        old_positions = at(old_positions, l.positions) + second * l.capacity, new_positions = at(new_positions, l.positions) + !second * l.capacity;
+        rows = at(rows, l.rows);
+        head_sums = at(head_sums, l.head_sums);
+        failed = at(failed, l.failed);
+    }
+};
+
+__device__ inline void fail_cascade(const lava_cuda_cascade_args &a, const State &s, uint32_t layer, uint32_t head, uint32_t what) {
+    atomicOr(s.failed, 1u);
+    report(a.status, layer, 0, head, what);
+}
+
+/// A layer's entries as they are before this push.
+__device__ inline Choice layer_of(const lava_cuda_cascade_args &a, const State &s, uint32_t layer) {
+    Choice c = {};
+    const bool is_new = layer == a.layer;
+    c.cu = is_new ? nullptr : s.old_cu + uint64_t(layer) * (a.n_kv_heads + 1);
+    c.scores = is_new ? a.scores : s.old_scores + s.old_starts[layer];
+    c.positions = is_new ? nullptr : s.old_positions + s.old_starts[layer];
+    c.params = a.params;
+    c.n_heads = a.n_kv_heads, c.prefix_len = a.prefix_len, c.window_rows = a.window_rows;
+    c.place(a.workspace, layer, a.layer + 1, a.prefix_len);
+    return c;
+}
+
+} // namespace lava
+
+LAVA_KERNEL(LAVA_CUDA_BUDGET_THREADS) lava_cascade_begin(const __grid_constant__ lava_cuda_cascade_args a) {
+    using namespace lava;
+    LAVA_SHARED(uint64_t, sums, LAVA_CUDA_BUDGET_THREADS);
+    const State s(a);
+    uint64_t n = 0;
+    for (uint32_t i = threadIdx.x; i < a.prefix_len; i += blockDim.x)
+        n += i < a.params.n_sink || (a.params.protected_mask != nullptr && a.params.protected_mask[i] != 0);
+    const uint64_t minimum = block_total(n, sums) * a.n_kv_heads, entries = uint64_t(a.n_kv_heads) * a.prefix_len;
+    for (uint32_t l = threadIdx.x; l < a.n_layers; l += blockDim.x) s.minimums[l] = minimum, s.capacities[l] = entries;
+    if (threadIdx.x != 0) return;
+    *s.failed = 0;
+    if (minimum * a.n_layers > min(a.total, entries * a.n_layers)) fail_cascade(a, s, 0, 0, LAVA_CUDA_BAD_BUDGET);
+}
+
+LAVA_KERNEL(LAVA_CUDA_ENTROPY_THREADS) lava_cascade_heads(const __grid_constant__ lava_cuda_cascade_args a) {
+    using namespace lava;
+    const State s(a);
+    const uint32_t head = blockIdx.x;
+    if (!entropy_of_head(a.scores + uint64_t(head) * a.prefix_len, a.prefix_len, s.head_sums + 2 * head) && threadIdx.x == 0)
+        fail_cascade(a, s, a.layer, head, LAVA_CUDA_BAD_SCORES);
+}
+
+LAVA_KERNEL(LAVA_CUDA_BUDGET_THREADS) lava_cascade_share(const __grid_constant__ lava_cuda_cascade_args a) {
+    using namespace lava;
+    LAVA_SHARE_MEMORY(memory);
+    const State s(a);
+    if (*s.failed) return;
+    const uint32_t n = a.layer + 1;
+    if (threadIdx.x == 0) entropy_of_layer(s.head_sums, a.n_kv_heads, a.prefix_len, s.entropies + a.layer, s.masses + a.layer);
+    uint32_t *const control = reinterpret_cast<uint32_t *>(a.workspace);
+    for (uint32_t i = threadIdx.x; i < n * (LAVA_CUDA_CONTROL_BYTES / 4); i += blockDim.x) control[i] = 0;
+    __syncthreads();
+    const ShareFault fault = share_total(n, s.entropies, s.capacities, s.minimums, a.total, n == a.n_layers ? Rounding::EXACT : Rounding::UP, memory);
+    if (fault.what != 0) {
+        if (threadIdx.x == 0) fail_cascade(a, s, fault.layer, 0, fault.what);
+        return;
+    }
+    for (uint32_t l = threadIdx.x; l < n; l += blockDim.x) s.budgets[l] = memory.budget[l];
+}
+
+LAVA_KERNEL(LAVA_CUDA_SELECT_THREADS) lava_cascade_plan(const __grid_constant__ lava_cuda_cascade_args a) {
+    using namespace lava;
+    const State s(a);
+    if (*s.failed) return;
+    const uint32_t layer = blockIdx.y;
+    const Choice c = layer_of(a, s, layer);
+    uint64_t entries = 0;
+    for (uint32_t h = 0; h < c.n_heads; h++) entries += c.len(h);
+    begin_choice(c);
+    choose(c, min(s.budgets[layer], entries), a.layer + 1 == a.n_layers ? Rounding::EXACT : Rounding::UP);
+    if (c.block != 0) return;
+    if (threadIdx.x == 0) write_counts(c, s.new_cu + uint64_t(layer) * (c.n_heads + 1));
+    if (layer == a.layer)
+        for (uint32_t h = threadIdx.x; h <= c.n_heads; h += blockDim.x)
+            s.old_cu[uint64_t(layer) * (c.n_heads + 1) + h] = h * (a.prefix_len + a.window_rows);
+}
+
+LAVA_KERNEL(LAVA_CUDA_SELECT_THREADS) lava_cascade_write(const __grid_constant__ lava_cuda_cascade_args a) {
+    using namespace lava;
+    const State s(a);
+    if (*s.failed) return;
+    const uint32_t layer = blockIdx.y, heads = a.n_kv_heads;
+    const Choice c = layer_of(a, s, layer);
+    uint64_t start = 0;
+    for (uint32_t l = 0; l < layer; l++) start += s.new_cu[uint64_t(l) * (heads + 1) + heads];
+    const uint32_t *const cu = s.new_cu + uint64_t(layer) * (heads + 1);
+    write_kept(c, c.control + 8, [&](uint32_t h, uint32_t row, uint32_t place) {
+        const uint64_t to = start + cu[h] + place;
+        const bool in_window = row >= c.len(h);
+        s.new_scores[to] = in_window ? 0.0f : c.scores[c.base(h) + row];
+        s.new_positions[to] = c.position(h, row);
+        s.rows[to] = row;
+    });
+    if (c.block != 0 || threadIdx.x != 0) return;
+    const uint64_t kept = cu[heads] - uint64_t(heads) * a.window_rows;
+    s.new_starts[layer] = start;
+    s.budgets[layer] = kept;
+    s.shares[layer] = evicted_share(kept == s.capacities[layer], s.masses[layer], mass_of_tiles(c, 1));
+}

@@ -1,0 +1,340 @@
+// From scores to the kept set, by the blocks of one item together: thresholds by radix histograms, never a sort.
+//
+//     k-th largest   three digits of an order-preserving key, 11 + 11 + 10 bits: histogram of the keys that share the digits so far,
+//                    then the bucket in which the k-th lies
+//     choose         the layer's `budget` largest; with a floor also each head's own best; then one cut per head
+//     write          entries above their head's cut, and the first of those equal to it, in token order
+//
+// The rules are src/select.rs's: of equal scores the lower head's, then the lower token's. All sums are of integers, so neither
+// the number of blocks nor their schedule matters. Blocks meet after each histogram and each bucket (meet_blocks).
+//
+// Entries that a floor has taken do not compete. They are those above the head's cut and some of those equal to it; a histogram
+// needs no ranks, so what is taken of the equal ones is subtracted from their bucket.
+#pragma once
+#include "budget.cuh"
+
+namespace lava {
+
+constexpr uint32_t NOTHING = UINT32_MAX;   // a cut that keeps nothing, with no ties
+constexpr uint32_t PROTECTED = UINT32_MAX; // key of a protected entry, above every score's
+
+/// An integer with the order of the score; −0 and 0 are the same.
+__device__ inline uint32_t order_key(float score) {
+    const uint32_t bits = __float_as_uint(score + 0.0f);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+/// An item's entries and memory, as one of its blocks sees them.
+struct Choice {
+    const float *scores;       // head by head in token order, [n_heads, prefix_len] or ragged
+    const uint32_t *positions; // ragged: token positions; NULL: dense
+    const uint32_t *cu;        // ragged: [n_heads + 1] rows, window included
+    lava_cuda_select_params params;
+    uint32_t n_heads, prefix_len, window_rows;
+    uint32_t block, n_blocks;
+    uint32_t tiles_per_head;
+    uint32_t *control; // [16]: counter of meetings, faulty scores' first head + 1, protected entries, layer's cut, its ties, counter of `write`
+    uint32_t *histogram; // [n_heads, LAVA_CUDA_BUCKETS]
+    uint32_t *taken_key, *taken_ties, *cut_key, *cut_ties, *counts, *free_counts, *above, *equal; // [n_heads]
+    uint32_t *tile;      // [tiles, 2]: entries above the cut, equal to it
+    double *tile_mass;   // [tiles, 2]: all, kept
+
+    __device__ void place(unsigned char *workspace, uint32_t item, uint32_t n_items, uint32_t max_prefix) {
+        const lava_cuda_choice_layout l = lava_cuda_choice_place(n_heads, max_prefix);
+        control = reinterpret_cast<uint32_t *>(workspace + uint64_t(item) * LAVA_CUDA_CONTROL_BYTES);
+        unsigned char *own = workspace + uint64_t(n_items) * LAVA_CUDA_CONTROL_BYTES + item * l.size;
+        histogram = reinterpret_cast<uint32_t *>(own + l.histogram);
+        uint32_t *const head = reinterpret_cast<uint32_t *>(own + l.head);
+        taken_key = head, taken_ties = head + n_heads, cut_key = head + 2 * n_heads, cut_ties = head + 3 * n_heads;
+        counts = head + 4 * n_heads, free_counts = head + 5 * n_heads, above = head + 6 * n_heads, equal = head + 7 * n_heads;
+        tile = reinterpret_cast<uint32_t *>(own + l.tile);
+        tile_mass = reinterpret_cast<double *>(own + l.tile_mass);
+        tiles_per_head = (prefix_len + LAVA_CUDA_SELECT_TILE - 1) / LAVA_CUDA_SELECT_TILE;
+        block = blockIdx.x, n_blocks = gridDim.x;
+    }
+    __device__ void meet() const { meet_blocks(control, n_blocks); }
+    __device__ uint32_t len(uint32_t h) const { return cu == nullptr ? prefix_len : cu[h + 1] - cu[h] - window_rows; }
+    __device__ uint64_t base(uint32_t h) const { return cu == nullptr ? uint64_t(h) * prefix_len : cu[h]; }
+    __device__ uint32_t position(uint32_t h, uint32_t i) const { return positions == nullptr ? i : positions[base(h) + i]; }
+    __device__ bool is_protected(uint32_t position) const {
+        return position < params.n_sink || (params.protected_mask != nullptr && params.protected_mask[position] != 0);
+    }
+    __device__ uint32_t key(uint32_t h, uint32_t i) const {
+        return is_protected(position(h, i)) ? PROTECTED : order_key(scores[base(h) + i]);
+    }
+
+    /// Calls `f(tile, head, first, end)` for this block's share of the tiles, for all threads.
+    template <class F> __device__ void for_tiles(F f) const {
+        const uint64_t n = uint64_t(n_heads) * tiles_per_head;
+        for (uint32_t t = uint32_t(n * block / n_blocks); t < uint32_t(n * (block + 1) / n_blocks); t++) {
+            const uint32_t h = t / tiles_per_head, first = t % tiles_per_head * LAVA_CUDA_SELECT_TILE;
+            f(t, h, first, min(len(h), first + LAVA_CUDA_SELECT_TILE));
+        }
+    }
+};
+
+/// For each field, a head or the whole layer, the `ties[f]`-th largest key: into key[f], and into ties[f] how many of those equal to
+/// it are among the largest. 0 of them: NOTHING. `competes(head, key)` says which entries count. Histograms are zero before and
+/// behind it; all blocks have met behind it.
+template <class Competes>
+__device__ void kth_largest(const Choice &c, bool per_head, bool without_taken, uint32_t *key, uint32_t *ties, Competes competes) {
+    LAVA_SHARED(uint32_t, local, LAVA_CUDA_BUCKETS);
+    LAVA_SHARED(uint32_t, sums, LAVA_CUDA_SELECT_THREADS);
+    for (uint32_t b = threadIdx.x; b < LAVA_CUDA_BUCKETS; b += blockDim.x) local[b] = 0;
+    for (uint32_t fixed = 0; fixed < 32;) {
+        const uint32_t bits = min(11u, 32 - fixed), shift = 32 - fixed - bits, mask = (1u << bits) - 1;
+        const auto matches = [&](uint32_t k, uint32_t prefix) { return fixed == 0 || k >> (32 - fixed) == prefix; };
+        const auto flush = [&](uint32_t field) {
+            __syncthreads();
+            for (uint32_t b = threadIdx.x; b <= mask; b += blockDim.x)
+                if (local[b] != 0) {
+                    atomicAdd(&c.histogram[uint64_t(field) * LAVA_CUDA_BUCKETS + b], local[b]);
+                    local[b] = 0;
+                }
+            __syncthreads();
+        };
+        __syncthreads();
+        c.for_tiles([&](uint32_t, uint32_t h, uint32_t first, uint32_t end) {
+            const uint32_t field = per_head ? h : 0, prefix = key[field];
+            for (uint32_t i = first + threadIdx.x; i < end; i += blockDim.x) {
+                const uint32_t k = c.key(h, i);
+                if (matches(k, prefix) && competes(h, k)) atomicAdd(&local[k >> shift & mask], 1u);
+            }
+            if (without_taken && first == 0 && threadIdx.x == 0 && matches(c.taken_key[h], prefix))
+                atomicAdd(&c.histogram[c.taken_key[h] >> shift & mask], 0u - c.taken_ties[h]);
+            if (per_head) flush(field);
+        });
+        if (!per_head) flush(0);
+        c.meet();
+        for (uint32_t field = c.block; field < (per_head ? c.n_heads : 1); field += c.n_blocks) {
+            // Each thread takes eight buckets, thread 0 the highest.
+            constexpr uint32_t PER = LAVA_CUDA_BUCKETS / LAVA_CUDA_SELECT_THREADS;
+            uint32_t *const histogram = c.histogram + uint64_t(field) * LAVA_CUDA_BUCKETS;
+            const uint32_t top = LAVA_CUDA_BUCKETS - 1 - threadIdx.x * PER;
+            uint32_t count[PER], own = 0;
+            for (uint32_t b = 0; b < PER; b++) {
+                count[b] = histogram[top - b];
+                histogram[top - b] = 0;
+                own += count[b];
+            }
+            sums[threadIdx.x] = own;
+            const uint32_t wanted = ties[field], prefix = fixed == 0 ? 0 : key[field] << bits;
+            __syncthreads();
+            uint32_t before = 0;
+            for (uint32_t t = 0; t < threadIdx.x; t++) before += sums[t];
+            if (wanted == 0) {
+                if (threadIdx.x == 0) key[field] = prefix | mask;
+            } else if (before < wanted && wanted <= before + own) {
+                uint32_t b = 0;
+                while (before + count[b] < wanted) before += count[b++];
+                key[field] = prefix | (top - b);
+                ties[field] = wanted - before;
+            }
+            __syncthreads();
+        }
+        c.meet();
+        fixed += bits;
+    }
+}
+
+/// Zeroes what `choose` counts in; looks for faulty scores and counts the protected entries. All blocks have met behind it.
+__device__ inline void begin_choice(const Choice &c) {
+    LAVA_SHARED(uint32_t, warps, LAVA_CUDA_SELECT_THREADS / 32);
+    for (uint64_t b = uint64_t(c.block) * blockDim.x + threadIdx.x; b < uint64_t(c.n_heads) * LAVA_CUDA_BUCKETS; b += uint64_t(c.n_blocks) * blockDim.x)
+        c.histogram[b] = 0;
+    if (c.block == 0)
+        for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) c.above[h] = c.equal[h] = 0;
+    c.for_tiles([&](uint32_t, uint32_t h, uint32_t first, uint32_t end) {
+        uint32_t n = 0;
+        for (uint32_t i = first + threadIdx.x; i < end; i += blockDim.x) {
+            // The lowest head at fault: the largest complement.
+            if (!is_finite(c.scores[c.base(h) + i])) atomicMax(&c.control[1], UINT32_MAX - h);
+            n += c.is_protected(c.position(h, i));
+        }
+        n = block_sum(n, warps);
+        if (threadIdx.x == 0 && n != 0) atomicAdd(&c.control[2], n);
+    });
+    c.meet();
+}
+
+/// How many entries each head keeps, and its cut. `budget` is at most their number and holds the protected ones. Rounding::UP: the
+/// smallest set that holds every set that the same entries would give for `budget` or less.
+__device__ inline void choose(const Choice &c, uint64_t budget, Rounding rounding) {
+    LAVA_SHARED(uint64_t, shares, LAVA_CUDA_MAX_HEADS);
+    LAVA_SHARED(uint64_t, remainder, LAVA_CUDA_MAX_HEADS);
+    LAVA_SHARED(uint64_t, sums, LAVA_CUDA_SELECT_THREADS);
+    LAVA_SHARED(uint32_t, warps, LAVA_CUDA_SELECT_THREADS / 32);
+    const lava_cuda_select_params &params = c.params;
+    const uint64_t alpha = params.alpha_billionths;
+    const uint64_t floor = params.head_floor == 1 ? guaranteed_floor(alpha, budget, c.n_heads) : 0;
+    const uint64_t guarantee = rounding == Rounding::EXACT ? floor : 0;
+    const auto taken = [&](uint32_t h) { return uint32_t(min(guarantee, uint64_t(c.len(h)))); };
+    uint64_t left = budget;
+    for (uint32_t h = 0; h < c.n_heads; h++) left -= taken(h);
+    uint32_t *const layer_key = c.control + 3, *const layer_ties = c.control + 4;
+    if (c.block == 0) {
+        for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) {
+            c.taken_key[h] = c.cut_key[h] = NOTHING;
+            c.taken_ties[h] = c.counts[h] = taken(h);
+            c.cut_ties[h] = 0;
+        }
+        if (threadIdx.x == 0) *layer_ties = uint32_t(left);
+    }
+    c.meet();
+    if (guarantee > 0) kth_largest(c, true, false, c.taken_key, c.taken_ties, [](uint32_t, uint32_t) { return true; });
+
+    // Free competition, of all entries or of those that the floor has not taken.
+    if (left > 0) {
+        const auto competes = [&](uint32_t h, uint32_t key) { return key <= c.taken_key[h]; };
+        kth_largest(c, false, true, layer_key, layer_ties, competes);
+        const uint32_t threshold = *layer_key;
+        c.for_tiles([&](uint32_t, uint32_t h, uint32_t first, uint32_t end) {
+            uint32_t above = 0, equal = 0;
+            for (uint32_t i = first + threadIdx.x; i < end; i += blockDim.x) {
+                const uint32_t key = c.key(h, i);
+                above += key > threshold && competes(h, key);
+                equal += key == threshold && competes(h, key);
+            }
+            above = block_sum(above, warps);
+            equal = block_sum(equal, warps);
+            if (threadIdx.x == 0) {
+                atomicAdd(&c.above[h], above);
+                atomicAdd(&c.equal[h], equal);
+            }
+        });
+        c.meet();
+        if (c.block == 0 && threadIdx.x == 0) {
+            // Ties go to the lower head.
+            uint32_t ties = *layer_ties;
+            for (uint32_t h = 0; h < c.n_heads; h++) {
+                const uint32_t above = c.above[h] - (c.taken_key[h] > threshold ? c.taken_ties[h] : 0);
+                const uint32_t equal = c.equal[h] - (c.taken_key[h] == threshold ? c.taken_ties[h] : 0);
+                const uint32_t won = min(equal, ties);
+                ties -= won;
+                c.counts[h] += above + won;
+                c.cut_key[h] = threshold;
+                c.cut_ties[h] = won;
+            }
+        }
+    }
+    if (params.head_floor == 0) {
+        c.meet();
+        return;
+    }
+    if (c.block == 0) {
+        __syncthreads();
+        if (params.head_floor == 1) {
+            for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) c.counts[h] = max(c.counts[h], uint32_t(min(floor, uint64_t(UINT32_MAX))));
+        } else {
+            for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) {
+                c.free_counts[h] = c.counts[h];
+                shares[h] = OPEN;
+            }
+            __syncthreads();
+            const auto numerator = [&](uint32_t h) { return u128(ALPHA_ONE - alpha) * c.free_counts[h] * c.n_heads + u128(alpha) * budget; };
+            round_shares(rounding, ALPHA_ONE * c.n_heads, budget, c.n_heads, numerator, shares, remainder, sums);
+            __syncthreads();
+            for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) {
+                c.counts[h] = uint32_t(min(shares[h], uint64_t(UINT32_MAX)));
+                // The counts of a later, smaller budget start from free competition again.
+                if (rounding == Rounding::UP) c.counts[h] = max(c.counts[h], c.free_counts[h]);
+            }
+        }
+        __syncthreads();
+        for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) {
+            c.counts[h] = min(c.counts[h], c.len(h));
+            c.cut_key[h] = 0;
+            c.cut_ties[h] = c.counts[h];
+        }
+    }
+    c.meet();
+    kth_largest(c, true, false, c.cut_key, c.cut_ties, [](uint32_t, uint32_t) { return true; });
+}
+
+/// Rows of a head in the kept set: what `choose` decided, and its window.
+__device__ inline void write_counts(const Choice &c, uint32_t *cu_kept) {
+    uint32_t sum = 0;
+    for (uint32_t h = 0; h <= c.n_heads; h++) {
+        cu_kept[h] = sum;
+        if (h < c.n_heads) sum += c.counts[h] + c.window_rows;
+    }
+}
+
+/// Calls `emit(head, row, place)` for each kept row of each head, the window's behind the others; `place` is its row among the kept
+/// ones. Leaves sums of scores in tile_mass. All blocks have met behind it.
+template <class Emit> __device__ void write_kept(const Choice &c, uint32_t *counter, Emit emit) {
+    LAVA_SHARED(uint32_t, warps, LAVA_CUDA_SELECT_THREADS / 32);
+    LAVA_SHARED(uint32_t, equal_of, LAVA_CUDA_SELECT_THREADS / 32);
+    LAVA_SHARED(uint32_t, kept_of, LAVA_CUDA_SELECT_THREADS / 32);
+    LAVA_SHARED(double, masses, LAVA_CUDA_SELECT_THREADS / 32);
+    c.for_tiles([&](uint32_t t, uint32_t h, uint32_t first, uint32_t end) {
+        uint32_t above = 0, equal = 0;
+        for (uint32_t i = first + threadIdx.x; i < end; i += blockDim.x) {
+            const uint32_t key = c.key(h, i);
+            above += key > c.cut_key[h];
+            equal += key == c.cut_key[h];
+        }
+        above = block_sum(above, warps);
+        equal = block_sum(equal, warps);
+        if (threadIdx.x == 0) c.tile[2 * t] = above, c.tile[2 * t + 1] = equal;
+    });
+    meet_blocks(counter, c.n_blocks);
+    c.for_tiles([&](uint32_t t, uint32_t h, uint32_t first, uint32_t end) {
+        uint32_t above = 0, equal_before = 0;
+        for (uint32_t before = h * c.tiles_per_head + threadIdx.x; before < t; before += blockDim.x)
+            above += c.tile[2 * before], equal_before += c.tile[2 * before + 1];
+        above = block_sum(above, warps);
+        equal_before = block_sum(equal_before, warps);
+        const uint32_t cut = c.cut_key[h], ties = c.cut_ties[h];
+        uint32_t place = above + min(equal_before, ties);
+        double mass = 0.0, kept_mass = 0.0;
+        for (uint32_t step = first; step < end; step += blockDim.x) {
+            const uint32_t i = step + threadIdx.x, below = (1u << lane()) - 1;
+            const uint32_t key = i < end ? c.key(h, i) : 0;
+            const bool is_equal = i < end && key == cut;
+            const uint32_t equals = __ballot_sync(ALL, is_equal);
+            if (lane() == 0) equal_of[warp()] = __popc(equals);
+            __syncthreads();
+            uint32_t rank = equal_before + __popc(equals & below);
+            for (uint32_t w = 0; w < blockDim.x / 32; w++) {
+                if (w < warp()) rank += equal_of[w];
+                equal_before += equal_of[w];
+            }
+            const bool kept = i < end && (key > cut || (is_equal && rank < ties));
+            const uint32_t keeps = __ballot_sync(ALL, kept);
+            if (lane() == 0) kept_of[warp()] = __popc(keeps);
+            __syncthreads();
+            uint32_t own = place + __popc(keeps & below);
+            for (uint32_t w = 0; w < blockDim.x / 32; w++) {
+                if (w < warp()) own += kept_of[w];
+                place += kept_of[w];
+            }
+            if (i < end) mass += double(c.scores[c.base(h) + i]);
+            if (kept) {
+                kept_mass += double(c.scores[c.base(h) + i]);
+                emit(h, i, own);
+            }
+        }
+        mass = block_sum(mass, masses);
+        kept_mass = block_sum(kept_mass, masses);
+        if (threadIdx.x == 0) c.tile_mass[2 * t] = mass, c.tile_mass[2 * t + 1] = kept_mass;
+    });
+    for (uint32_t h = c.block; h < c.n_heads; h += c.n_blocks)
+        for (uint32_t j = threadIdx.x; j < c.window_rows; j += blockDim.x) emit(h, c.len(h) + j, c.counts[h] + j);
+    meet_blocks(counter, c.n_blocks);
+}
+
+/// Sum over the tiles in order: of all scores (0) or of the kept ones (1).
+__device__ inline double mass_of_tiles(const Choice &c, int which) {
+    double mass = 0.0;
+    for (uint32_t t = 0; t < c.n_heads * c.tiles_per_head; t++) mass += c.tile_mass[2 * t + which];
+    return mass;
+}
+
+__device__ inline double evicted_share(bool everything_kept, double mass, double kept_mass) {
+    if (everything_kept || !(mass > 0.0)) return 0.0;
+    const double share = 1.0 - kept_mass / mass;
+    return share < 0.0 ? 0.0 : share > 1.0 ? 1.0 : share;
+}
+
+} // namespace lava

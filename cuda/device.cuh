@@ -1,0 +1,192 @@
+// What all kernels share: the caller's tensors, reductions in a fixed order, the status word, and every instruction that C++
+// does not have, each behind a function with a portable branch for the emulation.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#ifdef LAVA_EMU
+#include "emu/emu.h"
+#else
+#define LAVA_SHARED(T, name, n) __shared__ T name[n]
+#define LAVA_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#endif
+#include "plan.h"
+
+#define LAVA_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+
+namespace lava {
+
+constexpr unsigned ALL = 0xffffffffu;
+constexpr float LOG2_E = 1.44269504088896340736f;
+constexpr float LN_2 = 0.693147180559945309417f;
+
+__device__ inline unsigned lane() { return threadIdx.x % 32; }
+__device__ inline unsigned warp() { return threadIdx.x / 32; }
+
+__device__ inline bool is_finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
+
+__device__ inline float widen(float x) { return x; }
+__device__ inline float widen(__half x) { return __half2float(x); }
+__device__ inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+template <class T> __device__ inline T zero();
+template <> __device__ inline float zero<float>() { return 0.0f; }
+template <> __device__ inline __half zero<__half>() { return __half(__half_raw{0}); }
+template <> __device__ inline __nv_bfloat16 zero<__nv_bfloat16>() { return __nv_bfloat16(__nv_bfloat16_raw{0}); }
+
+/// First element of a row.
+template <class T> __device__ inline T *row_of(const lava_cuda_tensor &t, uint32_t head, uint64_t row) {
+    const int64_t first = t.row_start == nullptr ? 0 : t.row_start[head];
+    return static_cast<T *>(t.data) + (first + int64_t(row)) * t.stride_token + int64_t(head) * t.stride_head;
+}
+
+/// Whether rows of `dim` elements can be read 16 bytes at a time.
+template <class T> __device__ inline bool in_sixteens(const lava_cuda_tensor &t, uint32_t dim) {
+    constexpr int PER = 16 / sizeof(T);
+    return t.stride_dim == 1 && dim % PER == 0 && t.stride_token % PER == 0 && t.stride_head % PER == 0 &&
+           reinterpret_cast<uintptr_t>(t.data) % 16 == 0;
+}
+
+__device__ inline void report(uint64_t *status, uint32_t layer, uint32_t seq, uint32_t head, uint32_t what) {
+    atomicMin(reinterpret_cast<unsigned long long *>(status), (unsigned long long) LAVA_CUDA_STATUS(layer, seq, head, what));
+}
+
+/// 2^x, 0 for −∞; relative error below 2^-22.
+__device__ inline float exp2_fast(float x) {
+#ifdef __CUDA_ARCH__
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return exp2f(x);
+#endif
+}
+
+__device__ inline float warp_max(float x) {
+    for (int by = 16; by > 0; by /= 2) x = fmaxf(x, __shfl_xor_sync(ALL, x, by));
+    return x;
+}
+template <class T> __device__ inline T warp_sum(T x) {
+    for (int by = 16; by > 0; by /= 2) x += __shfl_xor_sync(ALL, x, by);
+    return x;
+}
+
+/// Sum over the block for all of its threads, in one order. `memory`: one entry per warp; may be used again at once.
+template <class T> __device__ inline T block_sum(T x, T *memory) {
+    x = warp_sum(x);
+    if (lane() == 0) memory[warp()] = x;
+    __syncthreads();
+    T sum = memory[0];
+    for (unsigned w = 1; w < blockDim.x / 32; w++) sum += memory[w];
+    __syncthreads();
+    return sum;
+}
+
+// ---- Asynchronous copies -----------------------------------------------------------------------------------------------
+
+/// Starts a copy of 16 bytes, both sides aligned to 16.
+__device__ inline void copy_async(void *to, const void *from) {
+#ifdef __CUDA_ARCH__
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(uint32_t(__cvta_generic_to_shared(to))), "l"(from) : "memory");
+#elif defined(LAVA_EMU)
+    emu::Copies &copies = emu::copies();
+    if (copies.n == emu::Copies::MOST) emu::fail("more asynchronous copies than the emulation holds");
+    copies.queue[copies.n++] = {to, from};
+#endif
+}
+/// Ends a group of copies.
+__device__ inline void copy_commit() {
+#ifdef __CUDA_ARCH__
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#elif defined(LAVA_EMU)
+    emu::Copies &copies = emu::copies();
+    if (copies.n_groups == 64) emu::fail("more groups of copies than the emulation holds");
+    copies.ends[copies.n_groups++] = copies.n;
+#endif
+}
+/// Waits until at most `LEFT` of the calling thread's groups are under way.
+template <int LEFT> __device__ inline void copy_wait() {
+#ifdef __CUDA_ARCH__
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+#elif defined(LAVA_EMU)
+    emu::Copies &copies = emu::copies();
+    const int over = copies.n_groups - LEFT;
+    if (over <= 0) return;
+    const int done = copies.ends[over - 1];
+    for (int i = 0; i < done; i++)
+        for (int word = 0; word < 4; word++)
+            static_cast<uint32_t *>(copies.queue[i].to)[word] = static_cast<const uint32_t *>(copies.queue[i].from)[word];
+    for (int i = done; i < copies.n; i++) copies.queue[i - done] = copies.queue[i];
+    copies.n -= done;
+    for (int i = over; i < copies.n_groups; i++) copies.ends[i - over] = copies.ends[i] - done;
+    copies.n_groups = LEFT;
+#endif
+}
+
+// ---- Tensor cores ------------------------------------------------------------------------------------------------------
+
+/// Four matrices of 8 × 8 16-bit elements from shared memory; lane 8 m + r brings row r of matrix m. Lane l gets elements
+/// 2 (l mod 4) and the next of row l / 4 of each.
+__device__ inline void load_matrices(uint32_t (&to)[4], const void *row) {
+#ifdef __CUDA_ARCH__
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(uint32_t(__cvta_generic_to_shared(row)))
+                 : "memory");
+#elif defined(LAVA_EMU)
+    emu::Payload mine = {};
+    for (int i = 0; i < 4; i++) mine.word[i] = static_cast<const uint32_t *>(row)[i];
+    const emu::Payload taken = emu::meet(ALL, "ldmatrix", emu::load_matrix, mine);
+    for (int i = 0; i < 4; i++) to[i] = taken.word[i];
+#endif
+}
+
+#ifdef LAVA_EMU
+__device__ inline void multiply_emulated(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, emu::Meeting meeting) {
+    emu::Payload mine = {{a[0], a[1], a[2], a[3], b0, b1}};
+    for (int i = 0; i < 4; i++) mine.word[6 + i] = __float_as_uint(c[i]);
+    const emu::Payload taken = emu::meet(ALL, "mma", meeting, mine);
+    for (int i = 0; i < 4; i++) c[i] = __uint_as_float(taken.word[i]);
+}
+#endif
+
+/// c += a · b: 16 × 16 by 16 × 8, sums in f32.
+__device__ inline void multiply(__half, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#ifdef __CUDA_ARCH__
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#elif defined(LAVA_EMU)
+    multiply_emulated(c, a, b0, b1, emu::multiply_f16);
+#endif
+}
+__device__ inline void multiply(__nv_bfloat16, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#ifdef __CUDA_ARCH__
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#elif defined(LAVA_EMU)
+    multiply_emulated(c, a, b0, b1, emu::multiply_bf16);
+#endif
+}
+
+// ---- Blocks that wait for each other -----------------------------------------------------------------------------------
+
+/// Waits until all `n_blocks` blocks that share `counter` are here. What they wrote before is seen behind it. The counter starts at
+/// 0 and only grows.
+__device__ inline void meet_blocks(unsigned *counter, unsigned n_blocks) {
+    __syncthreads();
+    if (n_blocks > 1 && threadIdx.x == 0) {
+#ifdef __CUDA_ARCH__
+        unsigned before, now;
+        asm volatile("atom.add.acq_rel.gpu.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+        const unsigned goal = (before / n_blocks + 1) * n_blocks;
+        do asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(now) : "l"(counter) : "memory");
+        while (now < goal);
+#elif defined(LAVA_EMU)
+        const unsigned goal = (__atomic_fetch_add(counter, 1u, __ATOMIC_ACQ_REL) / n_blocks + 1) * n_blocks;
+        while (__atomic_load_n(counter, __ATOMIC_ACQUIRE) < goal) emu::spin();
+#endif
+    }
+    __syncthreads();
+}
+
+} // namespace lava

@@ -1,0 +1,91 @@
+#!/usr/bin/env python3
+"""What the kernels' tests are worth: breaks the kernels on purpose, one place at a time, in a copy, and wants a test to say so.
+
+Each line names a file, what is replaced (its first occurrence behind an optional anchor), by what, the test, and how the test is
+built: plain, or under ThreadSanitizer. Run by `make cuda-break`, from the project's root. Minutes.
+"""
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+WORK = ROOT / "target/cuda/break"
+KIT = ROOT / "target/cuda-toolkit/nvidia/cu13/include"
+SYNC = "__syncthreads();"
+
+BREAKS = [
+    # file, anchor, old, new, test, build
+    ("score.cu", "s.load_queries(chunk, n);\n        for (uint32_t r = lane()", SYNC, "", "score", "tsan"),
+    ("score.cu", "void score_columns", "__syncthreads(); // before the next chunk", "// before the next chunk", "score", "tsan"),
+    ("score.cu", "", "__syncwarp(); // all four have read the row", "", "score", "tsan"),
+    ("score.cu", "", "            copy_wait<1>();", "", "score", "plain"),
+    ("score.cu", "", "return i <= own &&", "return i <= own + 1 &&", "score", "plain"),
+    ("score.cu", "Slice<T, D, TILES> slice", "lane() % 16", "lane() % 15", "score", "plain"),
+    ("score.cu", "static uint32_t at", "m / 2 * 8", "m % 2 * 8", "score", "plain"),
+    ("score.cu", "", "norm += fabsf(widen(elements[i]))", "norm += widen(elements[i])", "score", "plain"),
+    ("entropy.cuh", "double(values[at + i])", SYNC, "", "shares", "tsan"),
+    ("entropy.cuh", "", "1.0 / 15.0", "1.0 / 14.0", "shares", "plain"),
+    ("budget.cuh", "", "remainder[j] == remainder[i] && j < i", "remainder[j] == remainder[i] && j > i", "shares", "plain"),
+    ("budget.cuh", "void round_shares", "share / denominator", "share / (denominator + 1)", "shares", "plain"),
+    ("device.cuh", "inline void meet_blocks", "if (n_blocks > 1 && threadIdx.x == 0) {", "if (false) {", "select", "tsan"),
+    ("choose.cuh", "", "atomicAdd(&c.histogram[c.taken_key[h] >> shift & mask], 0u - c.taken_ties[h]);", ";", "select", "plain"),
+    ("choose.cuh", "", "const uint32_t won = min(equal, ties);", "const uint32_t won = equal;", "select", "plain"),
+    ("choose.cuh", "", "if (lane() == 0) kept_of[warp()] = __popc(keeps);\n            __syncthreads();", "if (lane() == 0) kept_of[warp()] = __popc(keeps);", "select", "tsan"),
+    ("cascade.cu", "", "n == a.n_layers ? Rounding::EXACT : Rounding::UP, memory", "Rounding::EXACT, memory", "select", "plain"),
+    ("compact.cu", "", "__syncthreads(); // the tile is read", "", "cache", "tsan"),
+    ("compact.cu", "", "while (row >= cu[head + 1]) head++;", "if (row >= cu[head + 1]) head++;", "cache", "plain"),
+    ("attend.cu", "ranges[threadIdx.x] =", SYNC, "", "cache", "tsan"),
+    ("attend.cu", "", "sum = sum * shrink + total;", "sum = sum + total;", "cache", "plain"),
+    ("attend.cu", "", "acc[r][c] *= by;", ";", "cache", "plain"),
+]
+
+
+def build_and_run(source, test, build):
+    flags = ["-fsanitize=thread"] if build == "tsan" else []
+    common = ["g++", "-std=c++17", "-g", "-w", "-ffp-contract=off", "-isystem", KIT]
+    emu = source / "emu.o"
+    own = ["-DEMU_TSAN"] if build == "tsan" else []
+    subprocess.run([*common, *own, "-O1", "-fno-builtin", "-fno-tree-loop-distribute-patterns", "-c", source / "emu/emu.cpp", "-o", emu], check=True)
+    program = source / "program"
+    subprocess.run([*common, *flags, "-O1", "-DLAVA_EMU", "-I", source, source / f"tests/{test}.cpp", emu,
+                    ROOT / "target/capi/capi/liblava.a", "-lm", "-lpthread", "-ldl", "-o", program], check=True)
+    environment = os.environ | {"LAVA_SEEDS": "2", "LAVA_QUICK": "1", "TSAN_OPTIONS": "halt_on_error=1"}
+    try:
+        result = subprocess.run([program], capture_output=True, text=True, env=environment, timeout=900)
+    except subprocess.TimeoutExpired:
+        return "does not end"
+    if result.returncode == 0:
+        return None
+    lines = result.stderr.splitlines()
+    for sign in ("SUMMARY", "emu: ", ".cpp:"):
+        for line in lines:
+            if sign in line:
+                return line.replace(str(source), "cuda")[:110]
+    return f"exit status {result.returncode}"
+
+
+def main():
+    chosen = BREAKS if len(sys.argv) < 2 else [b for b in BREAKS if b[0] in sys.argv[1:]]
+    unseen = 0
+    for i, (name, anchor, old, new, test, build) in enumerate(chosen):
+        source = WORK / "cuda"
+        shutil.rmtree(WORK, ignore_errors=True)
+        shutil.copytree(ROOT / "cuda", source)
+        shutil.copytree(ROOT / "include", WORK / "include")
+        text = (source / name).read_text()
+        at = text.find(old, text.find(anchor))
+        if text.find(anchor) < 0 or at < 0:
+            sys.exit(f"{name}: {old!r} is not there any more")
+        (source / name).write_text(text[:at] + new + text[at + len(old):])
+        line = text.count("\n", 0, at) + 1
+        said = build_and_run(source, test, build)
+        unseen += said is None
+        print(f"{i + 1:2}/{len(chosen)}  {name}:{line:<4} {build:<5}  {said or 'NOT SEEN'}", flush=True)
+    print(f"{len(chosen) - unseen} of {len(chosen)} seen")
+    sys.exit(unseen != 0)
+
+
+if __name__ == "__main__":
+    main()

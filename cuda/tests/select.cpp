@@ -1,0 +1,183 @@
+// lava_select_entries and the cascade: the kept sets of the CPU library, for any number of blocks and any schedule.
+#include "test.h"
+#include "../select.cu"
+#include "../cascade.cu"
+
+using namespace test;
+
+static long n_cases = 0;
+static uint32_t billionths(double alpha) { return uint32_t(rint(alpha * 1e9)); }
+
+/// Scores with plateaus, as max-pooling leaves them; or few values; or all the same.
+static void fill(Random &random, float *scores, size_t n, int kind) {
+    float x = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (kind != 0 || random.below(3) == 0) x = kind == 2 ? 0.25f : kind == 1 ? 0.125f * float(random.below(4)) : fabsf(random.normal());
+        scores[i] = x;
+    }
+}
+
+struct Item {
+    uint32_t prefix, window;
+    uint64_t budget;
+    lava_select_params params;
+};
+
+static void check(uint32_t heads, const std::vector<Item> &items, int kind, uint64_t seed) {
+    Random random(seed);
+    const uint32_t n = uint32_t(items.size());
+    lava_cuda_select_args a = {};
+    a.n_items = n, a.n_kv_heads = heads;
+    std::vector<std::unique_ptr<Buffer<float>>> scores;
+    std::vector<std::unique_ptr<Buffer<uint32_t>>> kept, cu;
+    std::vector<std::vector<uint32_t>> want_kept, want_cu;
+    std::vector<lava_selection> want;
+    Buffer<uint64_t> budgets(n), status(1);
+    Buffer<lava_cuda_selection> selections(n);
+    for (uint32_t i = 0; i < n; i++) {
+        const Item &item = items[i];
+        const uint64_t entries = uint64_t(heads) * item.prefix, n_kept = std::min(item.budget, entries) + uint64_t(heads) * item.window;
+        scores.emplace_back(new Buffer<float>(entries));
+        fill(random, scores[i]->data(), entries, kind);
+        kept.emplace_back(new Buffer<uint32_t>(n_kept)), cu.emplace_back(new Buffer<uint32_t>(heads + 1));
+        budgets[i] = item.budget;
+        a.item[i] = {scores[i]->data(), &budgets[i], kept[i]->data(), cu[i]->data(), &selections[i],
+                     {item.params.protected_mask, uint32_t(item.params.head_floor), billionths(item.params.alpha), item.params.n_sink, 0},
+                     item.prefix, item.window, 0, 0};
+        a.max_prefix = std::max(a.max_prefix, item.prefix);
+        const lava_shape shape = lava_shape_init(item.prefix + item.window, heads, heads, 1, 1, item.window);
+        size_t size = 0;
+        lava_select_workspace_size(&shape, &size, nullptr);
+        std::unique_ptr<char, void (*)(void *)> workspace(static_cast<char *>(aligned_alloc(64, (size + 64) / 64 * 64)), free);
+        want_kept.emplace_back(n_kept), want_cu.emplace_back(heads + 1), want.push_back(lava_selection_init());
+        CHECK(lava_select(&shape, &item.params, scores[i]->data(), item.budget, workspace.get(), size, want_kept[i].data(), n_kept, want_cu[i].data(), &want[i], nullptr) == LAVA_OK, "the CPU refuses");
+    }
+    Buffer<unsigned char> workspace(lava_cuda_choice_workspace(n, heads, a.max_prefix));
+    a.workspace = workspace.data(), a.status = status.data();
+    for (const uint32_t n_blocks : {1u, 3u})
+        for (unsigned s = 0; s < n_seeds(); s++) {
+            memset(workspace.data(), 0xA5, workspace.bytes());
+            memset(workspace.data(), 0, n * LAVA_CUDA_CONTROL_BYTES);
+            status[0] = LAVA_CUDA_STATUS_OK;
+            for (uint32_t i = 0; i < n; i++) memset(kept[i]->data(), 0xA5, kept[i]->bytes()), memset(cu[i]->data(), 0xA5, cu[i]->bytes());
+            launch(lava_select_entries, n_blocks, n, 1, LAVA_CUDA_SELECT_THREADS, 0, s, a, 0);
+            CHECK(status[0] == LAVA_CUDA_STATUS_OK, "status %llx", (unsigned long long) status[0]);
+            for (uint32_t i = 0; i < n; i++) {
+                CHECK(memcmp(cu[i]->data(), want_cu[i].data(), 4 * (heads + 1)) == 0, "cu_kept: %u heads, prefix %u, budget %llu, floor %d, %u blocks", heads, items[i].prefix, (unsigned long long) items[i].budget, items[i].params.head_floor, n_blocks);
+                CHECK(kept[i]->bytes() == 0 || memcmp(kept[i]->data(), want_kept[i].data(), kept[i]->bytes()) == 0, "kept_indices: %u heads, prefix %u, budget %llu, floor %d, %u blocks", heads, items[i].prefix, (unsigned long long) items[i].budget, items[i].params.head_floor, n_blocks);
+                const lava_cuda_selection &got = selections[i];
+                CHECK(got.n_kept == want[i].n_kept && got.budget == want[i].budget && got.everything_kept == want[i].everything_kept, "report");
+                CHECK(fabs(got.mass - want[i].mass) <= 1e-12 * want[i].mass && fabs(got.evicted_share - want[i].evicted_share) <= 1e-12, "mass %g %g, share %g %g", got.mass, want[i].mass, got.evicted_share, want[i].evicted_share);
+            }
+        }
+    n_cases++;
+}
+
+static void check_faults() {
+    Buffer<float> scores(40);
+    for (int i = 0; i < 40; i++) scores[i] = 1;
+    Buffer<uint64_t> budget(1), status(1);
+    Buffer<uint32_t> kept(40), cu(3);
+    Buffer<unsigned char> workspace(lava_cuda_choice_workspace(1, 2, 20));
+    lava_cuda_select_args a = {};
+    a.n_items = 1, a.n_kv_heads = 2, a.max_prefix = 20, a.workspace = workspace.data(), a.status = status.data();
+    a.item[0] = {scores.data(), budget.data(), kept.data(), cu.data(), nullptr, {nullptr, 0, 0, 3, 0}, 20, 0, 5, 0};
+    const auto run = [&] {
+        memset(workspace.data(), 0, LAVA_CUDA_CONTROL_BYTES);
+        status[0] = LAVA_CUDA_STATUS_OK;
+        launch(lava_select_entries, 2, 1, 1, LAVA_CUDA_SELECT_THREADS, 0, 1, a, 0);
+        CHECK(kept[0] == 0xA5A5A5A5u && cu[0] == 0xA5A5A5A5u, "something was written");
+        return status[0];
+    };
+    budget[0] = 5;
+    CHECK(run() == LAVA_CUDA_STATUS(5, 0, 0, LAVA_CUDA_BAD_BUDGET), "six are protected");
+    budget[0] = 6, scores[39] = NAN;
+    CHECK(run() == LAVA_CUDA_STATUS(5, 0, 1, LAVA_CUDA_BAD_SCORES), "NaN in head 1");
+    scores[3] = INFINITY;
+    CHECK(run() == LAVA_CUDA_STATUS(5, 0, 0, LAVA_CUDA_BAD_SCORES), "and infinity in head 0");
+    n_cases += 3;
+}
+
+static void check_cascade(uint32_t heads, uint32_t layers, uint32_t prefix, uint32_t window, uint64_t total, const lava_select_params &params, uint32_t n_blocks, uint64_t seed) {
+    Random random(seed);
+    const lava_shape shape = lava_shape_init(prefix + window, heads, heads, 1, 1, window);
+    size_t size = 0;
+    CHECK(lava_cascade_state_size(&shape, layers, total, &params, &size, nullptr) == LAVA_OK, "the CPU refuses");
+    std::unique_ptr<char, void (*)(void *)> cpu(static_cast<char *>(aligned_alloc(64, (size + 64) / 64 * 64)), free);
+    lava_cascade_init(&shape, layers, total, &params, cpu.get(), size, nullptr);
+
+    lava_cuda_cascade_args a = {};
+    a.params = {params.protected_mask, uint32_t(params.head_floor), billionths(params.alpha), params.n_sink, 0};
+    a.total = total, a.n_layers = layers, a.n_kv_heads = heads, a.prefix_len = prefix, a.window_rows = window;
+    Buffer<unsigned char> state(lava_cuda_cascade_state(&a)), workspace(lava_cuda_choice_workspace(layers, heads, prefix));
+    Buffer<uint64_t> status(1, 0xFF);
+    Buffer<float> scores(size_t(heads) * prefix);
+    a.state = state.data(), a.workspace = workspace.data(), a.status = status.data(), a.scores = scores.data();
+    launch(lava_cascade_begin, 1, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0, unsigned(seed), a);
+    for (uint32_t layer = 0; layer < layers; layer++) {
+        fill(random, scores.data(), scores.size(), int(random.below(2)));
+        for (size_t i = 0; i < scores.size(); i++) scores[i] = powf(scores[i], float(1 + layer % 3));
+        a.layer = layer;
+        const unsigned s = unsigned(seed * 100 + layer);
+        launch(lava_cascade_heads, heads, 1, 1, LAVA_CUDA_ENTROPY_THREADS, 0, s, a);
+        launch(lava_cascade_share, 1, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0, s, a);
+        launch(lava_cascade_plan, n_blocks, layer + 1, 1, LAVA_CUDA_SELECT_THREADS, 0, s, a, 0);
+        launch(lava_cascade_write, n_blocks, layer + 1, 1, LAVA_CUDA_SELECT_THREADS, 0, s, a, 0);
+        CHECK(lava_cascade_push(cpu.get(), size, scores.data(), nullptr) == LAVA_OK, "the CPU refuses");
+        CHECK(status[0] == LAVA_CUDA_STATUS_OK, "status %llx", (unsigned long long) status[0]);
+        const lava_cuda_cascade_layout l = lava_cuda_cascade_place(&a);
+        const uint64_t now = (layer + 1) % 2, before = layer % 2;
+        const auto word = [&](uint64_t at) { return reinterpret_cast<uint32_t *>(state.data() + at); };
+        for (uint32_t i = 0; i <= layer; i++) {
+            lava_cascade_layer want = lava_cascade_layer_init();
+            lava_cascade_get(cpu.get(), size, i, &want, nullptr);
+            const uint32_t *cu = word(l.cu) + (now * layers + i) * (heads + 1), *cu_rows = word(l.cu) + (before * layers + i) * (heads + 1);
+            const uint64_t start = reinterpret_cast<uint64_t *>(state.data() + l.starts)[now * layers + i];
+            const auto number = [&](uint64_t at) { return reinterpret_cast<double *>(state.data() + at)[i]; };
+            const bool same_counts = memcmp(cu, want.cu_kept, 4 * (heads + 1)) == 0;
+            CHECK(same_counts && memcmp(cu_rows, want.cu_rows, 4 * (heads + 1)) == 0, "layer %u after push %u of %u: counts", i, layer, layers);
+            CHECK(reinterpret_cast<uint64_t *>(state.data() + l.budgets)[i] == want.budget && number(l.entropies) == want.entropy && number(l.masses) == want.mass, "layer %u after push %u: report", i, layer);
+            CHECK(fabs(number(l.shares) - want.evicted_share) <= 1e-12, "layer %u after push %u: share", i, layer);
+            if (!same_counts) continue;
+            CHECK(start + cu[heads] <= l.capacity, "more rows than there is room for");
+            CHECK(memcmp(word(l.positions) + now * l.capacity + start, want.kept_indices, 4 * cu[heads]) == 0, "layer %u after push %u: kept_indices", i, layer);
+            CHECK(memcmp(word(l.rows) + start, want.rows, 4 * cu[heads]) == 0, "layer %u after push %u: rows", i, layer);
+        }
+    }
+    n_cases++;
+}
+
+int main() {
+    const auto params = [](int floor, double alpha, uint32_t sink, const uint8_t *mask) {
+        lava_select_params p = lava_select_params_init();
+        p.head_floor = floor, p.alpha = alpha, p.n_sink = sink, p.protected_mask = mask;
+        return p;
+    };
+    Buffer<uint8_t> mask(5000, 0);
+    for (int i = 0; i < 5000; i += 97) mask[i] = 1;
+    uint64_t seed = 0;
+    for (int floor = 0; floor < 3; floor++)
+        for (const double alpha : {0.0, 0.2, 1.0})
+            for (const uint32_t heads : {1u, 3u})
+                for (int kind = 0; kind < 3; kind++) {
+                    if (floor == 0 && alpha > 0) continue;
+                    std::vector<Item> items;
+                    const uint32_t prefix = kind == 0 ? 2049 : 300;
+                    for (const uint64_t budget : {uint64_t(0), uint64_t(1), uint64_t(prefix) * heads / 3, uint64_t(prefix) * heads + 9})
+                        items.push_back({prefix - (budget == 1), 5, budget, params(floor, alpha, 0, nullptr)});
+                    items.push_back({prefix, 2, uint64_t(prefix) * heads / 2, params(floor, alpha, 4, nullptr)});
+                    items.push_back({prefix, 1, uint64_t(prefix) * heads / 2, params(floor, alpha, 1, mask.data())});
+                    check(heads, items, kind, seed++);
+                }
+    check(2, {{0, 4, 3, params(0, 0, 0, nullptr)}, {1, 1, 1, params(0, 0, 0, nullptr)}}, 0, seed++);
+    check(2, {{4100, 2, 1000, params(2, 0.2, 0, nullptr)}}, 0, seed++);
+    check_faults();
+    for (int floor = 0; floor < 3; floor++)
+        for (const uint32_t n_blocks : {1u, 2u}) {
+            check_cascade(2, 5, 130, 4, 300, params(floor, 0.3, 0, nullptr), n_blocks, seed++);
+            check_cascade(3, 4, 61, 1, 200, params(floor, 0.2, 2, mask.data()), n_blocks, seed++);
+            check_cascade(1, 3, 40, 2, 5000, params(floor, 0.2, 0, nullptr), n_blocks, seed++);
+            check_cascade(2, 3, 50, 2, 0, params(floor, 0.2, 0, nullptr), n_blocks, seed++);
+        }
+    return finish("select", n_cases);
+}

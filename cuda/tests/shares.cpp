@@ -1,0 +1,83 @@
+// lava_entropy and lava_layer_budgets: the bits of the CPU library.
+#include "test.h"
+#include "../entropy.cu"
+#include "../budgets.cu"
+
+using namespace test;
+
+static long n_cases = 0;
+
+static void check_entropy(uint32_t heads, const std::vector<uint32_t> &lengths, int kind) {
+    Random random(heads * 77 + lengths[0] + uint32_t(kind));
+    lava_cuda_entropy_args a = {};
+    Buffer<double> entropy(lengths.size()), mass(lengths.size());
+    std::vector<std::unique_ptr<Buffer<float>>> scores;
+    a.n_items = uint32_t(lengths.size()), a.n_kv_heads = heads;
+    for (uint32_t i = 0; i < a.n_items; i++) {
+        scores.emplace_back(new Buffer<float>(size_t(heads) * lengths[i]));
+        for (size_t e = 0; e < scores[i]->size(); e++) {
+            const float x = fabsf(random.normal());
+            (*scores[i])[e] = kind == 0 ? x : kind == 1 ? expf(-40 * x) : kind == 2 ? 0.0f : e == 3 ? 1.0f : 0.0f;
+        }
+        a.item[i] = {scores[i]->data(), &entropy[i], &mass[i], lengths[i], i};
+    }
+    Buffer<double> workspace(lava_cuda_entropy_workspace(a.n_items, heads) / 8);
+    Buffer<uint64_t> status(1, 0xFF);
+    a.workspace = workspace.data(), a.status = status.data();
+    for (unsigned seed = 0; seed < n_seeds(); seed++) {
+        launch(lava_entropy_heads, heads, a.n_items, 1, LAVA_CUDA_ENTROPY_THREADS, 0, seed, a);
+        launch(lava_entropy_layer, a.n_items, 1, 1, 32, 0, seed, a);
+        for (uint32_t i = 0; i < a.n_items; i++) {
+            const lava_shape shape = lava_shape_init(lengths[i] + 1, heads, heads, 1, 1, 1);
+            double e = -1, m = -1;
+            CHECK(lava_entropy(&shape, scores[i]->data(), &e, &m, nullptr) == LAVA_OK, "the CPU refuses");
+            CHECK(memcmp(&e, &entropy[i], 8) == 0, "entropy of [%u, %u] kind %d: %.17g, the CPU %.17g", heads, lengths[i], kind, entropy[i], e);
+            CHECK(memcmp(&m, &mass[i], 8) == 0, "mass of [%u, %u]: %.17g, the CPU %.17g", heads, lengths[i], mass[i], m);
+        }
+        CHECK(status[0] == LAVA_CUDA_STATUS_OK, "status %llx", (unsigned long long) status[0]);
+    }
+    n_cases++;
+    if (lengths[0] == 0) return;
+    for (const float bad : {-1.0f, NAN, INFINITY}) {
+        (*scores[0])[size_t(heads) * lengths[0] - 1] = bad;
+        status[0] = LAVA_CUDA_STATUS_OK;
+        launch(lava_entropy_heads, heads, a.n_items, 1, LAVA_CUDA_ENTROPY_THREADS, 0, 0, a);
+        CHECK(status[0] == LAVA_CUDA_STATUS(0, 0, heads - 1, LAVA_CUDA_BAD_SCORES), "status %llx", (unsigned long long) status[0]);
+    }
+}
+
+static void check_budgets(uint32_t n, uint64_t seed) {
+    Random random(seed * 1000 + n);
+    Buffer<double> weights(n);
+    Buffer<uint64_t> capacities(n), minimums(n), budgets(n), status(1, 0xFF);
+    std::vector<uint64_t> want(n, 1);
+    const uint32_t kind = random.below(5);
+    uint64_t all = 0, promised = 0;
+    for (uint32_t l = 0; l < n; l++) {
+        weights[l] = kind == 0 ? 0.0 : kind == 1 ? double(random.below(3)) : kind == 2 ? 1e30 * random.below(9) : 0.5 + 0.5 * random.uniform();
+        if (kind == 3 && random.below(4) == 0) weights[l] = 1e-20;
+        capacities[l] = random.below(3) == 0 ? random.below(4) : random.below(1u << (4 + random.below(27)));
+        minimums[l] = random.below(4) == 0 ? random.below(uint32_t(capacities[l]) + 1) : 0;
+        all += capacities[l], promised += minimums[l];
+    }
+    const bool bounded = random.below(2);
+    const uint64_t total = random.below(8) == 0 ? all + 5 : (bounded ? promised : 0) + (all - promised) / (1 + random.below(9));
+    lava_cuda_budget_args a = {};
+    a.n_items = 1, a.status = status.data();
+    a.item[0] = {weights.data(), capacities.data(), bounded ? minimums.data() : nullptr, budgets.data(), total, n, 0};
+    const lava_status on_cpu = lava_layer_budgets(n, weights.data(), capacities.data(), bounded ? minimums.data() : nullptr, total, want.data(), nullptr);
+    launch(lava_share_layers, 1, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0, unsigned(seed), a);
+    CHECK(on_cpu == LAVA_OK && status[0] == LAVA_CUDA_STATUS_OK, "%d, %llx", on_cpu, (unsigned long long) status[0]);
+    for (uint32_t l = 0; l < n; l++) CHECK(budgets[l] == want[l], "n %u seed %llu layer %u: %llu, the CPU %llu", n, (unsigned long long) seed, l, (unsigned long long) budgets[l], (unsigned long long) want[l]);
+    n_cases++;
+}
+
+int main() {
+    for (int kind = 0; kind < 4; kind++)
+        for (const uint32_t n : {5u, 8u, 9u, 1023u, 1024u, 1025u, 2100u}) check_entropy(1 + n % 3, {n}, kind);
+    check_entropy(2, {0}, 0), check_entropy(1, {1}, 0), check_entropy(3, {100, 7, 1500}, 0);
+    for (uint64_t seed = 0; seed < 20; seed++)
+        for (const uint32_t n : {1u, 2u, 7u, 32u, 127u, 128u, 129u, 300u}) check_budgets(n, seed);
+    check_budgets(LAVA_CUDA_MAX_LAYERS, 1);
+    return finish("shares", n_cases);
+}

@@ -1,0 +1,158 @@
+// What the kernels' tests share: memory, random numbers, the CPU library's tensors, launches. The same programs are built against
+// the emulation (LAVA_EMU) and by nvcc for a GPU.
+#pragma once
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../../include/lava.h"
+#include "../device.cuh"
+
+namespace test {
+
+inline int failures = 0;
+
+#define CHECK(condition, ...)                                                                                              \
+    do {                                                                                                                   \
+        if (!(condition)) {                                                                                                \
+            if (test::failures++ < 20) {                                                                                   \
+                fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #condition);                                            \
+                fprintf(stderr, __VA_ARGS__);                                                                              \
+                fprintf(stderr, "\n");                                                                                     \
+            }                                                                                                              \
+        }                                                                                                                  \
+    } while (0)
+
+inline int finish(const char *name, long n) {
+    printf("%-10s %6ld cases  %s\n", name, n, failures == 0 ? "ok" : "FAILED");
+    return failures == 0 ? 0 : 1;
+}
+
+/// Schedules that each case is run in: LAVA_SEEDS, or 2. A GPU has its own.
+inline unsigned n_seeds() {
+#ifdef LAVA_EMU
+    const char *set = getenv("LAVA_SEEDS");
+    return set ? unsigned(atoi(set)) : 2;
+#else
+    return 1;
+#endif
+}
+
+/// LAVA_QUICK: f16 goes where bf16 goes, so that one of the two will do under a sanitizer.
+inline bool is_skipped(lava_dtype dtype) { return dtype == LAVA_F16 && getenv("LAVA_QUICK") != nullptr; }
+
+/// Bytes of shared memory that a block may ask for; small GPUs' limit unless a test wants another.
+constexpr uint32_t SHARED_LIMIT = 99 << 10;
+
+struct Random {
+    uint64_t state;
+    explicit Random(uint64_t seed) : state(seed * 2654435761u + 12345) {}
+    uint32_t next() {
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        return uint32_t(state >> 32);
+    }
+    uint32_t below(uint32_t n) { return uint32_t(uint64_t(next()) * n >> 32); }
+    /// In [-1, 1).
+    float uniform() { return float(int32_t(next())) * (1.0f / 2147483648.0f); }
+    /// Near enough to a normal distribution.
+    float normal() { return (uniform() + uniform() + uniform() + uniform()) * 0.87f; }
+};
+
+/// Memory that the kernels see: exactly as long as it is said to be.
+template <class T> class Buffer {
+public:
+    explicit Buffer(size_t n, int fill = 0xA5) : n(n) {
+#ifdef LAVA_EMU
+        memory = static_cast<T *>(aligned_alloc(16, (n * sizeof(T) + 15) / 16 * 16 + (n == 0) * 16));
+#else
+        if (cudaMallocManaged(&memory, n * sizeof(T) + 16) != cudaSuccess) abort();
+#endif
+        memset(static_cast<void *>(memory), fill, n * sizeof(T));
+    }
+    ~Buffer() {
+#ifdef LAVA_EMU
+        free(memory);
+#else
+        cudaFree(memory);
+#endif
+    }
+    Buffer(const Buffer &) = delete;
+    Buffer &operator=(const Buffer &) = delete;
+    T *data() { return memory; }
+    T &operator[](size_t i) { return memory[i]; }
+    size_t size() const { return n; }
+    size_t bytes() const { return n * sizeof(T); }
+
+private:
+    T *memory = nullptr;
+    size_t n;
+};
+
+inline size_t size_of(lava_dtype dtype) { return dtype == LAVA_F32 ? 4 : 2; }
+inline const char *name_of(lava_dtype dtype) { return dtype == LAVA_F32 ? "f32" : dtype == LAVA_F16 ? "f16" : "bf16"; }
+
+enum Layout { TOKEN_MAJOR, HEAD_MAJOR, TRANSPOSED, GAPS };
+
+/// A tensor of random numbers, as both sides see it.
+struct Tensor {
+    Buffer<unsigned char> memory;
+    lava_dtype dtype;
+    lava_tensor cpu;
+    lava_cuda_tensor gpu;
+
+    static size_t room(uint32_t rows, uint32_t heads, uint32_t dim, Layout layout) {
+        return size_t(rows) * heads * dim + (layout == GAPS ? size_t(rows) * 3 + 1 : 0);
+    }
+    Tensor(lava_dtype dtype, uint32_t rows, uint32_t heads, uint32_t dim, Layout layout)
+        : memory(room(rows, heads, dim, layout) * size_of(dtype)), dtype(dtype) {
+        void *data = memory.data();
+        const size_t size = memory.bytes();
+        switch (layout) {
+        case TOKEN_MAJOR: cpu = lava_tensor_token_major(dtype, data, size, heads, dim); break;
+        case HEAD_MAJOR: cpu = lava_tensor_head_major(dtype, data, size, rows, dim); break;
+        case TRANSPOSED: cpu = lava_tensor_transposed(dtype, data, size, rows, dim); break;
+        // Rows apart by what is no multiple of 16 bytes.
+        case GAPS: cpu = lava_tensor_init(dtype, data, size, int64_t(heads) * dim + 3, dim, 1); break;
+        }
+        gpu = {data, nullptr, cpu.stride_token, cpu.stride_head, cpu.stride_dim};
+    }
+    void set(size_t i, float x) {
+        if (dtype == LAVA_F32) memcpy(memory.data() + 4 * i, &x, 4);
+        if (dtype == LAVA_F16) { const __half h = __float2half(x); memcpy(memory.data() + 2 * i, &h, 2); }
+        if (dtype == LAVA_BF16) { const __nv_bfloat16 h = __float2bfloat16(x); memcpy(memory.data() + 2 * i, &h, 2); }
+    }
+    void randomise(Random &random, float size) {
+        for (size_t i = 0; i < memory.bytes() / size_of(dtype); i++) set(i, size * random.normal());
+    }
+};
+
+/// One launch, over when this returns. `resident`: blocks at a time under emulation, 0 for all (a cooperative launch).
+template <class Args>
+void launch(void (*kernel)(const Args), uint32_t x, uint32_t y, uint32_t z, uint32_t threads, size_t shared, unsigned seed,
+            const Args &args, unsigned resident = 3) {
+    if (x == 0 || y == 0 || z == 0) return;
+#ifdef LAVA_EMU
+    emu::Launch what;
+    what.grid = {x, y, z};
+    what.block = {threads, 1, 1};
+    what.shared_bytes = shared;
+    what.seed = seed;
+    what.resident = resident;
+    emu::launch(what, [&] { kernel(args); });
+#else
+    (void) seed;
+    if (shared > 48 << 10) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
+    void *parameters[] = {const_cast<Args *>(&args)};
+    const void *const function = reinterpret_cast<const void *>(kernel);
+    if (resident == 0) cudaLaunchCooperativeKernel(function, dim3(x, y, z), dim3(threads), parameters, shared, nullptr);
+    else cudaLaunchKernel(function, dim3(x, y, z), dim3(threads), parameters, shared, nullptr);
+    const cudaError_t error = cudaDeviceSynchronize();
+    if (error != cudaSuccess) { fprintf(stderr, "%s\n", cudaGetErrorString(error)); exit(1); }
+#endif
+}
+
+} // namespace test

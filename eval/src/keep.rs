@@ -1,0 +1,261 @@
+//! From a prompt's cache to what a method keeps of it.
+
+use anyhow::{Context, Result};
+use half::f16;
+use lava::budget::{layer_budgets, pyramid_weights};
+use lava::entropy::entropy;
+use lava::score::{AttentionStats, ScoreInputs, attention_stats, mean_over_heads, preference, score};
+use lava::select::select;
+use lava::{Backend, HeadFloor, Rows, ScoreParams, SelectParams, Shape, Strides, Tensor};
+
+use crate::cache::{Kept, shape, with_workspace};
+use crate::lkv::Lkv;
+use crate::methods::{Kind, Layers, Method, Scorer, Ties, Weight};
+use crate::model::{LAST_QUERIES, LayerState, Model, Prefill, l2};
+
+/// Scores of all layers, each `[n_kv_heads, prefix_len]`.
+pub type Scores = Vec<Vec<f32>>;
+
+/// A prompt, and its scores as far as they were asked for: methods and budgets share them.
+pub struct Prompt<'a> {
+    model: &'a Model,
+    lkv: Option<&'a Lkv>,
+    prefill: &'a Prefill,
+    known: Vec<(Scorer, Scores)>,
+    /// CAKE's weights of the layers.
+    preferences: Vec<(f64, Vec<f64>)>,
+}
+
+impl<'a> Prompt<'a> {
+    pub fn new(model: &'a Model, lkv: Option<&'a Lkv>, prefill: &'a Prefill) -> Self {
+        Self { model, lkv, prefill, known: vec![], preferences: vec![] }
+    }
+
+    /// What each layer keeps at `budget` tokens a head on average, window included. `None` where the method's window and
+    /// sinks alone are more.
+    pub fn keep(&mut self, method: &Method, budget: usize) -> Result<Option<Vec<Kept>>> {
+        let cfg = self.model.cfg;
+        let shape = shape(&cfg, self.prefill.n_tokens, method.scorer.window);
+        if budget < shape.window + method.select.n_sink {
+            return Ok(None);
+        }
+        let total = lava::params::total_entries(&shape, budget, cfg.n_layers)?;
+        let mut scores = self.scores(method.scorer)?.clone();
+        if let Layers::Global(weight) | Layers::Blend { weight, .. } = method.layers {
+            for (l, layer) in scores.iter_mut().enumerate() {
+                let factor = self.layer_factor(weight, l, layer);
+                layer.iter_mut().for_each(|s| *s *= factor);
+            }
+        }
+        let ordered = if method.ties == Ties::LowerToken {
+            None
+        } else {
+            let params = ScoreParams { pool_kernel: 1, ..method.scorer.params };
+            let unpooled = self.scores(Scorer { params, ..method.scorer })?;
+            Some(ranked(&scores, unpooled, method.ties, shape.prefix_len()))
+        };
+        let ordered = ordered.as_ref().unwrap_or(&scores);
+
+        // Where heads of all layers share one total they are the heads of one large layer.
+        let whole = Shape {
+            n_kv_heads: cfg.n_kv_heads * cfg.n_layers,
+            n_q_heads: cfg.n_q_heads * cfg.n_layers,
+            ..shape
+        };
+        let weights = match method.layers {
+            Layers::Global(_) => {
+                let kept = keep_best(&whole, &method.select, &ordered.concat(), total)?;
+                return Ok(Some(split(&kept, cfg.n_kv_heads)));
+            }
+            Layers::Learned => {
+                let head_weights = Some(&self.lkv()?.head_share[..]);
+                let params = SelectParams { head_weights, head_floor: HeadFloor::None, ..method.select };
+                let kept = keep_best(&whole, &params, &ordered.concat(), total)?;
+                return Ok(Some(split(&kept, cfg.n_kv_heads)));
+            }
+            Layers::Equal => vec![1.0; cfg.n_layers],
+            Layers::Pyramid { beta } => {
+                let mut weights = vec![0.0; cfg.n_layers];
+                let per_head = (budget - shape.window) as u64;
+                pyramid_weights(per_head, shape.prefix_len() as u64, beta, &mut weights)?;
+                weights
+            }
+            Layers::Preference { tau1, weight } => {
+                let preferences = self.preferences(method.scorer, tau1)?;
+                let factor = |l: usize| self.layer_factor(weight, l, &scores[l]) as f64;
+                preferences.iter().enumerate().map(|(l, p)| p * factor(l)).collect()
+            }
+            Layers::Entropy | Layers::Blend { .. } => {
+                let share = if let Layers::Blend { mass, .. } = method.layers { mass } else { 0.0 };
+                let spread = scores.iter().map(|s| entropy(s, cfg.n_kv_heads, shape.prefix_len()));
+                let weight =
+                    |e: lava::entropy::LayerEntropy| e.entropy.powf(1.0 - share) * e.mass.powf(share);
+                spread.map(|e| e.map(weight)).collect::<lava::Result<_>>()?
+            }
+        };
+        let heads = cfg.n_kv_heads as u64;
+        // Shares of the whole, or of what competes.
+        let apart = if method.window_in_shares { shape.window as u64 * heads } else { 0 };
+        let capacities = vec![shape.prefix_entries() + apart; cfg.n_layers];
+        let minimums = vec![method.select.n_sink as u64 * heads + apart; cfg.n_layers];
+        let mut budgets = vec![0; cfg.n_layers];
+        let total = total + apart * cfg.n_layers as u64;
+        layer_budgets(&weights, &capacities, Some(&minimums), total, &mut budgets)?;
+        let layers = ordered.iter().zip(&budgets);
+        layers.map(|(s, &b)| keep_best(&shape, &method.select, s, b - apart)).collect::<Result<_>>().map(Some)
+    }
+
+    fn lkv(&self) -> Result<&'a Lkv> {
+        self.lkv.context("LKV's weights are not there: give --lkv, or leave the method out")
+    }
+
+    fn layer_factor(&self, weight: Weight, l: usize, scores: &[f32]) -> f32 {
+        let projection = || l2(&self.model.blocks[l].attn_output);
+        match weight {
+            Weight::One => 1.0,
+            Weight::Projection => projection(),
+            Weight::ProjectionOverResidual => projection() / self.prefill.layers[l].residual_norm,
+            Weight::Mass(power) => scores.iter().sum::<f32>().powf(power),
+        }
+    }
+
+    /// `[n_kv_heads, prefix_len]` for each layer.
+    pub fn scores(&mut self, scorer: Scorer) -> Result<&Scores> {
+        let at = match self.known.iter().position(|(s, _)| *s == scorer) {
+            Some(at) => at,
+            None => {
+                let layers = 0..self.prefill.layers.len();
+                let scores = layers.map(|l| self.score_layer(scorer, l)).collect::<Result<_>>()?;
+                self.known.push((scorer, scores));
+                self.known.len() - 1
+            }
+        };
+        Ok(&self.known[at].1)
+    }
+
+    fn score_layer(&self, scorer: Scorer, l: usize) -> Result<Vec<f32>> {
+        let cfg = &self.model.cfg;
+        let layer = &self.prefill.layers[l];
+        let shape = Shape { layer: l as u32, ..shape(cfg, self.prefill.n_tokens, scorer.window) };
+        let prefix = shape.prefix_len();
+        if scorer.kind == Kind::Learned {
+            return Ok(self.lkv()?.scores(cfg, l, layer, prefix));
+        }
+        let mut scores = vec![0.0; cfg.n_kv_heads * prefix];
+        with_workspace(lava::score::workspace_size(&shape, &scorer.params)?, |w| {
+            score(Backend::detect(), &shape, &scorer.params, &inputs(&shape, layer)?, 0, 1, w, &mut scores)
+        })?;
+        match scorer.kind {
+            Kind::OneForAll => mean_over_heads(&mut scores, cfg.n_kv_heads, prefix)?,
+            Kind::ProjectedToken | Kind::ProjectedMax => {
+                for (g, head) in scores.chunks_exact_mut(prefix).enumerate() {
+                    let norms = self.projected_norms(l, g, prefix);
+                    let largest = norms.iter().fold(0.0f32, |m, &x| m.max(x));
+                    let of = |i: usize| if scorer.kind == Kind::ProjectedMax { largest } else { norms[i] };
+                    head.iter_mut().enumerate().for_each(|(i, s)| *s *= of(i));
+                }
+            }
+            Kind::AsTheyAre | Kind::Learned => {}
+        }
+        Ok(scores)
+    }
+
+    /// `‖W_o v_i‖` of KV head `g`, root mean square over its query heads: `vᵀ (Σ_h W_hᵀ W_h / group) v`.
+    fn projected_norms(&self, l: usize, g: usize, prefix: usize) -> Vec<f32> {
+        let cfg = &self.model.cfg;
+        let (d, group) = (cfg.head_dim, cfg.group_size());
+        let mut gram = vec![0.0f32; d * d];
+        for row in self.model.blocks[l].attn_output.chunks_exact(cfg.q_width()) {
+            for head in row[g * group * d..(g + 1) * group * d].chunks_exact(d) {
+                for (a, line) in gram.chunks_exact_mut(d).enumerate() {
+                    line.iter_mut().zip(head).for_each(|(x, w)| *x += head[a] * w);
+                }
+            }
+        }
+        let norm = |i: usize| {
+            let at = (i * cfg.n_kv_heads + g) * d;
+            let v: Vec<f32> = self.prefill.layers[l].v[at..at + d].iter().map(|x: &f16| x.to_f32()).collect();
+            let lines = gram.chunks_exact(d).zip(&v);
+            let square: f32 =
+                lines.map(|(line, x)| x * line.iter().zip(&v).map(|(g, y)| g * y).sum::<f32>()).sum();
+            (square / group as f32).sqrt()
+        };
+        (0..prefix).map(norm).collect()
+    }
+
+    /// CAKE's weights of the layers.
+    fn preferences(&mut self, scorer: Scorer, tau1: f64) -> Result<Vec<f64>> {
+        if let Some((_, known)) = self.preferences.iter().find(|(tau, _)| *tau == tau1) {
+            return Ok(known.clone());
+        }
+        let cfg = &self.model.cfg;
+        let shape = shape(cfg, self.prefill.n_tokens, scorer.window);
+        let mut weights = vec![];
+        for layer in &self.prefill.layers {
+            let mut stats = vec![AttentionStats::default(); cfg.n_kv_heads];
+            with_workspace(lava::score::workspace_size(&shape, &scorer.params)?, |w| {
+                let inputs = inputs(&shape, layer)?;
+                attention_stats(Backend::detect(), &shape, &scorer.params, &inputs, 0, 1, w, &mut stats)
+            })?;
+            weights.push(preference(&stats, tau1, 1.0)?);
+        }
+        self.preferences.push((tau1, weights.clone()));
+        Ok(weights)
+    }
+}
+
+fn inputs<'a>(shape: &Shape, layer: &'a LayerState) -> lava::Result<ScoreInputs<'a>> {
+    let (hq, hkv, d) = (shape.n_q_heads, shape.n_kv_heads, shape.head_dim_k);
+    let q = &layer.q[(LAST_QUERIES - shape.window) * hq * d..];
+    let kv = |x| Tensor::from_slice(x, Strides::token_major(hkv, d), Rows::Same(shape.n_tokens), hkv, d);
+    Ok(ScoreInputs {
+        q: Tensor::from_slice(q, Strides::token_major(hq, d), Rows::Same(shape.window), hq, d)?,
+        k: kv(&layer.k)?,
+        v: kv(&layer.v)?,
+        lse: None,
+    })
+}
+
+fn keep_best(shape: &Shape, params: &SelectParams, scores: &[f32], budget: u64) -> Result<Kept> {
+    let mut kept = Kept {
+        indices: vec![0; lava::select::n_kept(shape, budget)? as usize],
+        cu: vec![0; shape.n_kv_heads + 1],
+    };
+    with_workspace(lava::select::workspace_size(shape)?, |w| {
+        select(shape, params, scores, budget, w, &mut kept.indices, &mut kept.cu)
+    })?;
+    Ok(kept)
+}
+
+/// All layers' heads, one behind the other → layers.
+fn split(kept: &Kept, n_kv_heads: usize) -> Vec<Kept> {
+    let layers = (kept.cu.len() - 1) / n_kv_heads;
+    (0..layers)
+        .map(|l| {
+            let cu = &kept.cu[l * n_kv_heads..=(l + 1) * n_kv_heads];
+            Kept {
+                indices: kept.indices[cu[0] as usize..cu[n_kv_heads] as usize].to_vec(),
+                cu: cu.iter().map(|c| c - cu[0]).collect(),
+            }
+        })
+        .collect()
+}
+
+/// Scores with the same order but no ties: their ranks, which f32 holds exactly.
+fn ranked(scores: &Scores, unpooled: &Scores, ties: Ties, prefix: usize) -> Scores {
+    let mut order: Vec<(usize, usize)> =
+        (0..scores.len()).flat_map(|l| (0..scores[l].len()).map(move |i| (l, i))).collect();
+    order.sort_by(|&(l, i), &(m, j)| {
+        let by_head = || (l, i / prefix).cmp(&(m, j / prefix));
+        scores[m][j].total_cmp(&scores[l][i]).then_with(|| match ties {
+            Ties::LowerToken => by_head().then(i.cmp(&j)),
+            Ties::HigherToken => by_head().then(j.cmp(&i)),
+            Ties::Unpooled => unpooled[m][j].total_cmp(&unpooled[l][i]).then(by_head()).then(i.cmp(&j)),
+        })
+    });
+    let mut ranks: Scores = scores.iter().map(|s| vec![0.0; s.len()]).collect();
+    for (rank, &(l, i)) in order.iter().enumerate() {
+        ranks[l][i] = (order.len() - rank) as f32;
+    }
+    ranks
+}

@@ -1,0 +1,17 @@
+//! What KV-cache eviction loses: methods, tasks and measures on one model, at equal bytes. `make eval` runs it.
+//!
+//! | file | |
+//! |---|---|
+//! | `model.rs` | the model: prefill with full attention, decoding over compacted caches |
+//! | `cache.rs` | one layer's compacted cache |
+//! | `tasks.rs` | prompts and what is asked of them |
+pub mod cache;
+pub mod keep;
+pub mod lkv;
+pub mod measure;
+pub mod methods;
+pub mod model;
+pub mod plot;
+pub mod report;
+pub mod statistics;
+pub mod tasks;

@@ -1,0 +1,383 @@
+//! The model of `model/recall.safetensors` in f32: prefill with full attention, and decoding over a cache that the library
+//! has compacted.
+//!
+//! Prefill has its own attention, blockwise over GEMM, so that what every method is compared with owes nothing to the
+//! library. Decoding goes through [`lava::attend`], with the whole cache as well as with a part of it.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use half::f16;
+use safetensors::SafeTensors;
+
+use crate::cache::Cache;
+
+/// Sizes, from the file's metadata.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    pub n_layers: usize,
+    pub n_q_heads: usize,
+    pub n_kv_heads: usize,
+    pub head_dim: usize,
+    pub n_embd: usize,
+    pub n_ff: usize,
+    pub rope_theta: f64,
+    pub rms_eps: f32,
+    pub vocab_size: usize,
+}
+
+impl Config {
+    pub fn group_size(&self) -> usize {
+        self.n_q_heads / self.n_kv_heads
+    }
+    pub fn q_width(&self) -> usize {
+        self.n_q_heads * self.head_dim
+    }
+    pub fn kv_width(&self) -> usize {
+        self.n_kv_heads * self.head_dim
+    }
+}
+
+/// Weights are `[out, in]`.
+pub struct Block {
+    attn_norm: Vec<f32>,
+    /// Queries, keys and values in one product.
+    qkv: Vec<f32>,
+    pub attn_output: Vec<f32>,
+    ffn_norm: Vec<f32>,
+    /// Gate and up in one product.
+    gate_up: Vec<f32>,
+    ffn_down: Vec<f32>,
+}
+
+pub struct Model {
+    pub cfg: Config,
+    pub blocks: Vec<Block>,
+    token_embd: Vec<f32>,
+    output_norm: Vec<f32>,
+    output: Vec<f32>,
+}
+
+/// What prefill leaves of a layer.
+pub struct LayerState {
+    /// Queries of the last tokens after RoPE, at most [`LAST_QUERIES`] of them: `[n, n_q_heads, head_dim]`.
+    pub q: Vec<f32>,
+    /// Keys after RoPE: `[n_tokens, n_kv_heads, head_dim]`.
+    pub k: Vec<f16>,
+    /// Values: `[n_tokens, n_kv_heads, head_dim]`.
+    pub v: Vec<f16>,
+    /// Mean L2 norm of the residual stream at those last tokens, behind the attention.
+    pub residual_norm: f32,
+}
+
+/// The longest observation window that a method may ask for.
+pub const LAST_QUERIES: usize = 64;
+
+/// A prompt's cache, before anything is evicted.
+pub struct Prefill {
+    pub n_tokens: usize,
+    pub layers: Vec<LayerState>,
+}
+
+/// What decoding did in a layer: queries, new keys and values after RoPE, attention output before the projection.
+#[derive(Default)]
+pub struct LayerTrace {
+    pub q: Vec<f32>,
+    pub k: Vec<f16>,
+    pub v: Vec<f16>,
+    pub out: Vec<f32>,
+}
+
+/// Queries that look at the keys together in prefill.
+const QUERY_BLOCK: usize = 64;
+
+/// `y[n, out] = x[n, inner] · wᵀ`, `w` `[out, inner]`.
+fn project(x: &[f32], w: &[f32], inner: usize) -> Vec<f32> {
+    let (n, out) = (x.len() / inner, w.len() / inner);
+    let mut y = vec![0.0; n * out];
+    product(&mut y, out, x, inner, w, (1, inner), (n, out, inner));
+    y
+}
+
+/// `y[m, n] = x[m, k] · b`, where `b[k, n]` has the strides (row, column); rows of `y` and `x` are so far apart.
+fn product(
+    y: &mut [f32],
+    y_row: usize,
+    x: &[f32],
+    x_row: usize,
+    b: &[f32],
+    b_strides: (usize, usize),
+    (m, n, k): (usize, usize, usize),
+) {
+    if m == 0 || n == 0 || k == 0 {
+        return;
+    }
+    assert!(y.len() >= (m - 1) * y_row + n && x.len() >= (m - 1) * x_row + k);
+    assert!(b.len() > (k - 1) * b_strides.0 + (n - 1) * b_strides.1);
+    // SAFETY: the asserts hold the largest offset of each operand inside its slice; y is borrowed mutably, so apart.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            y.as_mut_ptr(),
+            1,
+            y_row as isize,
+            false,
+            x.as_ptr(),
+            1,
+            x_row as isize,
+            b.as_ptr(),
+            b_strides.1 as isize,
+            b_strides.0 as isize,
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+/// `e^x` for `x ≤ 0`, within 2e-7 of it; a loop over it becomes vector instructions.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    let t = (x * std::f32::consts::LOG2_E).max(-126.0);
+    let n = (t - 0.5) as i32 as f32;
+    let f = (t - n) * std::f32::consts::LN_2;
+    let p = 1.0
+        + f * (1.0
+            + f * (0.5
+                + f * (1.0 / 6.0 + f * (1.0 / 24.0 + f * (1.0 / 120.0 + f * (1.0 / 720.0 + f / 5040.0))))));
+    p * f32::from_bits(((n as i32 + 127) as u32) << 23)
+}
+
+impl Model {
+    pub fn load(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes)?;
+        let meta: &HashMap<String, String> =
+            header.metadata().as_ref().context("the weights have no metadata")?;
+        let number = |name: &str| -> Result<f64> {
+            let text = meta.get(name).with_context(|| format!("metadata lacks {name}"))?;
+            text.parse().with_context(|| format!("{name} = {text} is no number"))
+        };
+        let size = |name: &str| Ok::<_, anyhow::Error>(number(name)? as usize);
+        let cfg = Config {
+            n_layers: size("n_layers")?,
+            n_q_heads: size("n_q_heads")?,
+            n_kv_heads: size("n_kv_heads")?,
+            head_dim: size("head_dim")?,
+            n_embd: size("n_embd")?,
+            n_ff: size("n_ff")?,
+            rope_theta: number("rope_theta")?,
+            rms_eps: number("rms_eps")? as f32,
+            vocab_size: size("vocab_size")?,
+        };
+        let file = SafeTensors::deserialize(&bytes)?;
+        let read = |name: String, n: usize| {
+            let tensor = file.tensor(&format!("{name}.weight"))?;
+            let numbers = numbers(&tensor);
+            ensure!(numbers.len() == n, "{name} has {} numbers, not {n}", numbers.len());
+            Ok(numbers)
+        };
+        let (e, ff) = (cfg.n_embd, cfg.n_ff);
+        let blocks = (0..cfg.n_layers)
+            .map(|l| {
+                let read = |name: &str, n| read(format!("blk.{l}.{name}"), n);
+                Ok(Block {
+                    attn_norm: read("attn_norm", e)?,
+                    qkv: [
+                        read("attn_q", cfg.q_width() * e)?,
+                        read("attn_k", cfg.kv_width() * e)?,
+                        read("attn_v", cfg.kv_width() * e)?,
+                    ]
+                    .concat(),
+                    attn_output: read("attn_output", e * cfg.q_width())?,
+                    ffn_norm: read("ffn_norm", e)?,
+                    gate_up: [read("ffn_gate", ff * e)?, read("ffn_up", ff * e)?].concat(),
+                    ffn_down: read("ffn_down", e * ff)?,
+                })
+            })
+            .collect::<Result<_>>()?;
+        let token_embd = read("token_embd".into(), cfg.vocab_size * e)?;
+        let output_norm = read("output_norm".into(), e)?;
+        let output = read("output".into(), cfg.vocab_size * e)?;
+        Ok(Self { cfg, blocks, token_embd, output_norm, output })
+    }
+
+    /// Full causal attention over a prompt.
+    pub fn prefill(&self, tokens: &[u16]) -> Prefill {
+        let cfg = &self.cfg;
+        let last = tokens.len().min(LAST_QUERIES);
+        let mut x = self.embed(tokens);
+        let mut layers = Vec::with_capacity(cfg.n_layers);
+        for block in &self.blocks {
+            let (q, k, v) = self.qkv(block, &x, 0);
+            let out = self.causal_attention(&q, &k, &v);
+            self.add_attention(block, &mut x, &out);
+            let norms = x[(tokens.len() - last) * cfg.n_embd..].chunks_exact(cfg.n_embd).map(l2);
+            layers.push(LayerState {
+                q: q[(tokens.len() - last) * cfg.q_width()..].to_vec(),
+                k: to_f16(&k),
+                v: to_f16(&v),
+                residual_norm: norms.sum::<f32>() / last as f32,
+            });
+            self.feed_forward(block, &mut x);
+        }
+        Prefill { n_tokens: tokens.len(), layers }
+    }
+
+    /// Given tokens, one behind the other, over compressed caches that have room for them: logits `[n, vocab_size]`.
+    pub fn decode(
+        &self,
+        caches: &mut [Cache],
+        n_prompt: usize,
+        tokens: &[u16],
+        mut trace: Option<&mut Vec<LayerTrace>>,
+    ) -> Result<Vec<f32>> {
+        let mut x = self.embed(tokens);
+        for (block, cache) in self.blocks.iter().zip(caches) {
+            let (q, k, v) = self.qkv(block, &x, n_prompt);
+            let (k, v) = (to_f16(&k), to_f16(&v));
+            cache.set_new(&k, &v);
+            let out = cache.attend(&self.cfg, &q)?;
+            self.add_attention(block, &mut x, &out);
+            if let Some(trace) = &mut trace {
+                trace.push(LayerTrace { q, k, v, out });
+            }
+            self.feed_forward(block, &mut x);
+        }
+        self.rms_norm(&mut x, &self.output_norm);
+        Ok(project(&x, &self.output, self.cfg.n_embd))
+    }
+
+    fn embed(&self, tokens: &[u16]) -> Vec<f32> {
+        let e = self.cfg.n_embd;
+        tokens.iter().flat_map(|&t| &self.token_embd[t as usize * e..][..e]).copied().collect()
+    }
+
+    fn rms_norm(&self, x: &mut [f32], weight: &[f32]) {
+        for row in x.chunks_exact_mut(weight.len()) {
+            let mean = row.iter().map(|x| x * x).sum::<f32>() / weight.len() as f32;
+            let factor = 1.0 / (mean + self.cfg.rms_eps).sqrt();
+            row.iter_mut().zip(weight).for_each(|(x, w)| *x *= factor * w);
+        }
+    }
+
+    /// Each `[n, heads, head_dim]`, queries and keys after RoPE; the first token stands at `position`.
+    fn qkv(&self, block: &Block, x: &[f32], position: usize) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+        let cfg = &self.cfg;
+        let mut h = x.to_vec();
+        self.rms_norm(&mut h, &block.attn_norm);
+        let (qw, kw) = (cfg.q_width(), cfg.kv_width());
+        let frequencies: Vec<f64> = (0..cfg.head_dim / 2)
+            .map(|i| cfg.rope_theta.powf(-2.0 * i as f64 / cfg.head_dim as f64))
+            .collect();
+        let mut all = project(&h, &block.qkv, cfg.n_embd);
+        let (mut q, mut k, mut v) = (vec![], vec![], vec![]);
+        for (i, row) in all.chunks_exact_mut(qw + 2 * kw).enumerate() {
+            let rotation: Vec<(f32, f32)> = frequencies
+                .iter()
+                .map(|f| ((position + i) as f64 * f).sin_cos())
+                .map(|(sin, cos)| (sin as f32, cos as f32))
+                .collect();
+            for head in row[..qw + kw].chunks_exact_mut(cfg.head_dim) {
+                for (pair, (sin, cos)) in head.chunks_exact_mut(2).zip(&rotation) {
+                    (pair[0], pair[1]) = (pair[0] * cos - pair[1] * sin, pair[0] * sin + pair[1] * cos);
+                }
+            }
+            q.extend_from_slice(&row[..qw]);
+            k.extend_from_slice(&row[qw..qw + kw]);
+            v.extend_from_slice(&row[qw + kw..]);
+        }
+        (q, k, v)
+    }
+
+    /// Query blocks of one KV head's whole group at a time: logits, softmax, product with V.
+    fn causal_attention(&self, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
+        let cfg = &self.cfg;
+        let (d, qw, kw, group) = (cfg.head_dim, cfg.q_width(), cfg.kv_width(), cfg.group_size());
+        let n = q.len() / qw;
+        let scale = 1.0 / (d as f32).sqrt();
+        let mut out = vec![0.0; q.len()];
+        let mut tile = vec![0.0; QUERY_BLOCK * n];
+        for first in (0..n).step_by(QUERY_BLOCK) {
+            let rows = QUERY_BLOCK.min(n - first);
+            let n_keys = first + rows;
+            for h in 0..cfg.n_q_heads {
+                let (q_at, kv_at) = (first * qw + h * d, h / group * d);
+                product(&mut tile, n_keys, &q[q_at..], qw, &k[kv_at..], (1, kw), (rows, n_keys, d));
+                for (i, row) in tile.chunks_exact_mut(n_keys).take(rows).enumerate() {
+                    let (seen, unseen) = row.split_at_mut(first + i + 1);
+                    let max = lanes(seen, f32::NEG_INFINITY, |m, x| if x > m { x } else { m });
+                    seen.iter_mut().for_each(|x| *x = exp((*x - max) * scale));
+                    let inverse = 1.0 / lanes(seen, 0.0, |sum, x| sum + x);
+                    seen.iter_mut().for_each(|x| *x *= inverse);
+                    unseen.fill(0.0);
+                }
+                product(&mut out[q_at..], qw, &tile, n_keys, &v[kv_at..], (kw, 1), (rows, d, n_keys));
+            }
+        }
+        out
+    }
+
+    fn add_attention(&self, block: &Block, x: &mut [f32], out: &[f32]) {
+        let y = project(out, &block.attn_output, self.cfg.q_width());
+        x.iter_mut().zip(&y).for_each(|(x, y)| *x += y);
+    }
+
+    fn feed_forward(&self, block: &Block, x: &mut [f32]) {
+        let (e, ff) = (self.cfg.n_embd, self.cfg.n_ff);
+        let mut h = x.to_vec();
+        self.rms_norm(&mut h, &block.ffn_norm);
+        let both = project(&h, &block.gate_up, e);
+        let inner: Vec<f32> = both
+            .chunks_exact(2 * ff)
+            .flat_map(|row| {
+                let (gate, up) = row.split_at(ff);
+                gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u)
+            })
+            .collect();
+        let y = project(&inner, &block.ffn_down, ff);
+        x.iter_mut().zip(&y).for_each(|(x, y)| *x += y);
+    }
+}
+
+/// Folds sixteen streams side by side, then those, in a fixed order: the compiler may use vectors.
+fn lanes(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [start; 16];
+    let chunks = x.chunks_exact(16);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(l, &x)| *l = f(*l, x));
+    }
+    lanes.iter().chain(rest).fold(start, |a, &x| f(a, x))
+}
+
+pub fn l2(x: &[f32]) -> f32 {
+    x.iter().map(|x| x * x).sum::<f32>().sqrt()
+}
+
+pub fn to_f16(x: &[f32]) -> Vec<f16> {
+    x.iter().map(|&x| f16::from_f32(x)).collect()
+}
+
+/// A tensor's numbers in f32.
+pub fn numbers(tensor: &safetensors::tensor::TensorView) -> Vec<f32> {
+    let bytes = tensor.data();
+    match tensor.dtype() {
+        safetensors::Dtype::F16 => {
+            bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+        }
+        safetensors::Dtype::F32 => {
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+        }
+        safetensors::Dtype::I32 => {
+            bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]) as f32).collect()
+        }
+        other => panic!("no reader for {other:?}"),
+    }
+}

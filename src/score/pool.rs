@@ -1,0 +1,76 @@
+//! Stage 3: pooling along the tokens.
+
+use crate::backend::Kernels;
+use crate::params::{MAX_POOL_KERNEL, Pool, ScoreParams};
+
+/// In place: block by block through the stack, each block with `radius` neighbours on both sides. Positions outside
+/// the prefix are zero: the smallest score for a maximum, and what the field's average counts.
+pub(super) fn pool(kernels: &Kernels, params: &ScoreParams, x: &mut [f32]) {
+    const BLOCK: usize = 256;
+    const MAX_RADIUS: usize = MAX_POOL_KERNEL / 2;
+    let kernel = params.pool_kernel;
+    let radius = kernel / 2;
+    if radius == 0 {
+        return;
+    }
+    let mut around = [0.0f32; BLOCK + 2 * MAX_RADIUS];
+    for first in (0..x.len()).step_by(BLOCK) {
+        let n = BLOCK.min(x.len() - first);
+        // The left neighbours have been overwritten in x; the last block's copy still has them.
+        if first > 0 {
+            around.copy_within(BLOCK..BLOCK + radius, 0);
+        }
+        let right = (first + n + radius).min(x.len());
+        let filled = radius + right - first;
+        around[radius..filled].copy_from_slice(&x[first..right]);
+        around[filled..].fill(0.0);
+        let out = &mut x[first..first + n];
+        match params.pool {
+            Pool::Max => (kernels.pool_max)(&around[..n + kernel - 1], kernel, out),
+            Pool::Avg => {
+                for (i, o) in out.iter_mut().enumerate() {
+                    *o = around[i..i + kernel].iter().sum::<f32>() / kernel as f32;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Backend;
+
+    #[test]
+    fn pooling_in_place_sees_what_was_there() {
+        for n in [1, 2, 255, 256, 257, 511, 512, 513, 700] {
+            for kernel in [1, 3, 7, 63, 127] {
+                for mode in [Pool::Max, Pool::Avg] {
+                    // Falling and rising runs: a neighbour more or less shows.
+                    let x: Vec<f32> =
+                        (0..n).map(|i| ((i * 37) % 101) as f32 + (i as f32 - 300.0).abs()).collect();
+                    let radius = kernel / 2;
+                    let want = |i: usize| {
+                        let near = &x[i.saturating_sub(radius)..(i + radius + 1).min(n)];
+                        match mode {
+                            Pool::Max => near.iter().copied().fold(0.0, f32::max),
+                            Pool::Avg => near.iter().sum::<f32>() / kernel as f32,
+                        }
+                    };
+                    let mut got = x.clone();
+                    pool(
+                        Backend::scalar().kernels,
+                        &ScoreParams { pool: mode, pool_kernel: kernel, ..Default::default() },
+                        &mut got,
+                    );
+                    for i in 0..n {
+                        assert!(
+                            (got[i] - want(i)).abs() <= 1e-5 * want(i),
+                            "{i} of {n}, kernel {kernel}, {mode:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
