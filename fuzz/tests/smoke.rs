@@ -43,12 +43,16 @@ fn smoke(name: &str) {
     let seconds = std::env::var("LAVA_FUZZ_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(10);
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds").join(name);
     let mut n_seeds = 0;
-    // Miri takes a second for a case.
+    let mut paths: Vec<_> = std::fs::read_dir(&folder)
+        .expect("a folder of seeds")
+        .map(|entry| entry.expect("a seed").path())
+        .collect();
+    paths.sort();
+    // Miri takes seconds for a case.
     let step = if cfg!(miri) { 8 } else { 1 };
-    for entry in std::fs::read_dir(&folder).expect("a folder of seeds").step_by(step) {
-        let path = entry.expect("a seed").path();
+    for path in paths.iter().step_by(step) {
         let told = || eprintln!("{name}: seed {}", path.display());
-        guarded(run, &std::fs::read(&path).expect("a seed"), told);
+        guarded(run, &std::fs::read(path).expect("a seed"), told);
         n_seeds += 1;
     }
     assert!(n_seeds > 0, "no seeds in {}", folder.display());

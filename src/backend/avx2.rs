@@ -6,7 +6,8 @@ use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
 /// Whether the machine converts f16, which `cpufeatures` does not tell.
 pub(super) fn has_f16c() -> bool {
     static KNOWN: Answer = Answer::new();
-    KNOWN.get(|| __cpuid(1).ecx >> 29 & 1 == 1)
+    // Miri is asked as `cpufeatures` asks it: what the code was compiled for.
+    KNOWN.get(|| if cfg!(miri) { cfg!(target_feature = "f16c") } else { __cpuid(1).ecx >> 29 & 1 == 1 })
 }
 
 /// What `cpuid` said. Asked once: a virtual machine answers slowly.
