@@ -24,11 +24,13 @@ $(BIN)/%: examples-c/%.c examples-c/*.h include/lava.h lib
 	@mkdir -p $(BIN)
 	$(CC) $(CFLAGS) -I include $< $(LIB) $(LIBS) -o $@
 
-# The C libraries: target/capi/capi/liblava.a and liblava.so, the latter with the ABI's major version in its SONAME.
+# The C libraries: target/capi/capi/liblava.a and liblava.so, the latter with the ABI's major version in its SONAME. FEATURES=cuda adds
+# lava_cuda.h's functions.
+WITH = $(if $(FEATURES),--features $(FEATURES))
 lib: check-tools
 	@echo "building liblava (a minute, the first time)"
-	@$(CARGO) rustc --quiet --lib --profile capi --crate-type staticlib --target-dir target/capi
-	@$(CARGO) rustc --quiet --lib --profile capi --crate-type cdylib --target-dir target/capi -- \
+	@$(CARGO) rustc --quiet --lib --profile capi $(WITH) --crate-type staticlib --target-dir target/capi
+	@$(CARGO) rustc --quiet --lib --profile capi $(WITH) --crate-type cdylib --target-dir target/capi -- \
 		-C link-arg=-Wl,-soname,liblava.so.$(ABI)
 
 # Headers, liblava.a, liblava.so with its links, lava.pc and the CMake package, under PREFIX (/usr/local). LIBDIR, INCLUDEDIR
@@ -38,10 +40,10 @@ install: lib
 # Takes them away again, with the same variables.
 uninstall:
 	@VERSION=$(VERSION) packaging/install.sh uninstall
-export PREFIX LIBDIR INCLUDEDIR DESTDIR
+export PREFIX LIBDIR INCLUDEDIR DESTDIR FEATURES
 
 # Each part is a target of its own. .ci/run asks for their names.
-PARTS := lint doc doc-c unit fuzz-smoke cuda-plain
+PARTS := lint doc doc-c unit fuzz-smoke cuda-plain cuda-host-test
 test: check-tools $(PARTS)
 	@echo "all checks passed"
 parts:
@@ -51,6 +53,7 @@ lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --features rayon --all-targets -- -D warnings
+	NVCC= $(CARGO) clippy --features cuda -- -D warnings
 	$(CARGO) clippy --no-default-features -- -D warnings
 	$(CARGO) clippy --no-default-features --features capi -- -D warnings
 
@@ -61,6 +64,7 @@ msrv:
 	rustup run $(MSRV) cargo check --lib --features rayon
 	rustup run $(MSRV) cargo check --lib --no-default-features
 	rustup run $(MSRV) cargo check --lib --no-default-features --features capi
+	NVCC= rustup run $(MSRV) cargo check --lib --features cuda
 
 # What a registry would get: it builds by itself, and cargo has nothing to say about it. That a version is there already is for
 # who publishes.

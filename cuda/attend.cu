@@ -1,215 +1,402 @@
-// Attention of new queries over the ragged cache: heads of unlike length, a group's queries together, no copy of K or V.
+// Attention of new queries over compressed caches: sequences and heads of unlike length, grouped queries.
 //
-// A block takes a part of a head's rows for four queries of its group; its warps take 32 rows at a time. Four lanes read a key
-// together, so that each ends with one query's logit of eight keys; then all lanes go through the values, each with its own columns.
-// Each warp keeps a running maximum, sum and weighted sum; warps and parts are merged in order. All products are f32: decoding
-// waits for memory, and the weights lose no digits.
-#include <cstring>
-
-#include "device.cuh"
+//     attend_rows      for each item (so many rows of one head) and query: maximum, sum, weighted sum of values
+//     attend_merge     their merge in the order of the rows; outputs and log-sum-exp
+//
+// The unit of work is an item, and a warp does one by itself: nobody waits for anybody but at the end, and heads of very unlike
+// length share the machine evenly. The lengths stay on the device: warps count the items themselves. A head's rows are cut in the same
+// places whatever other sequences there are, so the results of a sequence do not depend on its batch.
+//
+// The queries of a group go over a row together, so rows cross the memory bus once.
+#include "attention.cuh"
 
 namespace lava {
 
-constexpr uint32_t QUERIES = LAVA_CUDA_ATTEND_ROWS, WARPS = LAVA_CUDA_ATTEND_THREADS / 32;
-static_assert(QUERIES == 4, "the four lanes that share a key end with one query each");
+constexpr uint32_t QUERIES = LAVA_ATTEND_QUERIES, STEP = LAVA_ATTEND_KEYS;
 
-/// Position of a head's row in the text.
-__device__ inline uint64_t position_of(const lava_cuda_attend_seq &seq, uint32_t head, uint32_t row) {
-    const uint32_t first = seq.cu_kept[head], n = seq.cu_kept[head + 1] - first;
-    return row < n ? seq.kept_indices[first + row] : uint64_t(seq.n_base) + (row - n);
-}
+/// One KV head of one sequence.
+struct Cache {
+    const lava_attend_args &args;
+    const lava_attend_sequence &sequence;
+    uint32_t index, head, n_rows;
 
-struct Range {
-    uint32_t begin, end;
+    __device__ Cache(const lava_attend_args &args, uint32_t flat)
+        : args(args), sequence(LAVA_ITEM(args, flat / args.n_kv_heads)),
+          index(flat / args.n_kv_heads), head(flat % args.n_kv_heads), n_rows(sequence.n_rows[head]) {}
+
+    __device__ uint32_t n_items() const { return (n_rows + args.rows_per_item - 1) / args.rows_per_item; }
+    __device__ uint32_t group() const { return args.n_q_heads / args.n_kv_heads; }
+    __device__ void fault(uint32_t what) const { report(args.status, args.layer, index, head, what); }
+
+    /// Position of a row in the text.
+    __device__ uint64_t position(uint32_t row) const {
+        const uint32_t first = sequence.cu_kept[head], n_kept = sequence.cu_kept[head + 1] - first;
+        return row < n_kept ? sequence.kept_indices[first + row] : uint64_t(sequence.n_base) + (row - n_kept);
+    }
+    /// The rows that new token `t` sees.
+    __device__ uint2 seen(uint32_t t) const {
+        const uint32_t hidden = args.causal ? args.n_new - 1 - t : 0, end = n_rows > hidden ? n_rows - hidden : 0;
+        if (args.sliding_window == 0 || end == 0) return uint2{0, end};
+        // A query's own row is the last that it sees; without causal it comes behind all rows.
+        const uint64_t own = args.causal ? position(end - 1) : position(end) + t;
+        uint32_t low = 0, high = end;
+        while (low < high) { // the first row that is not too old
+            const uint32_t middle = low + (high - low) / 2;
+            if (position(middle) + args.sliding_window <= own)
+                low = middle + 1;
+            else
+                high = middle;
+        }
+        return uint2{low, end};
+    }
 };
-/// The rows that new token t sees.
-__device__ inline Range visible(const lava_cuda_attend_args &a, const lava_cuda_attend_seq &seq, uint32_t head, uint32_t t) {
-    const uint32_t n_rows = seq.n_rows[head], hidden = a.causal ? a.n_new - 1 - t : 0, end = n_rows > hidden ? n_rows - hidden : 0;
-    if (a.sliding_window == 0 || seq.cu_kept == nullptr || end == 0) return {0, end};
-    // A query's own row is its last visible one; without `causal` it comes after all rows.
-    const uint64_t own = a.causal ? position_of(seq, head, end - 1) : position_of(seq, head, end) + t;
-    const uint64_t oldest = own + 1 > a.sliding_window ? own + 1 - a.sliding_window : 0;
-    uint32_t low = 0, high = end; // positions ascend along the rows
-    while (low < high) {
-        const uint32_t middle = (low + high) / 2;
-        if (position_of(seq, head, middle) < oldest) low = middle + 1;
-        else high = middle;
+
+/// Counts items, cache by cache. A warp asks for ascending ones.
+struct Counter {
+    static constexpr uint32_t PER_LANE = 4;
+    const lava_attend_args &args;
+    /// The cache that the count has come to, and the items of all before it.
+    uint32_t cache = 0, counted = 0;
+
+    __device__ explicit Counter(const lava_attend_args &args) : args(args) {}
+
+    /// Finds an item: its cache, and the how manieth of its cache it is. False if there are not so many.
+    __device__ bool find(uint32_t item, uint32_t &its_cache, uint32_t &part) {
+        const uint32_t lane = threadIdx.x % 32, n_caches = args.n_sequences * args.n_kv_heads;
+        for (; cache < n_caches; cache += 32 * PER_LANE) {
+            uint32_t own[PER_LANE];
+#pragma unroll
+            for (uint32_t i = 0; i < PER_LANE; i++) {
+                const uint32_t at = cache + lane * PER_LANE + i;
+                own[i] = at < n_caches ? Cache(args, at).n_items() : 0;
+            }
+            const uint32_t sum = own[0] + own[1] + own[2] + own[3];
+            uint32_t through = sum;
+            for (uint32_t distance = 1; distance < 32; distance *= 2) {
+                const uint32_t lower = __shfl_up_sync(ALL, through, distance);
+                if (lane >= distance) through += lower;
+            }
+            const uint32_t all = __shfl_sync(ALL, through, 31);
+            if (item - counted >= all) {
+                counted += all;
+                continue;
+            }
+            uint32_t rest = item - counted, found = 0;
+            const uint32_t before = through - sum;
+            const bool mine = before <= rest && rest < through;
+            rest -= before;
+#pragma unroll
+            for (uint32_t i = 0; i + 1 < PER_LANE; i++)
+                if (found == i && rest >= own[i]) {
+                    rest -= own[i];
+                    found = i + 1;
+                }
+            const uint32_t owner = first_lane(__ballot_sync(ALL, mine));
+            its_cache = cache + owner * PER_LANE + __shfl_sync(ALL, found, owner);
+            part = __shfl_sync(ALL, rest, owner);
+            return true;
+        }
+        return false;
     }
-    return {low, end};
+    __device__ static uint32_t first_lane(uint32_t lanes) { return 31 - __clz(int(lanes & (0 - lanes))); }
+};
+
+/// Some queries over the rows of an item.
+struct Work {
+    uint32_t item, first_query, first_row, end_row;
+    __device__ Work(const Cache &cache, uint32_t item, uint32_t part, uint32_t chunk) : item(item), first_query(chunk * QUERIES) {
+        const uint64_t first = uint64_t(part) * cache.args.rows_per_item, end = first + cache.args.rows_per_item;
+        first_row = uint32_t(first);
+        end_row = uint32_t(end < cache.n_rows ? end : cache.n_rows);
+    }
+};
+
+/// Of an item and a query: head_dim_v sums, the maximum, the sum.
+__device__ inline float *partial_of(const lava_attend_args &args, uint32_t item, uint32_t query) {
+    return args.partial + (uint64_t(item) * lava_attend_queries(&args) + query) * (args.head_dim_v + 2);
 }
 
-/// Partial result of a query: [maximum, sum, weighted values].
-__device__ inline float *partial_of(const lava_cuda_attend_args &a, uint32_t seq, uint32_t head, uint32_t split, uint32_t query) {
-    const uint64_t queries = uint64_t(lava_cuda_attend_tiles(&a)) * QUERIES;
-    return a.workspace + (((uint64_t(seq) * a.n_kv_heads + head) * a.n_splits + split) * queries + query) * (a.head_dim_v + 2);
+/// Gives each warp its work, `Run(cache, work)`.
+template <class Run> __device__ void for_each_item(const lava_attend_args &args, Run run) {
+    const uint32_t chunks = (lava_attend_queries(&args) + QUERIES - 1) / QUERIES, warps = gridDim.x * LAVA_ATTEND_WARPS;
+    Counter counter(args);
+    uint32_t its_cache, part;
+    // Neighbouring warps do the query chunks of one item, so that its rows are read from memory once. Blocks that run at the
+    // same time have neighbouring items.
+    for (uint64_t unit = threadIdx.x / 32 * uint64_t(gridDim.x) + blockIdx.x;; unit += warps) {
+        const uint32_t item = uint32_t(unit / chunks);
+        if (!counter.find(item, its_cache, part)) return;
+        const Cache cache(args, its_cache);
+        run(cache, Work(cache, item, part, uint32_t(unit % chunks)));
+    }
 }
 
-template <class T, int COLUMNS> __device__ void attend(const lava_cuda_attend_args &a) {
-    LAVA_DYNAMIC_SHARED(memory);
-    LAVA_SHARED(Range, ranges, QUERIES);
-    const uint32_t split = blockIdx.x % a.n_splits, tile = blockIdx.x / a.n_splits, head = blockIdx.y;
-    const lava_cuda_attend_seq &seq = a.seq[blockIdx.z];
-    const uint32_t group = a.n_q_heads / a.n_kv_heads, n_queries = a.n_new * group, dk = a.head_dim_k, dv = a.head_dim_v;
-    const uint32_t dk_padded = (dk + 3) / 4 * 4;
-    float *const q = reinterpret_cast<float *>(memory); // [QUERIES, dk_padded]
-    float *const merged = q + QUERIES * dk_padded;      // [WARPS, QUERIES, 32 * COLUMNS + 2]
+/// Exponents are taken 11 lower than they could be, so that weights fill the range of f16, up to 2048, and small ones keep their
+/// digits. It goes into the maximum.
+constexpr float HEADROOM = 11;
 
-    for (uint32_t at = threadIdx.x; at < QUERIES * dk; at += blockDim.x) {
-        const uint32_t r = at / dk, c = at % dk, query = tile * QUERIES + r;
-        float x = 0.0f;
-        if (query < n_queries) x = widen(row_of<const T>(seq.q, head * group + query % group, query / group)[int64_t(c) * seq.q.stride_dim]);
-        q[r * dk_padded + c] = x;
-    }
-    if (threadIdx.x < QUERIES) {
-        const uint32_t query = tile * QUERIES + threadIdx.x;
-        ranges[threadIdx.x] = query < n_queries ? visible(a, seq, head, query / group) : Range{UINT32_MAX, 0};
-    }
-    __syncthreads();
-    uint32_t begin = UINT32_MAX, end = 0;
-    for (uint32_t r = 0; r < QUERIES; r++) begin = min(begin, ranges[r].begin), end = max(end, ranges[r].end);
-    if (begin < end) {
-        const uint32_t span = ((end - begin + a.n_splits - 1) / a.n_splits + 31) / 32 * 32;
-        const uint64_t from = begin + uint64_t(split) * span;
-        end = uint32_t(min(uint64_t(end), from + span));
-        begin = uint32_t(min(from, uint64_t(end)));
-    }
+template <class T> __device__ uint32_t pack(float lower, float upper);
+template <> __device__ inline uint32_t pack<__half>(float lower, float upper) {
+    const __half2 two = __floats2half2_rn(lower, upper);
+    uint32_t bits;
+    memcpy(&bits, &two, 4);
+    return bits;
+}
+template <> __device__ inline uint32_t pack<__nv_bfloat16>(float lower, float upper) {
+    const __nv_bfloat162 two = __floats2bfloat162_rn(lower, upper);
+    uint32_t bits;
+    memcpy(&bits, &two, 4);
+    return bits;
+}
+/// What `pack` left of a number.
+template <class T> __device__ float rest(float x) { return x - widen(T(x)); }
 
-    constexpr uint32_t PER = 16 / sizeof(T);
-    const bool sixteens = in_sixteens<T>(seq.k, dk);
-    const uint32_t mine = lane() % 4; // the query whose logits this lane ends with
-    const Range range = ranges[mine];
-    const bool capped = a.softcap > 0.0f;
-    const float factor = capped ? a.scale / a.softcap : a.scale * LOG2_E;
-    float most = -INFINITY, sum = 0.0f, poison = 0.0f, acc[QUERIES][COLUMNS] = {};
-    for (uint64_t first = uint64_t(begin) + 32 * warp(); first < end; first += 32 * WARPS) {
-        float x[4];
+template <class T, int D> __device__ void attend_item(const Cache &cache, const Work &work, T *shared) {
+    constexpr int STAGES = D > 128 ? 2 : 3, TILE = STEP * PITCH<D>;
+    const lava_attend_args &args = cache.args;
+    const uint32_t lane = threadIdx.x % 32, group = cache.group(), n_queries = lava_attend_queries(&args);
+    const Logits logits(args.scale, args.softcap);
+
+    // A warp's queries in registers: rows lane / 4 and that plus 8.
+    uint32_t q[1][D / 16][4];
+    uint2 seen[2];
 #pragma unroll
-        for (uint32_t pass = 0; pass < 4; pass++) {
-            const uint64_t row = first + pass * 8 + lane() / 4;
-            float dots[QUERIES] = {};
-            if (row < end) {
-                const T *const key = row_of<const T>(seq.k, head, row);
-                if (sixteens) {
-                    for (uint32_t c = mine * PER; c < dk; c += 4 * PER) {
-                        const uint4 words = *reinterpret_cast<const uint4 *>(key + c);
-                        T k[PER];
-                        memcpy(static_cast<void *>(k), &words, 16);
+    for (int half = 0; half < 2; half++) {
+        const uint32_t query = work.first_query + lane / 4 + 8 * half;
+        const bool real = query < n_queries;
+        const uint32_t t = real ? query / group : 0, head = cache.head * group + (real ? query % group : 0);
+        seen[half] = real ? cache.seen(t) : uint2{cache.n_rows, 0};
 #pragma unroll
-                        for (uint32_t i = 0; i < PER; i++)
+        for (int step = 0; step < D / 16; step++)
 #pragma unroll
-                            for (uint32_t r = 0; r < QUERIES; r++) dots[r] += q[r * dk_padded + c + i] * widen(k[i]);
-                    }
-                } else {
-                    for (uint32_t c = mine; c < dk; c += 4)
-                        for (uint32_t r = 0; r < QUERIES; r++) dots[r] += q[r * dk_padded + c] * widen(key[int64_t(c) * seq.k.stride_dim]);
+            for (int upper = 0; upper < 2; upper++)
+                q[0][step][half + 2 * upper] =
+                    real ? element_pair(cache.sequence.q, head, t, 16 * step + 8 * upper + lane % 4 * 2) : 0;
+    }
+    // Rows that one of them sees.
+    uint32_t first = seen[0].x < seen[1].x ? seen[0].x : seen[1].x, end = seen[0].y > seen[1].y ? seen[0].y : seen[1].y;
+    for (int distance = 4; distance < 32; distance *= 2) {
+        first = min(first, __shfl_xor_sync(ALL, first, distance));
+        end = max(end, __shfl_xor_sync(ALL, end, distance));
+    }
+    first = max(first, work.first_row) / STEP * STEP;
+    end = min(end, work.end_row);
+    const uint32_t steps = first < end ? (end - first + STEP - 1) / STEP : 0;
+
+    const auto fetch = [&](uint32_t step) {
+        if (step < steps) {
+            T *const to = shared + step % STAGES * 2 * TILE;
+            fetch_rows<D, STEP>(to, cache.sequence.k, cache.head, first + step * STEP, end, lane, 32);
+            fetch_rows<D, STEP>(to + TILE, cache.sequence.v, cache.head, first + step * STEP, end, lane, 32);
+        }
+        copy_commit();
+    };
+    for (uint32_t step = 0; step + 1 < STAGES; step++) fetch(step);
+
+    Softmax softmax[2];
+    float sums[D / 8][4], poison = 0;
+#pragma unroll
+    for (int n = 0; n < D / 8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) sums[n][i] = 0;
+    for (uint32_t step = 0; step < steps; step++) {
+        copy_wait<STAGES - 2>();
+        __syncwarp();
+        fetch(step + STAGES - 1); // to where the tile was that all lanes are done with
+        const T *const keys = shared + step % STAGES * 2 * TILE, *const values = keys + TILE;
+        float x[1][2][4];
+        dot_products<T, D, 1>(x, q, keys);
+        const uint32_t own = first + step * STEP + lane % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) poison = fmaf(x[0][n][i], 0.0f, poison);
+            logits.apply(x[0][n]);
+        }
+        uint32_t weights[4], rests[4];
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            float most = UNSEEN;
+#pragma unroll
+            for (int n = 0; n < 2; n++)
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    float &own_x = x[0][n][2 * half + i];
+                    const uint32_t row = own + 8 * n + i;
+                    if (row < seen[half].x || row >= seen[half].y) own_x = UNSEEN;
+                    most = fmaxf(most, own_x);
+                }
+            // The four lanes of a row share its maximum.
+            most = fmaxf(most, __shfl_xor_sync(ALL, most, 1));
+            most = fmaxf(most, __shfl_xor_sync(ALL, most, 2));
+            const float shrink = softmax[half].raise(most - HEADROOM);
+            if (shrink != 1) {
+#pragma unroll
+                for (int n = 0; n < D / 8; n++) {
+                    sums[n][2 * half] *= shrink;
+                    sums[n][2 * half + 1] *= shrink;
                 }
             }
-            x[pass] = 0.0f;
 #pragma unroll
-            for (uint32_t r = 0; r < QUERIES; r++) {
-                dots[r] += __shfl_xor_sync(ALL, dots[r], 1);
-                dots[r] += __shfl_xor_sync(ALL, dots[r], 2);
-                if (r == mine) x[pass] = dots[r];
+            for (int n = 0; n < 2; n++) {
+                const float a = exp2_fast(x[0][n][2 * half] - softmax[half].max);
+                const float b = exp2_fast(x[0][n][2 * half + 1] - softmax[half].max);
+                softmax[half].sum += a + b;
+                weights[half + 2 * n] = pack<T>(a, b);
+                // A weight in two pieces has twice the digits of T.
+                rests[half + 2 * n] = pack<T>(rest<T>(a), rest<T>(b));
             }
-            poison += x[pass] * 0.0f;
-            x[pass] *= factor;
-            if (capped) x[pass] = a.softcap * LOG2_E * tanhf(x[pass]);
-            if (row < range.begin || row >= min(range.end, end)) x[pass] = -INFINITY;
         }
-        float now = most;
-        for (uint32_t pass = 0; pass < 4; pass++) now = fmaxf(now, x[pass]);
-        for (int by = 4; by < 32; by *= 2) now = fmaxf(now, __shfl_xor_sync(ALL, now, by));
-        const float shrink = now > -INFINITY ? exp2_fast(most - now) : 1.0f;
-        float total = 0.0f;
-        for (uint32_t pass = 0; pass < 4; pass++) {
-            x[pass] = now > -INFINITY ? exp2_fast(x[pass] - now) : 0.0f;
-            total += x[pass];
+        const T *const mine = values + (lane / 8 % 2 * 8 + lane % 8) * PITCH<D> + lane / 16 * 8;
+#pragma unroll
+        for (int n = 0; n < D / 8; n += 2) {
+            uint32_t b[4];
+            load_matrices_transposed(b, mine + 8 * n);
+            multiply(T(), sums[n], weights, b[0], b[1]);
+            multiply(T(), sums[n], rests, b[0], b[1]);
+            multiply(T(), sums[n + 1], weights, b[2], b[3]);
+            multiply(T(), sums[n + 1], rests, b[2], b[3]);
         }
-        for (int by = 4; by < 32; by *= 2) total += __shfl_xor_sync(ALL, total, by);
-        most = now;
-        sum = sum * shrink + total;
-#pragma unroll
-        for (uint32_t r = 0; r < QUERIES; r++) {
-            const float by = __shfl_sync(ALL, shrink, r);
-#pragma unroll
-            for (uint32_t c = 0; c < COLUMNS; c++) acc[r][c] *= by;
-        }
-#pragma unroll
-        for (uint32_t pass = 0; pass < 4; pass++)
-            for (uint32_t key = 0; key < 8; key++) {
-                const uint64_t row = first + pass * 8 + key;
-                if (row >= end) break; // for all lanes alike
-                const T *const value = row_of<const T>(seq.v, head, row);
-                float weights[QUERIES];
-#pragma unroll
-                for (uint32_t r = 0; r < QUERIES; r++) weights[r] = __shfl_sync(ALL, x[pass], key * 4 + r);
-#pragma unroll
-                for (uint32_t c = 0; c < COLUMNS; c++) {
-                    if (c * 32 + lane() >= dv) continue;
-                    const float v = widen(value[int64_t(c * 32 + lane()) * seq.v.stride_dim]);
-#pragma unroll
-                    for (uint32_t r = 0; r < QUERIES; r++) acc[r][c] += weights[r] * v;
-                }
-            }
     }
-    if (__any_sync(ALL, poison != 0.0f) && lane() == 0) report(a.status, seq.layer, blockIdx.z, head, LAVA_CUDA_BAD_QK);
+    copy_wait<0>();
+    __syncwarp(); // the next item's rows come to the same place
+    if (poison != 0) cache.fault(LAVA_FAULT_Q_OR_K);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        float sum = softmax[half].sum;
+        sum += __shfl_xor_sync(ALL, sum, 1);
+        sum += __shfl_xor_sync(ALL, sum, 2);
+        const uint32_t query = work.first_query + lane / 4 + 8 * half;
+        if (query >= n_queries) continue;
+        float *const to = partial_of(args, work.item, query);
+#pragma unroll
+        for (int n = 0; n < D / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) to[8 * n + lane % 4 * 2 + i] = sums[n][2 * half + i];
+        if (lane % 4 == 0) {
+            to[D] = softmax[half].max;
+            to[D + 1] = sum;
+        }
+    }
+}
 
-    constexpr uint32_t WIDTH = 32 * COLUMNS + 2;
-    float *const own = merged + warp() * QUERIES * WIDTH;
-    for (uint32_t r = 0; r < QUERIES; r++)
-        for (uint32_t c = 0; c < COLUMNS; c++) own[r * WIDTH + 2 + c * 32 + lane()] = acc[r][c];
-    if (lane() < QUERIES) own[lane() * WIDTH] = most, own[lane() * WIDTH + 1] = sum;
-    __syncthreads();
-    for (uint32_t r = 0; r < QUERIES; r++) {
-        const auto part = [&](uint32_t w) { return merged + (w * QUERIES + r) * WIDTH; };
-        float largest = -INFINITY;
-        for (uint32_t w = 0; w < WARPS; w++) largest = fmaxf(largest, part(w)[0]);
-        float *const to = partial_of(a, blockIdx.z, head, split, tile * QUERIES + r);
-        for (uint32_t c = threadIdx.x; c < dv + 1; c += blockDim.x) {
-            float total = 0.0f;
-            for (uint32_t w = 0; w < WARPS; w++)
-                if (part(w)[0] > -INFINITY) total += part(w)[1 + c] * exp2_fast(part(w)[0] - largest);
-            to[1 + c] = total;
+template <class T, int D> __device__ void attend_rows(const lava_attend_args &args) {
+    LAVA_DYNAMIC_SHARED(shared);
+    constexpr int STAGES = D > 128 ? 2 : 3, OF_WARP = STAGES * 2 * STEP * PITCH<D>;
+    T *const own = reinterpret_cast<T *>(shared) + threadIdx.x / 32 * OF_WARP;
+    for_each_item(args, [&](const Cache &cache, const Work &work) { attend_item<T, D>(cache, work, own); });
+}
+
+/// Any type, dimensions and strides: a query at a time, a lane a row, then a lane a dimension of the values.
+__device__ inline void attend_item_any(const Cache &cache, const Work &work) {
+    constexpr uint32_t MOST = 18; // dimensions of a lane: 576 / 32
+    const lava_attend_args &args = cache.args;
+    const lava_attend_sequence &s = cache.sequence;
+    const uint32_t lane = threadIdx.x % 32, group = cache.group();
+    const Logits logits(args.scale, args.softcap);
+    const uint32_t last_query = min(work.first_query + QUERIES, lava_attend_queries(&args));
+    float poison = 0;
+    for (uint32_t query = work.first_query; query < last_query; query++) {
+        const uint32_t t = query / group, head = cache.head * group + query % group;
+        const uint2 seen = cache.seen(t);
+        const uint32_t first = max(seen.x, work.first_row), end = min(seen.y, work.end_row);
+        Softmax softmax;
+        float sums[MOST];
+#pragma unroll
+        for (uint32_t i = 0; i < MOST; i++) sums[i] = 0;
+        for (uint32_t row = first; row < end; row += 32) {
+            float dot[1] = {0};
+            for (uint32_t c = 0; row + lane < end && c < args.head_dim_k; c++)
+                dot[0] = fmaf(element(s.q, head, t, c), element(s.k, cache.head, row + lane, c), dot[0]);
+            poison = fmaf(dot[0], 0.0f, poison);
+            logits.apply(dot);
+            const float x = row + lane < end ? dot[0] : UNSEEN;
+            float most = x;
+            for (int distance = 1; distance < 32; distance *= 2) most = fmaxf(most, __shfl_xor_sync(ALL, most, distance));
+            const float shrink = softmax.raise(most), weight = exp2_fast(x - softmax.max);
+            softmax.sum += weight;
+#pragma unroll
+            for (uint32_t i = 0; i < MOST; i++) sums[i] *= shrink;
+            for (uint32_t k = 0; k < min(end - row, 32u); k++) {
+                const float its_weight = __shfl_sync(ALL, weight, int(k));
+#pragma unroll
+                for (uint32_t i = 0; i < MOST; i++)
+                    if (lane + 32 * i < args.head_dim_v)
+                        sums[i] = fmaf(its_weight, element(s.v, cache.head, row + k, lane + 32 * i), sums[i]);
+            }
         }
-        if (threadIdx.x == 0) to[0] = largest;
+        float sum = softmax.sum;
+        for (int distance = 1; distance < 32; distance *= 2) sum += __shfl_xor_sync(ALL, sum, distance);
+        float *const to = partial_of(args, work.item, query);
+#pragma unroll
+        for (uint32_t i = 0; i < MOST; i++)
+            if (lane + 32 * i < args.head_dim_v) to[lane + 32 * i] = sums[i];
+        if (lane == 0) {
+            to[args.head_dim_v] = softmax.max;
+            to[args.head_dim_v + 1] = sum;
+        }
     }
+    if (poison != 0) cache.fault(LAVA_FAULT_Q_OR_K);
+}
+
+/// One query: its items' sums, each taken less the largest maximum, in the order of the rows.
+__device__ inline void attend_merge(const lava_attend_args &args) {
+    LAVA_SHARED(uint32_t, counts, 4);
+    const uint32_t query = blockIdx.x, flat = blockIdx.z * args.n_kv_heads + blockIdx.y, dim = args.head_dim_v;
+    const Cache cache(args, flat);
+    // The items of the caches before this one.
+    uint32_t before = 0;
+    for (uint32_t other = threadIdx.x; other < flat; other += blockDim.x) before += Cache(args, other).n_items();
+    for (int distance = 1; distance < 32; distance *= 2) before += __shfl_xor_sync(ALL, before, distance);
+    if (threadIdx.x % 32 == 0) counts[threadIdx.x / 32] = before;
+    __syncthreads();
+    before = counts[0] + counts[1] + counts[2] + counts[3];
+
+    const float *const first = partial_of(args, before, query);
+    const uint64_t stride = uint64_t(lava_attend_queries(&args)) * (dim + 2);
+    const uint32_t n_items = cache.n_items();
+    Softmax softmax;
+    for (uint32_t item = 0; item < n_items; item++) softmax.max = fmaxf(softmax.max, first[item * stride + dim]);
+    for (uint32_t item = 0; item < n_items; item++)
+        softmax.sum += first[item * stride + dim + 1] * exp2_fast(first[item * stride + dim] - softmax.max);
+    const float inverse = softmax.sum > 0 ? 1 / softmax.sum : 0;
+
+    const uint32_t t = query / cache.group(), head = cache.head * cache.group() + query % cache.group();
+    float poison = 0;
+    for (uint32_t c = threadIdx.x; c < dim; c += blockDim.x) {
+        float sum = 0;
+        for (uint32_t item = 0; item < n_items; item++)
+            sum = fmaf(first[item * stride + c], exp2_fast(first[item * stride + dim] - softmax.max), sum);
+        poison = fmaf(sum, 0.0f, poison);
+        row_of<float>(cache.sequence.out, head, t)[c * cache.sequence.out.stride_dim] = sum * inverse;
+    }
+    if (poison != 0) cache.fault(LAVA_FAULT_V);
+    if (threadIdx.x == 0 && cache.sequence.lse.data != nullptr)
+        *row_of<float>(cache.sequence.lse, head, t) = (softmax.max + log2f(softmax.sum)) * LN_2;
 }
 
 } // namespace lava
 
-LAVA_KERNEL(LAVA_CUDA_ATTEND_THREADS) lava_attend_merge(const __grid_constant__ lava_cuda_attend_args a) {
-    using namespace lava;
-    const uint32_t query = blockIdx.x, head = blockIdx.y, group = a.n_q_heads / a.n_kv_heads;
-    const lava_cuda_attend_seq &seq = a.seq[blockIdx.z];
-    const uint32_t h = head * group + query % group, t = query / group;
-    const auto part = [&](uint32_t split) { return partial_of(a, blockIdx.z, head, split, query); };
-    float most = -INFINITY, sum = 0.0f;
-    for (uint32_t s = 0; s < a.n_splits; s++) most = fmaxf(most, part(s)[0]);
-    for (uint32_t s = 0; s < a.n_splits; s++)
-        if (part(s)[0] > -INFINITY) sum += part(s)[1] * exp2f(part(s)[0] - most);
-    const float inverse = sum > 0.0f ? 1.0f / sum : 0.0f;
-    bool bad = false;
-    for (uint32_t c = threadIdx.x; c < a.head_dim_v; c += blockDim.x) {
-        float x = 0.0f;
-        for (uint32_t s = 0; s < a.n_splits; s++)
-            if (part(s)[0] > -INFINITY) x += part(s)[2 + c] * exp2f(part(s)[0] - most);
-        bad |= !is_finite(x);
-        row_of<float>(seq.out, h, t)[int64_t(c) * seq.out.stride_dim] = x * inverse;
+#define LAVA_ATTEND_KERNEL(name, T, D)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(32 * LAVA_ATTEND_WARPS, D > 128 ? 2 : 3)                                  \
+        lava_attend_rows_##name(const __grid_constant__ lava_attend_args args) {                                           \
+        lava::attend_rows<T, D>(args);                                                                                     \
     }
-    if (bad) report(a.status, seq.layer, blockIdx.z, head, LAVA_CUDA_BAD_V);
-    if (threadIdx.x == 0 && seq.lse.data != nullptr) *row_of<float>(seq.lse, h, t) = sum > 0.0f ? (most + log2f(sum)) * LN_2 : -INFINITY;
-}
+LAVA_ATTEND_KERNEL(f16_64, __half, 64)
+LAVA_ATTEND_KERNEL(f16_80, __half, 80)
+LAVA_ATTEND_KERNEL(f16_96, __half, 96)
+LAVA_ATTEND_KERNEL(f16_128, __half, 128)
+LAVA_ATTEND_KERNEL(f16_256, __half, 256)
+LAVA_ATTEND_KERNEL(bf16_64, __nv_bfloat16, 64)
+LAVA_ATTEND_KERNEL(bf16_80, __nv_bfloat16, 80)
+LAVA_ATTEND_KERNEL(bf16_96, __nv_bfloat16, 96)
+LAVA_ATTEND_KERNEL(bf16_128, __nv_bfloat16, 128)
+LAVA_ATTEND_KERNEL(bf16_256, __nv_bfloat16, 256)
 
-#define LAVA_ATTEND(name, T, COLUMNS)                                                                                     \
-    LAVA_KERNEL(LAVA_CUDA_ATTEND_THREADS) lava_attend_##name##_##COLUMNS(const __grid_constant__ lava_cuda_attend_args a) { \
-        lava::attend<T, COLUMNS>(a);                                                                                      \
-    }
-#define LAVA_ATTEND_COLUMNS(name, T)                                                                                      \
-    LAVA_ATTEND(name, T, 2)                                                                                               \
-    LAVA_ATTEND(name, T, 3)                                                                                               \
-    LAVA_ATTEND(name, T, 4)                                                                                               \
-    LAVA_ATTEND(name, T, 8)                                                                                               \
-    LAVA_ATTEND(name, T, 18)
-LAVA_ATTEND_COLUMNS(f16, __half)
-LAVA_ATTEND_COLUMNS(bf16, __nv_bfloat16)
-LAVA_ATTEND_COLUMNS(f32, float)
+extern "C" __global__ void __launch_bounds__(32 * LAVA_ATTEND_WARPS, 4)
+    lava_attend_rows_any(const __grid_constant__ lava_attend_args args) {
+    lava::for_each_item(args, [](const lava::Cache &cache, const lava::Work &work) { lava::attend_item_any(cache, work); });
+}
+extern "C" __global__ void __launch_bounds__(128) lava_attend_merge(const __grid_constant__ lava_attend_args args) {
+    lava::attend_merge(args);
+}

@@ -13,6 +13,21 @@ enum class Rounding { EXACT, UP };
 constexpr uint64_t OPEN = UINT64_MAX;   // a share that is not settled yet
 constexpr uint64_t ALPHA_ONE = 1000000000;
 
+/// Whether shares can be in proportion to it: finite and not negative.
+__device__ inline bool is_weight(double w) { return w >= 0.0 && w <= 1.7976931348623157e308; }
+
+/// The first of `n` weights that is none, or `n`; for all threads. `memory`: one entry.
+__device__ inline uint32_t first_faulty_weight(const double *weights, uint32_t n, uint32_t *memory) {
+    if (threadIdx.x == 0) *memory = n;
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < n; i += blockDim.x)
+        if (!is_weight(weights[i])) atomicMin(memory, i);
+    __syncthreads();
+    const uint32_t first = *memory;
+    __syncthreads();
+    return first;
+}
+
 /// Sum over the block, for all threads. `memory`: one entry per thread.
 template <class T> __device__ inline T block_total(T x, T *memory) {
     memory[threadIdx.x] = x;
@@ -21,6 +36,23 @@ template <class T> __device__ inline T block_total(T x, T *memory) {
     for (unsigned i = 0; i < blockDim.x; i++) sum += memory[i];
     __syncthreads();
     return sum;
+}
+
+/// Quotient and remainder, bit for bit: that of 128-bit numbers is a call, around which registers would spill. The divisor is below 2^63,
+/// the quotient below 2^64.
+struct Division {
+    uint64_t quotient, remainder;
+};
+__device__ inline Division divide(u128 dividend, uint64_t divisor) {
+    uint64_t quotient = 0, remainder = uint64_t(dividend >> 64), low = uint64_t(dividend);
+    for (int bit = 0; bit < 64; bit++) {
+        remainder = remainder << 1 | low >> 63;
+        low <<= 1;
+        const bool goes = remainder >= divisor;
+        if (goes) remainder -= divisor;
+        quotient = quotient << 1 | goes;
+    }
+    return {quotient, remainder};
 }
 
 /// Turns the real shares `numerator(i) / denominator` of the OPEN slots of `out` into integers. Exact: floors, and the largest
@@ -33,12 +65,10 @@ __device__ void round_shares(Rounding rounding, uint64_t denominator, uint64_t t
     for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) {
         remainder[i] = NOT_OPEN;
         if (out[i] != OPEN) continue;
-        const u128 share = numerator(i);
-        const uint64_t floor = uint64_t(share / denominator);
-        remainder[i] = uint64_t(share - u128(floor) * denominator);
-        if (rounding == Rounding::UP) out[i] = floor + (remainder[i] != 0);
-        else out[i] = floor;
-        floors += floor;
+        const Division share = divide(numerator(i), denominator);
+        remainder[i] = share.remainder;
+        out[i] = share.quotient + (rounding == Rounding::UP && share.remainder != 0);
+        floors += share.quotient;
     }
     const uint64_t left = total - block_total(floors, memory); // synchronises: all remainders are there
     if (rounding == Rounding::UP) return;
@@ -52,95 +82,102 @@ __device__ void round_shares(Rounding rounding, uint64_t denominator, uint64_t t
     __syncthreads();
 }
 
+/// What sharing needs: a few numbers for each sharer, layers or heads, and for each thread.
 struct ShareMemory {
-    uint64_t *weight;    // [LAVA_CUDA_MAX_LAYERS]
-    uint64_t *remainder; // [LAVA_CUDA_MAX_LAYERS]
-    uint64_t *budget;    // [LAVA_CUDA_MAX_LAYERS]
-    uint64_t *sums;      // [threads]
-    i128 *wide;          // [threads]
+    uint64_t *weight, *remainder, *share; // [n]
+    uint64_t *sums;                       // [threads]
+    i128 *wide;                           // [threads]
 };
-#define LAVA_SHARE_MEMORY(name)                                                                                           \
-    LAVA_SHARED(uint64_t, name##_weight, LAVA_CUDA_MAX_LAYERS);                                                           \
-    LAVA_SHARED(uint64_t, name##_remainder, LAVA_CUDA_MAX_LAYERS);                                                        \
-    LAVA_SHARED(uint64_t, name##_budget, LAVA_CUDA_MAX_LAYERS);                                                           \
-    LAVA_SHARED(uint64_t, name##_sums, LAVA_CUDA_BUDGET_THREADS);                                                         \
-    LAVA_SHARED(lava::i128, name##_wide, LAVA_CUDA_BUDGET_THREADS);                                                       \
-    const lava::ShareMemory name = {name##_weight, name##_remainder, name##_budget, name##_sums, name##_wide}
+#define LAVA_SHARE_MEMORY(name, n, threads)                                                                               \
+    LAVA_SHARED(uint64_t, name##_weight, n);                                                                              \
+    LAVA_SHARED(uint64_t, name##_remainder, n);                                                                           \
+    LAVA_SHARED(uint64_t, name##_share, n);                                                                               \
+    LAVA_SHARED(uint64_t, name##_sums, threads);                                                                          \
+    LAVA_SHARED(lava::i128, name##_wide, threads);                                                                        \
+    const lava::ShareMemory name = {name##_weight, name##_remainder, name##_share, name##_sums, name##_wide}
 
-/// What can be wrong with a sharing, and with which layer.
-struct ShareFault {
-    uint32_t what, layer; // what 0: nothing
-};
-
-/// Shares `total` among `n` layers in proportion to their weights, into m.budget: as src/budget.rs does, by one block. Weights are
-/// taken on a grid of 2^-52.
-__device__ inline ShareFault share_total(uint32_t n, const double *weights, const uint64_t *capacities, const uint64_t *minimums,
-                                         uint64_t total, Rounding rounding, const ShareMemory &m) {
-    const auto minimum = [&](uint32_t l) -> uint64_t { return minimums == nullptr ? 0 : minimums[l]; };
-    uint64_t fault = OPEN, capacity = 0, promised = 0;
+/// Shares `total` among `n` in proportion to their weights, into m.share: as src/budget.rs does, by one block. Weights are finite and
+/// not negative, and taken on a grid of 2^-52; capacities are below 2^32, and `total` is between the sums of the minimums and of
+/// the capacities.
+template <class Capacity, class Minimum>
+__device__ void water_fill(uint32_t n, const double *weights, Capacity capacity, Minimum minimum, uint64_t total, Rounding rounding,
+                           const ShareMemory &m) {
+    // Few, and each thread needs all of them.
     double largest = 0.0;
-    for (uint32_t l = 0; l < n; l++) {
-        // Few, and each thread needs all of them.
-        const double w = weights[l];
-        if (!(w >= 0.0 && w <= 1.7976931348623157e308)) fault = min(fault, uint64_t(l) << 8 | LAVA_CUDA_BAD_WEIGHTS);
-        else if (capacities[l] > UINT32_MAX || minimum(l) > capacities[l]) fault = min(fault, uint64_t(l) << 8 | LAVA_CUDA_BAD_BUDGET);
-        if (w > largest) largest = w;
-        capacity += capacities[l];
-        promised += minimum(l);
-    }
-    total = min(total, capacity);
-    if (fault == OPEN && promised > total) fault = LAVA_CUDA_BAD_BUDGET;
-    if (fault != OPEN) return {uint32_t(fault & 0xff), uint32_t(fault >> 8)};
-
+    for (uint32_t i = 0; i < n; i++)
+        if (weights[i] > largest) largest = weights[i];
     // Dividing by a power of two changes no digit of a weight.
     const double grid = 4503599627370496.0;
     double unit = grid;
     while (largest * (unit / grid) > 1.0) unit *= 0.5;
-    for (uint32_t l = threadIdx.x; l < n; l += blockDim.x) {
-        m.weight[l] = uint64_t(rint(weights[l] * unit));
-        m.budget[l] = OPEN;
+    for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) {
+        m.weight[i] = uint64_t(rint(weights[i] * unit));
+        m.share[i] = OPEN;
     }
     __syncthreads();
 
     // Water-filling with bounds on both sides: fix those violations that pull in the direction of the sum, and share again.
     for (;;) {
         uint64_t fixed = 0, sum = 0, n_open = 0;
-        for (uint32_t l = threadIdx.x; l < n; l += blockDim.x) {
-            if (m.budget[l] == OPEN) sum += m.weight[l], n_open++;
-            else fixed += m.budget[l];
+        for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) {
+            if (m.share[i] == OPEN) sum += m.weight[i], n_open++;
+            else fixed += m.share[i];
         }
         const uint64_t rest = total - block_total(fixed, m.sums);
         sum = block_total(sum, m.sums);
         n_open = block_total(n_open, m.sums);
         const bool equal = sum == 0; // all zero: equal weights
         if (equal) sum = n_open;
-        const auto share = [&](uint32_t l) { return u128(rest) * (equal ? 1 : m.weight[l]); };
+        const auto share = [&](uint32_t i) { return u128(rest) * (equal ? 1 : m.weight[i]); };
 
         // Positive: bounds ask for more than there is.
         i128 excess = 0;
-        for (uint32_t l = threadIdx.x; l < n; l += blockDim.x) {
-            if (m.budget[l] != OPEN) continue;
-            const u128 low = u128(minimum(l)) * sum, high = u128(capacities[l]) * sum, own = share(l);
+        for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) {
+            if (m.share[i] != OPEN) continue;
+            const u128 low = u128(minimum(i)) * sum, high = u128(capacity(i)) * sum, own = share(i);
             excess += i128(own < low ? low : own > high ? high : own) - i128(own);
         }
         excess = block_total(excess, m.wide);
         uint64_t n_fixed = 0;
-        for (uint32_t l = threadIdx.x; l < n; l += blockDim.x) {
-            if (m.budget[l] != OPEN) continue;
-            const u128 own = share(l);
-            if (excess >= 0 && own < u128(minimum(l)) * sum) m.budget[l] = minimum(l), n_fixed++;
-            else if (excess <= 0 && own > u128(capacities[l]) * sum) m.budget[l] = capacities[l], n_fixed++;
+        for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) {
+            if (m.share[i] != OPEN) continue;
+            const u128 own = share(i);
+            if (excess >= 0 && own < u128(minimum(i)) * sum) m.share[i] = minimum(i), n_fixed++;
+            else if (excess <= 0 && own > u128(capacity(i)) * sum) m.share[i] = capacity(i), n_fixed++;
         }
         if (block_total(n_fixed, m.sums) != 0) continue;
-        if (n_open != 0) round_shares(rounding, sum, rest, n, share, m.budget, m.remainder, m.sums);
+        if (n_open != 0) round_shares(rounding, sum, rest, n, share, m.share, m.remainder, m.sums);
         __syncthreads();
-        return {0, 0};
+        return;
     }
+}
+
+/// What can be wrong with a sharing, and with which layer.
+struct ShareFault {
+    uint32_t what, layer; // what 0: nothing
+};
+
+/// Shares `total` among `n` layers, into m.share.
+__device__ inline ShareFault share_total(uint32_t n, const double *weights, const uint64_t *capacities, const uint64_t *minimums,
+                                         uint64_t total, Rounding rounding, const ShareMemory &m) {
+    const auto minimum = [&](uint32_t l) -> uint64_t { return minimums == nullptr ? 0 : minimums[l]; };
+    uint64_t fault = OPEN, capacity = 0, promised = 0;
+    for (uint32_t l = 0; l < n; l++) {
+        if (!is_weight(weights[l])) fault = min(fault, uint64_t(l) << 8 | LAVA_FAULT_WEIGHTS);
+        else if (capacities[l] > UINT32_MAX || minimum(l) > capacities[l]) fault = min(fault, uint64_t(l) << 8 | LAVA_FAULT_BUDGET);
+        capacity += capacities[l];
+        promised += minimum(l);
+    }
+    total = min(total, capacity);
+    if (fault == OPEN && promised > total) fault = LAVA_FAULT_BUDGET;
+    if (fault != OPEN) return {uint32_t(fault & 0xff), uint32_t(fault >> 8)};
+    water_fill(n, weights, [&](uint32_t l) { return capacities[l]; }, minimum, total, rounding, m);
+    return {0, 0};
 }
 
 /// What each head is promised under the guaranteed floor: ⌊α · b / n_kv_heads⌋.
 __device__ inline uint64_t guaranteed_floor(uint64_t alpha, uint64_t budget, uint64_t n_kv_heads) {
-    return uint64_t(u128(alpha) * budget / (ALPHA_ONE * n_kv_heads));
+    return divide(u128(alpha) * budget, ALPHA_ONE * n_kv_heads).quotient;
 }
 
 } // namespace lava

@@ -2,14 +2,19 @@
 //
 // As src/cascade.rs: budgets are rounded up until the last layer is there, so that they only shrink, and the kept sets end as those
 // of all layers at once. The kept entries' scores and positions are there twice: a push reads one copy and writes the other.
+//
+// No fused operations: the CPU's bits are the goal.
+// nvcc: -fmad=false
 #include "choose.cuh"
 #include "entropy.cuh"
 
 namespace lava {
 
+constexpr uint32_t LAYERS_ENTROPY = 0, LAYERS_WEIGHTS = 2, LAYERS_GLOBAL = 3; // LAVA_LAYERS_
+
 /// The state's arrays. `old`: the copy that this push reads.
 struct State {
-    double *entropies, *masses, *shares;
+    double *entropies, *weights, *masses, *shares;
     uint64_t *budgets, *capacities, *minimums;
     uint64_t *old_starts, *new_starts;
     uint32_t *old_cu, *new_cu; // [n_layers, n_kv_heads + 1]
@@ -31,6 +36,7 @@ struct State {
         rows = at(rows, l.rows);
         head_sums = at(head_sums, l.head_sums);
         failed = at(failed, l.failed);
+        weights = at(weights, l.weights);
     }
 };
 
@@ -39,16 +45,40 @@ __device__ inline void fail_cascade(const lava_cuda_cascade_args &a, const State
     report(a.status, layer, 0, head, what);
 }
 
-/// A layer's entries as they are before this push.
-__device__ inline Choice layer_of(const lava_cuda_cascade_args &a, const State &s, uint32_t layer) {
-    Choice c = {};
-    const bool is_new = layer == a.layer;
-    c.cu = is_new ? nullptr : s.old_cu + uint64_t(layer) * (a.n_kv_heads + 1);
-    c.scores = is_new ? a.scores : s.old_scores + s.old_starts[layer];
-    c.positions = is_new ? nullptr : s.old_positions + s.old_starts[layer];
-    c.params = a.params;
-    c.n_heads = a.n_kv_heads, c.prefix_len = a.prefix_len, c.window_rows = a.window_rows;
-    c.place(a.workspace, layer, a.layer + 1, a.prefix_len);
+/// The heads of all layers so far, layer behind layer, as they are before this push; from head `first` on.
+struct LayersSoFar {
+    const lava_cuda_cascade_args &a;
+    const State &s;
+    uint32_t first;
+    __device__ Head operator()(uint32_t h) const {
+        const uint32_t layer = (first + h) / a.n_kv_heads, in_layer = (first + h) % a.n_kv_heads;
+        if (layer == a.layer) return {a.scores + uint64_t(in_layer) * a.prefix_len, nullptr, a.prefix_len};
+        const uint32_t *const cu = s.old_cu + uint64_t(layer) * (a.n_kv_heads + 1) + in_layer;
+        const uint64_t row = s.old_starts[layer] + cu[0];
+        return {s.old_scores + row, s.old_positions + row, cu[1] - cu[0] - a.window_rows};
+    }
+};
+
+__device__ inline bool is_global(const lava_cuda_cascade_args &a) { return a.layer_budgets == LAYERS_GLOBAL; }
+
+/// The heads that compete for one budget: one layer's, or with LAVA_LAYERS_GLOBAL those of all layers so far.
+__device__ inline Choice<LayersSoFar> heads_of(const lava_cuda_cascade_args &a, const State &s, uint32_t layer) {
+    const uint32_t first = is_global(a) ? 0 : layer, n = is_global(a) ? a.layer + 1 : 1;
+    Choice<LayersSoFar> c({a, s, first * a.n_kv_heads}, a.params, n * a.n_kv_heads, a.prefix_len, a.window_rows);
+    if (c.params.head_weights != nullptr) c.params.head_weights += uint64_t(layer) * a.n_kv_heads;
+    c.place(a.workspace, first, a.layer + 1, a.prefix_len);
+    return c;
+}
+
+/// One layer's heads, with what was decided about them.
+__device__ inline Choice<LayersSoFar> layer_of(const lava_cuda_cascade_args &a, const State &s, uint32_t layer) {
+    Choice<LayersSoFar> c = heads_of(a, s, layer);
+    if (!is_global(a)) return c;
+    const uint32_t first = layer * a.n_kv_heads;
+    c.head.first = first, c.n_heads = a.n_kv_heads;
+    c.control += layer * (LAVA_CUDA_CONTROL_BYTES / 4);
+    c.cut_key += first, c.cut_ties += first, c.counts += first;
+    c.tile += 2 * uint64_t(first) * c.tiles_per_head, c.tile_mass += 2 * uint64_t(first) * c.tiles_per_head;
     return c;
 }
 
@@ -57,15 +87,23 @@ __device__ inline Choice layer_of(const lava_cuda_cascade_args &a, const State &
 LAVA_KERNEL(LAVA_CUDA_BUDGET_THREADS) lava_cascade_begin(const __grid_constant__ lava_cuda_cascade_args a) {
     using namespace lava;
     LAVA_SHARED(uint64_t, sums, LAVA_CUDA_BUDGET_THREADS);
+    LAVA_SHARED(uint32_t, first, 1);
     const State s(a);
+    if (threadIdx.x == 0) *s.failed = 0;
+    if (a.params.head_weights != nullptr) {
+        const uint32_t n_heads = a.n_layers * a.n_kv_heads, head = first_faulty_weight(a.params.head_weights, n_heads, first);
+        if (head < n_heads) {
+            if (threadIdx.x == 0) fail_cascade(a, s, head / a.n_kv_heads, head % a.n_kv_heads, LAVA_FAULT_WEIGHTS);
+            return;
+        }
+    }
     uint64_t n = 0;
     for (uint32_t i = threadIdx.x; i < a.prefix_len; i += blockDim.x)
         n += i < a.params.n_sink || (a.params.protected_mask != nullptr && a.params.protected_mask[i] != 0);
-    const uint64_t minimum = block_total(n, sums) * a.n_kv_heads, entries = uint64_t(a.n_kv_heads) * a.prefix_len;
+    const uint64_t each = max(block_total(n, sums), uint64_t(min(a.params.head_min, a.prefix_len)));
+    const uint64_t minimum = each * a.n_kv_heads, entries = uint64_t(a.n_kv_heads) * a.prefix_len;
     for (uint32_t l = threadIdx.x; l < a.n_layers; l += blockDim.x) s.minimums[l] = minimum, s.capacities[l] = entries;
-    if (threadIdx.x != 0) return;
-    *s.failed = 0;
-    if (minimum * a.n_layers > min(a.total, entries * a.n_layers)) fail_cascade(a, s, 0, 0, LAVA_CUDA_BAD_BUDGET);
+    if (threadIdx.x == 0 && minimum * a.n_layers > min(a.total, entries * a.n_layers)) fail_cascade(a, s, 0, 0, LAVA_FAULT_BUDGET);
 }
 
 LAVA_KERNEL(LAVA_CUDA_ENTROPY_THREADS) lava_cascade_heads(const __grid_constant__ lava_cuda_cascade_args a) {
@@ -73,42 +111,51 @@ LAVA_KERNEL(LAVA_CUDA_ENTROPY_THREADS) lava_cascade_heads(const __grid_constant_
     const State s(a);
     const uint32_t head = blockIdx.x;
     if (!entropy_of_head(a.scores + uint64_t(head) * a.prefix_len, a.prefix_len, s.head_sums + 2 * head) && threadIdx.x == 0)
-        fail_cascade(a, s, a.layer, head, LAVA_CUDA_BAD_SCORES);
+        fail_cascade(a, s, a.layer, head, LAVA_FAULT_SCORES);
 }
 
 LAVA_KERNEL(LAVA_CUDA_BUDGET_THREADS) lava_cascade_share(const __grid_constant__ lava_cuda_cascade_args a) {
     using namespace lava;
-    LAVA_SHARE_MEMORY(memory);
+    LAVA_SHARE_MEMORY(memory, LAVA_CUDA_MAX_LAYERS, LAVA_CUDA_BUDGET_THREADS);
     const State s(a);
     if (*s.failed) return;
     const uint32_t n = a.layer + 1;
-    if (threadIdx.x == 0) entropy_of_layer(s.head_sums, a.n_kv_heads, a.prefix_len, s.entropies + a.layer, s.masses + a.layer);
+    if (threadIdx.x == 0) {
+        entropy_of_layer(s.head_sums, a.n_kv_heads, a.prefix_len, s.entropies + a.layer, s.masses + a.layer);
+        s.weights[a.layer] = a.layer_budgets == LAYERS_ENTROPY ? s.entropies[a.layer] : a.layer_budgets == LAYERS_WEIGHTS ? *a.weight : 1.0;
+    }
     uint32_t *const control = reinterpret_cast<uint32_t *>(a.workspace);
     for (uint32_t i = threadIdx.x; i < n * (LAVA_CUDA_CONTROL_BYTES / 4); i += blockDim.x) control[i] = 0;
+    if (is_global(a)) return;
     __syncthreads();
-    const ShareFault fault = share_total(n, s.entropies, s.capacities, s.minimums, a.total, n == a.n_layers ? Rounding::EXACT : Rounding::UP, memory);
+    const ShareFault fault = share_total(n, s.weights, s.capacities, s.minimums, a.total, n == a.n_layers ? Rounding::EXACT : Rounding::UP, memory);
     if (fault.what != 0) {
         if (threadIdx.x == 0) fail_cascade(a, s, fault.layer, 0, fault.what);
         return;
     }
-    for (uint32_t l = threadIdx.x; l < n; l += blockDim.x) s.budgets[l] = memory.budget[l];
+    for (uint32_t l = threadIdx.x; l < n; l += blockDim.x) s.budgets[l] = memory.share[l];
 }
 
 LAVA_KERNEL(LAVA_CUDA_SELECT_THREADS) lava_cascade_plan(const __grid_constant__ lava_cuda_cascade_args a) {
     using namespace lava;
     const State s(a);
     if (*s.failed) return;
-    const uint32_t layer = blockIdx.y;
-    const Choice c = layer_of(a, s, layer);
+    LAVA_SHARED(uint64_t, sums, LAVA_CUDA_SELECT_THREADS / 32);
+    const uint32_t layer = blockIdx.y, heads = a.n_kv_heads;
+    // One choice for all layers: the first layer's blocks make it.
+    if (is_global(a) && layer != 0) return;
+    const Choice<LayersSoFar> c = heads_of(a, s, layer);
     uint64_t entries = 0;
-    for (uint32_t h = 0; h < c.n_heads; h++) entries += c.len(h);
+    for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) entries += c.len(h);
+    entries = block_sum(entries, sums);
     begin_choice(c);
-    choose(c, min(s.budgets[layer], entries), a.layer + 1 == a.n_layers ? Rounding::EXACT : Rounding::UP);
+    choose(c, s.minimums[layer] / heads, min(is_global(a) ? a.total : s.budgets[layer], entries), a.layer + 1 == a.n_layers ? Rounding::EXACT : Rounding::UP);
     if (c.block != 0) return;
-    if (threadIdx.x == 0) write_counts(c, s.new_cu + uint64_t(layer) * (c.n_heads + 1));
-    if (layer == a.layer)
-        for (uint32_t h = threadIdx.x; h <= c.n_heads; h += blockDim.x)
-            s.old_cu[uint64_t(layer) * (c.n_heads + 1) + h] = h * (a.prefix_len + a.window_rows);
+    for (uint32_t l = threadIdx.x; l < c.n_heads / heads; l += blockDim.x)
+        write_counts(c.counts + l * heads, heads, a.window_rows, s.new_cu + uint64_t(layer + l) * (heads + 1));
+    if (is_global(a) || layer == a.layer)
+        for (uint32_t h = threadIdx.x; h <= heads; h += blockDim.x)
+            s.old_cu[uint64_t(a.layer) * (heads + 1) + h] = h * (a.prefix_len + a.window_rows);
 }
 
 LAVA_KERNEL(LAVA_CUDA_SELECT_THREADS) lava_cascade_write(const __grid_constant__ lava_cuda_cascade_args a) {
@@ -116,15 +163,14 @@ LAVA_KERNEL(LAVA_CUDA_SELECT_THREADS) lava_cascade_write(const __grid_constant__
     const State s(a);
     if (*s.failed) return;
     const uint32_t layer = blockIdx.y, heads = a.n_kv_heads;
-    const Choice c = layer_of(a, s, layer);
+    const Choice<LayersSoFar> c = layer_of(a, s, layer);
     uint64_t start = 0;
     for (uint32_t l = 0; l < layer; l++) start += s.new_cu[uint64_t(l) * (heads + 1) + heads];
     const uint32_t *const cu = s.new_cu + uint64_t(layer) * (heads + 1);
-    write_kept(c, c.control + 8, [&](uint32_t h, uint32_t row, uint32_t place) {
+    write_kept(c, c.control + 8, [&](uint32_t h, const Head &head, uint32_t row, uint32_t place) {
         const uint64_t to = start + cu[h] + place;
-        const bool in_window = row >= c.len(h);
-        s.new_scores[to] = in_window ? 0.0f : c.scores[c.base(h) + row];
-        s.new_positions[to] = c.position(h, row);
+        s.new_scores[to] = row >= head.len ? 0.0f : head.scores[row];
+        s.new_positions[to] = head.position(row);
         s.rows[to] = row;
     });
     if (c.block != 0 || threadIdx.x != 0) return;

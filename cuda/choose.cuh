@@ -2,11 +2,14 @@
 //
 //     k-th largest   three digits of an order-preserving key, 11 + 11 + 10 bits: histogram of the keys that share the digits so far,
 //                    then the bucket in which the k-th lies
-//     choose         the layer's `budget` largest; with a floor also each head's own best; then one cut per head
+//     choose         the `budget` largest; with a floor also each head's own best; or counts by weights from outside; then one cut
+//                    per head
 //     write          entries above their head's cut, and the first of those equal to it, in token order
 //
 // The rules are src/select.rs's: of equal scores the lower head's, then the lower token's. All sums are of integers, so neither
 // the number of blocks nor their schedule matters. Blocks meet after each histogram and each bucket (meet_blocks).
+//
+// Whose heads they are, a layer's or those of all layers, only the source of the entries knows.
 //
 // Entries that a floor has taken do not compete. They are those above the head's cut and some of those equal to it; a histogram
 // needs no ranks, so what is taken of the equal ones is subtracted from their bucket.
@@ -17,6 +20,7 @@ namespace lava {
 
 constexpr uint32_t NOTHING = UINT32_MAX;   // a cut that keeps nothing, with no ties
 constexpr uint32_t PROTECTED = UINT32_MAX; // key of a protected entry, above every score's
+constexpr uint32_t FLOOR_GUARANTEED = 1, FLOOR_AFFINE = 2; // LAVA_FLOOR_
 
 /// An integer with the order of the score; −0 and 0 are the same.
 __device__ inline uint32_t order_key(float score) {
@@ -24,60 +28,77 @@ __device__ inline uint32_t order_key(float score) {
     return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
-/// An item's entries and memory, as one of its blocks sees them.
-struct Choice {
-    const float *scores;       // head by head in token order, [n_heads, prefix_len] or ragged
-    const uint32_t *positions; // ragged: token positions; NULL: dense
-    const uint32_t *cu;        // ragged: [n_heads + 1] rows, window included
+/// A head's entries in token order, without its window.
+struct Head {
+    const float *scores;
+    const uint32_t *positions; // NULL: entry i is token i
+    uint32_t len;
+    __device__ uint32_t position(uint32_t i) const { return positions == nullptr ? i : positions[i]; }
+};
+
+/// Heads of one layer that nothing was evicted from yet: [n_heads, prefix_len].
+struct Dense {
+    const float *scores;
+    uint32_t prefix_len;
+    __device__ Head operator()(uint32_t h) const { return {scores + uint64_t(h) * prefix_len, nullptr, prefix_len}; }
+};
+
+/// An item's entries and memory, as one of its blocks sees them. `Source` gives a head by its number.
+template <class Source> struct Choice {
+    Source head;
     lava_cuda_select_params params;
     uint32_t n_heads, prefix_len, window_rows;
     uint32_t block, n_blocks;
     uint32_t tiles_per_head;
-    uint32_t *control; // [16]: counter of meetings, faulty scores' first head + 1, protected entries, layer's cut, its ties, counter of `write`
+    uint32_t *control; // [16]: counter of meetings, faulty scores' first head, protected entries of a head, layer's cut, its ties, counter of `write`
     uint32_t *histogram; // [n_heads, LAVA_CUDA_BUCKETS]
     uint32_t *taken_key, *taken_ties, *cut_key, *cut_ties, *counts, *free_counts, *above, *equal; // [n_heads]
     uint32_t *tile;      // [tiles, 2]: entries above the cut, equal to it
     double *tile_mass;   // [tiles, 2]: all, kept
 
+    __device__ Choice(const Source &head, const lava_cuda_select_params &params, uint32_t n_heads, uint32_t prefix_len, uint32_t window_rows)
+        : head(head), params(params), n_heads(n_heads), prefix_len(prefix_len), window_rows(window_rows) {}
+    /// Where its memory is: behind the control words of all `n_items`.
     __device__ void place(unsigned char *workspace, uint32_t item, uint32_t n_items, uint32_t max_prefix) {
         const lava_cuda_choice_layout l = lava_cuda_choice_place(n_heads, max_prefix);
         control = reinterpret_cast<uint32_t *>(workspace + uint64_t(item) * LAVA_CUDA_CONTROL_BYTES);
         unsigned char *own = workspace + uint64_t(n_items) * LAVA_CUDA_CONTROL_BYTES + item * l.size;
         histogram = reinterpret_cast<uint32_t *>(own + l.histogram);
-        uint32_t *const head = reinterpret_cast<uint32_t *>(own + l.head);
-        taken_key = head, taken_ties = head + n_heads, cut_key = head + 2 * n_heads, cut_ties = head + 3 * n_heads;
-        counts = head + 4 * n_heads, free_counts = head + 5 * n_heads, above = head + 6 * n_heads, equal = head + 7 * n_heads;
+        uint32_t *const first = reinterpret_cast<uint32_t *>(own + l.head);
+        const auto of_heads = [&](uint32_t which) { return first + uint64_t(which) * n_heads; };
+        taken_key = of_heads(0), taken_ties = of_heads(1), cut_key = of_heads(2), cut_ties = of_heads(3);
+        counts = of_heads(4), free_counts = of_heads(5), above = of_heads(6), equal = of_heads(7);
         tile = reinterpret_cast<uint32_t *>(own + l.tile);
         tile_mass = reinterpret_cast<double *>(own + l.tile_mass);
         tiles_per_head = (prefix_len + LAVA_CUDA_SELECT_TILE - 1) / LAVA_CUDA_SELECT_TILE;
         block = blockIdx.x, n_blocks = gridDim.x;
     }
     __device__ void meet() const { meet_blocks(control, n_blocks); }
-    __device__ uint32_t len(uint32_t h) const { return cu == nullptr ? prefix_len : cu[h + 1] - cu[h] - window_rows; }
-    __device__ uint64_t base(uint32_t h) const { return cu == nullptr ? uint64_t(h) * prefix_len : cu[h]; }
-    __device__ uint32_t position(uint32_t h, uint32_t i) const { return positions == nullptr ? i : positions[base(h) + i]; }
+    __device__ uint32_t len(uint32_t h) const { return head(h).len; }
     __device__ bool is_protected(uint32_t position) const {
         return position < params.n_sink || (params.protected_mask != nullptr && params.protected_mask[position] != 0);
     }
-    __device__ uint32_t key(uint32_t h, uint32_t i) const {
-        return is_protected(position(h, i)) ? PROTECTED : order_key(scores[base(h) + i]);
+    __device__ uint32_t key(const Head &of, uint32_t i) const {
+        return is_protected(of.position(i)) ? PROTECTED : order_key(of.scores[i]);
     }
+    /// Entries that each head keeps before any compete. Behind begin_choice, and where nothing was evicted.
+    __device__ uint32_t minimum() const { return max(control[2], min(params.head_min, prefix_len)); }
 
-    /// Calls `f(tile, head, first, end)` for this block's share of the tiles, for all threads.
+    /// Calls `f(tile, h, head, first, end)` for this block's share of the tiles, for all threads.
     template <class F> __device__ void for_tiles(F f) const {
         const uint64_t n = uint64_t(n_heads) * tiles_per_head;
         for (uint32_t t = uint32_t(n * block / n_blocks); t < uint32_t(n * (block + 1) / n_blocks); t++) {
             const uint32_t h = t / tiles_per_head, first = t % tiles_per_head * LAVA_CUDA_SELECT_TILE;
-            f(t, h, first, min(len(h), first + LAVA_CUDA_SELECT_TILE));
+            const Head own = head(h);
+            f(t, h, own, first, min(own.len, first + LAVA_CUDA_SELECT_TILE));
         }
     }
 };
 
 /// For each field, a head or the whole layer, the `ties[f]`-th largest key: into key[f], and into ties[f] how many of those equal to
-/// it are among the largest. 0 of them: NOTHING. `competes(head, key)` says which entries count. Histograms are zero before and
+/// it are among the largest. 0 of them: NOTHING. For the whole layer, what is taken does not count. Histograms are zero before and
 /// behind it; all blocks have met behind it.
-template <class Competes>
-__device__ void kth_largest(const Choice &c, bool per_head, bool without_taken, uint32_t *key, uint32_t *ties, Competes competes) {
+template <class Source> __device__ void kth_largest(const Choice<Source> &c, bool per_head, uint32_t *key, uint32_t *ties) {
     LAVA_SHARED(uint32_t, local, LAVA_CUDA_BUCKETS);
     LAVA_SHARED(uint32_t, sums, LAVA_CUDA_SELECT_THREADS);
     for (uint32_t b = threadIdx.x; b < LAVA_CUDA_BUCKETS; b += blockDim.x) local[b] = 0;
@@ -94,14 +115,14 @@ __device__ void kth_largest(const Choice &c, bool per_head, bool without_taken, 
             __syncthreads();
         };
         __syncthreads();
-        c.for_tiles([&](uint32_t, uint32_t h, uint32_t first, uint32_t end) {
-            const uint32_t field = per_head ? h : 0, prefix = key[field];
+        c.for_tiles([&](uint32_t, uint32_t h, const Head &head, uint32_t first, uint32_t end) {
+            const uint32_t field = per_head ? h : 0, prefix = key[field], highest = per_head ? UINT32_MAX : c.taken_key[h];
             for (uint32_t i = first + threadIdx.x; i < end; i += blockDim.x) {
-                const uint32_t k = c.key(h, i);
-                if (matches(k, prefix) && competes(h, k)) atomicAdd(&local[k >> shift & mask], 1u);
+                const uint32_t k = c.key(head, i);
+                if (matches(k, prefix) && k <= highest) atomicAdd(&local[k >> shift & mask], 1u);
             }
-            if (without_taken && first == 0 && threadIdx.x == 0 && matches(c.taken_key[h], prefix))
-                atomicAdd(&c.histogram[c.taken_key[h] >> shift & mask], 0u - c.taken_ties[h]);
+            if (!per_head && first == 0 && threadIdx.x == 0 && matches(highest, prefix))
+                atomicAdd(&c.histogram[highest >> shift & mask], 0u - c.taken_ties[h]);
             if (per_head) flush(field);
         });
         if (!per_head) flush(0);
@@ -137,140 +158,173 @@ __device__ void kth_largest(const Choice &c, bool per_head, bool without_taken, 
     }
 }
 
-/// Zeroes what `choose` counts in; looks for faulty scores and counts the protected entries. All blocks have met behind it.
-__device__ inline void begin_choice(const Choice &c) {
+/// Zeroes what `choose` counts in; looks for faulty scores and counts the first head's protected entries. All blocks have met behind it.
+template <class Source> __device__ void begin_choice(const Choice<Source> &c) {
     LAVA_SHARED(uint32_t, warps, LAVA_CUDA_SELECT_THREADS / 32);
     for (uint64_t b = uint64_t(c.block) * blockDim.x + threadIdx.x; b < uint64_t(c.n_heads) * LAVA_CUDA_BUCKETS; b += uint64_t(c.n_blocks) * blockDim.x)
         c.histogram[b] = 0;
     if (c.block == 0)
         for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) c.above[h] = c.equal[h] = 0;
-    c.for_tiles([&](uint32_t, uint32_t h, uint32_t first, uint32_t end) {
-        uint32_t n = 0;
-        for (uint32_t i = first + threadIdx.x; i < end; i += blockDim.x) {
+    c.for_tiles([&](uint32_t, uint32_t h, const Head &head, uint32_t first, uint32_t end) {
+        for (uint32_t i = first + threadIdx.x; i < end; i += blockDim.x)
             // The lowest head at fault: the largest complement.
-            if (!is_finite(c.scores[c.base(h) + i])) atomicMax(&c.control[1], UINT32_MAX - h);
-            n += c.is_protected(c.position(h, i));
-        }
+            if (!is_finite(head.scores[i])) atomicMax(&c.control[1], UINT32_MAX - h);
+        if (h != 0) return;
+        uint32_t n = 0;
+        for (uint32_t i = first + threadIdx.x; i < end; i += blockDim.x) n += c.is_protected(head.position(i));
         n = block_sum(n, warps);
         if (threadIdx.x == 0 && n != 0) atomicAdd(&c.control[2], n);
     });
     c.meet();
 }
 
-/// How many entries each head keeps, and its cut. `budget` is at most their number and holds the protected ones. Rounding::UP: the
-/// smallest set that holds every set that the same entries would give for `budget` or less.
-__device__ inline void choose(const Choice &c, uint64_t budget, Rounding rounding) {
-    LAVA_SHARED(uint64_t, shares, LAVA_CUDA_MAX_HEADS);
-    LAVA_SHARED(uint64_t, remainder, LAVA_CUDA_MAX_HEADS);
-    LAVA_SHARED(uint64_t, sums, LAVA_CUDA_SELECT_THREADS);
+/// What can be wrong with a choice, and with which head.
+struct Fault {
+    uint32_t what, head; // what 0: nothing
+};
+
+/// What is wrong before the first choice, for all threads of all blocks; in the order in which the CPU looks. Behind begin_choice.
+template <class Source> __device__ Fault fault_of(const Choice<Source> &c, uint64_t budget) {
+    LAVA_SHARED(uint32_t, first, 1);
+    if (c.params.head_weights != nullptr) {
+        const uint32_t head = first_faulty_weight(c.params.head_weights, c.n_heads, first);
+        if (head < c.n_heads) return {LAVA_FAULT_WEIGHTS, head};
+    }
+    if (budget < uint64_t(c.minimum()) * c.n_heads) return {LAVA_FAULT_BUDGET, 0};
+    if (c.control[1] != 0) return {LAVA_FAULT_SCORES, UINT32_MAX - c.control[1]};
+    return {0, 0};
+}
+
+/// Each head's `guarantee` best entries, and the best of the others, `budget` in all: counts, and where nothing is guaranteed the cuts.
+/// Block 0 alone has them behind it.
+template <class Source> __device__ void compete(const Choice<Source> &c, uint64_t guarantee, uint64_t budget) {
     LAVA_SHARED(uint32_t, warps, LAVA_CUDA_SELECT_THREADS / 32);
-    const lava_cuda_select_params &params = c.params;
-    const uint64_t alpha = params.alpha_billionths;
-    const uint64_t floor = params.head_floor == 1 ? guaranteed_floor(alpha, budget, c.n_heads) : 0;
-    const uint64_t guarantee = rounding == Rounding::EXACT ? floor : 0;
-    const auto taken = [&](uint32_t h) { return uint32_t(min(guarantee, uint64_t(c.len(h)))); };
-    uint64_t left = budget;
-    for (uint32_t h = 0; h < c.n_heads; h++) left -= taken(h);
+    LAVA_SHARED(uint64_t, wide, LAVA_CUDA_SELECT_THREADS / 32);
+    LAVA_SHARED(uint32_t, equals, LAVA_CUDA_SELECT_THREADS);
+    uint64_t all_taken = 0;
+    for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) {
+        const uint32_t taken = uint32_t(min(guarantee, uint64_t(c.len(h))));
+        all_taken += taken;
+        if (c.block != 0) continue;
+        c.taken_key[h] = c.cut_key[h] = NOTHING;
+        c.taken_ties[h] = c.counts[h] = taken;
+        c.cut_ties[h] = 0;
+    }
+    const uint64_t left = budget - block_sum(all_taken, wide);
     uint32_t *const layer_key = c.control + 3, *const layer_ties = c.control + 4;
-    if (c.block == 0) {
-        for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) {
-            c.taken_key[h] = c.cut_key[h] = NOTHING;
-            c.taken_ties[h] = c.counts[h] = taken(h);
-            c.cut_ties[h] = 0;
-        }
-        if (threadIdx.x == 0) *layer_ties = uint32_t(left);
-    }
+    if (c.block == 0 && threadIdx.x == 0) *layer_ties = uint32_t(left);
     c.meet();
-    if (guarantee > 0) kth_largest(c, true, false, c.taken_key, c.taken_ties, [](uint32_t, uint32_t) { return true; });
-
-    // Free competition, of all entries or of those that the floor has not taken.
-    if (left > 0) {
-        const auto competes = [&](uint32_t h, uint32_t key) { return key <= c.taken_key[h]; };
-        kth_largest(c, false, true, layer_key, layer_ties, competes);
-        const uint32_t threshold = *layer_key;
-        c.for_tiles([&](uint32_t, uint32_t h, uint32_t first, uint32_t end) {
-            uint32_t above = 0, equal = 0;
-            for (uint32_t i = first + threadIdx.x; i < end; i += blockDim.x) {
-                const uint32_t key = c.key(h, i);
-                above += key > threshold && competes(h, key);
-                equal += key == threshold && competes(h, key);
-            }
-            above = block_sum(above, warps);
-            equal = block_sum(equal, warps);
-            if (threadIdx.x == 0) {
-                atomicAdd(&c.above[h], above);
-                atomicAdd(&c.equal[h], equal);
-            }
-        });
-        c.meet();
-        if (c.block == 0 && threadIdx.x == 0) {
-            // Ties go to the lower head.
-            uint32_t ties = *layer_ties;
-            for (uint32_t h = 0; h < c.n_heads; h++) {
-                const uint32_t above = c.above[h] - (c.taken_key[h] > threshold ? c.taken_ties[h] : 0);
-                const uint32_t equal = c.equal[h] - (c.taken_key[h] == threshold ? c.taken_ties[h] : 0);
-                const uint32_t won = min(equal, ties);
-                ties -= won;
-                c.counts[h] += above + won;
-                c.cut_key[h] = threshold;
-                c.cut_ties[h] = won;
-            }
+    if (guarantee > 0) kth_largest(c, true, c.taken_key, c.taken_ties);
+    if (left == 0) return;
+    kth_largest(c, false, layer_key, layer_ties);
+    const uint32_t threshold = *layer_key;
+    c.for_tiles([&](uint32_t, uint32_t h, const Head &head, uint32_t first, uint32_t end) {
+        const uint32_t highest = c.taken_key[h];
+        uint32_t above = 0, equal = 0;
+        for (uint32_t i = first + threadIdx.x; i < end; i += blockDim.x) {
+            const uint32_t key = c.key(head, i);
+            above += key > threshold && key <= highest;
+            equal += key == threshold && key <= highest;
         }
-    }
-    if (params.head_floor == 0) {
-        c.meet();
-        return;
-    }
-    if (c.block == 0) {
+        above = block_sum(above, warps);
+        equal = block_sum(equal, warps);
+        if (threadIdx.x == 0) {
+            atomicAdd(&c.above[h], above);
+            atomicAdd(&c.equal[h], equal);
+        }
+    });
+    c.meet();
+    if (c.block != 0) return;
+    // Ties go to the lower head.
+    uint32_t ties = *layer_ties;
+    for (uint32_t first = 0; first < c.n_heads; first += blockDim.x) {
+        const uint32_t h = first + threadIdx.x, n = min(c.n_heads - first, uint32_t(blockDim.x));
+        const bool is_head = threadIdx.x < n;
+        const uint32_t equal = is_head ? c.equal[h] - (c.taken_key[h] == threshold ? c.taken_ties[h] : 0) : 0;
+        equals[threadIdx.x] = equal;
         __syncthreads();
-        if (params.head_floor == 1) {
-            for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) c.counts[h] = max(c.counts[h], uint32_t(min(floor, uint64_t(UINT32_MAX))));
-        } else {
-            for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) {
-                c.free_counts[h] = c.counts[h];
-                shares[h] = OPEN;
-            }
-            __syncthreads();
+        uint32_t lower = 0, all = 0;
+        for (uint32_t t = 0; t < n; t++) {
+            if (t < threadIdx.x) lower += equals[t];
+            all += equals[t];
+        }
+        __syncthreads();
+        if (is_head) {
+            const uint32_t won = min(equal, ties - min(ties, lower));
+            c.counts[h] += c.above[h] - (c.taken_key[h] > threshold ? c.taken_ties[h] : 0) + won;
+            c.cut_key[h] = threshold;
+            c.cut_ties[h] = won;
+        }
+        ties -= min(ties, all);
+    }
+}
+
+/// What each head is sure of: the guaranteed floor's part of the budget, or head_min.
+__device__ inline uint64_t floor_of(const lava_cuda_select_params &params, uint64_t budget, uint32_t n_heads) {
+    const uint64_t guaranteed = params.head_floor == FLOOR_GUARANTEED ? guaranteed_floor(params.alpha_billionths, budget, n_heads) : 0;
+    return max(guaranteed, uint64_t(params.head_min));
+}
+
+/// How many entries each head keeps, and its cut. `budget` is at most their number and holds each head's `minimum`, the protected ones
+/// among them. Rounding::UP: the smallest set that holds every set that the same entries would give for `budget` or less.
+template <class Source> __device__ void choose(const Choice<Source> &c, uint64_t minimum, uint64_t budget, Rounding rounding) {
+    LAVA_SHARE_MEMORY(m, LAVA_CUDA_MAX_HEADS, LAVA_CUDA_SELECT_THREADS);
+    const lava_cuda_select_params &params = c.params;
+    const auto at_most = [&](uint64_t n, uint32_t h) { return uint32_t(min(n, uint64_t(c.len(h)))); };
+    const auto each = [&](auto f) {
+        for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) f(h);
+        __syncthreads();
+    };
+    if (params.head_weights != nullptr) {
+        if (c.block == 0) {
+            const auto least = [&](uint32_t h) -> uint64_t { return at_most(minimum, h); };
+            water_fill(c.n_heads, params.head_weights, [&](uint32_t h) -> uint64_t { return c.len(h); }, least, budget, rounding, m);
+            each([&](uint32_t h) { c.counts[h] = at_most(m.share[h], h); });
+        }
+    } else {
+        const uint64_t floor = floor_of(params, budget, c.n_heads);
+        compete(c, rounding == Rounding::EXACT ? floor : 0, budget);
+        if (floor == 0 && params.head_floor != FLOOR_AFFINE) {
+            c.meet();
+            return;
+        }
+        if (c.block == 0) each([&](uint32_t h) { c.counts[h] = max(c.counts[h], at_most(floor, h)); });
+        if (c.block == 0 && params.head_floor == FLOOR_AFFINE) {
+            const uint64_t alpha = params.alpha_billionths;
+            each([&](uint32_t h) { c.free_counts[h] = c.counts[h], m.share[h] = OPEN; });
             const auto numerator = [&](uint32_t h) { return u128(ALPHA_ONE - alpha) * c.free_counts[h] * c.n_heads + u128(alpha) * budget; };
-            round_shares(rounding, ALPHA_ONE * c.n_heads, budget, c.n_heads, numerator, shares, remainder, sums);
+            round_shares(rounding, ALPHA_ONE * c.n_heads, budget, c.n_heads, numerator, m.share, m.remainder, m.sums);
             __syncthreads();
-            for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) {
-                c.counts[h] = uint32_t(min(shares[h], uint64_t(UINT32_MAX)));
-                // The counts of a later, smaller budget start from free competition again.
-                if (rounding == Rounding::UP) c.counts[h] = max(c.counts[h], c.free_counts[h]);
-            }
-        }
-        __syncthreads();
-        for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) {
-            c.counts[h] = min(c.counts[h], c.len(h));
-            c.cut_key[h] = 0;
-            c.cut_ties[h] = c.counts[h];
+            // The counts of a later, smaller budget start from free competition again.
+            each([&](uint32_t h) { c.counts[h] = at_most(rounding == Rounding::UP ? max(m.share[h], uint64_t(c.free_counts[h])) : m.share[h], h); });
         }
     }
+    if (c.block == 0)
+        for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) c.cut_ties[h] = c.counts[h];
     c.meet();
-    kth_largest(c, true, false, c.cut_key, c.cut_ties, [](uint32_t, uint32_t) { return true; });
+    kth_largest(c, true, c.cut_key, c.cut_ties);
 }
 
-/// Rows of a head in the kept set: what `choose` decided, and its window.
-__device__ inline void write_counts(const Choice &c, uint32_t *cu_kept) {
+/// Rows of each head in the kept set: what `choose` decided, and its window. Their sums from 0, by one thread.
+__device__ inline void write_counts(const uint32_t *counts, uint32_t n_heads, uint32_t window_rows, uint32_t *cu_kept) {
     uint32_t sum = 0;
-    for (uint32_t h = 0; h <= c.n_heads; h++) {
+    for (uint32_t h = 0; h <= n_heads; h++) {
         cu_kept[h] = sum;
-        if (h < c.n_heads) sum += c.counts[h] + c.window_rows;
+        if (h < n_heads) sum += counts[h] + window_rows;
     }
 }
 
-/// Calls `emit(head, row, place)` for each kept row of each head, the window's behind the others; `place` is its row among the kept
+/// Calls `emit(h, head, row, place)` for each kept row of each head, the window's behind the others; `place` is its row among the kept
 /// ones. Leaves sums of scores in tile_mass. All blocks have met behind it.
-template <class Emit> __device__ void write_kept(const Choice &c, uint32_t *counter, Emit emit) {
+template <class Source, class Emit> __device__ void write_kept(const Choice<Source> &c, uint32_t *counter, Emit emit) {
     LAVA_SHARED(uint32_t, warps, LAVA_CUDA_SELECT_THREADS / 32);
     LAVA_SHARED(uint32_t, equal_of, LAVA_CUDA_SELECT_THREADS / 32);
     LAVA_SHARED(uint32_t, kept_of, LAVA_CUDA_SELECT_THREADS / 32);
     LAVA_SHARED(double, masses, LAVA_CUDA_SELECT_THREADS / 32);
-    c.for_tiles([&](uint32_t t, uint32_t h, uint32_t first, uint32_t end) {
+    c.for_tiles([&](uint32_t t, uint32_t h, const Head &head, uint32_t first, uint32_t end) {
         uint32_t above = 0, equal = 0;
         for (uint32_t i = first + threadIdx.x; i < end; i += blockDim.x) {
-            const uint32_t key = c.key(h, i);
+            const uint32_t key = c.key(head, i);
             above += key > c.cut_key[h];
             equal += key == c.cut_key[h];
         }
@@ -279,7 +333,7 @@ template <class Emit> __device__ void write_kept(const Choice &c, uint32_t *coun
         if (threadIdx.x == 0) c.tile[2 * t] = above, c.tile[2 * t + 1] = equal;
     });
     meet_blocks(counter, c.n_blocks);
-    c.for_tiles([&](uint32_t t, uint32_t h, uint32_t first, uint32_t end) {
+    c.for_tiles([&](uint32_t t, uint32_t h, const Head &head, uint32_t first, uint32_t end) {
         uint32_t above = 0, equal_before = 0;
         for (uint32_t before = h * c.tiles_per_head + threadIdx.x; before < t; before += blockDim.x)
             above += c.tile[2 * before], equal_before += c.tile[2 * before + 1];
@@ -290,7 +344,7 @@ template <class Emit> __device__ void write_kept(const Choice &c, uint32_t *coun
         double mass = 0.0, kept_mass = 0.0;
         for (uint32_t step = first; step < end; step += blockDim.x) {
             const uint32_t i = step + threadIdx.x, below = (1u << lane()) - 1;
-            const uint32_t key = i < end ? c.key(h, i) : 0;
+            const uint32_t key = i < end ? c.key(head, i) : 0;
             const bool is_equal = i < end && key == cut;
             const uint32_t equals = __ballot_sync(ALL, is_equal);
             if (lane() == 0) equal_of[warp()] = __popc(equals);
@@ -309,23 +363,25 @@ template <class Emit> __device__ void write_kept(const Choice &c, uint32_t *coun
                 if (w < warp()) own += kept_of[w];
                 place += kept_of[w];
             }
-            if (i < end) mass += double(c.scores[c.base(h) + i]);
+            if (i < end) mass += double(head.scores[i]);
             if (kept) {
-                kept_mass += double(c.scores[c.base(h) + i]);
-                emit(h, i, own);
+                kept_mass += double(head.scores[i]);
+                emit(h, head, i, own);
             }
         }
         mass = block_sum(mass, masses);
         kept_mass = block_sum(kept_mass, masses);
         if (threadIdx.x == 0) c.tile_mass[2 * t] = mass, c.tile_mass[2 * t + 1] = kept_mass;
     });
-    for (uint32_t h = c.block; h < c.n_heads; h += c.n_blocks)
-        for (uint32_t j = threadIdx.x; j < c.window_rows; j += blockDim.x) emit(h, c.len(h) + j, c.counts[h] + j);
+    for (uint32_t h = c.block; h < c.n_heads; h += c.n_blocks) {
+        const Head head = c.head(h);
+        for (uint32_t j = threadIdx.x; j < c.window_rows; j += blockDim.x) emit(h, head, head.len + j, c.counts[h] + j);
+    }
     meet_blocks(counter, c.n_blocks);
 }
 
 /// Sum over the tiles in order: of all scores (0) or of the kept ones (1).
-__device__ inline double mass_of_tiles(const Choice &c, int which) {
+template <class Source> __device__ double mass_of_tiles(const Choice<Source> &c, int which) {
     double mass = 0.0;
     for (uint32_t t = 0; t < c.n_heads * c.tiles_per_head; t++) mass += c.tile_mass[2 * t + which];
     return mass;
@@ -335,6 +391,12 @@ __device__ inline double evicted_share(bool everything_kept, double mass, double
     if (everything_kept || !(mass > 0.0)) return 0.0;
     const double share = 1.0 - kept_mass / mass;
     return share < 0.0 ? 0.0 : share > 1.0 ? 1.0 : share;
+}
+
+/// Nobody has been met, and nothing found: an item's control words, before any of its blocks begin.
+__device__ inline void clear_control(unsigned char *workspace, uint32_t item) {
+    uint32_t *const control = reinterpret_cast<uint32_t *>(workspace + uint64_t(item) * LAVA_CUDA_CONTROL_BYTES);
+    if (threadIdx.x < LAVA_CUDA_CONTROL_BYTES / 4) control[threadIdx.x] = 0;
 }
 
 } // namespace lava

@@ -12,8 +12,8 @@ __device__ inline const uint32_t *rows_of(const lava_cuda_compact_item &item) {
     return item.rows + (item.rows_offset == nullptr ? 0 : *item.rows_offset);
 }
 
-template <class T> __device__ bool both_in_sixteens(const lava_cuda_compact_item &item) {
-    return in_sixteens<T>(item.src, item.dim) && in_sixteens<T>(item.dst, item.dim);
+__device__ inline bool both_in_sixteens(const lava_cuda_compact_item &item) {
+    return lava_rows_are_aligned(&item.src, item.dim) && lava_rows_are_aligned(&item.dst, item.dim);
 }
 
 template <class T, class Piece>
@@ -32,8 +32,8 @@ __device__ void move_pieces(const lava_cuda_compact_item &item, uint32_t head) {
 }
 
 template <class T> __device__ void compact(const lava_cuda_compact_args &a) {
-    const lava_cuda_compact_item &item = a.item[blockIdx.z];
-    if (both_in_sixteens<T>(item)) move_pieces<T, uint4>(item, blockIdx.y);
+    const lava_cuda_compact_item &item = LAVA_ITEM(a, blockIdx.z);
+    if (both_in_sixteens(item)) move_pieces<T, uint4>(item, blockIdx.y);
     else move_pieces<T, T>(item, blockIdx.y);
 }
 
@@ -67,9 +67,9 @@ __device__ void move_within(const lava_cuda_compact_item &item, uint32_t first_h
 }
 
 template <class T> __device__ void compact_within(const lava_cuda_compact_args &a) {
-    const lava_cuda_compact_item &item = a.item[blockIdx.z];
+    const lava_cuda_compact_item &item = LAVA_ITEM(a, blockIdx.z);
     const uint32_t first = a.per_head ? blockIdx.y : 0, end = a.per_head ? first + 1 : a.n_kv_heads;
-    if (both_in_sixteens<T>(item)) move_within<T, uint4>(item, first, end);
+    if (both_in_sixteens(item)) move_within<T, uint4>(item, first, end);
     else move_within<T, T>(item, first, end);
 }
 

@@ -4,16 +4,15 @@ CU      := cuda
 CU_HOME := target/cuda
 CU_KIT  := target/cuda-toolkit/nvidia/cu13
 NVCC    ?= $(CU_KIT)/bin/nvcc
-CU_NAMES := score entropy budgets select cascade compact attend
+CU_NAMES := $(basename $(notdir $(wildcard $(CU)/*.cu)))
 CU_ARCHS := sm_80 sm_86 sm_89 sm_90a sm_100
 CU_CUBINS := $(foreach arch,$(CU_ARCHS),$(foreach name,$(CU_NAMES),$(CU_HOME)/$(name).$(arch).cubin))
 CU_PTX   := $(foreach name,$(CU_NAMES),$(CU_HOME)/$(name).ptx)
 CU_SOURCES := $(wildcard $(CU)/*.cu $(CU)/*.cuh $(CU)/*.h)
-CU_TESTS := emu shares select cache score
+CU_TESTS := emu wrappers shares select global compact score attend
 
-# No fused operations where the CPU's bits are the goal. The others' f32 sums may use them.
-CU_FLAGS := -std=c++17 -O3
-$(CU_HOME)/entropy.% $(CU_HOME)/cascade.% $(CU_HOME)/budgets.% $(CU_HOME)/select.%: CU_FLAGS += -fmad=false
+# A source may ask for options of its own, behind "// nvcc:" (build.rs looks there too).
+CU_FLAGS = -std=c++17 -O3 $(shell sed -n 's|^// nvcc: ||p' $(CU)/$(1).cu)
 
 .PHONY: cuda cuda-resources cuda-test cuda-tsan cuda-asan cuda-break
 
@@ -33,13 +32,14 @@ $(CU_KIT)/.fetched: $(CU)/requirements.txt
 $(CU_HOME)/%.cubin: $(CU_SOURCES) $(CU_KIT)/.fetched
 	@mkdir -p $(CU_HOME)
 	@echo "nvcc $*"
-	@$(NVCC) $(CU_FLAGS) -arch=$(lastword $(subst ., ,$*)) -cubin -Xptxas -v $(CU)/$(firstword $(subst ., ,$*)).cu -o $@ \
+	@$(NVCC) $(call CU_FLAGS,$(firstword $(subst ., ,$*))) -arch=$(lastword $(subst ., ,$*)) -cubin -Xptxas -v \
+		$(CU)/$(firstword $(subst ., ,$*)).cu -o $@ \
 		>$(CU_HOME)/$*.log 2>&1 || { cat $(CU_HOME)/$*.log; exit 1; }
 
 $(CU_HOME)/%.ptx: $(CU_SOURCES) $(CU_KIT)/.fetched
 	@mkdir -p $(CU_HOME)
 	@echo "nvcc $*.ptx"
-	@$(NVCC) $(CU_FLAGS) -arch=compute_80 -ptx $(CU)/$*.cu -o $@
+	@$(NVCC) $(call CU_FLAGS,$*) -arch=compute_80 -ptx $(CU)/$*.cu -o $@
 
 $(CU_HOME)/%.fatbin: $(foreach arch,$(CU_ARCHS),$(CU_HOME)/%.$(arch).cubin) $(CU_HOME)/%.ptx
 	@$(CU_KIT)/bin/fatbinary --create=$@ $(foreach arch,$(CU_ARCHS),--image3=kind=elf,sm=$(arch:sm_%=%),file=$(CU_HOME)/$*.$(arch).cubin) \
@@ -76,6 +76,71 @@ $(CU_HOME)/asan-%: $(CU)/tests/%.cpp $(CU_TEST_NEEDS)
 	@mkdir -p $(CU_HOME)
 	@$(CU_EMU) -DEMU_ASAN -c $(CU)/emu/emu.cpp -o $@.emu.o
 	@$(CU_CXX) -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -DLAVA_EMU -I $(CU) $< $@.emu.o $(LIB) $(LIBS) -o $@
+
+# The path from C through liblava and the driver to the kernels, with no GPU: libcuda is tests/fake_driver.cpp, over the emulation. On a
+# machine with a GPU `make cuda-path` runs the same program against the real one. One architecture: the fake driver does not look into
+# the images, so what `make cuda-path` needs is what it should be.
+CU_TEST_ARCHS ?= 90a
+CU_DRIVER := $(CU_CXX) -O1 -fPIC -DLAVA_EMU -I $(CU)
+.PHONY: cuda-host-test cuda-path cuda-lib cuda-lib-plain
+cuda-lib: $(CU_KIT)/.fetched
+	@echo "building liblava with CUDA for sm_$(CU_TEST_ARCHS) (a minute, the first time)"
+	@LAVA_REQUIRE_CUDA=1 LAVA_CUDA_ARCHS=$(CU_TEST_ARCHS) $(CARGO) rustc --quiet --lib --profile capi --features cuda \
+		--crate-type staticlib --target-dir target/cuda-lib
+# As where there is no nvcc.
+cuda-lib-plain:
+	@NVCC= $(CARGO) rustc --quiet --lib --features cuda --crate-type staticlib --target-dir target/cuda-lib-plain
+
+# Each .cu by itself, as nvcc compiles it, so that two may have helpers of one name: each has a namespace of its own here.
+$(CU_HOME)/fake/%.o: $(CU)/%.cu $(CU_SOURCES) $(CU)/emu/emu.h $(CU_KIT)/.fetched
+	@mkdir -p $(@D)
+	@$(CU_DRIVER) -Dlava=lava_in_$* -x c++ -c $< -o $@
+$(CU_HOME)/fake/libcuda.so.1: $(CU)/tests/fake_driver.cpp $(CU)/emu/emu.cpp $(foreach name,$(CU_NAMES),$(CU_HOME)/fake/$(name).o)
+	@mkdir -p $(@D)
+	@$(CU_EMU) -fPIC -c $(CU)/emu/emu.cpp -o $(@D)/emu.o
+	@$(CU_DRIVER) -shared -Wl,-Bsymbolic -Wl,-soname,libcuda.so.1 $< $(@D)/*.o -ldl -o $@
+# A driver that is too old: it has nothing but cuInit.
+$(CU_HOME)/old/libcuda.so.1: $(CU)/tests/old_driver.c
+	@mkdir -p $(@D)
+	@$(CC) -shared -fPIC -Wl,-soname,libcuda.so.1 $< -o $@
+CU_PATH := $(wildcard $(CU)/tests/path*.c)
+$(CU_HOME)/path: $(CU_PATH) $(CU)/tests/path.h include/lava.h include/lava_cuda.h cuda-lib
+	@$(CC) $(CFLAGS) -I include -I $(CU) $(CU_PATH) target/cuda-lib/capi/liblava.a $(LIBS) -o $@
+$(CU_HOME)/path_plain: $(CU_PATH) $(CU)/tests/path.h include/lava.h include/lava_cuda.h cuda-lib-plain
+	@mkdir -p $(CU_HOME)
+	@$(CC) $(CFLAGS) -I include -I $(CU) $(CU_PATH) target/cuda-lib-plain/debug/liblava.a $(LIBS) -o $@
+
+cuda-host-test: $(CU_HOME)/path_plain $(CU_HOME)/path $(CU_HOME)/fake/libcuda.so.1 $(CU_HOME)/old/libcuda.so.1
+	LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path
+	@# A GPU of compute capability 8.6 has less shared memory.
+	FAKE_SHARED=101376 LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path
+	@# And one that does not let blocks wait for each other.
+	FAKE_ALONE=1 LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path
+	LD_LIBRARY_PATH=$(CU_HOME)/old $(CU_HOME)/path init LAVA_ERR_DRIVER cuCtxGetCurrent
+	FAKE_FAIL=init LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path init LAVA_ERR_DRIVER CUDA_ERROR_NO_DEVICE
+	LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path_plain init LAVA_ERR_UNSUPPORTED "built without nvcc"
+	@# No libcuda at all can only be seen where there is none.
+	@ldconfig -p | grep -q libcuda.so || { set -x; $(CU_HOME)/path init LAVA_ERR_DRIVER libcuda; }
+cuda-path: $(CU_HOME)/path
+	$(CU_HOME)/path
+
+# What cuda/gpu.sh runs on a machine with a GPU and without Rust: the library with CUDA for all architectures, the path, and the kernels'
+# tests, which compare with the CPU library. To be carried there with the source: target/cuda-gpu.
+CU_GPU := target/cuda-gpu
+CU_GPU_TESTS := $(filter-out emu,$(CU_TESTS))
+.PHONY: cuda-gpu
+cuda-gpu: $(CU_KIT)/.fetched $(foreach test,$(CU_GPU_TESTS),$(CU_GPU)/$(test))
+	@echo "building liblava with CUDA for all architectures (minutes, the first time)"
+	@LAVA_REQUIRE_CUDA=1 $(CARGO) rustc --quiet --lib --profile capi --features cuda --crate-type staticlib,cdylib --target-dir target/cuda-all
+	@cp target/cuda-all/capi/liblava.so $(CU_GPU)/
+	@$(CC) $(CFLAGS) -I include -I $(CU) $(CU_PATH) target/cuda-all/capi/liblava.a $(LIBS) -o $(CU_GPU)/path
+	@du -sh $(CU_GPU)
+# The order of rounding is the sources' own choice, so a test is compiled as what it tests is.
+$(CU_GPU)/%: $(CU)/tests/%.cpp $(CU_TEST_NEEDS)
+	@mkdir -p $(CU_GPU)
+	@echo "nvcc $*"
+	@$(NVCC) -std=c++17 -O3 $(if $(filter shares select,$*),-fmad=false) -gencode arch=compute_80,code=[sm_80,compute_80] \
+		-gencode arch=compute_90a,code=sm_90a -L $(CU_KIT)/lib -x cu $< -o $@ -Xlinker $(LIB) -lm -lpthread -ldl
 
 # What the tests are worth: removes barriers and turns rules around, one at a time, and wants a test to say so.
 cuda-break: lib $(CU_KIT)/.fetched

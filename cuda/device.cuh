@@ -27,29 +27,17 @@ __device__ inline bool is_finite(float x) { return (__float_as_uint(x) & 0x7f800
 __device__ inline float widen(float x) { return x; }
 __device__ inline float widen(__half x) { return __half2float(x); }
 __device__ inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-template <class T> __device__ inline T zero();
-template <> __device__ inline float zero<float>() { return 0.0f; }
-template <> __device__ inline __half zero<__half>() { return __half(__half_raw{0}); }
-template <> __device__ inline __nv_bfloat16 zero<__nv_bfloat16>() { return __nv_bfloat16(__nv_bfloat16_raw{0}); }
-
 /// First element of a row.
-template <class T> __device__ inline T *row_of(const lava_cuda_tensor &t, uint32_t head, uint64_t row) {
+template <class T> __device__ inline T *row_of(const lava_device_tensor &t, uint32_t head, uint64_t row) {
     const int64_t first = t.row_start == nullptr ? 0 : t.row_start[head];
     return static_cast<T *>(t.data) + (first + int64_t(row)) * t.stride_token + int64_t(head) * t.stride_head;
 }
 
-/// Whether rows of `dim` elements can be read 16 bytes at a time.
-template <class T> __device__ inline bool in_sixteens(const lava_cuda_tensor &t, uint32_t dim) {
-    constexpr int PER = 16 / sizeof(T);
-    return t.stride_dim == 1 && dim % PER == 0 && t.stride_token % PER == 0 && t.stride_head % PER == 0 &&
-           reinterpret_cast<uintptr_t>(t.data) % 16 == 0;
+__device__ inline void report(uint64_t *status, uint32_t layer, uint32_t sequence, uint32_t head, uint32_t what) {
+    atomicMin(reinterpret_cast<unsigned long long *>(status), (unsigned long long) lava_fault(what, layer, sequence, head));
 }
 
-__device__ inline void report(uint64_t *status, uint32_t layer, uint32_t seq, uint32_t head, uint32_t what) {
-    atomicMin(reinterpret_cast<unsigned long long *>(status), (unsigned long long) LAVA_CUDA_STATUS(layer, seq, head, what));
-}
-
-/// 2^x, 0 for −∞; relative error below 2^-22.
+/// 2^x: 2 ulp, and 0 below 2^-126 (to keep those would cost three instructions).
 __device__ inline float exp2_fast(float x) {
 #ifdef __CUDA_ARCH__
     float y;
@@ -80,6 +68,15 @@ template <class T> __device__ inline T block_sum(T x, T *memory) {
     return sum;
 }
 
+/// 16 bytes of global memory that are read once.
+__device__ inline uint4 load_streaming(const uint4 *from) {
+#ifdef __CUDA_ARCH__
+    return __ldcs(from);
+#else
+    return *from;
+#endif
+}
+
 // ---- Asynchronous copies -----------------------------------------------------------------------------------------------
 
 /// Starts a copy of 16 bytes, both sides aligned to 16.
@@ -88,6 +85,7 @@ __device__ inline void copy_async(void *to, const void *from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(uint32_t(__cvta_generic_to_shared(to))), "l"(from) : "memory");
 #elif defined(LAVA_EMU)
     emu::Copies &copies = emu::copies();
+    if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16) emu::fail("a copy of 16 bytes is not aligned");
     if (copies.n == emu::Copies::MOST) emu::fail("more asynchronous copies than the emulation holds");
     copies.queue[copies.n++] = {to, from};
 #endif
@@ -123,6 +121,15 @@ template <int LEFT> __device__ inline void copy_wait() {
 
 // ---- Tensor cores ------------------------------------------------------------------------------------------------------
 
+#ifdef LAVA_EMU
+__device__ inline void emulated_matrices(uint32_t (&to)[4], const void *row, const char *what, emu::Meeting meeting) {
+    emu::Payload mine = {};
+    for (int i = 0; i < 4; i++) mine.word[i] = static_cast<const uint32_t *>(row)[i];
+    const emu::Payload taken = emu::meet(ALL, what, meeting, mine);
+    for (int i = 0; i < 4; i++) to[i] = taken.word[i];
+}
+#endif
+
 /// Four matrices of 8 × 8 16-bit elements from shared memory; lane 8 m + r brings row r of matrix m. Lane l gets elements
 /// 2 (l mod 4) and the next of row l / 4 of each.
 __device__ inline void load_matrices(uint32_t (&to)[4], const void *row) {
@@ -132,10 +139,19 @@ __device__ inline void load_matrices(uint32_t (&to)[4], const void *row) {
                  : "r"(uint32_t(__cvta_generic_to_shared(row)))
                  : "memory");
 #elif defined(LAVA_EMU)
-    emu::Payload mine = {};
-    for (int i = 0; i < 4; i++) mine.word[i] = static_cast<const uint32_t *>(row)[i];
-    const emu::Payload taken = emu::meet(ALL, "ldmatrix", emu::load_matrix, mine);
-    for (int i = 0; i < 4; i++) to[i] = taken.word[i];
+    emulated_matrices(to, row, "ldmatrix", emu::load_matrix);
+#endif
+}
+
+/// The same, each matrix transposed on the way.
+__device__ inline void load_matrices_transposed(uint32_t (&to)[4], const void *row) {
+#ifdef __CUDA_ARCH__
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(uint32_t(__cvta_generic_to_shared(row)))
+                 : "memory");
+#elif defined(LAVA_EMU)
+    emulated_matrices(to, row, "ldmatrix.trans", emu::load_matrix_transposed);
 #endif
 }
 

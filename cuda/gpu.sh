@@ -1,35 +1,40 @@
 #!/usr/bin/env bash
-# On a machine with a GPU: the kernels' tests on it, and how long scoring takes. Needs nvcc (NVCC, PATH, or what `make cuda` fetched)
-# and target/capi/capi/liblava.a, which `make lib` makes on any machine with Rust; nothing is fetched.
+# On a machine with a GPU, where neither Rust nor a network is needed: the kernels' tests, the whole path from C, every stage against
+# float64, and how long the stages take, beside PyTorch. Runs what `make cuda-gpu` has put into target/cuda-gpu on another machine.
 #
-#     cuda/gpu.sh [architecture]        default: native
+#     cuda/gpu.sh                 everything; the table is also kept in target/cuda-gpu/record.txt
+#     cuda/gpu.sh --quick         no compute-sanitizer, no times
+#
+# PYTHON names a Python that has PyTorch (python3).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-kit=target/cuda-toolkit/nvidia/cu13
-nvcc=${NVCC:-$(command -v nvcc || echo "$kit/bin/nvcc")}
-arch=${1:-native}
-out=target/cuda/gpu
-[ -x "$nvcc" ] || { echo "no nvcc: set NVCC, or run make cuda where there is a network"; exit 1; }
-[ -f target/capi/capi/liblava.a ] || { echo "no target/capi/capi/liblava.a: run make lib where there is Rust, and bring it"; exit 1; }
-mkdir -p "$out"
+built=target/cuda-gpu
+quick=${1:-}
+python=${PYTHON:-python3}
+[ -f $built/liblava.so ] || { echo "no $built/liblava.so: run make cuda-gpu where there is Rust, and bring $built"; exit 1; }
 
-for name in shares select cache score bench; do
-    echo "building $name"
-    # The entropy's bits are the CPU's only without fused operations; the other tests hold with and without.
-    "$nvcc" -std=c++17 -O3 -fmad=$([ "$name" = shares ] || [ "$name" = select ] && echo false || echo true) -arch="$arch" \
-        -L "$kit/lib" -x cu "cuda/tests/$name.cpp" -o "$out/$name" -Xlinker target/capi/capi/liblava.a -lm -lpthread -ldl
-done
-[ "${LAVA_BUILD_ONLY:-0}" = 1 ] && exit 0
-for name in shares select cache score; do "$out/$name"; done
-if command -v compute-sanitizer >/dev/null; then
-    for tool in memcheck racecheck synccheck; do
-        for name in shares select cache; do
-            echo "compute-sanitizer $tool $name"
-            compute-sanitizer --tool "$tool" --error-exitcode 1 "$out/$name"
+tests=(wrappers shares select compact score attend)
+for name in "${tests[@]}"; do $built/$name; done
+$built/path
+
+if [ -n "$quick" ]; then
+    :
+elif command -v compute-sanitizer >/dev/null; then
+    for tool in memcheck racecheck; do
+        for name in "${tests[@]}"; do
+            printf '%-10s %-10s ' $tool "$name"
+            LAVA_QUICK=1 compute-sanitizer --tool $tool --error-exitcode 1 $built/$name >$built/sanitizer.log 2>&1 ||
+                { cat $built/sanitizer.log; exit 1; }
+            grep 'SUMMARY' $built/sanitizer.log
         done
     done
 else
     echo "no compute-sanitizer: left out"
 fi
-"$out/bench"
+
+"$python" -c 'import torch' 2>/dev/null || { echo "no PyTorch: float64 and times are left out; PYTHON names a Python that has it"; exit 1; }
+{
+    nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,clocks.max.memory --format=csv,noheader 2>/dev/null || true
+    "$python" cuda/gpu.py $built/liblava.so ${quick:+--check}
+} | tee $built/record.txt

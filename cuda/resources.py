@@ -52,10 +52,10 @@ def main(mode, root, *cubins):
     rows, faults = [], []
     for cubin in map(pathlib.Path, cubins):
         rows += read_log(cubin.with_suffix(".log"))
-        if not cubin.name.startswith("score."):
+        if not cubin.name.startswith(("score.", "attend.")):
             continue
         for kernel, n in tensor_cores(f"{root}/bin", cubin).items():
-            wants = re.match(r"lava_score_(rows|columns)_b?f16_", kernel) is not None
+            wants = re.search(r"_b?f16_", kernel) is not None
             if wants != (n > 0):
                 faults.append(f"{kernel} in {cubin.name}: {n} tensor-core instructions")
     rows.sort(key=lambda row: (row[0], row[1]))

@@ -1,516 +1,735 @@
-// Stages 1 to 5: queries of the window, keys and values → one f32 score per prefix entry.
+// LAVa's score of one layer, sequence by sequence and KV head by KV head: attention of the window, summed for each key, pooled,
+// reduced over the group, times the value norm.
 //
-//     rows      for each query row r and part of the keys: max and Σ 2^(x − max) of x = scale · log2(e) · q_r·k_i
-//     lse       lse[r] = log2 Σ 2^x, over the parts in order; or the caller's
-//     columns   raw[i] = max or Σ over the group of Σ_j 2^(x − lse[r(h, j)])
-//     pool      S[i] = vmax · pool(raw)[i] / window
+//     score_stats      for each range of keys and query row: maximum and sum of the exponentials
+//     score_lse        their merge in the order of the ranges, or the caller's log-sum-exp; resets the value maxima
+//     score_columns    for each key: the sum over the window of exp2(logit - lse), reduced over the group; value norms
+//     score_pool       pooling along the tokens, factors, scores
+//     score_smooth     each head's mean score, times the smoothing, is added
 //
-// K goes by twice (once if the log-sum-exp is given), V once; Q's rows stay on chip.
+// A block takes one range of keys of one KV head; its warps hold all of the head's query rows in registers, in rounds if there are too
+// many, and tiles of 64 keys stream through shared memory. Keys cross the memory bus at most twice: the second pass goes backwards
+// through the blocks, so that it begins with what the first one left in the L2 cache. The values are read by every other
+// block of the second pass, whose own work is arithmetic more than memory.
 //
-// A warp works by itself: it streams slices of 8 to 32 keys through two buffers of its own, takes a slice into registers as
-// the right side of the tensor cores' product, and goes through all query rows with it. So keys are read from shared memory once,
-// no warp waits for another, and a column's sum over a head's rows stays in registers. Rows are laid out head by head, each head
-// filled up to 16 rows with zeros whose log-sum-exp is +∞: nothing they look at gets any attention.
-//
-// f32 has no tensor cores that keep f32: there each thread computes the same four products from shared memory.
-#include <cstring>
-
-#include "device.cuh"
+// Every sum has an order that does not depend on the schedule.
+#include "attention.cuh"
 
 namespace lava {
 
-/// Sizes that every kernel of this file derives from the arguments.
-struct Rows {
-    uint32_t group, per_head, all, prefix, span;
-    __device__ Rows(const lava_cuda_score_args &a, uint32_t n_tokens)
-        : group(a.n_q_heads / a.n_kv_heads), per_head(lava_cuda_score_head_rows(&a)), all(lava_cuda_score_rows(&a)),
-          prefix(lava_cuda_score_prefix(n_tokens, a.window)), span(lava_cuda_score_span(n_tokens)) {}
-};
+constexpr uint32_t KEYS = LAVA_SCORE_KEYS, ROWS = LAVA_SCORE_ROWS;
 
-/// The workspace's part of a sequence's KV head.
-struct Memory {
-    float2 *partial;  // [LAVA_CUDA_MAX_SPLITS, rows]: maximum, sum
-    float *lse;       // [rows]
-    float *value_max; // [LAVA_CUDA_MAX_SPLITS]
-    float *raw;       // [1 or group, max_prefix]
-    float *open;      // [max_prefix]
-    __device__ Memory(const lava_cuda_score_args &a, uint32_t seq, uint32_t head) {
-        const lava_cuda_score_layout l = lava_cuda_score_place(&a);
-        const uint64_t at = uint64_t(seq) * a.n_kv_heads + head, rows = lava_cuda_score_rows(&a);
-        const uint64_t raw_rows = lava_cuda_score_reduce_first(&a) ? 1 : a.n_q_heads / a.n_kv_heads;
-        partial = reinterpret_cast<float2 *>(a.workspace + l.partial) + at * LAVA_CUDA_MAX_SPLITS * rows;
-        lse = reinterpret_cast<float *>(a.workspace + l.lse) + at * rows;
-        value_max = reinterpret_cast<float *>(a.workspace + l.value_max) + at * LAVA_CUDA_MAX_SPLITS;
-        raw = reinterpret_cast<float *>(a.workspace + l.raw) + at * raw_rows * a.max_prefix;
-        open = reinterpret_cast<float *>(a.workspace + l.open) + at * a.max_prefix;
+// As LAVA_ATTENTION_, LAVA_GROUP_, LAVA_POOL_, LAVA_VALUE_ and LAVA_VALUES_ of lava.h.
+constexpr int32_t SQUARED = 1, MEAN_VARIANCE = 2, EXPONENTIAL = 3, RECENCY = 4;
+constexpr int32_t GROUP_MAX = 0, GROUP_MEAN = 1, POOL_MAX = 0, POOL_AVG = 1;
+constexpr int32_t VALUE_HEAD_MAX = 0, VALUE_TOKEN = 2, VALUES_ALL = 1;
+
+/// A sequence and one of its KV heads.
+struct Head {
+    const lava_score_args &args;
+    const lava_score_sequence &sequence;
+    uint32_t index, head;
+
+    __device__ Head(const lava_score_args &args, uint32_t index, uint32_t head)
+        : args(args), sequence(LAVA_ITEM(args, index)), index(index), head(head) {}
+
+    __device__ uint32_t n_tokens() const { return sequence.n_tokens; }
+    __device__ uint32_t prefix() const { return n_tokens() > args.window ? n_tokens() - args.window : 0; }
+    __device__ uint32_t group() const { return args.n_q_heads / args.n_kv_heads; }
+    /// Of all heads of all sequences, this one.
+    __device__ uint64_t flat() const { return uint64_t(index) * args.n_kv_heads + head; }
+    __device__ uint32_t padded() const { return (args.window + ROWS - 1) / ROWS * ROWS; }
+    __device__ uint32_t row_tiles() const { return group() * padded() / ROWS; }
+    __device__ void fault(uint32_t what) const { report(args.status, args.layer, index, head, what); }
+    __device__ float *columns(uint32_t row) const {
+        const uint64_t rows = lava_score_reduces_first(&args) ? 1 : group();
+        return args.columns + (flat() * rows + row) * lava_score_max_prefix(&args);
+    }
+
+    /// Whether all rows see all keys of a tile.
+    __device__ bool all_see(uint32_t first_key) const {
+        const bool behind = uint64_t(first_key) + KEYS <= uint64_t(prefix()) + 1;
+        return behind && (args.sliding_window == 0 || uint64_t(first_key) + args.sliding_window >= n_tokens());
+    }
+    /// Whether row `j` of a window sees a key.
+    __device__ bool sees(uint32_t j, uint32_t key) const {
+        const uint64_t position = uint64_t(prefix()) + j;
+        return j < args.window && key <= position &&
+               (args.sliding_window == 0 || uint64_t(key) + args.sliding_window > position);
     }
 };
 
-/// Copies rows of `dim` elements into shared memory by `n_threads` threads, zeros behind them and for rows without a source.
-/// `source(i)` is row i's first element or NULL. The caller waits for the copies.
-template <class T, class Source>
-__device__ inline void load_rows(T *to, uint32_t stride, uint32_t n, uint32_t dim, uint32_t padded, bool sixteens, int64_t stride_dim,
-                                 uint32_t thread, uint32_t n_threads, Source source) {
-    constexpr uint32_t PER = 16 / sizeof(T);
-    if (sixteens) {
-        const uint32_t parts = padded / PER;
-        for (uint32_t at = thread; at < n * parts; at += n_threads) {
-            const uint32_t i = at / parts, c = at % parts * PER;
-            const T *from = source(i);
-            if (from != nullptr && c < dim) copy_async(to + i * stride + c, from + c);
-            else *reinterpret_cast<uint4 *>(to + i * stride + c) = make_uint4(0, 0, 0, 0);
-        }
-    } else {
-        for (uint32_t at = thread; at < n * padded; at += n_threads) {
-            const uint32_t i = at / padded, c = at % padded;
-            const T *from = source(i);
-            to[i * stride + c] = from != nullptr && c < dim ? from[int64_t(c) * stride_dim] : zero<T>();
-        }
+/// A head and a range of its keys.
+struct Range : Head {
+    uint32_t number, first, end;
+
+    __device__ Range(const Head &head, uint32_t number, uint32_t n_keys) : Head(head), number(number) {
+        const uint32_t keys = lava_score_keys(&args, n_tokens()), before = n_keys / keys;
+        first = number <= before ? number * keys : n_keys;
+        end = number < before ? first + keys : n_keys;
     }
+    __device__ uint32_t tiles() const { return (end - first + KEYS - 1) / KEYS; }
+};
+
+/// Which rows of a tile of 16 are this thread's: this one and, with half = 1, the eighth behind it.
+__device__ inline uint32_t own_row(uint32_t half) { return threadIdx.x % 32 / 4 + 8 * half; }
+
+/// Row tiles that a warp holds in registers.
+template <int D> constexpr int HELD = D > 128 ? 1 : 2;
+
+/// The queries of `M` row tiles, as the tensor cores take them. Rows that fill a window up are zero.
+template <class T, int D, int M>
+__device__ void load_queries(uint32_t (&q)[M][D / 16][4], const Range &range, uint32_t row_tile) {
+    const uint32_t padded = range.padded(), pair = threadIdx.x % 4 * 2;
+    const lava_device_tensor &from = range.sequence.q;
+    // One load for two elements, where they lie so.
+    const bool pairs = from.stride_dim == 1 && from.stride_token % 2 == 0 && from.stride_head % 2 == 0 &&
+                       reinterpret_cast<uintptr_t>(from.data) % 4 == 0;
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const uint32_t row = (row_tile + m) * ROWS + own_row(half), j = row % padded;
+            const bool real = row < range.row_tiles() * ROWS && j < range.args.window;
+            const uint32_t head = range.head * range.group() + (real ? row / padded : 0);
+            const T *const at = row_of<const T>(from, head, real ? j : 0);
+#pragma unroll
+            for (int step = 0; step < D / 16; step++)
+#pragma unroll
+                for (int upper = 0; upper < 2; upper++) {
+                    const uint32_t c = 16 * step + 8 * upper + pair;
+                    uint32_t two = 0;
+                    if (real && pairs)
+                        two = *reinterpret_cast<const uint32_t *>(at + c);
+                    else if (real)
+                        two = element_pair(from, head, j, c);
+                    q[m][step][half + 2 * upper] = two;
+                }
+        }
 }
 
-/// A slice of keys as the right side of a product. D: head_dim_k, or 0 where it is not known before.
-template <class T, int D, int TILES> struct Slice {
-    static constexpr int STEPS = D / 16 > 0 ? D / 16 : 1;
-    uint32_t b[TILES][STEPS][2];
-    const T *keys;
-
-    /// Where a lane's row of keys begins: tiles t and t + 1, dims 0 to 7 and 8 to 15.
-    __device__ static uint32_t at(uint32_t stride) {
-        const uint32_t m = lane() / 8;
-        return (m / 2 * 8 + lane() % 8) * stride + m % 2 * 8;
-    }
-    __device__ void load(const T *from, uint32_t stride) {
-        keys = from;
-        for (int t = 0; t < TILES && D != 0; t += 2)
-            for (int s = 0; s < STEPS; s++) {
-                uint32_t m[4];
-                load_matrices(m, from + t * 8 * stride + at(stride) + s * 16);
-                b[t][s][0] = m[0], b[t][s][1] = m[1], b[t + 1][s][0] = m[2], b[t + 1][s][1] = m[3];
-            }
-    }
-    /// acc[t][0, 1]: row lane / 4 of `rows`, keys 8 t + 2 (lane mod 4) and the next; acc[t][2, 3]: row + 8.
-    __device__ void multiply(float (&acc)[TILES][4], const T *rows, uint32_t stride, uint32_t padded) const {
-        const T *row = rows + (lane() % 16) * stride + lane() / 16 * 8;
-        for (int t = 0; t < TILES; t++)
-            for (int i = 0; i < 4; i++) acc[t][i] = 0.0f;
-        if (D != 0) {
+/// Dot products become exponents of two, UNSEEN where a row does not look.
+template <int M>
+__device__ void to_exponents(float (&x)[M][2][4], const Range &range, const Logits &logits, uint32_t row_tile, uint32_t key,
+                             bool all_see) {
+    const uint32_t padded = range.padded(), own_key = key + threadIdx.x % 4 * 2;
 #pragma unroll
-            for (int s = 0; s < STEPS; s++) {
-                uint32_t q[4];
-                load_matrices(q, row + s * 16);
+    for (int m = 0; m < M; m++)
 #pragma unroll
-                for (int t = 0; t < TILES; t++) lava::multiply(T(), acc[t], q, b[t][s][0], b[t][s][1]);
-            }
-        } else {
-            for (uint32_t c = 0; c < padded; c += 16) {
-                uint32_t q[4];
-                load_matrices(q, row + c);
+        for (int n = 0; n < 2; n++) logits.apply(x[m][n]);
+    if (all_see) return;
 #pragma unroll
-                for (int t = 0; t < TILES; t += 2) {
-                    uint32_t m[4];
-                    load_matrices(m, keys + t * 8 * stride + at(stride) + c);
-                    lava::multiply(T(), acc[t], q, m[0], m[1]);
-                    lava::multiply(T(), acc[t + 1], q, m[2], m[3]);
-                }
-            }
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const uint32_t j = ((row_tile + m) * ROWS + own_row(half)) % padded;
+#pragma unroll
+            for (int n = 0; n < 2; n++)
+#pragma unroll
+                for (int i = 0; i < 2; i++)
+                    if (!range.sees(j, own_key + 8 * n + i)) x[m][n][2 * half + i] = UNSEEN;
         }
-    }
-};
-
-template <int D, int TILES> struct Slice<float, D, TILES> {
-    const float *keys;
-    __device__ void load(const float *from, uint32_t) { keys = from; }
-    __device__ void multiply(float (&acc)[TILES][4], const float *rows, uint32_t stride, uint32_t padded) const {
-        const float *q0 = rows + lane() / 4 * stride, *q1 = q0 + 8 * stride;
-#pragma unroll
-        for (int t = 0; t < TILES; t++) {
-            const float *k0 = keys + (t * 8 + lane() % 4 * 2) * stride, *k1 = k0 + stride;
-            float s[4] = {};
-            for (uint32_t c = 0; c < padded; c += 4) {
-                const float4 x0 = *reinterpret_cast<const float4 *>(q0 + c), x1 = *reinterpret_cast<const float4 *>(q1 + c);
-                const float4 y0 = *reinterpret_cast<const float4 *>(k0 + c), y1 = *reinterpret_cast<const float4 *>(k1 + c);
-                s[0] += x0.x * y0.x + x0.y * y0.y + x0.z * y0.z + x0.w * y0.w;
-                s[1] += x0.x * y1.x + x0.y * y1.y + x0.z * y1.z + x0.w * y1.w;
-                s[2] += x1.x * y0.x + x1.y * y0.y + x1.z * y0.z + x1.w * y0.w;
-                s[3] += x1.x * y1.x + x1.y * y1.y + x1.z * y1.z + x1.w * y1.w;
-            }
-            for (int i = 0; i < 4; i++) acc[t][i] = s[i];
-        }
-    }
-};
-
-/// What the rows and the columns kernel have in common: the block's part of the keys against chunks of query rows.
-template <class T, int D, int TILES> struct Stream {
-    static constexpr uint32_t KEYS = 8 * TILES;
-    const lava_cuda_score_args &a;
-    const lava_cuda_score_seq &seq;
-    const Rows rows;
-    const uint32_t head, dim, padded, stride;
-    T *queries; // [chunk_rows, stride]
-    T *keys;    // [2, KEYS, stride], this warp's own
-    float *row_memory; // behind them: [n_warps, chunk_rows] pairs, or [chunk_rows]
-    bool q_sixteens, k_sixteens;
-    float poison = 0.0f; // NaN once a product was not finite
-
-    __device__ Stream(const lava_cuda_score_args &a, unsigned char *memory)
-        : a(a), seq(a.seq[blockIdx.z]), rows(a, seq.n_tokens), head(blockIdx.y), dim(D > 0 ? D : a.head_dim_k),
-          padded((dim + 15) / 16 * 16), stride(padded + 16 / sizeof(T)) {
-        queries = reinterpret_cast<T *>(memory);
-        T *all_keys = queries + a.chunk_rows * stride;
-        keys = all_keys + warp() * 2 * KEYS * stride;
-        row_memory = reinterpret_cast<float *>(all_keys + a.n_warps * 2 * KEYS * stride);
-        q_sixteens = in_sixteens<T>(seq.q, dim);
-        k_sixteens = in_sixteens<T>(seq.k, dim);
-    }
-
-    /// Rows `first .. first + n` of the group into shared memory, for the whole block. The caller synchronises.
-    __device__ void load_queries(uint32_t first, uint32_t n) {
-        load_rows(queries, stride, n, dim, padded, q_sixteens, seq.q.stride_dim, threadIdx.x, blockDim.x, [&](uint32_t i) -> const T * {
-            const uint32_t h = (first + i) / rows.per_head, j = (first + i) % rows.per_head;
-            return j < a.window ? row_of<T>(seq.q, head * rows.group + h, j) : nullptr;
-        });
-        copy_commit();
-        copy_wait<0>();
-    }
-
-    __device__ void ask_for(uint32_t slice, uint32_t end, uint32_t buffer) {
-        if (slice < end)
-            load_rows(keys + buffer * KEYS * stride, stride, KEYS, dim, padded, k_sixteens, seq.k.stride_dim, lane(), 32u,
-                      [&](uint32_t i) -> const T * { return slice + i < seq.n_tokens ? row_of<T>(seq.k, head, slice + i) : nullptr; });
-        copy_commit();
-    }
-
-    /// Calls `f(first key, slice)` for each of this warp's slices of keys begin .. end.
-    template <class F> __device__ void for_slices(uint32_t begin, uint32_t end, F f) {
-        const uint32_t step = a.n_warps * KEYS;
-        uint32_t buffer = 0;
-        ask_for(begin + warp() * KEYS, end, 0);
-        for (uint32_t first = begin + warp() * KEYS; first < end; first += step, buffer ^= 1) {
-            ask_for(first + step, end, buffer ^ 1);
-            copy_wait<1>();
-            __syncwarp();
-            Slice<T, D, TILES> slice;
-            slice.load(keys + buffer * KEYS * stride, stride);
-            f(first, slice);
-            __syncwarp(); // before the next copies into this buffer
-        }
-        copy_wait<0>();
-    }
-
-    /// Logits over ln 2 of 16 rows, in place of the products.
-    __device__ void to_logits(float (&acc)[TILES][4]) {
-        const bool capped = a.softcap > 0.0f;
-        const float factor = capped ? a.scale / a.softcap : a.scale * LOG2_E;
-#pragma unroll
-        for (int t = 0; t < TILES; t++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                poison += acc[t][i] * 0.0f;
-                acc[t][i] *= factor;
-                if (capped) acc[t][i] = a.softcap * LOG2_E * tanhf(acc[t][i]);
-            }
-    }
-
-    /// Whether window query j sees key i: not later than itself, and not older than the sliding window.
-    __device__ bool sees(uint32_t j, uint32_t i) const {
-        const uint64_t own = uint64_t(rows.prefix) + j;
-        return i <= own && i < seq.n_tokens && (a.sliding_window == 0 || i + uint64_t(a.sliding_window) > own);
-    }
-    __device__ void report_poison() const {
-        if (__any_sync(ALL, poison != 0.0f) && lane() == 0) report(a.status, seq.layer, blockIdx.z, head, LAVA_CUDA_BAD_QK);
-    }
-};
-
-template <class T, int D, int TILES> __device__ void score_rows(const lava_cuda_score_args &a) {
-    LAVA_DYNAMIC_SHARED(memory);
-    const lava_cuda_score_seq &seq = a.seq[blockIdx.z];
-    const Rows rows(a, seq.n_tokens);
-    const uint32_t begin = blockIdx.x * rows.span;
-    if (rows.prefix == 0 || begin >= seq.n_tokens || seq.lse.data != nullptr) return;
-    const uint32_t end = min(begin + rows.span, seq.n_tokens);
-    Stream<T, D, TILES> s(a, memory);
-    float2 *const own = reinterpret_cast<float2 *>(s.row_memory) + warp() * a.chunk_rows; // this warp's maxima and sums
-    float2 *const partial = Memory(a, blockIdx.z, blockIdx.y).partial + uint64_t(blockIdx.x) * rows.all;
-
-    for (uint32_t chunk = 0; chunk < rows.all; chunk += a.chunk_rows) {
-        const uint32_t n = min(a.chunk_rows, rows.all - chunk);
-        s.load_queries(chunk, n);
-        for (uint32_t r = lane(); r < n; r += 32) own[r] = make_float2(-INFINITY, 0.0f);
-        __syncthreads();
-        s.for_slices(begin, end, [&](uint32_t first, const Slice<T, D, TILES> &slice) {
-            const bool all_seen = first + 8 * TILES <= rows.prefix + 1 && a.sliding_window == 0;
-            for (uint32_t r = 0; r < n; r += 16) {
-                float x[TILES][4];
-                slice.multiply(x, s.queries + r * s.stride, s.stride, s.padded);
-                s.to_logits(x);
-#pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    const uint32_t row = r + lane() / 4 + half * 8, j = (chunk + row) % rows.per_head;
-                    float most = -INFINITY;
-#pragma unroll
-                    for (int t = 0; t < TILES; t++)
-#pragma unroll
-                        for (int i = 0; i < 2; i++) {
-                            float &logit = x[t][half * 2 + i];
-                            if (!all_seen && !s.sees(j, first + t * 8 + lane() % 4 * 2 + i)) logit = -INFINITY;
-                            most = fmaxf(most, logit);
-                        }
-                    // The four lanes of a row.
-                    most = fmaxf(most, __shfl_xor_sync(ALL, most, 1));
-                    most = fmaxf(most, __shfl_xor_sync(ALL, most, 2));
-                    const float2 before = own[row];
-                    most = fmaxf(most, before.x);
-                    float sum = 0.0f;
-                    if (most > -INFINITY)
-#pragma unroll
-                        for (int t = 0; t < TILES; t++)
-#pragma unroll
-                            for (int i = 0; i < 2; i++) sum += exp2_fast(x[t][half * 2 + i] - most);
-                    sum += __shfl_xor_sync(ALL, sum, 1);
-                    sum += __shfl_xor_sync(ALL, sum, 2);
-                    __syncwarp(); // all four have read the row
-                    if (lane() % 4 == 0 && most > -INFINITY)
-                        own[row] = make_float2(most, before.y * exp2_fast(before.x - most) + sum);
-                }
-            }
-            __syncwarp();
-        });
-        __syncthreads();
-        // The warps' statistics, in order.
-        const float2 *const all = reinterpret_cast<const float2 *>(s.row_memory);
-        for (uint32_t r = threadIdx.x; r < n; r += blockDim.x) {
-            float2 sum = make_float2(-INFINITY, 0.0f);
-            for (uint32_t w = 0; w < a.n_warps; w++) {
-                const float2 part = all[w * a.chunk_rows + r];
-                const float most = fmaxf(sum.x, part.x);
-                if (most > -INFINITY)
-                    sum = make_float2(most, sum.y * exp2_fast(sum.x - most) + part.y * exp2_fast(part.x - most));
-            }
-            partial[chunk + r] = sum;
-        }
-        __syncthreads(); // before the next chunk is loaded over this one
-    }
-    s.report_poison();
 }
 
-template <class T, int D, int TILES> __device__ void score_columns(const lava_cuda_score_args &a) {
-    LAVA_DYNAMIC_SHARED(memory);
-    const lava_cuda_score_seq &seq = a.seq[blockIdx.z];
-    const Rows rows(a, seq.n_tokens);
-    const uint32_t begin = blockIdx.x * rows.span;
-    // With the log-sum-exp given, nobody has looked at the window's keys yet.
-    const uint32_t last = seq.lse.data != nullptr ? seq.n_tokens : rows.prefix;
-    if (rows.prefix == 0 || begin >= last) return;
-    const uint32_t end = min(begin + rows.span, last);
-    Stream<T, D, TILES> s(a, memory);
-    const Memory m(a, blockIdx.z, blockIdx.y);
-    const bool reduce = lava_cuda_score_reduce_first(&a), mean = a.group_reduce != 0;
+/// What both passes have in common: a range's keys go through shared memory, tile by tile, once for every round of row tiles.
+///
+/// `visitor` is told of a round's begin and end (with the first row tile of the warp), of each step's begin (all of the block's
+/// threads are past the step before), and is given the dot products of 16 keys at a time.
+template <class T, int D, class Visitor>
+__device__ void stream_keys(const Range &range, unsigned char *shared, Visitor &visitor) {
+    constexpr int M = HELD<D>, STAGES = D > 128 ? 2 : 3, STAGE = KEYS * PITCH<D>;
+    const lava_score_args &args = range.args;
+    T *const stages = reinterpret_cast<T *>(shared);
+    const uint32_t warp = threadIdx.x / 32, row_warps = args.row_warps, share = warp / row_warps;
+    const uint32_t at_once = row_warps * M, tiles = range.tiles();
+    const uint32_t steps = tiles * ((range.row_tiles() + at_once - 1) / at_once);
+    // Of the step `step`, whose tile is `tile` or that many tiles more than there are.
+    const auto fetch = [&](uint32_t step, uint32_t tile) {
+        if (step < steps) {
+            while (tile >= tiles) tile -= tiles;
+            fetch_rows<D, KEYS>(stages + step % STAGES * STAGE, range.sequence.k, range.head, range.first + tile * KEYS, range.end,
+                                threadIdx.x, blockDim.x);
+        }
+        copy_commit();
+    };
+    for (int step = 0; step < STAGES - 1; step++) fetch(step, step);
 
-    for (uint32_t chunk = 0; chunk < rows.all; chunk += a.chunk_rows) {
-        const uint32_t n = min(a.chunk_rows, rows.all - chunk);
-        s.load_queries(chunk, n);
-        for (uint32_t r = threadIdx.x; r < n; r += blockDim.x) s.row_memory[r] = m.lse[chunk + r];
+    uint32_t q[M][D / 16][4];
+    uint32_t tile = 0, row_tile = warp % row_warps * M;
+    for (uint32_t step = 0; step < steps; step++) {
+        const uint32_t key = range.first + tile * KEYS;
+        if (tile == 0) {
+            load_queries<T, D>(q, range, row_tile);
+            visitor.begin(row_tile);
+        }
+        copy_wait<STAGES - 2>();
         __syncthreads();
-        s.for_slices(begin, end, [&](uint32_t first, const Slice<T, D, TILES> &slice) {
-            const bool all_seen = a.sliding_window == 0;
-            // Each key's: reduced over the heads so far, and the sum of the head at hand.
-            float done[TILES][2], open[TILES][2];
+        fetch(step + STAGES - 1, tile + STAGES - 1); // to where the tile was that all are done with
+        visitor.before(step, tile, row_tile - warp % row_warps * M);
+        if (row_tile < range.row_tiles()) {
+            const bool all_see = range.all_see(key);
+            for (uint32_t part = share * 16; part < KEYS; part += args.key_split * 16) {
+                float x[M][2][4];
+                dot_products<T, D, M>(x, q, stages + step % STAGES * STAGE + part * PITCH<D>);
+                visitor.visit(x, row_tile, step, key, part, all_see);
+            }
+        }
+        if (++tile == tiles) {
+            visitor.end(row_tile, share);
+            tile = 0;
+            row_tile += at_once;
+        }
+    }
+    copy_wait<0>();
+}
+
+/// Whether one of the dot products is not finite.
+template <int M> __device__ void look_for_faults(bool &faulty, const float (&x)[M][2][4]) {
 #pragma unroll
-            for (int t = 0; t < TILES; t++)
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < 2; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) faulty |= !(fabsf(x[m][n][i]) < INFINITY);
+}
+
+// ------------------------------------------------------------------------------------------------------- first pass
+
+/// Where the statistics of a range and a share of its keys go: [heads, ranges * shares, rows], two floats each.
+__device__ inline float2 *partial_of(const Head &head, uint32_t part) {
+    const lava_score_args &args = head.args;
+    const uint64_t parts = uint64_t(lava_score_ranges(&args)) * args.key_split;
+    return reinterpret_cast<float2 *>(args.partial) + (head.flat() * parts + part) * lava_score_rows(&args);
+}
+
+/// Each thread keeps statistics of its own rows and keys; lanes with the same rows meet at the end of a round only.
+template <int M> struct Statistics {
+    const Range &range;
+    const Logits logits;
+    Softmax rows[M][2];
+    bool faulty = false;
+
+    __device__ explicit Statistics(const Range &range) : range(range), logits(range.args.scale, range.args.softcap) {}
+    __device__ void begin(uint32_t) {
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) rows[m][half] = Softmax();
+    }
+    __device__ void before(uint32_t, uint32_t, uint32_t) {}
+    __device__ void visit(float (&x)[M][2][4], uint32_t row_tile, uint32_t, uint32_t key, uint32_t part, bool all_see) {
+        look_for_faults(faulty, x);
+        to_exponents(x, range, logits, row_tile, key + part, all_see);
+        // The last tile's rows behind the end are zeros, which the last row of the window does not see either.
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const float a = x[m][0][2 * half], b = x[m][0][2 * half + 1];
+                const float c = x[m][1][2 * half], d = x[m][1][2 * half + 1];
+                Softmax &row = rows[m][half];
+                row.raise(fmaxf(fmaxf(a, b), fmaxf(c, d)));
+                row.sum += (exp2_fast(a - row.max) + exp2_fast(b - row.max)) +
+                           (exp2_fast(c - row.max) + exp2_fast(d - row.max));
+            }
+    }
+    __device__ void end(uint32_t row_tile, uint32_t share) {
+        float2 *const to = partial_of(range, range.number * range.args.key_split + share);
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                rows[m][half].merge_lanes(1);
+                rows[m][half].merge_lanes(2);
+                if (threadIdx.x % 4 == 0 && row_tile + m < range.row_tiles())
+                    to[(row_tile + m) * ROWS + own_row(half)] = float2{rows[m][half].max, rows[m][half].sum};
+            }
+    }
+};
+
+template <class T, int D> __device__ void stats(const lava_score_args &args) {
+    LAVA_DYNAMIC_SHARED(shared);
+    const Head head(args, blockIdx.z, blockIdx.y);
+    const Range range(head, blockIdx.x, head.n_tokens());
+    if (head.prefix() == 0 || range.first == range.end) return;
+    Statistics<HELD<D>> statistics(range);
+    stream_keys<T, D>(range, shared, statistics);
+    if (statistics.faulty) head.fault(LAVA_FAULT_Q_OR_K);
+}
+
+// ------------------------------------------------------------------------------------------------------ second pass
+
+/// Attention of one key, summed row tile by row tile in their order, becomes the group's number or one per query head.
+struct ColumnSums {
+    float sum = 0, squares = 0, group = 0;
+
+    /// The next row tile's part; `last`: it is the last one of query head `h` of the group.
+    __device__ void add(const Head &head, uint32_t key, float more, float more_squares, uint32_t h, bool last) {
+        sum += more;
+        squares += more_squares;
+        if (!last) return;
+        const float w = head.args.window;
+        float value = sum;
+        if (head.args.attention == SQUARED) value = squares;
+        if (head.args.attention == MEAN_VARIANCE && w > 1)
+            value += w * head.args.gamma * fmaxf((squares - sum * (sum / w)) / (w - 1), 0.0f);
+        if (!lava_score_reduces_first(&head.args)) head.columns(h)[key] = value;
+        group = head.args.group_reduce == GROUP_MAX ? fmaxf(group, value) : group + value;
+        sum = squares = 0;
+    }
+    __device__ void write(const Head &head, uint32_t key) const {
+        if (lava_score_reduces_first(&head.args)) head.columns(0)[key] = group;
+    }
+};
+
+/// Sums of `N` numbers over the eight lanes whose numbers agree modulo 4. With N = 8, lane l takes that of number l / 4; with
+/// N = 4, that of number l / 8. Each exchange halves what is left to be summed.
+template <int N> __device__ float sum_over_rows(float (&x)[N]) {
+    const uint32_t lane = threadIdx.x % 32;
+    int n = N;
+#pragma unroll
+    for (int distance = 16; distance >= 4; distance /= 2) {
+        if (n == 1) {
+            x[0] += __shfl_xor_sync(ALL, x[0], distance);
+            continue;
+        }
+        n /= 2;
+        const bool upper = lane & distance;
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) {
+            if (i >= n) break;
+            const float given = upper ? x[i] : x[i + n], kept = upper ? x[i + n] : x[i];
+            x[i] = kept + __shfl_xor_sync(ALL, given, distance);
+        }
+    }
+    return x[0];
+}
+
+/// Sums over the rows of each tile go to shared memory; a step later, one thread per key adds the tiles up.
+template <int M> struct Columns {
+    const Range &range;
+    const Logits logits;
+    /// [2 steps, sums and perhaps squares, row tiles of a round, KEYS].
+    float *const sums;
+    /// What a key's sums were at the end of the last round: [3, keys of the range]. Only where there are several rounds.
+    float *const carried;
+    const uint32_t at_once;
+    const bool squares, checks;
+    float lse[M][2];
+    bool faulty = false;
+    uint32_t last_step = 0, last_tile = 0, last_first = 0;
+
+    __device__ Columns(const Range &range, float *shared)
+        : range(range), logits(range.args.scale, range.args.softcap), sums(shared),
+          carried(shared + 2 * (lava_score_has_squares(&range.args) ? 2 : 1) * lava_score_row_tiles_at_once(&range.args) * KEYS),
+          at_once(lava_score_row_tiles_at_once(&range.args)), squares(lava_score_has_squares(&range.args)),
+          checks(range.args.has_lse) {}
+
+    __device__ float *sums_of(uint32_t step, uint32_t kind, uint32_t tile) const {
+        return sums + ((step % 2 * (squares ? 2 : 1) + kind) * at_once + tile) * KEYS;
+    }
+    __device__ void begin(uint32_t row_tile) {
+        const float *const from = range.args.row_lse + range.flat() * lava_score_rows(&range.args);
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+                lse[m][half] = row_tile + m < range.row_tiles() ? from[(row_tile + m) * ROWS + own_row(half)] : INFINITY;
+    }
+    __device__ void before(uint32_t step, uint32_t tile, uint32_t first_row_tile) {
+        if (step > 0) add_up();
+        last_step = step;
+        last_tile = tile;
+        last_first = first_row_tile;
+    }
+    __device__ void visit(float (&x)[M][2][4], uint32_t row_tile, uint32_t step, uint32_t key, uint32_t part, bool all_see) {
+        if (checks) look_for_faults(faulty, x);
+        to_exponents(x, range, logits, row_tile, key + part, all_see);
+        float one[4 * M], two[4 * M];
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int n = 0; n < 2; n++)
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
-                    const uint32_t key = first + t * 8 + lane() % 4 * 2 + i;
-                    // Only the lanes of row 0 carry on where the last chunk ended; the others add zeros.
-                    const bool carries = chunk > 0 && lane() < 4 && key < rows.prefix;
-                    done[t][i] = carries && reduce ? m.raw[key] : 0.0f;
-                    open[t][i] = carries && chunk % rows.per_head != 0 ? m.open[key] : 0.0f;
+                    const float a = exp2_fast(x[m][n][i] - lse[m][0]), b = exp2_fast(x[m][n][i + 2] - lse[m][1]);
+                    one[4 * m + 2 * n + i] = a + b;
+                    two[4 * m + 2 * n + i] = a * a + b * b;
                 }
-            for (uint32_t r = 0; r < n; r += 16) {
-                float x[TILES][4];
-                slice.multiply(x, s.queries + r * s.stride, s.stride, s.padded);
-                s.to_logits(x);
-                const float lse0 = s.row_memory[r + lane() / 4], lse1 = s.row_memory[r + lane() / 4 + 8];
-                const uint32_t j = (chunk + r) % rows.per_head + lane() / 4;
-                const bool head_ends = (chunk + r + 16) % rows.per_head == 0;
-#pragma unroll
-                for (int t = 0; t < TILES; t++)
-#pragma unroll
-                    for (int i = 0; i < 2; i++) {
-                        const uint32_t key = first + t * 8 + lane() % 4 * 2 + i;
-                        if (all_seen || s.sees(j, key)) open[t][i] += exp2_fast(x[t][i] - lse0);
-                        if (all_seen || s.sees(j + 8, key)) open[t][i] += exp2_fast(x[t][2 + i] - lse1);
-                        if (!head_ends) continue;
-                        float sum = open[t][i];
-                        for (int by = 4; by < 32; by *= 2) sum += __shfl_xor_sync(ALL, sum, by);
-                        open[t][i] = 0.0f;
-                        if (!reduce && lane() < 4 && key < rows.prefix)
-                            m.raw[uint64_t((chunk + r) / rows.per_head) * a.max_prefix + key] = sum;
-                        done[t][i] = mean ? done[t][i] + sum : fmaxf(done[t][i], sum);
-                    }
-            }
-#pragma unroll
-            for (int t = 0; t < TILES; t++)
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    const uint32_t key = first + t * 8 + lane() % 4 * 2 + i;
-                    float sum = open[t][i];
-                    if ((chunk + n) % rows.per_head != 0) {
-                        for (int by = 4; by < 32; by *= 2) sum += __shfl_xor_sync(ALL, sum, by);
-                        if (lane() < 4 && key < rows.prefix) m.open[key] = sum;
-                    }
-                    if (reduce && lane() < 4 && key < rows.prefix) m.raw[key] = done[t][i];
-                }
-        });
-        __syncthreads(); // before the next chunk is loaded over this one
+        const uint32_t lane = threadIdx.x % 32, number = M == 2 ? lane / 4 : lane / 8;
+        const uint32_t at = part + number / 2 % 2 * 8 + lane % 4 * 2 + number % 2, m = number / 4;
+        const float sum = sum_over_rows(one);
+        const bool writes = M == 2 || lane / 4 % 2 == 0;
+        const uint32_t tile = (row_tile + m) & (at_once - 1); // a power of two
+        if (writes) sums_of(step, 0, tile)[at] = sum;
+        if (squares) {
+            const float sum_of_squares = sum_over_rows(two);
+            if (writes) sums_of(step, 1, tile)[at] = sum_of_squares;
+        }
     }
-    s.report_poison();
-}
+    __device__ void end(uint32_t, uint32_t) {}
 
-/// Stage 4, a part of the tokens: the largest L1 norm, by as many lanes a row as it has 16 bytes.
-template <class T> __device__ void score_values(const lava_cuda_score_args &a) {
-    const lava_cuda_score_seq &seq = a.seq[blockIdx.z];
-    const Rows rows(a, seq.n_tokens);
-    const uint32_t begin = blockIdx.x * rows.span, head = blockIdx.y, dim = a.head_dim_v;
-    if (rows.prefix == 0 || begin >= seq.n_tokens) return;
-    const uint32_t end = min(begin + rows.span, seq.n_tokens);
-    constexpr uint32_t PER = 16 / sizeof(T);
-    const bool sixteens = in_sixteens<T>(seq.v, dim);
-    const uint32_t parts = sixteens ? dim / PER : dim;
-    uint32_t lanes = 1;
-    while (lanes < parts && lanes < 32) lanes *= 2;
-    const uint32_t at_once = 32 / lanes, mine = lane() % lanes;
-    float most = 0.0f;
-    bool bad = false;
-    for (uint32_t step = begin + warp() * at_once; step < end; step += blockDim.x / 32 * at_once) {
-        const uint32_t token = step + lane() / lanes;
-        float norm = 0.0f;
-        if (token < end) {
-            const T *row = row_of<T>(seq.v, head, token);
-            for (uint32_t part = mine; part < parts; part += lanes) {
-                if (sixteens) {
-                    const uint4 words = *reinterpret_cast<const uint4 *>(row + part * PER);
-                    T elements[PER];
-                    memcpy(static_cast<void *>(elements), &words, 16);
-#pragma unroll
-                    for (uint32_t i = 0; i < PER; i++) norm += fabsf(widen(elements[i]));
-                } else {
-                    norm += fabsf(widen(row[int64_t(part) * seq.v.stride_dim]));
-                }
+    /// The step before: its sums are there for all threads.
+    __device__ void add_up() {
+        const uint32_t tiles_of_head = range.padded() / ROWS, all = range.row_tiles();
+        const uint32_t first = last_first, rest = all - first;
+        const uint32_t here = rest < at_once ? rest : at_once;
+        for (uint32_t i = threadIdx.x; i < KEYS; i += blockDim.x) {
+            const uint32_t in_range = last_tile * KEYS + i, key = range.first + in_range;
+            if (key >= range.end || key >= range.prefix()) continue;
+            float *const carry = carried + 3 * in_range;
+            ColumnSums column;
+            if (first > 0) {
+                column.sum = carry[0];
+                column.squares = carry[1];
+                column.group = carry[2];
+            }
+            uint32_t h = first / tiles_of_head, of_head = first % tiles_of_head;
+            for (uint32_t t = 0; t < here; t++) {
+                const bool last = ++of_head == tiles_of_head;
+                column.add(range, key, sums_of(last_step, 0, t)[i], squares ? sums_of(last_step, 1, t)[i] : 0.0f, h, last);
+                if (last) h++, of_head = 0;
+            }
+            if (first + here == all) {
+                column.write(range, key);
+            } else {
+                carry[0] = column.sum;
+                carry[1] = column.squares;
+                carry[2] = column.group;
             }
         }
-        for (uint32_t by = lanes / 2; by > 0; by /= 2) norm += __shfl_xor_sync(ALL, norm, by);
-        bad |= !is_finite(norm);
-        if (token < rows.prefix || a.value_span != 0) most = fmaxf(most, norm);
     }
-    if (__any_sync(ALL, bad) && lane() == 0) report(a.status, seq.layer, blockIdx.z, head, LAVA_CUDA_BAD_V);
-    LAVA_SHARED(float, warps, LAVA_CUDA_VALUE_THREADS / 32);
-    most = warp_max(most);
-    if (lane() == 0) warps[warp()] = most;
+};
+
+/// The values' L1 norms over a range of tokens: by eight threads a row, 16 bytes at a time.
+template <class T> __device__ float row_norm(const T *row, uint32_t dim) {
+    constexpr uint32_t N = 16 / sizeof(T);
+    float sum = 0;
+    for (uint32_t c = threadIdx.x % 8 * N; c < dim; c += 8 * N) {
+        const uint4 piece = load_streaming(reinterpret_cast<const uint4 *>(row + c));
+        T x[N];
+        memcpy(static_cast<void *>(x), &piece, 16);
+#pragma unroll
+        for (uint32_t i = 0; i < N; i++) sum += fabsf(widen(x[i]));
+    }
+    return sum;
+}
+
+__device__ inline float row_norm(const Head &head, uint32_t token, bool aligned) {
+    const lava_device_tensor &v = head.sequence.v;
+    const uint32_t dim = head.args.head_dim_v;
+    if (!aligned) {
+        float sum = 0;
+        for (uint32_t c = threadIdx.x % 8; c < dim; c += 8) sum += fabsf(element(v, head.head, token, c));
+        return sum;
+    }
+    switch (v.dtype) {
+    case 0: return row_norm(row_of<const float>(v, head.head, token), dim);
+    case 1: return row_norm(row_of<const __half>(v, head.head, token), dim);
+    default: return row_norm(row_of<const __nv_bfloat16>(v, head.head, token), dim);
+    }
+}
+
+/// Norms of a range's values: each one's own where it is wanted, else the largest that counts.
+__device__ inline void value_norms(const Range &range) {
+    constexpr uint32_t AT_ONCE = 4; // rows on their way per eight threads
+    const lava_score_args &args = range.args;
+    const bool aligned = lava_rows_are_aligned(&range.sequence.v, args.head_dim_v);
+    const uint32_t counted = args.value_span == VALUES_ALL ? range.n_tokens() : range.prefix();
+    const uint32_t own = threadIdx.x / 8, step = blockDim.x / 8;
+    float most = 0;
+    bool faulty = false;
+    // All threads of a warp go round equally often: they exchange sums.
+    for (uint32_t first = range.first; first < range.end; first += step * AT_ONCE) {
+        float norms[AT_ONCE];
+#pragma unroll
+        for (uint32_t i = 0; i < AT_ONCE; i++) {
+            const uint32_t token = first + i * step + own;
+            norms[i] = token < range.end ? row_norm(range, token, aligned) : 0;
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < AT_ONCE; i++) {
+            const uint32_t token = first + i * step + own;
+            for (int distance = 1; distance < 8; distance *= 2) norms[i] += __shfl_xor_sync(ALL, norms[i], distance);
+            faulty |= !(norms[i] < INFINITY);
+            if (token < counted) most = fmaxf(most, norms[i]);
+            if (args.value_weight == VALUE_TOKEN && token < range.prefix() && threadIdx.x % 8 == 0)
+                args.value_norms[range.flat() * lava_score_max_prefix(&args) + token] = norms[i];
+        }
+    }
+    for (int distance = 8; distance < 32; distance *= 2) most = fmaxf(most, __shfl_xor_sync(ALL, most, distance));
+    // Bits of floats that are not negative ascend as the floats do, and a maximum has no order.
+    if (threadIdx.x % 32 == 0) atomicMax(args.value_max + range.flat(), __float_as_uint(most));
+    if (faulty) range.fault(LAVA_FAULT_V);
+}
+
+/// The block's head and range, backwards; false if it has nothing more to do, because it is one that reads values.
+struct ColumnJob {
+    Head head;
+    uint32_t number;
+    bool done;
+
+    __device__ explicit ColumnJob(const lava_score_args &args)
+        : head(args, gridDim.z - 1 - blockIdx.z, gridDim.y - 1 - blockIdx.y), number(gridDim.x - 1 - blockIdx.x), done(false) {
+        const uint32_t kinds = lava_score_has_values(&args) ? 2 : 1;
+        done = head.prefix() == 0;
+        if (!done && kinds == 2 && number % 2 == 1) {
+            value_norms(Range(head, number / 2, head.n_tokens()));
+            done = true;
+        }
+        done = done || args.attention == RECENCY;
+        number /= kinds;
+    }
+    /// With the log-sum-exp given, no other pass looks at the window's keys for NaN.
+    __device__ Range range() const { return Range(head, number, head.args.has_lse ? head.n_tokens() : head.prefix()); }
+};
+
+template <class T, int D> __device__ void columns(const lava_score_args &args) {
+    LAVA_DYNAMIC_SHARED(shared);
+    const ColumnJob job(args);
+    if (job.done) return;
+    const Range range = job.range();
+    if (range.first == range.end) return;
+    constexpr int STAGES = D > 128 ? 2 : 3;
+    Columns<HELD<D>> columns(range, reinterpret_cast<float *>(shared + STAGES * KEYS * PITCH<D> * sizeof(T)));
+    stream_keys<T, D>(range, shared, columns);
     __syncthreads();
-    if (threadIdx.x == 0) {
-        for (uint32_t w = 1; w < blockDim.x / 32; w++) most = fmaxf(most, warps[w]);
-        Memory(a, blockIdx.z, head).value_max[blockIdx.x] = most;
+    columns.add_up();
+    if (columns.faulty) job.head.fault(LAVA_FAULT_Q_OR_K);
+}
+
+// ------------------------------------------------------------------------------- any type, dimension and strides
+
+/// Exponents of eight rows of a row tile and one key, by 128 threads: thread t has key t mod 64 and rows 8 (t / 64) up to the
+/// next 8. Dimensions go through shared memory 32 at a time. `faulty` becomes true if one of the dot
+/// products is not finite.
+__device__ inline void any_exponents(float (&x)[8], const Range &range, const Logits &logits, uint32_t row_tile,
+                                     uint32_t first_key, bool &faulty) {
+    constexpr uint32_t DIMS = 32, PITCH = DIMS + 1;
+    LAVA_SHARED(float, keys, KEYS * PITCH);
+    LAVA_SHARED(float, queries, ROWS * PITCH);
+    const uint32_t padded = range.padded(), own = threadIdx.x % KEYS, upper = threadIdx.x / KEYS * 8;
+    const lava_score_args &args = range.args;
+    for (int i = 0; i < 8; i++) x[i] = 0;
+    for (uint32_t c0 = 0; c0 < args.head_dim_k; c0 += DIMS) {
+        __syncthreads(); // the last ones are no longer read
+        for (uint32_t i = threadIdx.x; i < (KEYS + ROWS) * DIMS; i += blockDim.x) {
+            const uint32_t line = i / DIMS, c = c0 + i % DIMS;
+            float value = 0;
+            if (line < KEYS) {
+                if (first_key + line < range.end && c < args.head_dim_k)
+                    value = element(range.sequence.k, range.head, first_key + line, c);
+                keys[line * PITCH + i % DIMS] = value;
+            } else {
+                const uint32_t row = row_tile * ROWS + line - KEYS, j = row % padded;
+                if (j < args.window && c < args.head_dim_k)
+                    value = element(range.sequence.q, range.head * range.group() + row / padded, j, c);
+                queries[(line - KEYS) * PITCH + i % DIMS] = value;
+            }
+        }
+        __syncthreads();
+        for (uint32_t c = 0; c < DIMS; c++) {
+            const float k = keys[own * PITCH + c];
+#pragma unroll
+            for (int i = 0; i < 8; i++) x[i] = fmaf(k, queries[(upper + i) * PITCH + c], x[i]);
+        }
     }
+#pragma unroll
+    for (int i = 0; i < 8; i++) faulty |= !(fabsf(x[i]) < INFINITY);
+    logits.apply(x);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        if (!range.sees((row_tile * ROWS + upper + i) % padded, first_key + own)) x[i] = UNSEEN;
+    }
+}
+
+__device__ inline void stats_any(const lava_score_args &args) {
+    const Head head(args, blockIdx.z, blockIdx.y);
+    const Range range(head, blockIdx.x, head.n_tokens());
+    if (head.prefix() == 0 || range.first == range.end) return;
+    const Logits logits(args.scale, args.softcap);
+    const uint32_t upper = threadIdx.x / KEYS * 8;
+    // Of the two warps with the same rows, each has a share of the keys.
+    float2 *const to = partial_of(range, range.number * 2 + threadIdx.x / 32 % 2);
+    bool faulty = false;
+    for (uint32_t row_tile = 0; row_tile < range.row_tiles(); row_tile++) {
+        Softmax rows[8];
+        for (uint32_t key = range.first; key < range.end; key += KEYS) {
+            float x[8];
+            any_exponents(x, range, logits, row_tile, key, faulty);
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                rows[i].raise(x[i]);
+                rows[i].sum += exp2_fast(x[i] - rows[i].max);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            for (int distance = 1; distance < 32; distance *= 2) rows[i].merge_lanes(distance);
+            if (threadIdx.x % 32 == 0) to[row_tile * ROWS + upper + i] = float2{rows[i].max, rows[i].sum};
+        }
+    }
+    if (faulty) head.fault(LAVA_FAULT_Q_OR_K);
+}
+
+__device__ inline void columns_any(const lava_score_args &args) {
+    LAVA_SHARED(float, sums, 2 * KEYS);
+    LAVA_SHARED(float, squares, 2 * KEYS);
+    const ColumnJob job(args);
+    if (job.done) return;
+    const Range range = job.range();
+    const Logits logits(args.scale, args.softcap);
+    const uint32_t upper = threadIdx.x / KEYS * 8, own = threadIdx.x % KEYS, tiles_of_head = range.padded() / ROWS;
+    const float *const lse = args.row_lse + range.flat() * lava_score_rows(&args);
+    bool faulty = false;
+    for (uint32_t first = range.first; first < range.end; first += KEYS) {
+        ColumnSums column;
+        const uint32_t key = first + own;
+        const bool writes = threadIdx.x < KEYS && key < range.end && key < range.prefix();
+        for (uint32_t row_tile = 0; row_tile < range.row_tiles(); row_tile++) {
+            float x[8], one = 0, two = 0;
+            any_exponents(x, range, logits, row_tile, first, faulty);
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                const float a = exp2_fast(x[i] - lse[row_tile * ROWS + upper + i]);
+                one += a;
+                two += a * a;
+            }
+            sums[threadIdx.x] = one;
+            squares[threadIdx.x] = two;
+            __syncthreads(); // the other one, behind the last reads, is the next row tile's first
+            if (writes)
+                column.add(range, key, sums[own] + sums[own + KEYS], squares[own] + squares[own + KEYS], row_tile / tiles_of_head,
+                           (row_tile + 1) % tiles_of_head == 0);
+        }
+        if (writes) column.write(range, key);
+    }
+    if (faulty) job.head.fault(LAVA_FAULT_Q_OR_K);
+}
+
+// ------------------------------------------------------------------------------------------------- in between, and last
+
+/// Log-sum-exp of 16 rows, over ln 2: the caller's, or what the ranges have merged in their order. Rows that fill a window up get
+/// +infinity: nothing they look at gets any attention.
+__device__ inline void row_lse(const lava_score_args &args) {
+    constexpr uint32_t SHARES = 16; // threads of a row
+    LAVA_SHARED(float, maxima, SHARES * ROWS);
+    LAVA_SHARED(float, sums, SHARES * ROWS);
+    const Head head(args, blockIdx.z, blockIdx.y);
+    const uint32_t row = blockIdx.x * ROWS + threadIdx.x % ROWS, share = threadIdx.x / ROWS;
+    const uint32_t j = row % head.padded();
+    if (blockIdx.x == 0 && threadIdx.x == 0) args.value_max[head.flat()] = 0;
+    if (head.prefix() == 0 || args.attention == RECENCY) return;
+    Softmax softmax;
+    if (!args.has_lse) {
+        const uint32_t ranges = lava_score_ranges_of(&args, head.n_tokens());
+        for (uint32_t part = share; part < ranges * args.key_split; part += SHARES) {
+            const float2 its = partial_of(head, part)[row];
+            softmax.merge(its.x, its.y);
+        }
+    }
+    maxima[threadIdx.x] = softmax.max;
+    sums[threadIdx.x] = softmax.sum;
+    __syncthreads();
+    if (share != 0) return;
+    float lse = INFINITY;
+    if (j < args.window) {
+        if (args.has_lse) {
+            lse = element(head.sequence.lse, head.head * head.group() + row / head.padded(), j, 0) * LOG2_E;
+        } else {
+            for (uint32_t i = 1; i < SHARES; i++) softmax.merge(maxima[i * ROWS + threadIdx.x], sums[i * ROWS + threadIdx.x]);
+            lse = softmax.max + log2f(softmax.sum);
+        }
+        if (!(fabsf(lse) < INFINITY)) head.fault(args.has_lse ? LAVA_FAULT_LSE : LAVA_FAULT_Q_OR_K);
+        if (args.attention == EXPONENTIAL) {
+            // A weight by age, w decay (1 - decay)^age and for the oldest w (1 - decay)^age, is a term in the exponent.
+            const float age = args.window - 1 - j, faded = age == 0 ? 0 : age * log2f(1 - args.decay);
+            lse -= log2f(float(args.window)) + (j == 0 ? 0 : log2f(args.decay)) + faded;
+        }
+    }
+    args.row_lse[head.flat() * lava_score_rows(&args) + row] = lse;
+}
+
+/// 256 scores of a head: pooled, with what the neighbours need, reduced if they were not, times the factors.
+__device__ inline void pool(const lava_score_args &args) {
+    constexpr uint32_t BLOCK = LAVA_SCORE_POOLED, MOST = 126;
+    LAVA_SHARED(float, near, BLOCK + MOST);
+    const Head head(args, blockIdx.z, blockIdx.y);
+    const uint32_t first = blockIdx.x * BLOCK, radius = args.pool_kernel / 2, prefix = head.prefix();
+    if (first >= prefix) return;
+    const bool recency = args.attention == RECENCY;
+    const uint32_t rows = lava_score_reduces_first(&args) || recency ? 1 : head.group();
+    const uint32_t i = first + threadIdx.x;
+    float score = 0;
+    for (uint32_t row = 0; row < rows; row++) {
+        __syncthreads(); // the last row's are no longer read
+        for (uint32_t at = threadIdx.x; at < BLOCK + 2 * radius; at += BLOCK) {
+            const uint64_t token = uint64_t(first) + at; // radius ahead
+            float x = 0;
+            if (token >= radius && token - radius < prefix)
+                x = recency ? float(token - radius + 1) : head.columns(row)[token - radius];
+            near[at] = x;
+        }
+        __syncthreads();
+        float pooled = 0;
+        for (uint32_t at = 0; at < args.pool_kernel; at++) {
+            const float x = near[threadIdx.x + at];
+            pooled = args.pool == POOL_MAX ? fmaxf(pooled, x) : pooled + x;
+        }
+        if (args.pool == POOL_AVG) pooled /= args.pool_kernel;
+        score = args.group_reduce == GROUP_MAX || rows == 1 ? fmaxf(score, pooled) : score + pooled;
+    }
+    if (!recency) score *= 1.0f / (float(args.window) * (args.group_reduce == GROUP_MEAN ? head.group() : 1));
+    if (args.value_weight == VALUE_HEAD_MAX) score *= __uint_as_float(args.value_max[head.flat()]);
+    if (args.value_weight == VALUE_TOKEN && i < prefix) score *= args.value_norms[head.flat() * lava_score_max_prefix(&args) + i];
+    score *= args.weight;
+    if (i >= prefix) score = 0;
+    else head.sequence.scores[uint64_t(head.head) * prefix + i] = score;
+    if (!(score < INFINITY)) head.fault(LAVA_FAULT_SCORES);
+    if (!(args.smoothing > 0)) return;
+    LAVA_SHARED(double, sums, BLOCK / 32);
+    const double sum = block_sum(double(score), sums);
+    if (threadIdx.x == 0) args.sums[head.flat() * lava_score_pool_blocks(&args) + blockIdx.x] = sum;
+}
+
+/// Adds the head's mean score, times the smoothing, to 256 scores of it.
+__device__ inline void smooth(const lava_score_args &args) {
+    LAVA_SHARED(double, memory, LAVA_SCORE_POOLED / 32);
+    const Head head(args, blockIdx.z, blockIdx.y);
+    const uint32_t first = blockIdx.x * LAVA_SCORE_POOLED, prefix = head.prefix(), i = first + threadIdx.x;
+    if (first >= prefix) return;
+    const double *const sums = args.sums + head.flat() * lava_score_pool_blocks(&args);
+    double sum = 0;
+    for (uint32_t b = threadIdx.x; b < (prefix + LAVA_SCORE_POOLED - 1) / LAVA_SCORE_POOLED; b += LAVA_SCORE_POOLED) sum += sums[b];
+    const float more = float(args.smoothing * (block_sum(sum, memory) / prefix));
+    if (i >= prefix) return;
+    float &score = head.sequence.scores[uint64_t(head.head) * prefix + i];
+    score += more;
+    if (!(score < INFINITY)) head.fault(LAVA_FAULT_SCORES);
 }
 
 } // namespace lava
 
-/// Each row's log-sum-exp over ln 2, from the parts in order or from the caller.
-LAVA_KERNEL(LAVA_CUDA_LSE_THREADS) lava_score_lse(const __grid_constant__ lava_cuda_score_args a) {
-    using namespace lava;
-    const lava_cuda_score_seq &seq = a.seq[blockIdx.z];
-    const Rows rows(a, seq.n_tokens);
-    const uint32_t row = blockIdx.x * blockDim.x + threadIdx.x, head = blockIdx.y;
-    if (rows.prefix == 0 || row >= rows.all) return;
-    const Memory m(a, blockIdx.z, head);
-    const uint32_t h = row / rows.per_head, j = row % rows.per_head;
-    float lse = INFINITY; // of the rows that fill a head up
-    if (j < a.window && seq.lse.data != nullptr) {
-        lse = *row_of<float>(seq.lse, head * rows.group + h, j) * LOG2_E;
-        if (!is_finite(lse)) report(a.status, seq.layer, blockIdx.z, head, LAVA_CUDA_BAD_LSE);
-    } else if (j < a.window) {
-        const uint32_t n = lava_cuda_score_splits(seq.n_tokens);
-        float most = -INFINITY;
-        for (uint32_t i = 0; i < n; i++) most = fmaxf(most, m.partial[uint64_t(i) * rows.all + row].x);
-        float sum = 0.0f;
-        for (uint32_t i = 0; i < n; i++) {
-            const float2 part = m.partial[uint64_t(i) * rows.all + row];
-            sum += part.y * exp2f(part.x - most);
-        }
-        lse = most + log2f(sum);
+#define LAVA_SCORE_KERNELS(name, T, D)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(256, D > 128 ? 1 : 2) lava_score_stats_##name(const __grid_constant__ lava_score_args args) { \
+        lava::stats<T, D>(args);                                                                                           \
+    }                                                                                                                      \
+    extern "C" __global__ void __launch_bounds__(256, D > 128 ? 1 : 2) lava_score_columns_##name(const __grid_constant__ lava_score_args args) { \
+        lava::columns<T, D>(args);                                                                                         \
     }
-    m.lse[row] = lse;
-}
+LAVA_SCORE_KERNELS(f16_64, __half, 64)
+LAVA_SCORE_KERNELS(f16_80, __half, 80)
+LAVA_SCORE_KERNELS(f16_96, __half, 96)
+LAVA_SCORE_KERNELS(f16_128, __half, 128)
+LAVA_SCORE_KERNELS(f16_256, __half, 256)
+LAVA_SCORE_KERNELS(bf16_64, __nv_bfloat16, 64)
+LAVA_SCORE_KERNELS(bf16_80, __nv_bfloat16, 80)
+LAVA_SCORE_KERNELS(bf16_96, __nv_bfloat16, 96)
+LAVA_SCORE_KERNELS(bf16_128, __nv_bfloat16, 128)
+LAVA_SCORE_KERNELS(bf16_256, __nv_bfloat16, 256)
 
-/// Stages 3 and 5 and the factors, a tile of one KV head's scores. What lies outside the prefix is zero: the smallest score for a
-/// maximum, and what the field's average counts.
-LAVA_KERNEL(LAVA_CUDA_POOL_THREADS) lava_score_pool(const __grid_constant__ lava_cuda_score_args a) {
-    using namespace lava;
-    constexpr uint32_t PER = LAVA_CUDA_POOL_TILE / LAVA_CUDA_POOL_THREADS;
-    LAVA_SHARED(float, near, LAVA_CUDA_POOL_TILE + 126);
-    const lava_cuda_score_seq &seq = a.seq[blockIdx.z];
-    const Rows rows(a, seq.n_tokens);
-    const uint32_t first = blockIdx.x * LAVA_CUDA_POOL_TILE, head = blockIdx.y, radius = a.pool_kernel / 2;
-    if (first >= rows.prefix) return;
-    const Memory m(a, blockIdx.z, head);
-    const bool mean = a.group_reduce != 0;
-    const uint32_t n_raw = lava_cuda_score_reduce_first(&a) ? 1 : rows.group;
-    float reduced[PER] = {};
-    for (uint32_t h = 0; h < n_raw; h++) {
-        const float *raw = m.raw + uint64_t(h) * a.max_prefix;
-        for (uint32_t i = threadIdx.x; i < LAVA_CUDA_POOL_TILE + 2 * radius; i += blockDim.x) {
-            const int64_t from = int64_t(first) + i - radius;
-            near[i] = from >= 0 && from < rows.prefix ? raw[from] : 0.0f;
-        }
-        __syncthreads();
-        for (uint32_t p = 0; p < PER; p++) {
-            const float *const around = near + threadIdx.x + p * blockDim.x;
-            float pooled = 0.0f;
-            for (uint32_t c = 0; c < a.pool_kernel; c++) pooled = a.pool == 0 ? fmaxf(pooled, around[c]) : pooled + around[c];
-            if (a.pool != 0) pooled /= float(a.pool_kernel);
-            reduced[p] = mean ? reduced[p] + pooled : fmaxf(reduced[p], pooled);
-        }
-        __syncthreads();
-    }
-    const uint32_t n_parts = lava_cuda_score_splits(seq.n_tokens);
-    float vmax = 0.0f;
-    for (uint32_t i = 0; i < n_parts; i++) vmax = fmaxf(vmax, m.value_max[i]);
-    // Attention is a mean over the window; a mean over the group is folded in.
-    const float factor = 1.0f / float(a.window * (mean ? rows.group : 1));
-    bool bad = false;
-    for (uint32_t p = 0; p < PER; p++) {
-        const uint32_t i = first + threadIdx.x + p * blockDim.x;
-        if (i >= rows.prefix) continue;
-        const float score = reduced[p] * factor * vmax;
-        bad |= !is_finite(score);
-        seq.scores[uint64_t(head) * rows.prefix + i] = score;
-    }
-    if (bad) report(a.status, seq.layer, blockIdx.z, head, LAVA_CUDA_BAD_SCORES);
-}
-
-#define LAVA_SCORE(name, T, D, TILES)                                                                                     \
-    LAVA_KERNEL(256) lava_score_rows_##name(const __grid_constant__ lava_cuda_score_args a) {                             \
-        lava::score_rows<T, D, TILES>(a);                                                                                 \
-    }                                                                                                                     \
-    LAVA_KERNEL(256) lava_score_columns_##name(const __grid_constant__ lava_cuda_score_args a) {                          \
-        lava::score_columns<T, D, TILES>(a);                                                                              \
-    }
-#define LAVA_SCORE_DIMS(name, T)                                                                                          \
-    LAVA_SCORE(name##_64, T, 64, 4)                                                                                       \
-    LAVA_SCORE(name##_80, T, 80, 4)                                                                                       \
-    LAVA_SCORE(name##_96, T, 96, 4)                                                                                       \
-    LAVA_SCORE(name##_128, T, 128, 4)                                                                                     \
-    LAVA_SCORE(name##_256, T, 256, 2)                                                                                     \
-    LAVA_SCORE(name##_any, T, 0, 2)
-LAVA_SCORE_DIMS(f16, __half)
-LAVA_SCORE_DIMS(bf16, __nv_bfloat16)
-LAVA_SCORE(f32, float, 0, 1)
-
-#define LAVA_SCORE_VALUES(name, T)                                                                                        \
-    LAVA_KERNEL(LAVA_CUDA_VALUE_THREADS) lava_score_values_##name(const __grid_constant__ lava_cuda_score_args a) {       \
-        lava::score_values<T>(a);                                                                                         \
-    }
-LAVA_SCORE_VALUES(f16, __half)
-LAVA_SCORE_VALUES(bf16, __nv_bfloat16)
-LAVA_SCORE_VALUES(f32, float)
+extern "C" __global__ void __launch_bounds__(128, 5) lava_score_stats_any(const __grid_constant__ lava_score_args args) { lava::stats_any(args); }
+extern "C" __global__ void __launch_bounds__(128, 5) lava_score_columns_any(const __grid_constant__ lava_score_args args) { lava::columns_any(args); }
+extern "C" __global__ void __launch_bounds__(256) lava_score_lse(const __grid_constant__ lava_score_args args) { lava::row_lse(args); }
+extern "C" __global__ void __launch_bounds__(256) lava_score_pool(const __grid_constant__ lava_score_args args) { lava::pool(args); }
+extern "C" __global__ void __launch_bounds__(256) lava_score_smooth(const __grid_constant__ lava_score_args args) { lava::smooth(args); }

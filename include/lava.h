@@ -639,6 +639,26 @@ typedef struct lava_attend_params {
 #define LAVA_ERR_INTERNAL -16
 
 /**
+ * Of lava_cuda.h: no libcuda, or one that is too old, finds no device or does not take the kernels.
+ */
+#define LAVA_ERR_DRIVER -17
+
+/**
+ * Of lava_cuda.h: no CUDA context is current on the calling thread, or another than lava_cuda_init saw.
+ */
+#define LAVA_ERR_CONTEXT -18
+
+/**
+ * Of lava_cuda.h: the driver refused a launch.
+ */
+#define LAVA_ERR_LAUNCH -19
+
+/**
+ * Of lava_cuda.h: this build has no kernels, or none for these options.
+ */
+#define LAVA_ERR_UNSUPPORTED -20
+
+/**
  * IEEE 754 binary32.
  */
 #define LAVA_F32 0

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Puts the libraries of `make lib`, the headers and what pkg-config and CMake read under $PREFIX: install.sh install. Takes the same
 # files away: install.sh uninstall. `make install` and `make uninstall` run it and say which VERSION; LIBDIR and INCLUDEDIR may lie
-# elsewhere, DESTDIR goes before all of them, as packagers expect.
+# elsewhere, DESTDIR goes before all of them, as packagers expect. FEATURES says what the libraries were built with.
 #
 # What is installed finds its parts by where it lies itself, so the tree may be moved.
 set -eu
@@ -59,6 +59,10 @@ fill() {
 
 put 644 include/lava.h "$includedir"
 put 644 include/lava.hpp "$includedir"
+# Its functions are there with this feature only.
+case "$task ${FEATURES:-}" in
+uninstall* | *cuda*) put 644 include/lava_cuda.h "$includedir" ;;
+esac
 put 644 $built/liblava.a "$libdir"
 put 755 $built/liblava.so "$libdir" "liblava.so.$VERSION"
 # A program is linked by the last name and runs by the one in the middle, which changes with the ABI only.

@@ -207,7 +207,7 @@ pub fn pyramid_weights(prefix_budget: u64, prefix_len: u64, beta: f64, weights: 
 /// α is taken in billionths, so that 0.2 means one fifth and a head's floor is an exact rational too.
 const ALPHA_ONE: u128 = 1_000_000_000;
 
-fn alpha_units(alpha: f64) -> u128 {
+pub(crate) fn alpha_units(alpha: f64) -> u128 {
     libm::rint(alpha * ALPHA_ONE as f64) as u128
 }
 

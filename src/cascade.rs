@@ -40,7 +40,7 @@ pub struct CascadeParams<'a> {
 }
 
 impl CascadeParams<'_> {
-    fn validate(&self) -> Result<()> {
+    pub(crate) fn validate(&self) -> Result<()> {
         self.shape.validate()?;
         ensure(self.n_layers > 0 && self.n_layers <= MAX_LAYERS, ErrorKind::Shape, c"n_layers")?;
         let n_heads = self.n_heads()?;

@@ -40,6 +40,14 @@ pub enum ErrorKind {
     State = -15,
     /// A bug in this library, caught at the boundary. Please report it.
     Internal = -16,
+    /// No libcuda, or one that is too old or refuses to start; or it does not take the kernels.
+    Driver = -17,
+    /// No CUDA context is current on the calling thread, or another than the kernels were loaded into.
+    Context = -18,
+    /// The CUDA driver refused a launch.
+    Launch = -19,
+    /// This build has no CUDA kernels, or none for these options.
+    Unsupported = -20,
 }
 
 impl ErrorKind {
@@ -64,6 +72,10 @@ impl ErrorKind {
             Self::Indices => c"kept indices must be strictly ascending per head and inside the cache",
             Self::State => c"the cascade is not initialised, complete, or has no such layer yet",
             Self::Internal => c"internal error in lava; please report it",
+            Self::Driver => c"libcuda is missing, too old, without a device, or does not take the kernels",
+            Self::Context => c"the CUDA context that lava_cuda_init saw is not current on this thread",
+            Self::Launch => c"the CUDA driver refused a launch",
+            Self::Unsupported => c"this build has no CUDA kernels for this call",
         }
     }
 
@@ -71,8 +83,26 @@ impl ErrorKind {
     pub fn from_status(status: i32) -> Option<Self> {
         use ErrorKind::*;
         [
-            Null, StructSize, Argument, Shape, Stride, Alignment, Overlap, BufferSize, Workspace, Overflow,
-            Dtype, Budget, NonFinite, Indices, State, Internal,
+            Null,
+            StructSize,
+            Argument,
+            Shape,
+            Stride,
+            Alignment,
+            Overlap,
+            BufferSize,
+            Workspace,
+            Overflow,
+            Dtype,
+            Budget,
+            NonFinite,
+            Indices,
+            State,
+            Internal,
+            Driver,
+            Context,
+            Launch,
+            Unsupported,
         ]
         .into_iter()
         .find(|kind| *kind as i32 == status)

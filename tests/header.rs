@@ -1,25 +1,34 @@
-//! `include/lava.h` is what cbindgen makes of `src/ffi` today. `UPDATE_HEADER=1` rewrites it.
+//! The headers are what cbindgen makes of `src/ffi` today. `UPDATE_HEADER=1` rewrites them.
 
 use std::path::Path;
 
-#[test]
-fn header_is_fresh() {
+#[track_caller]
+fn is_fresh(header: &str, config: &str, sources: &[&str]) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let config =
-        cbindgen::Config::from_file(root.join("include/cbindgen.toml")).expect("include/cbindgen.toml");
+    let config = cbindgen::Config::from_file(root.join("include").join(config)).expect(config);
+    let builder = cbindgen::Builder::new().with_config(config);
+    let builder = sources.iter().fold(builder, |b, source| b.with_src(root.join("src/ffi").join(source)));
     let mut made = Vec::new();
-    cbindgen::Builder::new()
-        .with_config(config)
-        .with_src(root.join("src/ffi/types.rs"))
-        .with_src(root.join("src/ffi/functions.rs"))
-        .generate()
-        .expect("cbindgen reads src/ffi")
-        .write(&mut made);
+    builder.generate().expect("cbindgen reads src/ffi").write(&mut made);
     let made = String::from_utf8(made).expect("a header is text");
-    let path = root.join("include/lava.h");
+    let path = root.join("include").join(header);
     if std::env::var_os("UPDATE_HEADER").is_some() {
         std::fs::write(&path, &made).expect("include/ is writable");
     }
     let committed = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(committed == made, "include/lava.h is stale: run `UPDATE_HEADER=1 cargo test --test header`");
+    assert!(committed == made, "include/{header} is stale: run `UPDATE_HEADER=1 cargo test --test header`");
+}
+
+#[test]
+fn lava_h() {
+    is_fresh("lava.h", "cbindgen.toml", &["types.rs", "functions.rs"]);
+}
+
+#[test]
+fn lava_cuda_h() {
+    is_fresh(
+        "lava_cuda.h",
+        "cbindgen_cuda.toml",
+        &["cuda.rs", "cuda/budgets.rs", "cuda/select.rs", "cuda/cascade.rs", "cuda/compact.rs"],
+    );
 }

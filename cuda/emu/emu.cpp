@@ -22,7 +22,7 @@
 namespace emu {
 namespace {
 
-constexpr size_t STACK_BYTES = 64 << 10;
+constexpr size_t STACK_BYTES = 256 << 10;
 constexpr size_t STATIC_BYTES = 48 << 10;  // what a kernel may declare
 constexpr size_t GAP = 64;                 // between two shared variables, forbidden ground for AddressSanitizer
 
@@ -421,6 +421,17 @@ void load_matrix(uint32_t mask, const Payload *in, Payload *out) {
     if (mask != 0xffffffffu) fail("ldmatrix needs the whole warp");
     for (unsigned lane = 0; lane < 32; lane++)
         for (unsigned m = 0; m < 4; m++) out[lane].word[m] = in[8 * m + lane / 4].word[lane % 4];
+}
+
+// PTX ISA, ldmatrix.x4.trans: lane l takes elements l / 4 of rows 2 (l mod 4) and the next of each matrix.
+void load_matrix_transposed(uint32_t mask, const Payload *in, Payload *out) {
+    if (mask != 0xffffffffu) fail("ldmatrix needs the whole warp");
+    for (unsigned lane = 0; lane < 32; lane++)
+        for (unsigned m = 0; m < 4; m++) {
+            const auto element = [&](unsigned row) { return in[8 * m + row].word[lane / 8] >> 16 * (lane / 4 % 2) & 0xffff; };
+            const unsigned row = 2 * (lane % 4);
+            out[lane].word[m] = element(row) | element(row + 1) << 16;
+        }
 }
 
 // PTX ISA, mma.m16n8k16 for 16-bit elements. With row = lane / 4 and pair = 2 (lane mod 4):

@@ -66,6 +66,7 @@ Payload meet(uint32_t mask, const char *what, Meeting meeting, const Payload &mi
 void shuffle(uint32_t mask, const Payload *in, Payload *out);
 void vote(uint32_t mask, const Payload *in, Payload *out);
 void load_matrix(uint32_t mask, const Payload *in, Payload *out);
+void load_matrix_transposed(uint32_t mask, const Payload *in, Payload *out);
 void multiply_f16(uint32_t mask, const Payload *in, Payload *out);
 void multiply_bf16(uint32_t mask, const Payload *in, Payload *out);
 

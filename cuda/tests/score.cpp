@@ -1,221 +1,284 @@
-// lava_score_* against lava_score of the CPU library.
+// The kernels of score.cu under emulation, against lava_score of the CPU library.
 //
-// The bound: a logit is a sum of d products in f32, in another order than the CPU's, of inputs that are the same bits. Its error is
-// at most d·2^-24·Σ|q·k|·scale, a few 1e-6 for these inputs, and exponentials and their sums add some 1e-6 each: 2e-5 of the score,
-// and of the largest score 1e-7 where the score itself is next to nothing. The CPU's exponentials that were put away have 17 bits
-// (4e-6). The bf16 products of pairs that some CPUs have are exact in f32 as well.
-#include "test.h"
+// The bound. Let S be the largest sum of |q c| |k c| over a head's d dimensions, scaled: both sides sum d products in f32, in
+// different orders. The roundings (u = 2^-24) are as good as independent, so a logit is off by no more than 4 sqrt(d) u S (d u S if all
+// of them conspired), an exponent of two and its log-sum-exp by a few u S more, and an exponential by as much relatively. Sums
+// of positive numbers are off by u times the longest chain of additions: a thread's keys of a range, a row's parts, w rows, d_v
+// norms. exp2 is good to a few u. Twice that, for two sides that may both be off.
 #include "../score.cu"
+#include "attention.h"
 
 using namespace test;
 
+namespace {
+
 struct Case {
-    lava_dtype dtype, value_dtype;
-    uint32_t n_tokens, n_q_heads, n_kv_heads, dk, dv, window;
-    Layout layout;
-    uint32_t shared_limit = SHARED_LIMIT;
-    uint32_t pool = 0, kernel = 7, reduce = 0, span = 0, sliding = 0;
-    float scale = 0, softcap = 0;
+    const char *name;
+    std::vector<uint32_t> lengths = {150};
+    uint32_t n_q_heads = 4, n_kv_heads = 2, dim_k = 64, dim_v = 24, window = 8;
+    int32_t dtype = LAVA_BF16, dtype_v = LAVA_BF16;
+    Layout layout = TOKEN_MAJOR, layout_q = TOKEN_MAJOR, layout_v = TOKEN_MAJOR;
     bool lse = false;
-};
-
-using Kernel = void (*)(const lava_cuda_score_args);
-
-template <class F> Kernel variant(lava_dtype dtype, uint32_t d, F pick) {
-    const uint32_t dims[] = {64, 80, 96, 128, 256};
-    int at = 5;
-    for (int i = 0; i < 5; i++) if (dims[i] == d) at = i;
-    return pick(dtype, at);
-}
-#define VARIANTS(stage)                                                                                                    \
-    [](lava_dtype dtype, int at) -> Kernel {                                                                               \
-        const Kernel f16[] = {stage##_f16_64, stage##_f16_80, stage##_f16_96, stage##_f16_128, stage##_f16_256, stage##_f16_any};      \
-        const Kernel bf16[] = {stage##_bf16_64, stage##_bf16_80, stage##_bf16_96, stage##_bf16_128, stage##_bf16_256, stage##_bf16_any}; \
-        return dtype == LAVA_F32 ? stage##_f32 : dtype == LAVA_F16 ? f16[at] : bf16[at];                                   \
+    uint32_t keys_per_range = 64;
+    float size = 1;
+    lava_score_params params = lava_score_params_init();
+    Case(const char *name) : name(name) {}
+    template <class Change> Case with(Change change) const {
+        Case other = *this;
+        change(other);
+        return other;
     }
+};
 
 struct Sequence {
-    Tensor q, k, v, lse;
-    Buffer<float> scores;
-    std::vector<float> want;
-    Sequence(const Case &c, uint32_t n)
-        : q(c.dtype, std::min(c.window, n), c.n_q_heads, c.dk, c.layout), k(c.dtype, n, c.n_kv_heads, c.dk, c.layout),
-          v(c.value_dtype, n, c.n_kv_heads, c.dv, c.layout), lse(LAVA_F32, std::min(c.window, n), c.n_q_heads, 1, TOKEN_MAJOR),
-          scores(size_t(c.n_kv_heads) * lava_cuda_score_prefix(n, c.window)) {}
+    Numbers q, k, v, lse;
+    Sequence(const Case &c, uint32_t n, Random &random)
+        : q(c.dtype, c.window, c.n_q_heads, c.dim_k, c.layout_q), k(c.dtype, n, c.n_kv_heads, c.dim_k, c.layout),
+          v(c.dtype_v, n, c.n_kv_heads, c.dim_v, c.layout_v), lse(LAVA_F32, c.window, c.n_q_heads, 1, TOKEN_MAJOR) {
+        q.fill(random, c.size * 2);
+        k.fill(random, c.size * 2);
+        v.fill(random, 1);
+    }
 };
 
-/// The log-sum-exp in f64, from the numbers as they are stored.
-static void fill_lse(const Case &c, uint32_t n, Sequence &s) {
-    const auto at = [](const Tensor &t, uint32_t h, uint32_t r, uint32_t i) -> double {
-        const int64_t e = r * t.gpu.stride_token + h * t.gpu.stride_head + i * t.gpu.stride_dim;
-        if (t.dtype == LAVA_F32) return static_cast<float *>(t.gpu.data)[e];
-        if (t.dtype == LAVA_F16) return __half2float(static_cast<__half *>(t.gpu.data)[e]);
-        return __bfloat162float(static_cast<__nv_bfloat16 *>(t.gpu.data)[e]);
+float scale_of(const Case &c) { return c.params.scale != 0 ? c.params.scale : 1 / std::sqrt(float(c.dim_k)); }
+
+/// Log-sum-exp in double, and the largest sum of |q||k| on the way.
+double look(const Case &c, Sequence &s, uint32_t n) {
+    double largest = 0;
+    const uint32_t group = c.n_q_heads / c.n_kv_heads, prefix = n > c.window ? n - c.window : 0;
+    for (uint32_t h = 0; h < c.n_q_heads; h++)
+        for (uint32_t j = 0; j < c.window; j++) {
+            std::vector<double> logits;
+            for (uint32_t i = 0; i < n && prefix > 0; i++) {
+                double dot = 0, sum = 0;
+                for (uint32_t e = 0; e < c.dim_k; e++) {
+                    const double product = double(s.q.get(h, j, e)) * s.k.get(h / group, i, e);
+                    dot += product;
+                    sum += std::abs(product);
+                }
+                largest = std::max(largest, std::abs(scale_of(c)) * sum);
+                if (i > prefix + j || (c.params.sliding_window != 0 && i + c.params.sliding_window <= prefix + j)) continue;
+                dot *= scale_of(c);
+                logits.push_back(c.params.softcap > 0 ? c.params.softcap * std::tanh(dot / c.params.softcap) : dot);
+            }
+            double sum = 0, most = -INFINITY;
+            for (double x : logits) most = std::max(most, x);
+            for (double x : logits) sum += std::exp(x - most);
+            s.lse.set(h, j, 0, float(most + std::log(sum)));
+        }
+    return largest;
+}
+
+struct Result {
+    std::vector<std::vector<float>> scores;
+    uint64_t status;
+};
+
+using Kernel = void (*)(const lava_score_args);
+Kernel stats_of(const Case &c, bool instance) {
+#define OF(d)                                                                                                              \
+    if (instance && c.dim_k == d) return c.dtype == LAVA_F16 ? lava_score_stats_f16_##d : lava_score_stats_bf16_##d;
+    OF(64) OF(80) OF(96) OF(128) OF(256)
+#undef OF
+    return lava_score_stats_any;
+}
+Kernel columns_of(const Case &c, bool instance) {
+#define OF(d)                                                                                                              \
+    if (instance && c.dim_k == d) return c.dtype == LAVA_F16 ? lava_score_columns_f16_##d : lava_score_columns_bf16_##d;
+    OF(64) OF(80) OF(96) OF(128) OF(256)
+#undef OF
+    return lava_score_columns_any;
+}
+
+Result run(const Case &c, const std::vector<std::unique_ptr<Sequence>> &sequences, unsigned seed) {
+    Result result;
+    Buffer<lava_score_sequence> list(sequences.size());
+    Buffer<uint64_t> status(1, 0xff);
+    std::vector<std::unique_ptr<Buffer<float>>> scores;
+    for (size_t i = 0; i < sequences.size(); i++) {
+        const uint32_t prefix = c.lengths[i] > c.window ? c.lengths[i] - c.window : 0;
+        scores.emplace_back(new Buffer<float>(size_t(c.n_kv_heads) * prefix, 0xff));
+    }
+    lava_score_args args = {};
+    for (size_t i = 0; i < sequences.size(); i++) {
+        const Sequence &s = *sequences[i];
+        list[i] = {s.q.device(), s.k.device(), s.v.device(), {}, scores[i]->data(), c.lengths[i], 0};
+        if (c.lse) list[i].lse = s.lse.device();
+        if (c.params.value_weight == LAVA_VALUE_NONE) list[i].v.data = nullptr;
+        args.max_tokens = std::max(args.max_tokens, c.lengths[i]);
+    }
+    if (list.size() == 1) args.one = list[0];
+    else args.items = list.data();
+    args.layer = 3;
+    args.n_q_heads = c.n_q_heads, args.n_kv_heads = c.n_kv_heads;
+    args.head_dim_k = c.dim_k, args.head_dim_v = c.dim_v, args.window = c.window;
+    args.pool = c.params.pool, args.pool_kernel = c.params.pool_kernel, args.group_reduce = c.params.group_reduce;
+    args.value_span = c.params.value_span, args.attention = c.params.attention, args.value_weight = c.params.value_weight;
+    args.sliding_window = c.params.sliding_window, args.scale = scale_of(c), args.softcap = c.params.softcap;
+    args.gamma = c.params.gamma, args.decay = c.params.decay == 0 ? 1 : c.params.decay;
+    args.weight = c.params.weight == 0 ? 1 : c.params.weight, args.smoothing = c.params.smoothing;
+    args.has_lse = c.lse, args.n_sequences = uint32_t(list.size());
+    bool instance = true;
+    for (size_t i = 0; i < list.size(); i++) instance = instance && lava_score_is_aligned(&args, &list[i]);
+    lava_score_split(&args, instance);
+    args.keys_per_range = c.keys_per_range;
+    const size_t bytes = lava_score_layout(&args, nullptr);
+    Buffer<uint8_t> workspace(bytes, 0xff);
+    lava_score_layout(&args, workspace.data());
+    args.status = status.data();
+
+    const auto go = [&](Kernel kernel, uint32_t x, uint32_t threads, size_t shared) {
+        launch(kernel, x, c.n_kv_heads, args.n_sequences, threads, shared, seed, args);
     };
-    const double scale = c.scale != 0 ? c.scale : 1 / sqrt(double(c.dk));
-    for (uint32_t j = 0; j < c.window; j++)
-        for (uint32_t h = 0; h < c.n_q_heads; h++) {
-            double sum = 0;
-            for (uint32_t i = 0; i <= n - c.window + j; i++) {
-                if (c.sliding != 0 && i + c.sliding <= n - c.window + j) continue;
-                double x = 0;
-                for (uint32_t e = 0; e < c.dk; e++) x += at(s.q, h, j, e) * at(s.k, h / (c.n_q_heads / c.n_kv_heads), i, e);
-                x *= scale;
-                sum += exp(c.softcap > 0 ? c.softcap * tanh(x / c.softcap) : x);
-            }
-            s.lse.set(size_t(j) * c.n_q_heads + h, float(log(sum)));
+    const bool looks = c.params.attention != LAVA_ATTENTION_RECENCY;
+    if (looks && !c.lse)
+        go(stats_of(c, instance), lava_score_ranges(&args), lava_score_threads(&args), instance ? lava_score_stats_shared(&args) : 0);
+    go(lava_score_lse, lava_score_rows(&args) / LAVA_SCORE_ROWS, 256, 0);
+    go(columns_of(c, instance), lava_score_column_blocks(&args), lava_score_threads(&args),
+       instance ? lava_score_columns_shared(&args) : 0);
+    go(lava_score_pool, lava_score_pool_blocks(&args), LAVA_SCORE_POOLED, 0);
+    if (c.params.smoothing > 0) go(lava_score_smooth, lava_score_pool_blocks(&args), LAVA_SCORE_POOLED, 0);
+    for (const auto &s : scores) result.scores.emplace_back(s->data(), s->data() + s->size());
+    result.status = status[0];
+    return result;
+}
+
+void check(const Case &c) {
+    Random random(c.dim_k * 31 + c.window);
+    std::vector<std::unique_ptr<Sequence>> sequences;
+    for (uint32_t n : c.lengths) sequences.emplace_back(new Sequence(c, n, random));
+    double logits = 0;
+    for (size_t i = 0; i < sequences.size(); i++) logits = std::max(logits, look(c, *sequences[i], c.lengths[i]));
+    const Result got = run(c, sequences, 1), again = is_quick() ? got : run(c, sequences, 77);
+    expect(got.status == LAVA_NO_FAULT, "%s: status %016llx", c.name, (unsigned long long) got.status);
+    double worst = 0, bound = 0;
+    for (size_t i = 0; i < sequences.size(); i++) {
+        const Sequence &s = *sequences[i];
+        const uint32_t n = c.lengths[i], prefix = n > c.window ? n - c.window : 0;
+        expect(same_bits(got.scores[i], again.scores[i]), "%s: another schedule, other bits", c.name);
+        if (prefix == 0) continue;
+        const lava_shape shape = lava_shape_init(n, c.n_q_heads, c.n_kv_heads, c.dim_k, c.dim_v, c.window);
+        size_t bytes = 0;
+        lava_score_workspace_size(&shape, &c.params, &bytes, nullptr);
+        Buffer<uint8_t> workspace(bytes, 0xff);
+        std::vector<float> want(size_t(c.n_kv_heads) * prefix);
+        const lava_tensor q = s.q.host(), k = s.k.host(), v = s.v.host(), lse = s.lse.host();
+        lava_error error = {};
+        error.struct_size = sizeof error;
+        const lava_status status = lava_score(&shape, &c.params, &q, &k, &v, c.lse ? &lse : nullptr, 0, 1,
+                                              workspace.data(), bytes, want.data(), &error);
+        expect(status == LAVA_OK, "%s: the CPU says %s: %s", c.name, error.argument, error.message);
+        const double chain = c.keys_per_range / 8 + n / 64 + c.window + c.dim_v + c.params.pool_kernel + 40;
+        // Squares double an exponential's error; a variance is a difference, and gamma says how much of it there is.
+        const double kind = c.params.attention == LAVA_ATTENTION_SQUARED          ? 2
+                            : c.params.attention == LAVA_ATTENTION_MEAN_VARIANCE ? 2 + 4 * c.params.gamma
+                                                                                  : 1;
+        bound = 2 * kind * HALF_ULP * ((4 * std::sqrt(c.dim_k) + 8) * logits + chain);
+        for (size_t e = 0; e < want.size(); e++) {
+            const double off = std::abs(double(got.scores[i][e]) - want[e]) / (want[e] + 1e-30);
+            if (!(off <= bound))
+                expect(false, "%s: sequence %zu, entry %zu of %u: %g, not %g (off by %.2g, bound %.2g)", c.name, i, e, prefix,
+                       got.scores[i][e], want[e], off, bound);
+            worst = std::max(worst, off);
         }
-}
-
-static lava_shape shape_of(const Case &c, uint32_t n) { return lava_shape_init(n, c.n_q_heads, c.n_kv_heads, c.dk, c.dv, c.window); }
-
-static lava_status on_cpu(const Case &c, uint32_t n, Sequence &s) {
-    const lava_shape shape = shape_of(c, n);
-    lava_score_params params = lava_score_params_init();
-    params.pool = int32_t(c.pool), params.pool_kernel = c.kernel, params.group_reduce = int32_t(c.reduce);
-    params.value_span = int32_t(c.span), params.sliding_window = c.sliding, params.scale = c.scale, params.softcap = c.softcap;
-    size_t size = 0;
-    lava_score_workspace_size(&shape, &params, &size, nullptr);
-    std::unique_ptr<char, void (*)(void *)> workspace(static_cast<char *>(aligned_alloc(64, (size + 64) / 64 * 64)), free);
-    s.want.assign(s.scores.size(), -1.0f);
-    return lava_score(&shape, &params, &s.q.cpu, &s.k.cpu, &s.v.cpu, c.lse ? &s.lse.cpu : nullptr, 0, 1, workspace.get(), size,
-                      s.want.data(), nullptr);
-}
-
-static uint64_t on_gpu(const Case &c, const std::vector<uint32_t> &lengths, std::vector<std::unique_ptr<Sequence>> &seqs, unsigned seed) {
-    lava_cuda_score_args a = {};
-    a.n_seqs = uint32_t(lengths.size());
-    a.n_q_heads = c.n_q_heads, a.n_kv_heads = c.n_kv_heads, a.head_dim_k = c.dk, a.head_dim_v = c.dv, a.window = c.window;
-    a.pool = c.pool, a.pool_kernel = c.kernel, a.group_reduce = c.reduce, a.value_span = c.span, a.sliding_window = c.sliding;
-    a.scale = c.scale != 0 ? c.scale : float(1 / sqrt(double(c.dk))), a.softcap = c.softcap;
-    uint32_t splits = 0;
-    for (uint32_t i = 0; i < a.n_seqs; i++) {
-        Sequence &s = *seqs[i];
-        memset(s.scores.data(), 0xA5, s.scores.bytes());
-        a.seq[i] = {s.q.gpu, s.k.gpu, s.v.gpu, s.lse.gpu, s.scores.data(), lengths[i], 7};
-        if (!c.lse) a.seq[i].lse.data = nullptr;
-        splits = std::max(splits, lava_cuda_score_splits(lengths[i]));
-        a.max_prefix = std::max(a.max_prefix, lava_cuda_score_prefix(lengths[i], c.window));
     }
-    lava_cuda_score_plan(&a, uint32_t(size_of(c.dtype)), c.shared_limit);
-    CHECK(a.shared_bytes <= c.shared_limit, "%u bytes of shared memory", a.shared_bytes);
-    Buffer<unsigned char> workspace(lava_cuda_score_workspace(&a));
-    Buffer<uint64_t> status(1, 0xFF);
-    a.workspace = workspace.data();
-    a.status = status.data();
-    const uint32_t heads = c.n_kv_heads, threads = 32 * a.n_warps;
-    const Kernel values = c.value_dtype == LAVA_F32 ? lava_score_values_f32 : c.value_dtype == LAVA_F16 ? lava_score_values_f16 : lava_score_values_bf16;
-    launch(values, splits, heads, a.n_seqs, LAVA_CUDA_VALUE_THREADS, 0, seed, a);
-    if (!c.lse) launch(variant(c.dtype, c.dk, VARIANTS(lava_score_rows)), splits, heads, a.n_seqs, threads, a.shared_bytes, seed, a);
-    launch(lava_score_lse, (lava_cuda_score_rows(&a) + LAVA_CUDA_LSE_THREADS - 1) / LAVA_CUDA_LSE_THREADS, heads, a.n_seqs, LAVA_CUDA_LSE_THREADS, 0, seed, a);
-    launch(variant(c.dtype, c.dk, VARIANTS(lava_score_columns)), splits, heads, a.n_seqs, threads, a.shared_bytes, seed, a);
-    launch(lava_score_pool, (a.max_prefix + LAVA_CUDA_POOL_TILE - 1) / LAVA_CUDA_POOL_TILE, heads, a.n_seqs, LAVA_CUDA_POOL_THREADS, 0, seed, a);
-    return status[0];
+    printf("  %-52s off by %.1e, bound %.1e\n", c.name, worst, bound);
 }
 
-static double worst = 0;
-
-static void check(const Case &c, const std::vector<uint32_t> &lengths) {
-    Random random(c.n_tokens * 31 + c.dk);
-    std::vector<std::unique_ptr<Sequence>> seqs;
-    for (const uint32_t n : lengths) {
-        seqs.emplace_back(new Sequence(c, n));
-        Sequence &s = *seqs.back();
-        s.q.randomise(random, 1.5f), s.k.randomise(random, 1.0f), s.v.randomise(random, 1.0f);
-        if (c.lse && n > c.window) fill_lse(c, n, s);
-        CHECK(on_cpu(c, n, s) == LAVA_OK, "the CPU refuses");
-    }
-    std::vector<float> first;
-    for (unsigned seed = 0; seed < n_seeds(); seed++) {
-        const uint64_t status = on_gpu(c, lengths, seqs, seed);
-        CHECK(status == LAVA_CUDA_STATUS_OK, "status %llx", (unsigned long long) status);
-        std::vector<float> all;
-        for (size_t i = 0; i < lengths.size(); i++) {
-            Sequence &s = *seqs[i];
-            float largest = 0;
-            for (const float x : s.want) largest = std::max(largest, x);
-            for (size_t e = 0; e < s.want.size(); e++) {
-                const double bound = 2e-5 * s.want[e] + 1e-7 * largest, off = fabs(double(s.scores[e]) - s.want[e]);
-                CHECK(off <= bound, "%s d=%u w=%u N=%u %u/%u layout %d: [%zu] %g, the CPU %g", name_of(c.dtype), c.dk, c.window,
-                      lengths[i], c.n_q_heads, c.n_kv_heads, c.layout, e, s.scores[e], s.want[e]);
-                worst = std::max(worst, off / bound);
-                all.push_back(s.scores[e]);
-            }
-        }
-        if (seed == 0) first = all;
-        CHECK(all.size() == first.size() && memcmp(all.data(), first.data(), all.size() * 4) == 0, "another schedule, other bits");
-    }
+/// What a status word must say when one number is not finite.
+void check_fault(const Case &c, const char *what, uint32_t fault, uint32_t head, void (*spoil)(Sequence &)) {
+    Random random(5);
+    std::vector<std::unique_ptr<Sequence>> sequences;
+    for (uint32_t n : c.lengths) sequences.emplace_back(new Sequence(c, n, random));
+    for (size_t i = 0; i < sequences.size(); i++) look(c, *sequences[i], c.lengths[i]);
+    spoil(*sequences.back());
+    const uint64_t status = run(c, sequences, 3).status, want = lava_fault(fault, 3, uint32_t(sequences.size() - 1), head);
+    expect(status == want, "%s, %s: status %016llx, not %016llx", c.name, what, (unsigned long long) status,
+           (unsigned long long) want);
 }
 
-/// A fault anywhere is told with its sequence and head.
-static void check_fault(lava_dtype dtype, int which, float bad, bool lse) {
-    Case c = {dtype, dtype, 150, 4, 2, 64, 64, 16, TOKEN_MAJOR};
-    c.lse = lse;
-    Random random(3);
-    std::vector<std::unique_ptr<Sequence>> seqs;
-    for (int i = 0; i < 2; i++) {
-        seqs.emplace_back(new Sequence(c, 150));
-        seqs[i]->q.randomise(random, 1), seqs[i]->k.randomise(random, 1), seqs[i]->v.randomise(random, 1);
-        if (lse) fill_lse(c, 150, *seqs[i]);
-    }
-    // Head 1 of sequence 1: the last token, in the window, or the last query.
-    Tensor &t = which == 0 ? seqs[1]->q : which == 1 ? seqs[1]->k : which == 2 ? seqs[1]->v : seqs[1]->lse;
-    t.set(t.memory.bytes() / size_of(t.dtype) - 1, bad);
-    const uint32_t what[] = {LAVA_CUDA_BAD_QK, LAVA_CUDA_BAD_QK, LAVA_CUDA_BAD_V, LAVA_CUDA_BAD_LSE};
-    const uint64_t status = on_gpu(c, {150, 150}, seqs, 1), want = LAVA_CUDA_STATUS(7, 1, 1, what[which]);
-    CHECK(status == want, "%s tensor %d: status %llx, not %llx", name_of(dtype), which, (unsigned long long) status, (unsigned long long) want);
-}
+} // namespace
 
 int main() {
-    long n = 0;
-    const auto go = [&](const Case &c, std::vector<uint32_t> lengths = {}) {
-        if (lengths.empty()) lengths = {c.n_tokens};
-        check(c, lengths);
-        n++;
-    };
-    const lava_dtype dtypes[] = {LAVA_F16, LAVA_BF16, LAVA_F32};
-    for (const lava_dtype t : dtypes) {
-        if (is_skipped(t)) continue;
-        // Every variant; sizes on both sides of a slice, a span and a block of rows.
-        for (const uint32_t d : {64u, 80u, 96u, 128u, 256u, 40u, 67u}) go({t, t, 131, 4, 2, d, d, 8, TOKEN_MAJOR});
-        for (const uint32_t tokens : {9u, 10u, 127u, 128u, 129u, 257u, 300u}) go({t, t, tokens, 2, 1, 64, 48, 8, HEAD_MAJOR});
-        for (const uint32_t w : {1u, 15u, 16u, 17u, 32u}) go({t, t, 100, 3, 1, 64, 64, w, TOKEN_MAJOR});
-        for (const Layout layout : {HEAD_MAJOR, TRANSPOSED, GAPS}) go({t, t, 77, 4, 2, 64, 64, 8, layout});
-        // Sequences of unlike length, one that its window covers among them.
-        go({t, t, 0, 4, 2, 64, 64, 8, TOKEN_MAJOR}, {140, 8, 9, 65});
-        for (const bool lse : {false, true}) {
-            Case c = {t, t, 170, 4, 2, 64, 64, 8, TOKEN_MAJOR};
-            c.lse = lse;
-            go(c);
-            c.sliding = 60, go(c);
-            c.softcap = 2, go(c);
-            c.scale = -0.3f, go(c);
-            c.sliding = 0, c.span = 1, go(c);
-        }
-        for (const uint32_t pool : {0u, 1u})
-            for (const uint32_t reduce : {0u, 1u})
-                for (const uint32_t kernel : {1u, 5u, 127u}) {
-                    Case c = {t, t, 90, 4, 2, 64, 64, 8, TOKEN_MAJOR};
-                    c.pool = pool, c.reduce = reduce, c.kernel = kernel;
-                    go(c);
-                }
-        // Rows that do not fit on chip: chunks of whole heads, and chunks that end inside a head.
-        for (const uint32_t limit : {24u << 10, 40u << 10}) {
-            for (const uint32_t reduce : {0u, 1u}) {
-                Case c = {t, t, 140, 6, 2, 128, 64, 20, TOKEN_MAJOR, limit};
-                c.reduce = reduce;
-                go(c);
-                c.window = 70, go(c);
-            }
-        }
-        for (int which = 0; which < 4; which++)
-            for (const bool lse : {false, true})
-                for (const float bad : {INFINITY, NAN})
-                    if (which != 3 || lse) check_fault(t, which, bad, lse), n++;
+    const Case base("plain");
+    const auto is = [](const char *name) { return Case(name); };
+    std::vector<Case> cases = {base};
+    const auto add = [&](const char *name, auto change) { cases.push_back(is(name).with(change)); };
+    add("three sequences, one all window", [](Case &c) { c.lengths = {70, 8, 201}; });
+    add("one token of prefix", [](Case &c) { c.lengths = {9}; });
+    add("a tile exactly", [](Case &c) { c.lengths = {64}; });
+    add("a prefix of a tile exactly", [](Case &c) { c.lengths = {72}; });
+    add("ranges of two tiles, and one key more", [](Case &c) { c.lengths = {257}, c.keys_per_range = 128; });
+    add("f16, 80", [](Case &c) { c.dtype = LAVA_F16, c.dim_k = 80; });
+    add("bf16, 96, window 17", [](Case &c) { c.dim_k = 96, c.window = 17; });
+    add("f16, 128, window 32, group 4", [](Case &c) { c.dtype = LAVA_F16, c.dim_k = 128, c.window = 32, c.n_q_heads = 4, c.n_kv_heads = 1; });
+    add("bf16, 256, window 20", [](Case &c) { c.dim_k = 256, c.window = 20; });
+    add("bf16, 256, several rounds", [](Case &c) { c.dim_k = 256, c.window = 40, c.n_q_heads = 3, c.n_kv_heads = 1, c.keys_per_range = 128; });
+    add("window 150, group 2: two rounds", [](Case &c) { c.window = 150, c.n_q_heads = 2, c.n_kv_heads = 1, c.lengths = {300}, c.keys_per_range = 128; });
+    add("window 300: a head over two rounds", [](Case &c) { c.window = 300, c.n_q_heads = 1, c.n_kv_heads = 1, c.lengths = {400}, c.keys_per_range = 192; });
+    add("group 1, window 1", [](Case &c) { c.window = 1, c.n_q_heads = 2; });
+    add("group 5", [](Case &c) { c.n_q_heads = 5, c.n_kv_heads = 1; });
+    add("sliding window 40", [](Case &c) { c.params.sliding_window = 40; });
+    add("sliding window 3", [](Case &c) { c.params.sliding_window = 3; });
+    add("softcap 2", [](Case &c) { c.params.softcap = 2; });
+    add("scale negative", [](Case &c) { c.params.scale = -0.2f; });
+    add("logits in the hundreds", [](Case &c) { c.params.scale = 4; });
+    add("lse given", [](Case &c) { c.lse = true; });
+    add("lse given, softcap, sliding window", [](Case &c) { c.lse = true, c.params.softcap = 5, c.params.sliding_window = 60; });
+    add("values over all tokens, f32", [](Case &c) { c.params.value_span = LAVA_VALUES_ALL, c.dtype_v = LAVA_F32; });
+    add("f16 values, transposed", [](Case &c) { c.dtype_v = LAVA_F16, c.layout_v = TRANSPOSED; });
+    add("values of 5 dimensions", [](Case &c) { c.dim_v = 5; });
+    add("values of 200 dimensions", [](Case &c) { c.dim_v = 200; });
+    add("no values", [](Case &c) { c.params = lava_score_params_snapkv(); });
+    add("each value's own norm", [](Case &c) { c.params = lava_score_params_vatp(); });
+    add("mean over the group after max-pooling", [](Case &c) { c.params.group_reduce = LAVA_GROUP_MEAN; });
+    add("max over the group after average pooling", [](Case &c) { c.params.pool = LAVA_POOL_AVG; });
+    add("the same over two rounds", [](Case &c) { c.params.pool = LAVA_POOL_AVG, c.window = 150, c.n_q_heads = 2, c.n_kv_heads = 1, c.lengths = {300}, c.keys_per_range = 128; });
+    add("averages", [](Case &c) { c.params.pool = LAVA_POOL_AVG, c.params.group_reduce = LAVA_GROUP_MEAN, c.params.pool_kernel = 5; });
+    add("no pooling, mean", [](Case &c) { c.params.pool_kernel = 1, c.params.group_reduce = LAVA_GROUP_MEAN; });
+    add("pooling over 127, two blocks", [](Case &c) { c.params.pool_kernel = 127, c.lengths = {280}, c.n_q_heads = c.n_kv_heads = 1; });
+    add("squares", [](Case &c) { c.params = lava_score_params_kv_compress(); });
+    add("mean and variance", [](Case &c) { c.params = lava_score_params_cake(2); });
+    add("mean and variance, two rounds", [](Case &c) { c.params = lava_score_params_cake(2), c.window = 150, c.n_q_heads = 2, c.n_kv_heads = 1, c.lengths = {300}; });
+    add("exponential", [](Case &c) { c.params.attention = LAVA_ATTENTION_EXPONENTIAL, c.params.decay = 0.3f; });
+    add("the last query alone", [](Case &c) { c.params = lava_score_params_sage_kv(); });
+    add("recency", [](Case &c) { c.params = lava_score_params_streaming(); });
+    add("weight", [](Case &c) { c.params.weight = 0.5f; });
+    add("the default: squares, token norms, smoothing", [](Case &c) { c.params = lava_score_params_default(), c.lengths = {600, 8, 100}; });
+    add("smoothing alone", [](Case &c) { c.params.smoothing = 2.5f, c.lengths = {264}; });
+    add("head-major", [](Case &c) { c.layout = c.layout_q = c.layout_v = HEAD_MAJOR; });
+    add("queries at odd strides", [](Case &c) { c.layout_q = GAPS; });
+    add("any: f32", [](Case &c) { c.dtype = c.dtype_v = LAVA_F32; });
+    add("any: f32, 40, sliding, softcap", [](Case &c) { c.dtype = LAVA_F32, c.dim_k = 40, c.params.sliding_window = 50, c.params.softcap = 3; });
+    add("any: f32, 128, lse given", [](Case &c) { c.dtype = LAVA_F32, c.dim_k = 128, c.lse = true; });
+    add("any: f16, 33", [](Case &c) { c.dtype = LAVA_F16, c.dim_k = 33; });
+    add("any: bf16, 576", [](Case &c) { c.dim_k = 576, c.window = 3; });
+    add("any: transposed", [](Case &c) { c.layout = c.layout_v = TRANSPOSED; });
+    add("any: gaps, mean and variance, two sequences", [](Case &c) { c.layout = c.layout_q = GAPS, c.params = lava_score_params_cake(2), c.lengths = {90, 130}; });
+    add("any: mean after max-pooling, ranges of 128", [](Case &c) { c.dtype = LAVA_F32, c.params.group_reduce = LAVA_GROUP_MEAN, c.keys_per_range = 128; });
+    for (const Case &c : cases) check(c);
+
+    const Case two = Case("faults").with([](Case &c) { c.lengths = {70, 131}; });
+    const Case any = two.with([](Case &c) { c.dtype = LAVA_F32, c.name = "faults, f32"; });
+    const Case given = two.with([](Case &c) { c.lse = true, c.name = "faults, lse given"; });
+    const Case swa = two.with([](Case &c) { c.params.sliding_window = 10, c.name = "faults, sliding window"; });
+    for (const Case &c : {two, any, given, swa}) {
+        check_fault(c, "NaN in a key", LAVA_FAULT_Q_OR_K, 1, [](Sequence &s) { s.k.set(1, 17, 9, NAN); });
+        check_fault(c, "infinity in the last key", LAVA_FAULT_Q_OR_K, 0, [](Sequence &s) { s.k.set(0, 130, 63, INFINITY); });
+        check_fault(c, "infinity in both heads' keys", LAVA_FAULT_Q_OR_K, 0, [](Sequence &s) {
+            s.k.set(1, 64, 0, -INFINITY);
+            s.k.set(0, 100, 1, -INFINITY);
+        });
+        check_fault(c, "NaN in a query", LAVA_FAULT_Q_OR_K, 1, [](Sequence &s) { s.q.set(3, 7, 0, NAN); });
+        check_fault(c, "infinity in a value", LAVA_FAULT_V, 1, [](Sequence &s) { s.v.set(1, 130, 23, -INFINITY); });
+        check_fault(c, "NaN in a value", LAVA_FAULT_V, 0, [](Sequence &s) { s.v.set(0, 0, 0, NAN); });
     }
-    go({LAVA_F16, LAVA_BF16, 64, 2, 2, 64, 64, 8, TOKEN_MAJOR});
-    go({LAVA_BF16, LAVA_BF16, 40, 1, 1, 576, 512, 4, TOKEN_MAJOR});
-    go({LAVA_F32, LAVA_F16, 40, 1, 1, 576, 512, 4, TOKEN_MAJOR});
-    printf("score      worst error: %.2f of the bound\n", worst);
-    return finish("score", n);
+    check_fault(given, "NaN in the lse", LAVA_FAULT_LSE, 1, [](Sequence &s) { s.lse.set(2, 7, 0, NAN); });
+    check_fault(given, "infinite lse", LAVA_FAULT_LSE, 0, [](Sequence &s) { s.lse.set(1, 0, 0, -INFINITY); });
+    const Case large = two.with([](Case &c) { c.dtype_v = LAVA_F32, c.params.weight = 1e20f, c.name = "overflow"; });
+    check_fault(large, "scores", LAVA_FAULT_SCORES, 0, [](Sequence &s) {
+        for (uint32_t e = 0; e < 24; e++) s.v.set(0, 9, e, 1e30f);
+    });
+    return finish("score", long(cases.size()));
 }

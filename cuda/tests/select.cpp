@@ -6,7 +6,10 @@
 using namespace test;
 
 static long n_cases = 0;
-static uint32_t billionths(double alpha) { return uint32_t(rint(alpha * 1e9)); }
+
+static lava_cuda_select_params on_device(const lava_select_params &p) {
+    return {p.protected_mask, uint32_t(p.head_floor), uint32_t(rint(p.alpha * 1e9)), p.n_sink, p.head_min, p.head_weights};
+}
 
 /// Scores with plateaus, as max-pooling leaves them; or few values; or all the same.
 static void fill(Random &random, float *scores, size_t n, int kind) {
@@ -27,7 +30,8 @@ static void check(uint32_t heads, const std::vector<Item> &items, int kind, uint
     Random random(seed);
     const uint32_t n = uint32_t(items.size());
     lava_cuda_select_args a = {};
-    a.n_items = n, a.n_kv_heads = heads;
+    Buffer<lava_cuda_select_item> list(n);
+    a.items = list.data(), a.n_items = n, a.n_kv_heads = heads;
     std::vector<std::unique_ptr<Buffer<float>>> scores;
     std::vector<std::unique_ptr<Buffer<uint32_t>>> kept, cu;
     std::vector<std::vector<uint32_t>> want_kept, want_cu;
@@ -41,9 +45,8 @@ static void check(uint32_t heads, const std::vector<Item> &items, int kind, uint
         fill(random, scores[i]->data(), entries, kind);
         kept.emplace_back(new Buffer<uint32_t>(n_kept)), cu.emplace_back(new Buffer<uint32_t>(heads + 1));
         budgets[i] = item.budget;
-        a.item[i] = {scores[i]->data(), &budgets[i], kept[i]->data(), cu[i]->data(), &selections[i],
-                     {item.params.protected_mask, uint32_t(item.params.head_floor), billionths(item.params.alpha), item.params.n_sink, 0},
-                     item.prefix, item.window, 0, 0};
+        list[i] = {scores[i]->data(), &budgets[i], kept[i]->data(), cu[i]->data(), &selections[i],
+                   on_device(item.params), item.prefix, item.window, 0, 0};
         a.max_prefix = std::max(a.max_prefix, item.prefix);
         const lava_shape shape = lava_shape_init(item.prefix + item.window, heads, heads, 1, 1, item.window);
         size_t size = 0;
@@ -55,16 +58,16 @@ static void check(uint32_t heads, const std::vector<Item> &items, int kind, uint
     Buffer<unsigned char> workspace(lava_cuda_choice_workspace(n, heads, a.max_prefix));
     a.workspace = workspace.data(), a.status = status.data();
     for (const uint32_t n_blocks : {1u, 3u})
-        for (unsigned s = 0; s < n_seeds(); s++) {
+        for (unsigned s = 0; s < n_seeds() && !(is_quick() && n_blocks == 1); s++) {
             memset(workspace.data(), 0xA5, workspace.bytes());
-            memset(workspace.data(), 0, n * LAVA_CUDA_CONTROL_BYTES);
-            status[0] = LAVA_CUDA_STATUS_OK;
+            launch(lava_select_begin, n, 1, 1, 32, 0, s, a);
+            status[0] = LAVA_NO_FAULT;
             for (uint32_t i = 0; i < n; i++) memset(kept[i]->data(), 0xA5, kept[i]->bytes()), memset(cu[i]->data(), 0xA5, cu[i]->bytes());
             launch(lava_select_entries, n_blocks, n, 1, LAVA_CUDA_SELECT_THREADS, 0, s, a, 0);
-            CHECK(status[0] == LAVA_CUDA_STATUS_OK, "status %llx", (unsigned long long) status[0]);
+            CHECK(status[0] == LAVA_NO_FAULT, "status %llx", (unsigned long long) status[0]);
             for (uint32_t i = 0; i < n; i++) {
-                CHECK(memcmp(cu[i]->data(), want_cu[i].data(), 4 * (heads + 1)) == 0, "cu_kept: %u heads, prefix %u, budget %llu, floor %d, %u blocks", heads, items[i].prefix, (unsigned long long) items[i].budget, items[i].params.head_floor, n_blocks);
-                CHECK(kept[i]->bytes() == 0 || memcmp(kept[i]->data(), want_kept[i].data(), kept[i]->bytes()) == 0, "kept_indices: %u heads, prefix %u, budget %llu, floor %d, %u blocks", heads, items[i].prefix, (unsigned long long) items[i].budget, items[i].params.head_floor, n_blocks);
+                CHECK(memcmp(cu[i]->data(), want_cu[i].data(), 4 * (heads + 1)) == 0, "cu_kept: %u heads, prefix %u, budget %llu, floor %d, min %u, weights %d, %u blocks", heads, items[i].prefix, (unsigned long long) items[i].budget, items[i].params.head_floor, items[i].params.head_min, items[i].params.head_weights != nullptr, n_blocks);
+                CHECK(kept[i]->bytes() == 0 || memcmp(kept[i]->data(), want_kept[i].data(), kept[i]->bytes()) == 0, "kept_indices: %u heads, prefix %u, budget %llu, floor %d, min %u, weights %d, %u blocks", heads, items[i].prefix, (unsigned long long) items[i].budget, items[i].params.head_floor, items[i].params.head_min, items[i].params.head_weights != nullptr, n_blocks);
                 const lava_cuda_selection &got = selections[i];
                 CHECK(got.n_kept == want[i].n_kept && got.budget == want[i].budget && got.everything_kept == want[i].everything_kept, "report");
                 CHECK(fabs(got.mass - want[i].mass) <= 1e-12 * want[i].mass && fabs(got.evicted_share - want[i].evicted_share) <= 1e-12, "mass %g %g, share %g %g", got.mass, want[i].mass, got.evicted_share, want[i].evicted_share);
@@ -81,21 +84,68 @@ static void check_faults() {
     Buffer<unsigned char> workspace(lava_cuda_choice_workspace(1, 2, 20));
     lava_cuda_select_args a = {};
     a.n_items = 1, a.n_kv_heads = 2, a.max_prefix = 20, a.workspace = workspace.data(), a.status = status.data();
-    a.item[0] = {scores.data(), budget.data(), kept.data(), cu.data(), nullptr, {nullptr, 0, 0, 3, 0}, 20, 0, 5, 0};
+    a.one = {scores.data(), budget.data(), kept.data(), cu.data(), nullptr, {nullptr, 0, 0, 3, 0, nullptr}, 20, 0, 5, 0};
     const auto run = [&] {
-        memset(workspace.data(), 0, LAVA_CUDA_CONTROL_BYTES);
-        status[0] = LAVA_CUDA_STATUS_OK;
+        launch(lava_select_begin, 1, 1, 1, 32, 0, 1, a);
+        status[0] = LAVA_NO_FAULT;
         launch(lava_select_entries, 2, 1, 1, LAVA_CUDA_SELECT_THREADS, 0, 1, a, 0);
         CHECK(kept[0] == 0xA5A5A5A5u && cu[0] == 0xA5A5A5A5u, "something was written");
         return status[0];
     };
     budget[0] = 5;
-    CHECK(run() == LAVA_CUDA_STATUS(5, 0, 0, LAVA_CUDA_BAD_BUDGET), "six are protected");
-    budget[0] = 6, scores[39] = NAN;
-    CHECK(run() == LAVA_CUDA_STATUS(5, 0, 1, LAVA_CUDA_BAD_SCORES), "NaN in head 1");
+    CHECK(run() == lava_fault(LAVA_FAULT_BUDGET, 5, 0, 0), "six are protected");
+    a.one.params.head_min = 7, budget[0] = 13;
+    CHECK(run() == lava_fault(LAVA_FAULT_BUDGET, 5, 0, 0), "seven of each head");
+    budget[0] = LAVA_NO_BUDGET;
+    CHECK(run() == LAVA_NO_FAULT, "that no budget is a fault is for others to tell");
+    budget[0] = 14, scores[39] = NAN;
+    CHECK(run() == lava_fault(LAVA_FAULT_SCORES, 5, 0, 1), "NaN in head 1");
     scores[3] = INFINITY;
-    CHECK(run() == LAVA_CUDA_STATUS(5, 0, 0, LAVA_CUDA_BAD_SCORES), "and infinity in head 0");
-    n_cases += 3;
+    CHECK(run() == lava_fault(LAVA_FAULT_SCORES, 5, 0, 0), "and infinity in head 0");
+    Buffer<double> weights(2);
+    a.one.params.head_weights = weights.data();
+    for (const double bad : {-1.0, double(NAN), double(INFINITY)}) {
+        weights[0] = 1, weights[1] = bad;
+        CHECK(run() == lava_fault(LAVA_FAULT_WEIGHTS, 5, 0, 1), "a weight of %g", bad);
+    }
+    n_cases += 8;
+}
+
+/// Options at random, many of them at once, for heads of `prefix` entries; `weights` has one number per head.
+struct Options {
+    lava_select_params params = lava_select_params_init();
+    Buffer<uint8_t> mask;
+    Buffer<double> weights;
+    uint32_t least = 0; // that a head keeps
+
+    Options(Random &random, uint32_t heads, uint32_t prefix) : mask(prefix, 0), weights(heads) {
+        params.head_floor = int(random.below(3));
+        params.alpha = random.below(3) == 0 ? 1.0 : 0.05 * random.below(20);
+        // Up to more than there are.
+        params.head_min = random.below(2) ? random.below(prefix + 1) / (1 + random.below(8)) : random.below(4) == 0 ? prefix + 5 : 0;
+        params.n_sink = random.below(3) == 0 ? random.below(8) : 0;
+        for (uint32_t t = 0; t < prefix; t++) mask[t] = random.below(16) == 0;
+        if (random.below(3) == 0) params.protected_mask = mask.data();
+        const uint32_t kind = random.below(5);
+        for (uint32_t h = 0; h < heads; h++)
+            weights[h] = kind == 0 ? 0.0 : kind == 1 ? double(random.below(prefix + 1)) : kind == 2 ? 1e30 * random.below(9) : kind == 3 ? double(random.below(3)) : 0.5 + 0.5 * random.uniform();
+        if (random.below(2)) params.head_weights = weights.data();
+        for (uint32_t t = 0; t < prefix; t++) least += t < params.n_sink || (params.protected_mask != nullptr && mask[t] != 0);
+        least = std::max(least, std::min(params.head_min, prefix));
+    }
+};
+
+static void check_random(uint32_t heads, int n_items, uint64_t seed) {
+    Random random(seed * 7919 + heads);
+    std::vector<Item> items;
+    std::vector<std::unique_ptr<Options>> options;
+    for (int i = 0; i < n_items; i++) {
+        const uint32_t prefix = random.below(8) == 0 ? random.below(3) : 20 + random.below(300);
+        options.emplace_back(new Options(random, heads, prefix));
+        const uint32_t least = heads * options[i]->least;
+        items.push_back({prefix, 1 + random.below(4), least + random.below(heads * prefix - least + 1) / (1 + random.below(4)), options[i]->params});
+    }
+    check(heads, items, int(random.below(3)), seed);
 }
 
 static void check_cascade(uint32_t heads, uint32_t layers, uint32_t prefix, uint32_t window, uint64_t total, const lava_select_params &params, uint32_t n_blocks, uint64_t seed) {
@@ -107,7 +157,10 @@ static void check_cascade(uint32_t heads, uint32_t layers, uint32_t prefix, uint
     lava_cascade_init(&shape, layers, total, &params, cpu.get(), size, nullptr);
 
     lava_cuda_cascade_args a = {};
-    a.params = {params.protected_mask, uint32_t(params.head_floor), billionths(params.alpha), params.n_sink, 0};
+    a.params = on_device(params);
+    a.layer_budgets = uint32_t(params.layer_budgets);
+    Buffer<double> weight(1);
+    a.weight = weight.data();
     a.total = total, a.n_layers = layers, a.n_kv_heads = heads, a.prefix_len = prefix, a.window_rows = window;
     Buffer<unsigned char> state(lava_cuda_cascade_state(&a)), workspace(lava_cuda_choice_workspace(layers, heads, prefix));
     Buffer<uint64_t> status(1, 0xFF);
@@ -117,14 +170,17 @@ static void check_cascade(uint32_t heads, uint32_t layers, uint32_t prefix, uint
     for (uint32_t layer = 0; layer < layers; layer++) {
         fill(random, scores.data(), scores.size(), int(random.below(2)));
         for (size_t i = 0; i < scores.size(); i++) scores[i] = powf(scores[i], float(1 + layer % 3));
+        weight[0] = random.below(3) == 0 ? 0.0 : fabs(double(random.normal()));
         a.layer = layer;
         const unsigned s = unsigned(seed * 100 + layer);
         launch(lava_cascade_heads, heads, 1, 1, LAVA_CUDA_ENTROPY_THREADS, 0, s, a);
         launch(lava_cascade_share, 1, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0, s, a);
         launch(lava_cascade_plan, n_blocks, layer + 1, 1, LAVA_CUDA_SELECT_THREADS, 0, s, a, 0);
         launch(lava_cascade_write, n_blocks, layer + 1, 1, LAVA_CUDA_SELECT_THREADS, 0, s, a, 0);
-        CHECK(lava_cascade_push(cpu.get(), size, scores.data(), nullptr) == LAVA_OK, "the CPU refuses");
-        CHECK(status[0] == LAVA_CUDA_STATUS_OK, "status %llx", (unsigned long long) status[0]);
+        const lava_status pushed = params.layer_budgets == LAVA_LAYERS_WEIGHTS ? lava_cascade_push_weighted(cpu.get(), size, scores.data(), weight[0], nullptr)
+                                                                               : lava_cascade_push(cpu.get(), size, scores.data(), nullptr);
+        CHECK(pushed == LAVA_OK, "the CPU refuses: %d", pushed);
+        CHECK(status[0] == LAVA_NO_FAULT, "status %llx", (unsigned long long) status[0]);
         const lava_cuda_cascade_layout l = lava_cuda_cascade_place(&a);
         const uint64_t now = (layer + 1) % 2, before = layer % 2;
         const auto word = [&](uint64_t at) { return reinterpret_cast<uint32_t *>(state.data() + at); };
@@ -147,6 +203,65 @@ static void check_cascade(uint32_t heads, uint32_t layers, uint32_t prefix, uint
     n_cases++;
 }
 
+static void check_random_cascade(int layer_budgets, uint32_t n_blocks, uint64_t seed) {
+    Random random(seed * 31 + 7);
+    const uint32_t heads = 1 + random.below(3), layers = 1 + random.below(5), prefix = random.below(8) == 0 ? random.below(3) : 10 + random.below(120);
+    Options options(random, layers * heads, prefix);
+    lava_select_params &p = options.params;
+    p.layer_budgets = layer_budgets;
+    if (layer_budgets == LAVA_LAYERS_GLOBAL) p.head_weights = nullptr, p.head_floor = int(random.below(2));
+    const uint32_t all = layers * heads * prefix, least = layers * heads * options.least;
+    check_cascade(heads, layers, prefix, 1 + random.below(4), least + random.below(all - least + 1) / (1 + random.below(4)), p, n_blocks, seed);
+}
+
+/// A fault ends a cascade: what was kept before it stays, and no later push does anything.
+static void check_cascade_faults() {
+    const uint32_t heads = 2, layers = 3, prefix = 20;
+    Buffer<float> scores(heads * prefix);
+    for (size_t i = 0; i < scores.size(); i++) scores[i] = float(1 + i % 7);
+    Buffer<uint64_t> status(1);
+    Buffer<double> weight(1), head_weights(layers * heads);
+    lava_cuda_cascade_args a = {};
+    a.total = 60, a.n_layers = layers, a.n_kv_heads = heads, a.prefix_len = prefix, a.window_rows = 1;
+    a.scores = scores.data(), a.status = status.data(), a.weight = weight.data();
+    const auto run = [&](uint32_t bad_layer, double bad_weight, float bad_score) {
+        Buffer<unsigned char> state(lava_cuda_cascade_state(&a)), workspace(lava_cuda_choice_workspace(layers, heads, prefix));
+        a.state = state.data(), a.workspace = workspace.data();
+        status[0] = LAVA_NO_FAULT;
+        a.layer = 0;
+        launch(lava_cascade_begin, 1, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0, 1, a);
+        std::vector<unsigned char> before;
+        for (a.layer = 0; a.layer < layers; a.layer++) {
+            weight[0] = a.layer == bad_layer ? bad_weight : 1.0;
+            scores[25] = a.layer == bad_layer ? bad_score : 1.0f;
+            const lava_cuda_cascade_layout l = lava_cuda_cascade_place(&a);
+            if (a.layer == bad_layer) before.assign(state.data() + l.starts, state.data() + l.head_sums);
+            launch(lava_cascade_heads, heads, 1, 1, LAVA_CUDA_ENTROPY_THREADS, 0, 1, a);
+            launch(lava_cascade_share, 1, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0, 1, a);
+            launch(lava_cascade_plan, 2, a.layer + 1, 1, LAVA_CUDA_SELECT_THREADS, 0, 1, a, 0);
+            launch(lava_cascade_write, 2, a.layer + 1, 1, LAVA_CUDA_SELECT_THREADS, 0, 1, a, 0);
+            if (a.layer >= bad_layer) CHECK(memcmp(before.data(), state.data() + l.starts, before.size()) == 0, "a push behind the fault did something");
+        }
+        return status[0];
+    };
+    a.layer_budgets = LAVA_LAYERS_WEIGHTS;
+    CHECK(run(3, 1, 1) == LAVA_NO_FAULT, "nothing is wrong");
+    for (const double bad : {-1.0, double(NAN), double(INFINITY)}) CHECK(run(1, bad, 1) == lava_fault(LAVA_FAULT_WEIGHTS, 1, 0, 0), "a weight of %g", bad);
+    for (const int by : {LAVA_LAYERS_ENTROPY, LAVA_LAYERS_EQUAL, LAVA_LAYERS_WEIGHTS, LAVA_LAYERS_GLOBAL}) {
+        a.layer_budgets = uint32_t(by);
+        CHECK(run(1, 1, -1.0f) == lava_fault(LAVA_FAULT_SCORES, 1, 0, 1), "a negative score");
+    }
+    a.params.head_min = 11;
+    CHECK(run(0, 1, 1) == lava_fault(LAVA_FAULT_BUDGET, 0, 0, 0), "eleven of each head are 66");
+    a.params.head_min = 10;
+    CHECK(run(3, 1, 1) == LAVA_NO_FAULT, "ten are 60");
+    a.layer_budgets = LAVA_LAYERS_EQUAL;
+    for (size_t i = 0; i < head_weights.size(); i++) head_weights[i] = 1;
+    head_weights[5] = NAN, a.params.head_weights = head_weights.data(), a.params.head_min = 11;
+    CHECK(run(0, 1, 1) == lava_fault(LAVA_FAULT_WEIGHTS, 2, 0, 1), "NaN for the last head");
+    n_cases += 11;
+}
+
 int main() {
     const auto params = [](int floor, double alpha, uint32_t sink, const uint8_t *mask) {
         lava_select_params p = lava_select_params_init();
@@ -161,6 +276,7 @@ int main() {
             for (const uint32_t heads : {1u, 3u})
                 for (int kind = 0; kind < 3; kind++) {
                     if (floor == 0 && alpha > 0) continue;
+                    if (is_quick() && (kind == 1 || heads == 1 || alpha == 1.0)) continue;
                     std::vector<Item> items;
                     const uint32_t prefix = kind == 0 ? 2049 : 300;
                     for (const uint64_t budget : {uint64_t(0), uint64_t(1), uint64_t(prefix) * heads / 3, uint64_t(prefix) * heads + 9})
@@ -172,6 +288,10 @@ int main() {
     check(2, {{0, 4, 3, params(0, 0, 0, nullptr)}, {1, 1, 1, params(0, 0, 0, nullptr)}}, 0, seed++);
     check(2, {{4100, 2, 1000, params(2, 0.2, 0, nullptr)}}, 0, seed++);
     check_faults();
+    for (const uint32_t heads : {1u, 2u, 5u})
+        for (int i = 0; i < (is_quick() ? 2 : 8); i++) check_random(heads, 4, seed++);
+    // More heads than threads.
+    check_random(300, 1, seed++);
     for (int floor = 0; floor < 3; floor++)
         for (const uint32_t n_blocks : {1u, 2u}) {
             check_cascade(2, 5, 130, 4, 300, params(floor, 0.3, 0, nullptr), n_blocks, seed++);
@@ -179,5 +299,8 @@ int main() {
             check_cascade(1, 3, 40, 2, 5000, params(floor, 0.2, 0, nullptr), n_blocks, seed++);
             check_cascade(2, 3, 50, 2, 0, params(floor, 0.2, 0, nullptr), n_blocks, seed++);
         }
+    check_cascade_faults();
+    for (const int by : {LAVA_LAYERS_ENTROPY, LAVA_LAYERS_EQUAL, LAVA_LAYERS_WEIGHTS, LAVA_LAYERS_GLOBAL})
+        for (int i = 0; i < (is_quick() ? 3 : 12); i++) check_random_cascade(by, i % 2 ? 3 : 1, seed++);
     return finish("select", n_cases);
 }

@@ -12,14 +12,15 @@ static void check_entropy(uint32_t heads, const std::vector<uint32_t> &lengths, 
     lava_cuda_entropy_args a = {};
     Buffer<double> entropy(lengths.size()), mass(lengths.size());
     std::vector<std::unique_ptr<Buffer<float>>> scores;
-    a.n_items = uint32_t(lengths.size()), a.n_kv_heads = heads;
+    Buffer<lava_cuda_entropy_item> list(lengths.size());
+    a.items = list.data(), a.n_items = uint32_t(lengths.size()), a.n_kv_heads = heads;
     for (uint32_t i = 0; i < a.n_items; i++) {
         scores.emplace_back(new Buffer<float>(size_t(heads) * lengths[i]));
         for (size_t e = 0; e < scores[i]->size(); e++) {
             const float x = fabsf(random.normal());
             (*scores[i])[e] = kind == 0 ? x : kind == 1 ? expf(-40 * x) : kind == 2 ? 0.0f : e == 3 ? 1.0f : 0.0f;
         }
-        a.item[i] = {scores[i]->data(), &entropy[i], &mass[i], lengths[i], i};
+        list[i] = {scores[i]->data(), &entropy[i], &mass[i], lengths[i], i};
     }
     Buffer<double> workspace(lava_cuda_entropy_workspace(a.n_items, heads) / 8);
     Buffer<uint64_t> status(1, 0xFF);
@@ -34,15 +35,15 @@ static void check_entropy(uint32_t heads, const std::vector<uint32_t> &lengths, 
             CHECK(memcmp(&e, &entropy[i], 8) == 0, "entropy of [%u, %u] kind %d: %.17g, the CPU %.17g", heads, lengths[i], kind, entropy[i], e);
             CHECK(memcmp(&m, &mass[i], 8) == 0, "mass of [%u, %u]: %.17g, the CPU %.17g", heads, lengths[i], mass[i], m);
         }
-        CHECK(status[0] == LAVA_CUDA_STATUS_OK, "status %llx", (unsigned long long) status[0]);
+        CHECK(status[0] == LAVA_NO_FAULT, "status %llx", (unsigned long long) status[0]);
     }
     n_cases++;
     if (lengths[0] == 0) return;
     for (const float bad : {-1.0f, NAN, INFINITY}) {
         (*scores[0])[size_t(heads) * lengths[0] - 1] = bad;
-        status[0] = LAVA_CUDA_STATUS_OK;
+        status[0] = LAVA_NO_FAULT;
         launch(lava_entropy_heads, heads, a.n_items, 1, LAVA_CUDA_ENTROPY_THREADS, 0, 0, a);
-        CHECK(status[0] == LAVA_CUDA_STATUS(0, 0, heads - 1, LAVA_CUDA_BAD_SCORES), "status %llx", (unsigned long long) status[0]);
+        CHECK(status[0] == lava_fault(LAVA_FAULT_SCORES, 0, 0, heads - 1), "status %llx", (unsigned long long) status[0]);
     }
 }
 
@@ -64,10 +65,10 @@ static void check_budgets(uint32_t n, uint64_t seed) {
     const uint64_t total = random.below(8) == 0 ? all + 5 : (bounded ? promised : 0) + (all - promised) / (1 + random.below(9));
     lava_cuda_budget_args a = {};
     a.n_items = 1, a.status = status.data();
-    a.item[0] = {weights.data(), capacities.data(), bounded ? minimums.data() : nullptr, budgets.data(), total, n, 0};
+    a.one = {weights.data(), capacities.data(), bounded ? minimums.data() : nullptr, budgets.data(), total, n, 0};
     const lava_status on_cpu = lava_layer_budgets(n, weights.data(), capacities.data(), bounded ? minimums.data() : nullptr, total, want.data(), nullptr);
     launch(lava_share_layers, 1, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0, unsigned(seed), a);
-    CHECK(on_cpu == LAVA_OK && status[0] == LAVA_CUDA_STATUS_OK, "%d, %llx", on_cpu, (unsigned long long) status[0]);
+    CHECK(on_cpu == LAVA_OK && status[0] == LAVA_NO_FAULT, "%d, %llx", on_cpu, (unsigned long long) status[0]);
     for (uint32_t l = 0; l < n; l++) CHECK(budgets[l] == want[l], "n %u seed %llu layer %u: %llu, the CPU %llu", n, (unsigned long long) seed, l, (unsigned long long) budgets[l], (unsigned long long) want[l]);
     n_cases++;
 }

@@ -42,11 +42,9 @@ inline unsigned n_seeds() {
 #endif
 }
 
-/// LAVA_QUICK: f16 goes where bf16 goes, so that one of the two will do under a sanitizer.
-inline bool is_skipped(lava_dtype dtype) { return dtype == LAVA_F16 && getenv("LAVA_QUICK") != nullptr; }
-
-/// Bytes of shared memory that a block may ask for; small GPUs' limit unless a test wants another.
-constexpr uint32_t SHARED_LIMIT = 99 << 10;
+/// LAVA_QUICK: what goes where something else goes too is left out, for sanitizers.
+inline bool is_quick() { return getenv("LAVA_QUICK") != nullptr; }
+inline bool is_skipped(lava_dtype dtype) { return dtype == LAVA_F16 && is_quick(); }
 
 struct Random {
     uint64_t state;
@@ -82,8 +80,8 @@ public:
     }
     Buffer(const Buffer &) = delete;
     Buffer &operator=(const Buffer &) = delete;
-    T *data() { return memory; }
-    T &operator[](size_t i) { return memory[i]; }
+    T *data() const { return memory; }
+    T &operator[](size_t i) const { return memory[i]; }
     size_t size() const { return n; }
     size_t bytes() const { return n * sizeof(T); }
 
@@ -102,7 +100,7 @@ struct Tensor {
     Buffer<unsigned char> memory;
     lava_dtype dtype;
     lava_tensor cpu;
-    lava_cuda_tensor gpu;
+    lava_device_tensor gpu;
 
     static size_t room(uint32_t rows, uint32_t heads, uint32_t dim, Layout layout) {
         return size_t(rows) * heads * dim + (layout == GAPS ? size_t(rows) * 3 + 1 : 0);
@@ -118,7 +116,7 @@ struct Tensor {
         // Rows apart by what is no multiple of 16 bytes.
         case GAPS: cpu = lava_tensor_init(dtype, data, size, int64_t(heads) * dim + 3, dim, 1); break;
         }
-        gpu = {data, nullptr, cpu.stride_token, cpu.stride_head, cpu.stride_dim};
+        gpu = {data, cpu.stride_token, cpu.stride_head, cpu.stride_dim, nullptr, dtype, 0};
     }
     void set(size_t i, float x) {
         if (dtype == LAVA_F32) memcpy(memory.data() + 4 * i, &x, 4);

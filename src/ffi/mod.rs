@@ -3,11 +3,15 @@
 //! The doc comments of these functions are the text of `include/lava.h`, so they speak to a C programmer.
 
 mod call;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod functions;
 #[cfg(all(feature = "ffi-panic-handler", not(feature = "std"), not(test)))]
 mod no_runtime;
 mod types;
 
+#[cfg(feature = "cuda")]
+pub use cuda::*;
 pub use functions::*;
 pub use types::*;
 

@@ -56,6 +56,14 @@ pub const LAVA_ERR_INDICES: lava_status = -14;
 pub const LAVA_ERR_STATE: lava_status = -15;
 /// A bug in the library. Please report it.
 pub const LAVA_ERR_INTERNAL: lava_status = -16;
+/// Of lava_cuda.h: no libcuda, or one that is too old, finds no device or does not take the kernels.
+pub const LAVA_ERR_DRIVER: lava_status = -17;
+/// Of lava_cuda.h: no CUDA context is current on the calling thread, or another than lava_cuda_init saw.
+pub const LAVA_ERR_CONTEXT: lava_status = -18;
+/// Of lava_cuda.h: the driver refused a launch.
+pub const LAVA_ERR_LAUNCH: lava_status = -19;
+/// Of lava_cuda.h: this build has no kernels, or none for these options.
+pub const LAVA_ERR_UNSUPPORTED: lava_status = -20;
 
 /// IEEE 754 binary32.
 pub const LAVA_F32: lava_dtype = 0;
@@ -360,6 +368,9 @@ macro_rules! layout {
         )*
     };
 }
+
+#[cfg(feature = "cuda")]
+pub(super) use layout;
 
 // 64-bit pointers; the header asserts the same. The second number is the size of the struct's first version.
 layout! {

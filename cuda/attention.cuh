@@ -1,0 +1,116 @@
+// What score.cu and attend.cu share: reading the caller's tensors, logits, faults.
+#pragma once
+#include "device.cuh"
+#include "plan_attention.h"
+
+#include <cfloat>
+
+namespace lava {
+
+/// A key that a query does not see: 2 to it is 0.
+constexpr float UNSEEN = -INFINITY;
+/// A maximum before anything was seen. Finite, so that UNSEEN less it is not NaN.
+constexpr float NOTHING_YET = -FLT_MAX;
+
+/// Element `c` of a row, of any type at any stride.
+__device__ inline float element(const lava_device_tensor &t, uint32_t head, uint64_t row, uint32_t c) {
+    const int64_t at = c * t.stride_dim;
+    switch (t.dtype) {
+    case 0: return row_of<const float>(t, head, row)[at];
+    case 1: return widen(row_of<const __half>(t, head, row)[at]);
+    default: return widen(row_of<const __nv_bfloat16>(t, head, row)[at]);
+    }
+}
+
+/// Two 16-bit elements as the tensor cores take them, the lower index in the lower half.
+__device__ inline uint32_t element_pair(const lava_device_tensor &t, uint32_t head, uint64_t row, uint32_t c) {
+    const uint16_t *at = row_of<const uint16_t>(t, head, row) + c * t.stride_dim;
+    return at[0] | uint32_t(at[t.stride_dim]) << 16;
+}
+
+/// What becomes of q·k: an exponent of two.
+struct Logits {
+    float factor, softcap;
+
+    __device__ Logits(float scale, float softcap) : factor(softcap > 0 ? scale / softcap : scale * LOG2_E), softcap(softcap) {}
+    template <int N> __device__ void apply(float (&dots)[N]) const {
+        if (softcap > 0) {
+#pragma unroll
+            for (int i = 0; i < N; i++) dots[i] = softcap * LOG2_E * tanhf(dots[i] * factor);
+        } else {
+#pragma unroll
+            for (int i = 0; i < N; i++) dots[i] *= factor;
+        }
+    }
+};
+
+/// Elements of a row of `D` 16-bit elements in shared memory. Rows start an odd number of 16 bytes apart, so that eight rows'
+/// pieces lie in different banks.
+template <int D> constexpr int PITCH = D + 8;
+
+/// Asks for rows `first` .. `first + N` of a head, by `n_threads` threads of which this one is `thread`; zeros from row `end` on.
+template <int D, int N, class T>
+__device__ void fetch_rows(T *to, const lava_device_tensor &from, uint32_t head, uint32_t first, uint32_t end, uint32_t thread,
+                           uint32_t n_threads) {
+    constexpr uint32_t PIECES = D / 8;
+    const T *rows = row_of<const T>(from, head, first);
+    for (uint32_t i = thread; i < N * PIECES; i += n_threads) {
+        const uint32_t row = i / PIECES, piece = i % PIECES * 8;
+        T *const at = to + row * PITCH<D> + piece;
+        if (first + row < end)
+            copy_async(at, rows + int64_t(row) * from.stride_token + piece);
+        else
+            *reinterpret_cast<uint4 *>(at) = uint4{0, 0, 0, 0};
+    }
+}
+
+/// Dot products of `M` tiles of 16 queries, in registers, and 16 rows of keys in shared memory.
+///
+/// dots[m][n][i] is that of row 16 m + lane / 4 + 8 (i / 2) and key 8 n + 2 (lane mod 4) + i mod 2.
+template <class T, int D, int M>
+__device__ void dot_products(float (&dots)[M][2][4], const uint32_t (&q)[M][D / 16][4], const T *keys) {
+    const uint32_t lane = threadIdx.x % 32;
+    const T *const mine = keys + (lane / 16 * 8 + lane % 8) * PITCH<D> + lane / 8 % 2 * 8;
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < 2; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) dots[m][n][i] = 0;
+#pragma unroll
+    for (int step = 0; step < D / 16; step++) {
+        uint32_t b[4];
+        load_matrices(b, mine + 16 * step);
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+            multiply(T(), dots[m][0], q[m][step], b[0], b[1]);
+            multiply(T(), dots[m][1], q[m][step], b[2], b[3]);
+        }
+    }
+}
+
+/// A maximum and a sum of powers of two less it.
+struct Softmax {
+    float max = NOTHING_YET, sum = 0;
+
+    /// Makes room for `x`: all that was added is taken less the new maximum. Returns the factor.
+    __device__ float raise(float x) {
+        if (!(x > max)) return 1;
+        const float shrink = exp2_fast(max - x);
+        sum *= shrink;
+        max = x;
+        return shrink;
+    }
+    __device__ void merge(float other_max, float other_sum) {
+        const float most = fmaxf(max, other_max);
+        sum = sum * exp2_fast(max - most) + other_sum * exp2_fast(other_max - most);
+        max = most;
+    }
+    /// With that of the lanes whose number differs in the bit `distance`.
+    __device__ void merge_lanes(int distance) {
+        const float other_max = __shfl_xor_sync(ALL, max, distance);
+        merge(other_max, __shfl_xor_sync(ALL, sum, distance));
+    }
+};
+
+} // namespace lava

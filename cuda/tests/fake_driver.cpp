@@ -1,0 +1,275 @@
+// A libcuda.so.1 for machines without a GPU: the functions that liblava and path.c use, over the emulated kernels. "Device memory" is
+// memory of the host. Where the real driver is lenient or lazy, this one is not:
+//
+// - a launch runs when its stream is waited for, with the arguments as they were when it was asked for;
+// - while a stream is captured, whatever a capture forbids is an error;
+// - kernels belong to a loaded module and to the context they were loaded in, and dynamic shared memory to what was allowed for it;
+// - behind each piece of memory lies a guard, looked at when it is freed.
+//
+// FAKE_FAIL=init, load, launch: that function fails. FAKE_SHARED=n: bytes of shared memory that a block may have.
+#include "device.cuh"
+#include "plan_attention.h"
+
+#include <cuda.h>
+#include <dlfcn.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#undef cuMemFree
+#undef cuStreamBeginCapture
+#undef cuGraphInstantiateWithFlags
+#define API extern "C" __attribute__((visibility("default"))) CUresult
+
+struct CUctx_st {};
+struct CUmod_st {
+    CUcontext owner;
+    std::map<std::string, std::unique_ptr<CUfunc_st>> functions;
+};
+struct CUfunc_st {
+    CUmodule module;
+    std::string name;
+    void *kernel;
+    size_t argument_bytes;
+    int max_dynamic = 48 << 10;
+};
+
+namespace {
+
+struct Call {
+    CUfunction function;
+    emu::Launch launch;
+    std::vector<uint64_t> arguments;
+};
+
+} // namespace
+
+struct CUstream_st {
+    std::vector<Call> calls;
+    bool capturing = false;
+};
+struct CUgraph_st {
+    std::vector<Call> calls;
+};
+struct CUgraphExec_st {
+    std::vector<Call> calls;
+};
+
+namespace {
+
+CUctx_st only_context;
+thread_local CUcontext current = nullptr;
+bool initialised = false;
+int n_capturing = 0, n_modules = 0;
+CUstream_st default_stream;
+std::map<void *, size_t> memory;
+constexpr size_t GUARD = 256;
+constexpr int STATIC_SHARED = 1 << 10; // of a kernel that asks for more, beside its own
+unsigned n_run = 0;
+
+bool asked_to_fail(const char *what) {
+    const char *const fail = getenv("FAKE_FAIL");
+    return fail && strcmp(fail, what) == 0;
+}
+int shared_of_block() {
+    const char *const bytes = getenv("FAKE_SHARED");
+    return bytes ? atoi(bytes) : 227 << 10;
+}
+CUstream_st *stream_of(CUstream stream) { return stream ? stream : &default_stream; }
+bool begins(const std::string &name, const char *with) { return name.rfind(with, 0) == 0; }
+
+/// What a kernel is launched with, by the beginning of its name.
+struct Family {
+    const char *begins;
+    size_t bytes;
+    void (*run)(const Call &);
+};
+template <class Args> void call(const Call &c) {
+    Args args;
+    memcpy(&args, c.arguments.data(), sizeof args);
+    const auto kernel = reinterpret_cast<void (*)(Args)>(c.function->kernel);
+    emu::launch(c.launch, [&] { kernel(args); });
+}
+
+template <class Args> Family family(const char *begins) { return {begins, sizeof(Args), call<Args>}; }
+const Family families[] = {
+    family<lava_score_args>("lava_score_"),           family<lava_attend_args>("lava_attend_"),
+    family<lava_upload_args>("lava_upload"),          family<lava_cuda_entropy_args>("lava_entropy_"),
+    family<lava_cuda_budget_args>("lava_share_layers"), family<lava_cuda_select_args>("lava_select_"),
+    family<lava_cuda_global_args>("lava_global_begin"), family<lava_cuda_global_args>("lava_share_globally"),
+    family<lava_cuda_compact_args>("lava_compact_"),  family<lava_cuda_cascade_args>("lava_cascade_"),
+};
+const Family *family_of(const std::string &name) {
+    for (const Family &f : families)
+        if (begins(name, f.begins)) return &f;
+    return nullptr;
+}
+
+void run(const std::vector<Call> &calls) {
+    for (Call c : calls) {
+        c.launch.seed = ++n_run;
+        family_of(c.function->name)->run(c);
+    }
+}
+
+} // namespace
+
+API cuInit(unsigned) {
+    if (asked_to_fail("init")) return CUDA_ERROR_NO_DEVICE;
+    initialised = true;
+    return CUDA_SUCCESS;
+}
+API cuGetErrorName(CUresult code, const char **name) {
+#define NAME(x)                                                                                                            \
+    if (code == x) return *name = #x, CUDA_SUCCESS;
+    NAME(CUDA_ERROR_INVALID_VALUE) NAME(CUDA_ERROR_NO_DEVICE) NAME(CUDA_ERROR_NO_BINARY_FOR_GPU) NAME(CUDA_ERROR_NOT_FOUND)
+    NAME(CUDA_ERROR_ILLEGAL_ADDRESS) NAME(CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE) NAME(CUDA_ERROR_NOT_INITIALIZED) NAME(CUDA_ERROR_INVALID_CONTEXT)
+#undef NAME
+    return *name = nullptr, CUDA_ERROR_INVALID_VALUE;
+}
+API cuDeviceGet(CUdevice *device, int) { return *device = 0, CUDA_SUCCESS; }
+API cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice) { return *context = &only_context, CUDA_SUCCESS; }
+API cuCtxSetCurrent(CUcontext context) { return current = context, CUDA_SUCCESS; }
+API cuCtxGetCurrent(CUcontext *context) {
+    if (!initialised) return CUDA_ERROR_NOT_INITIALIZED;
+    return *context = current, CUDA_SUCCESS;
+}
+API cuCtxGetDevice(CUdevice *device) {
+    if (!current) return CUDA_ERROR_INVALID_CONTEXT;
+    return *device = 0, CUDA_SUCCESS;
+}
+API cuDeviceGetAttribute(int *value, CUdevice_attribute which, CUdevice device) {
+    if (device != 0) return CUDA_ERROR_INVALID_VALUE;
+    if (which == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT) *value = 3;
+    else if (which == CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN) *value = shared_of_block();
+    else if (which == CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH) *value = getenv("FAKE_ALONE") == nullptr;
+    else return CUDA_ERROR_INVALID_VALUE;
+    return CUDA_SUCCESS;
+}
+API cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, CUfunction, int threads, size_t shared) {
+    if (threads != LAVA_CUDA_SELECT_THREADS || shared != 0) return CUDA_ERROR_INVALID_VALUE;
+    return *blocks = 2, CUDA_SUCCESS;
+}
+
+API cuModuleLoadData(CUmodule *module, const void *image) {
+    if (asked_to_fail("load")) return CUDA_ERROR_NO_BINARY_FOR_GPU;
+    if (!current || n_capturing) return CUDA_ERROR_INVALID_CONTEXT;
+    uint32_t magic;
+    memcpy(&magic, image, 4);
+    if (magic != 0xba55ed50 || uintptr_t(image) % 16 != 0) return CUDA_ERROR_INVALID_IMAGE;
+    n_modules++;
+    return *module = new CUmod_st{current, {}}, CUDA_SUCCESS;
+}
+API cuModuleUnload(CUmodule module) {
+    if (module->owner != current || n_capturing) return CUDA_ERROR_INVALID_CONTEXT;
+    n_modules--;
+    delete module;
+    return CUDA_SUCCESS;
+}
+/// What is loaded now: path.c looks for what was left behind.
+extern "C" __attribute__((visibility("default"))) int fake_modules() { return n_modules; }
+
+API cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
+    // The images are not looked into: every kernel is in the first module that is asked.
+    Dl_info here;
+    dladdr(&only_context, &here);
+    void *const self = dlopen(here.dli_fname, RTLD_LAZY | RTLD_NOLOAD), *const kernel = dlsym(self, name);
+    const Family *const kind = family_of(name);
+    if (!kernel || !kind) return CUDA_ERROR_NOT_FOUND;
+    const size_t bytes = kind->bytes;
+    auto &found = module->functions[name];
+    found.reset(new CUfunc_st{module, name, kernel, bytes});
+    return *function = found.get(), CUDA_SUCCESS;
+}
+API cuFuncGetAttribute(int *value, CUfunction_attribute which, CUfunction) {
+    if (which != CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES) return CUDA_ERROR_INVALID_VALUE;
+    return *value = STATIC_SHARED, CUDA_SUCCESS;
+}
+API cuFuncSetAttribute(CUfunction function, CUfunction_attribute which, int value) {
+    if (which != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) return CUDA_ERROR_INVALID_VALUE;
+    if (value < 0 || value + STATIC_SHARED > shared_of_block()) return CUDA_ERROR_INVALID_VALUE;
+    return function->max_dynamic = value, CUDA_SUCCESS;
+}
+namespace {
+CUresult launch(CUfunction function, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned shared, CUstream to,
+                void **parameters, unsigned resident) {
+    if (asked_to_fail("launch")) return CUDA_ERROR_ILLEGAL_ADDRESS;
+    if (function->module->owner != current) return CUDA_ERROR_INVALID_CONTEXT;
+    const bool fits = x > 0 && y > 0 && z > 0 && y <= 65535 && z <= 65535 && x <= INT32_MAX && bx * by * bz > 0 && bx * by * bz <= 1024;
+    if (!fits || int(shared) > function->max_dynamic) return CUDA_ERROR_INVALID_VALUE;
+    Call c;
+    c.function = function;
+    c.launch.grid = {x, y, z};
+    c.launch.block = {bx, by, bz};
+    c.launch.shared_bytes = shared;
+    c.launch.resident = resident;
+    c.arguments.resize((function->argument_bytes + 7) / 8);
+    memcpy(c.arguments.data(), parameters[0], function->argument_bytes);
+    stream_of(to)->calls.push_back(std::move(c));
+    return CUDA_SUCCESS;
+}
+} // namespace
+API cuLaunchKernel(CUfunction function, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned shared,
+                   CUstream to, void **parameters, void **extra) {
+    if (extra) return CUDA_ERROR_INVALID_VALUE;
+    // Blocks that wait for each other would hang here if more than one had to.
+    return launch(function, x, y, z, bx, by, bz, shared, to, parameters, 1);
+}
+API cuLaunchCooperativeKernel(CUfunction function, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz,
+                              unsigned shared, CUstream to, void **parameters) {
+    // Three processors, two blocks each.
+    if (x * y * z > 6 || getenv("FAKE_ALONE")) return CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
+    return launch(function, x, y, z, bx, by, bz, shared, to, parameters, 0);
+}
+
+API cuStreamCreate(CUstream *stream, unsigned) { return *stream = new CUstream_st, CUDA_SUCCESS; }
+API cuStreamSynchronize(CUstream stream) {
+    if (n_capturing) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    CUstream_st *const s = stream_of(stream);
+    const std::vector<Call> calls = std::move(s->calls);
+    s->calls.clear();
+    run(calls);
+    return CUDA_SUCCESS;
+}
+API cuStreamBeginCapture_v2(CUstream stream, CUstreamCaptureMode) {
+    if (!stream || stream->capturing || !stream->calls.empty()) return CUDA_ERROR_INVALID_VALUE;
+    n_capturing++;
+    return stream->capturing = true, CUDA_SUCCESS;
+}
+API cuStreamEndCapture(CUstream stream, CUgraph *graph) {
+    n_capturing--;
+    stream->capturing = false;
+    *graph = new CUgraph_st{std::move(stream->calls)};
+    stream->calls.clear();
+    return CUDA_SUCCESS;
+}
+API cuGraphInstantiateWithFlags(CUgraphExec *exec, CUgraph graph, unsigned long long) {
+    return *exec = new CUgraphExec_st{graph->calls}, CUDA_SUCCESS;
+}
+API cuGraphLaunch(CUgraphExec exec, CUstream stream) {
+    auto &calls = stream_of(stream)->calls;
+    calls.insert(calls.end(), exec->calls.begin(), exec->calls.end());
+    return CUDA_SUCCESS;
+}
+API cuGraphDestroy(CUgraph graph) { return delete graph, CUDA_SUCCESS; }
+API cuGraphExecDestroy(CUgraphExec exec) { return delete exec, CUDA_SUCCESS; }
+
+API cuMemAllocManaged(CUdeviceptr *at, size_t bytes, unsigned) {
+    if (n_capturing) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    const size_t all = (bytes + GUARD + 255) / 256 * 256;
+    uint8_t *const p = static_cast<uint8_t *>(aligned_alloc(256, all));
+    memset(p, 0xa5, all);
+    memory[p] = bytes;
+    return *at = CUdeviceptr(p), CUDA_SUCCESS;
+}
+API cuMemFree_v2(CUdeviceptr at) {
+    uint8_t *const p = reinterpret_cast<uint8_t *>(at);
+    const size_t bytes = memory.at(p);
+    for (size_t i = 0; i < GUARD; i++)
+        if (p[bytes + i] != 0xa5) emu::fail("byte %zu behind %zu bytes of device memory was written", i, bytes);
+    memory.erase(p);
+    free(p);
+    return CUDA_SUCCESS;
+}

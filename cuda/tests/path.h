@@ -1,0 +1,51 @@
+/*
+ * path.h - what the parts of the path's test share: the driver's functions, memory of both sides, numbers, captures, checks.
+ */
+#ifndef LAVA_PATH_H
+#define LAVA_PATH_H
+
+#include "plan_attention.h"
+#include <lava_cuda.h>
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CHECK(condition) do { if (!(condition)) { fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); exit(1); } } while (0)
+#define OK(call) do { lava_error error = lava_error_init(); if ((call) != LAVA_OK) { \
+    fprintf(stderr, "%s:%d: %s: %s (%s)\n", __FILE__, __LINE__, #call, error.message, error.argument); exit(1); } } while (0)
+/* The call returns this status and names this argument. */
+#define REFUSED(wanted, name, call) do { lava_error error = lava_error_init(); lava_status got = (call); \
+    if (got != (wanted) || error.status != got || strcmp(error.argument, name) != 0) { \
+        fprintf(stderr, "%s:%d: %s: %d (%s), not " #wanted " (%s)\n", __FILE__, __LINE__, #call, got, error.argument, name); exit(1); } } while (0)
+
+extern void *libcuda, *stream, *cuda_context;
+/* From lava_cuda_init. */
+extern void *context;
+
+/* A function of the driver, of any arguments that fit into registers or on the stack as these do. */
+typedef int (*driver_function)();
+driver_function driver(const char *name);
+#define CU(name, ...) do { int code = driver(#name)(__VA_ARGS__); \
+    if (code != 0) { fprintf(stderr, "%s:%d: %s: %d\n", __FILE__, __LINE__, #name, code); exit(1); } } while (0)
+
+/* Memory of both sides. */
+void *allocate(size_t bytes);
+void release(void *memory);
+void settle(void);
+/* Captured, what is asked for between these two; launched by the second. */
+void begin_capture(void);
+void *end_capture(void);
+
+/* In [-2, 2), exact in all three types. */
+float number(void);
+size_t element_size(lava_dtype dtype);
+void *elements(lava_dtype dtype, size_t n, float factor);
+/* Token-major, of such numbers. */
+lava_tensor tensor(lava_dtype dtype, uint32_t rows, uint32_t heads, uint32_t dim, float factor);
+
+/* path_decide.c: budgets, selection, cascade, compaction. */
+void decisions(void);
+
+#endif

@@ -1,0 +1,76 @@
+/*
+ * The driver as path.c uses it, and what path.h promises.
+ */
+#define _POSIX_C_SOURCE 200809L
+#include "path.h"
+
+#include <dlfcn.h>
+
+/* ------------------------------------------------------------------ the driver ---- */
+
+void *libcuda, *context;
+
+driver_function driver(const char *name) {
+    driver_function function;
+    void *found = dlsym(libcuda, name);
+    if (!found) { fprintf(stderr, "libcuda has no %s\n", name); exit(1); }
+    memcpy(&function, &found, sizeof(function));
+    return function;
+}
+void *stream, *cuda_context;
+
+/* Memory of both sides. */
+void *allocate(size_t bytes) {
+    void *memory = NULL;
+    CU(cuMemAllocManaged, &memory, bytes ? bytes : 1, 1u);
+    CHECK(memory != NULL);
+    return memory;
+}
+void release(void *memory) {
+    CU(cuMemFree_v2, memory);
+}
+void settle(void) {
+    CU(cuStreamSynchronize, stream);
+}
+
+/* --------------------------------------------------------------------- numbers ---- */
+
+static uint32_t seed = 1;
+float number(void) {
+    seed = seed * 1664525u + 1013904223u;
+    return (float) (seed >> 24) / 64.0f - 2.0f; /* exact in all three types */
+}
+
+size_t element_size(lava_dtype dtype) { return dtype == LAVA_F32 ? 4 : 2; }
+
+/* x, which the type has exactly. */
+static void set(lava_dtype dtype, void *data, size_t i, float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    if (dtype == LAVA_F32) ((uint32_t *) data)[i] = bits;
+    else if (dtype == LAVA_BF16) ((uint16_t *) data)[i] = (uint16_t) (bits >> 16);
+    else if (bits << 1 == 0) ((uint16_t *) data)[i] = 0;
+    else ((uint16_t *) data)[i] = (uint16_t) ((bits >> 16 & 0x8000) | (((bits >> 23 & 0xff) - 112) << 10) | (bits >> 13 & 0x3ff));
+}
+
+void *elements(lava_dtype dtype, size_t n, float factor) {
+    void *data = allocate(n * element_size(dtype));
+    for (size_t i = 0; i < n; i++) set(dtype, data, i, factor * number());
+    return data;
+}
+
+lava_tensor tensor(lava_dtype dtype, uint32_t rows, uint32_t heads, uint32_t dim, float factor) {
+    size_t n = (size_t) rows * heads * dim;
+    return lava_tensor_token_major(dtype, elements(dtype, n, factor), n * element_size(dtype), heads, dim);
+}
+
+/* Captured, what is asked for between these two; launched by the second. */
+void begin_capture(void) { CU(cuStreamBeginCapture_v2, stream, 0); }
+void *end_capture(void) {
+    void *graph = NULL, *executable = NULL;
+    CU(cuStreamEndCapture, stream, &graph);
+    CU(cuGraphInstantiateWithFlags, &executable, graph, 0ull);
+    CU(cuGraphDestroy, graph);
+    CU(cuGraphLaunch, executable, stream);
+    return executable;
+}

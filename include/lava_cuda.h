@@ -1,0 +1,863 @@
+/*
+ * lava_cuda.h - lava.h on an NVIDIA GPU: the same calls with device pointers, in the engine's own CUDA context and stream.
+ *
+ * Made by cbindgen from src/ffi/cuda.rs; `UPDATE_HEADER=1 cargo test --test header` makes it anew. Edit the comments there. The
+ * functions are in a library that was built with the feature `cuda` (`make lib FEATURES=cuda`) on a machine with nvcc: $NVCC, or in
+ * $CUDA_HOME/bin, $PATH or target/cuda-toolkit. LAVA_REQUIRE_CUDA=1 makes a missing one an error of the build; else lava_cuda_init
+ * says LAVA_ERR_UNSUPPORTED. LAVA_CUDA_ARCHS names the architectures, such as 80,90a; code for later ones is made from the first.
+ *
+ * In short, beside what lava.h says:
+ *
+ *     context = aligned memory of lava_cuda_context_size() bytes
+ *     lava_cuda_init(context, ...)                         once, with the engine's CUDA context current
+ *     lava_cuda_score_workspace_size, then cudaMalloc      once, for the longest prompt
+ *     cudaMemsetAsync(status, 0xff, 8, stream)             before each layer, prompt, or whatever is to be looked at together
+ *     lava_cuda_score(..., status, stream, ...)            only asks for launches
+ *     the status word back to the host, lava_cuda_result   when the stream is past them
+ *     lava_cuda_destroy(context, ...)
+ *
+ * Rules for all functions:
+ *
+ * - "Device memory" is a pointer that kernels of the context may follow, managed and mapped memory too. It is never followed on the
+ *   host: that a pointer leads to as much memory as its comment says, row_start ascends and rows do not overlap, is the caller's
+ *   word. NULL, misaligned pointers, shapes, strides and sizes are checked as strictly as lava.h does, overlaps within a sequence
+ *   and with the workspace and status word as well. All structs are host memory, read before the call returns.
+ * - A lava_tensor has data and row_start in device memory here. With row_start, size is what all heads take together; only
+ *   that the longest head would fit is checked.
+ * - Calls only ask for launches on the given stream. They do not wait, allocate, copy from host memory, or change the current context,
+ *   and may be captured into a graph, which holds everything but the device memory itself. lava_cuda_init and lava_cuda_destroy
+ *   load and unload code and are not for a stream that is being captured.
+ * - The CUDA context of lava_cuda_init must be current on the calling thread (LAVA_ERR_CONTEXT). The runtime API makes it so with
+ *   cudaSetDevice. Calls with different outputs and workspaces may run at the same time, on any threads and streams.
+ * - status is one uint64_t in device memory, aligned to 8, with all bits set before the first of the calls that share it. NaN, infinity and
+ *   scores that overflow are found by the kernels, not by the call, which returns LAVA_OK: then the word says what and where, and
+ *   the outputs of that sequence's head are not to be used. lava_cuda_result makes a lava_status of it.
+ * - On LAVA_ERR_DRIVER, _CONTEXT and _LAUNCH error.argument is the driver's name for what happened, where it has one.
+ * - The kernels run on devices of compute capability 8.0 and later.
+ *
+ * SPDX-License-Identifier: MIT OR Apache-2.0
+ */
+
+#ifndef LAVA_CUDA_H
+#define LAVA_CUDA_H
+
+
+#include "lava.h"
+
+/**
+ * Most sequences of a call, and most KV heads: a launch's grid has no more.
+ */
+#define LAVA_CUDA_MAX_SEQUENCES 65535
+
+/**
+ * Most KV heads of lava_cuda_select and of a cascade.
+ */
+#define LAVA_CUDA_MAX_HEADS 1024
+
+/**
+ * One sequence of lava_cuda_score. Zero what is not used.
+ */
+typedef struct lava_cuda_score_sequence {
+    /**
+     * sizeof(lava_cuda_score_sequence), the same for all of a call.
+     */
+    uint32_t struct_size;
+    /**
+     * N of this sequence, at most the shape's. With window tokens or fewer there is nothing to score.
+     */
+    uint32_t n_tokens;
+    /**
+     * [window, n_q_heads, head_dim_k], after RoPE.
+     */
+    const lava_tensor *q;
+    /**
+     * [n_tokens, n_kv_heads, head_dim_k], after RoPE.
+     */
+    const lava_tensor *k;
+    /**
+     * [n_tokens, n_kv_heads, head_dim_v]; may be NULL with LAVA_VALUE_NONE.
+     */
+    const lava_tensor *v;
+    /**
+     * NULL, or f32 [window, n_q_heads, 1] as in lava_score. Given for all sequences of a call or for none.
+     */
+    const lava_tensor *lse;
+    /**
+     * Device memory, f32 [n_kv_heads, n_tokens - window] without gaps; written. May be NULL where there is nothing to score.
+     */
+    float *scores;
+} lava_cuda_score_sequence;
+
+/**
+ * One sequence of lava_cuda_attend. Zero what is not used.
+ */
+typedef struct lava_cuda_attend_sequence {
+    /**
+     * sizeof(lava_cuda_attend_sequence), the same for all of a call.
+     */
+    uint32_t struct_size;
+    /**
+     * No head has more rows than this when the kernels run.
+     */
+    uint32_t max_rows;
+    /**
+     * All heads together have no more rows than this when the kernels run. 0: max_rows * n_kv_heads.
+     */
+    uint64_t total_rows;
+    /**
+     * [n_new, n_q_heads, head_dim_k], after RoPE.
+     */
+    const lava_tensor *q;
+    /**
+     * [n_rows[h], n_kv_heads, head_dim_k], usually ragged.
+     */
+    const lava_tensor *k;
+    /**
+     * [n_rows[h], n_kv_heads, head_dim_v], usually ragged.
+     */
+    const lava_tensor *v;
+    /**
+     * f32 [n_new, n_q_heads, head_dim_v]; written.
+     */
+    const lava_tensor *out;
+    /**
+     * NULL, or f32 [n_new, n_q_heads, 1]; written.
+     */
+    const lava_tensor *lse;
+    /**
+     * Device memory, n_kv_heads counts: each head's rows, the new tokens' own included if causal.
+     */
+    const uint32_t *n_rows;
+    /**
+     * Device memory, as in lava_attend_params; needed with a sliding window only.
+     */
+    const uint32_t *kept_indices;
+    /**
+     * Device memory, n_kv_heads + 1 entries; needed with a sliding window only.
+     */
+    const uint32_t *cu_kept;
+    /**
+     * As in lava_attend_params.
+     */
+    uint32_t n_base;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+} lava_cuda_attend_sequence;
+
+/**
+ * One layer, of one sequence, of lava_cuda_entropy. Zero what is not used.
+ */
+typedef struct lava_cuda_entropy_sequence {
+    /**
+     * sizeof(lava_cuda_entropy_sequence), the same for all of a call.
+     */
+    uint32_t struct_size;
+    /**
+     * N of this sequence, at most the shape's.
+     */
+    uint32_t n_tokens;
+    /**
+     * For lava_cuda_result, below 65536.
+     */
+    uint32_t layer;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+    /**
+     * Device memory, f32 [n_kv_heads, n_tokens - window], not negative.
+     */
+    const float *scores;
+    /**
+     * Device memory; receives the normalised entropy.
+     */
+    double *entropy;
+    /**
+     * Device memory; receives the sum of the scores.
+     */
+    double *mass;
+} lava_cuda_entropy_sequence;
+
+/**
+ * One sequence of lava_cuda_layer_budgets.
+ */
+typedef struct lava_cuda_budget_sequence {
+    /**
+     * sizeof(lava_cuda_budget_sequence), the same for all of a call.
+     */
+    uint32_t struct_size;
+    /**
+     * Layers that share, at most 1024.
+     */
+    uint32_t n_layers;
+    /**
+     * As in lava_layer_budgets.
+     */
+    uint64_t total;
+    /**
+     * Device memory, n_layers numbers, finite and not negative.
+     */
+    const double *weights;
+    /**
+     * Device memory, n_layers numbers: the entries that each layer has.
+     */
+    const uint64_t *capacities;
+    /**
+     * NULL, or device memory, n_layers numbers.
+     */
+    const uint64_t *minimums;
+    /**
+     * Device memory; receives n_layers numbers.
+     */
+    uint64_t *budgets;
+} lava_cuda_budget_sequence;
+
+/**
+ * One sequence of lava_cuda_global_budgets. Zero what is not used.
+ */
+typedef struct lava_cuda_global_sequence {
+    /**
+     * sizeof(lava_cuda_global_sequence), the same for all of a call.
+     */
+    uint32_t struct_size;
+    /**
+     * N of this sequence, at most the shape's.
+     */
+    uint32_t n_tokens;
+    /**
+     * As in lava_global_budgets.
+     */
+    uint64_t total;
+    /**
+     * Device memory, n_layers pointers to device memory: each layer's f32 [n_kv_heads, n_tokens - window], finite.
+     */
+    const float *const *scores;
+    /**
+     * NULL, or device memory, as in lava_select_params.
+     */
+    const uint8_t *protected_mask;
+    /**
+     * Device memory; receives n_layers numbers, as lava_global_budgets does. Where a fault is found, what lava_cuda_select refuses.
+     */
+    uint64_t *budgets;
+    /**
+     * Device memory; receives n_layers * n_kv_heads numbers, as lava_global_budgets does. Untouched where a fault is found.
+     */
+    double *head_weights;
+} lava_cuda_global_sequence;
+
+/**
+ * One layer, of one sequence, of lava_cuda_select. Zero what is not used.
+ */
+typedef struct lava_cuda_select_sequence {
+    /**
+     * sizeof(lava_cuda_select_sequence), the same for all of a call.
+     */
+    uint32_t struct_size;
+    /**
+     * N of this sequence, at most the shape's.
+     */
+    uint32_t n_tokens;
+    /**
+     * For lava_cuda_result, below 65536.
+     */
+    uint32_t layer;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+    /**
+     * Device memory, f32 [n_kv_heads, n_tokens - window], finite.
+     */
+    const float *scores;
+    /**
+     * Device memory, one number: prefix entries to keep. Read when the kernels run, so nobody waits for lava_cuda_layer_budgets.
+     */
+    const uint64_t *budget;
+    /**
+     * NULL, or device memory, as in lava_select_params.
+     */
+    const uint8_t *protected_mask;
+    /**
+     * NULL, or device memory, n_kv_heads numbers, as in lava_select_params.
+     */
+    const double *head_weights;
+    /**
+     * Device memory with room for min(*budget, all prefix entries) + n_kv_heads * min(window, n_tokens) entries; receives them, as
+     * lava_select does.
+     */
+    uint32_t *kept_indices;
+    /**
+     * Device memory; receives n_kv_heads + 1 entries.
+     */
+    uint32_t *cu_kept;
+    /**
+     * NULL, or device memory; receives the report, struct_size included. The evicted share is within 1e-12 of the CPU's.
+     */
+    lava_selection *selection;
+} lava_cuda_select_sequence;
+
+/**
+ * A cascade as the host counts it: yours to keep, lava_cuda_cascade_init's to fill. May be moved; of two copies, only one may be pushed.
+ */
+typedef struct lava_cuda_cascade {
+    /**
+     * sizeof(lava_cuda_cascade), set by the caller.
+     */
+    uint32_t struct_size;
+    /**
+     * Layers pushed so far.
+     */
+    uint32_t n_pushed;
+    /**
+     * As given to lava_cuda_cascade_init.
+     */
+    uint32_t n_layers;
+    /**
+     * The shape's.
+     */
+    uint32_t n_kv_heads;
+    /**
+     * Prefix tokens of each head.
+     */
+    uint32_t prefix_len;
+    /**
+     * Window tokens of each head.
+     */
+    uint32_t window_rows;
+    /**
+     * As in lava_select_params.
+     */
+    int32_t layer_budgets;
+    /**
+     * As in lava_select_params.
+     */
+    int32_t head_floor;
+    /**
+     * lava_select_params's alpha, in billionths.
+     */
+    uint32_t alpha_billionths;
+    /**
+     * As in lava_select_params.
+     */
+    uint32_t n_sink;
+    /**
+     * As in lava_select_params.
+     */
+    uint32_t head_min;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+    /**
+     * As given to lava_cuda_cascade_init.
+     */
+    uint64_t total;
+    /**
+     * As in lava_select_params, on the device.
+     */
+    const uint8_t *protected_mask;
+    /**
+     * As in lava_select_params, on the device.
+     */
+    const double *head_weights;
+    /**
+     * As given to lava_cuda_cascade_init.
+     */
+    void *state;
+} lava_cuda_cascade;
+
+/**
+ * Where a layer of a cascade lies on the device after the last push: inside the state, and good until the next push has run.
+ */
+typedef struct lava_cuda_cascade_layer {
+    /**
+     * sizeof(lava_cuda_cascade_layer), set by the caller.
+     */
+    uint32_t struct_size;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+    /**
+     * One number: kept_indices and rows of this layer begin so many entries behind the pointers below. rows_offset of lava_cuda_compact.
+     */
+    const uint64_t *offset;
+    /**
+     * True token positions kept by each head, ascending, window included.
+     */
+    const uint32_t *kept_indices;
+    /**
+     * Exclusive prefix sum of the kept counts, n_kv_heads + 1 entries.
+     */
+    const uint32_t *cu_kept;
+    /**
+     * For lava_cuda_compact: which rows of those the cache held before this push are kept.
+     */
+    const uint32_t *rows;
+    /**
+     * Exclusive prefix sum of the row counts before this push, n_kv_heads + 1 entries.
+     */
+    const uint32_t *cu_rows;
+    /**
+     * One number each; see lava_cascade_layer.
+     */
+    const uint64_t *budget;
+    /**
+     * Normalised entropy of the layer's scores; 0 where layers do not share by it.
+     */
+    const double *entropy;
+    /**
+     * Sum of the layer's scores.
+     */
+    const double *mass;
+    /**
+     * Share of mass evicted so far, within 1e-12 of the CPU's.
+     */
+    const double *evicted_share;
+} lava_cuda_cascade_layer;
+
+/**
+ * One cache of lava_cuda_compact: a layer of a sequence. Zero what is not used.
+ */
+typedef struct lava_cuda_compact_sequence {
+    /**
+     * sizeof(lava_cuda_compact_sequence), the same for all of a call.
+     */
+    uint32_t struct_size;
+    /**
+     * No head has more rows than this before; at most the shape's.
+     */
+    uint32_t n_tokens;
+    /**
+     * As in lava_compact.
+     */
+    const lava_tensor *k_src;
+    /**
+     * As in lava_compact; v_src and v_dst may both be NULL.
+     */
+    const lava_tensor *v_src;
+    /**
+     * As in lava_compact.
+     */
+    const lava_tensor *k_dst;
+    /**
+     * As in lava_compact.
+     */
+    const lava_tensor *v_dst;
+    /**
+     * Device memory: kept_indices of lava_cuda_select, or rows of lava_cuda_cascade_get: ascending per head.
+     */
+    const uint32_t *rows;
+    /**
+     * Device memory, n_kv_heads + 1 entries.
+     */
+    const uint32_t *cu_kept;
+    /**
+     * NULL, or device memory, one number: rows begins so many entries later.
+     */
+    const uint64_t *rows_offset;
+} lava_cuda_compact_sequence;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * Bytes of host memory that a context needs, aligned to LAVA_WORKSPACE_ALIGN. The same for one library. Any thread.
+ */
+size_t lava_cuda_context_size(void);
+
+/**
+ * Loads the kernels into the CUDA context that is current on the calling thread.
+ *
+ * The first call of a process loads libcuda, which stays; that, and what the driver does to load code, are the only allocations
+ * behind this header. Not to be called while a stream of the context is being captured.
+ *
+ * context: lava_cuda_context_size bytes of host memory, for as long as it is used; what it holds is overwritten. It may be
+ *     moved, and be used by many threads at a time. A CUDA context needs one of its own.
+ * Errors: NULL, ALIGNMENT, BUFFER_SIZE, UNSUPPORTED (a library built without nvcc), DRIVER (argument names a function that
+ *     libcuda lacks, or the driver's error), CONTEXT. On error nothing stays loaded, and the memory is as it was.
+ */
+lava_status lava_cuda_init(void *context,
+                           size_t context_size,
+                           lava_error *error);
+
+/**
+ * Unloads the kernels. Nothing that was launched with them may still be running, and no captured graph be launched any more.
+ *
+ * context: from lava_cuda_init. Afterwards it holds none (STATE), whether or not the driver had something to say.
+ * Errors: NULL, ALIGNMENT, STATE, CONTEXT (then it is untouched), DRIVER.
+ */
+lava_status lava_cuda_destroy(void *context,
+                              lava_error *error);
+
+/**
+ * What a status word says, once the stream is past the calls that were given it and the word is back on the host.
+ *
+ * word: *status of those calls. All bits set: nothing went wrong.
+ * sequence: NULL, or receives the sequence of the batch, LAVA_NONE without a fault.
+ * error: NULL, or the layer, the KV head, and what was not finite: "lse", "q", "v", "scores" or "weights"; "q" may be k as well.
+ *     LAVA_ERR_BUDGET: "total".
+ * Returns LAVA_OK, LAVA_ERR_NONFINITE, LAVA_ERR_BUDGET, or LAVA_ERR_ARGUMENT for what is no status word. Any thread.
+ */
+lava_status lava_cuda_result(uint64_t word,
+                             uint32_t *sequence,
+                             lava_error *error);
+
+/**
+ * Bytes of device memory that lava_cuda_score needs as a workspace.
+ *
+ * context: from lava_cuda_init.
+ * shape: n_tokens is that of the longest sequence.
+ * size: receives the bytes, enough for tensors of any type and layout, with and without lse; untouched on error.
+ * Errors: as lava_cuda_score. Any thread.
+ */
+lava_status lava_cuda_score_workspace_size(const void *context,
+                                           const lava_shape *shape,
+                                           const lava_score_params *params,
+                                           uint32_t n_sequences,
+                                           size_t *size,
+                                           lava_error *error);
+
+/**
+ * lava_score for one layer of a batch of sequences of unlike length.
+ *
+ * context: from lava_cuda_init.
+ * shape: n_tokens is that of the longest sequence; layer is below 65536.
+ * params: as for lava_score. LAVA_VALUE_OUTPUT is the CPU's alone (LAVA_ERR_UNSUPPORTED).
+ * sequences: host memory, n_sequences of them, read during the call, as are the tensors they point to. f16 or bf16 rows of
+ *     elements side by side, 16-byte aligned, have faster kernels, if all sequences have them. The scores of a sequence are the
+ *     same bits on every device and in every batch of the same kind of tensors.
+ * workspace: device memory, lava_cuda_score_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN, of no other call until the stream
+ *     is past this one.
+ * status: device memory; see the top.
+ * stream: a CUstream or cudaStream_t of the context, NULL for its default stream.
+ * Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, OVERFLOW, DTYPE, UNSUPPORTED, STATE,
+ *     CONTEXT: nothing was launched. LAUNCH: some launches may have been. Any thread that has the context.
+ */
+lava_status lava_cuda_score(const void *context,
+                            const lava_shape *shape,
+                            const lava_score_params *params,
+                            const struct lava_cuda_score_sequence *sequences,
+                            uint32_t n_sequences,
+                            void *workspace,
+                            size_t workspace_size,
+                            uint64_t *status,
+                            void *stream,
+                            lava_error *error);
+
+/**
+ * Bytes of device memory that lava_cuda_attend needs as a workspace.
+ *
+ * shape: n_tokens is the number of new queries of each sequence; window is not used but must be at least 1.
+ * total_rows: sum over the sequences of total_rows, or of what stands for it.
+ * size: receives the bytes, enough for tensors of any type and layout; untouched on error.
+ * Errors: as lava_cuda_attend. Any thread.
+ */
+lava_status lava_cuda_attend_workspace_size(const void *context,
+                                            const lava_shape *shape,
+                                            uint32_t n_sequences,
+                                            uint64_t total_rows,
+                                            size_t *size,
+                                            lava_error *error);
+
+/**
+ * lava_attend for a batch of sequences, each with as many new queries and a compressed cache of its own.
+ *
+ * The counts n_rows are read on the device, when the kernels run: a captured graph stays good while caches grow, up to max_rows and
+ * total_rows. More rows than those are undefined behaviour. With causal, a head of fewer than n_tokens rows has queries that see
+ * nothing: the first ones.
+ *
+ * context: from lava_cuda_init.
+ * shape: n_tokens is the number of new queries of each sequence; layer is below 65536.
+ * params: kept_indices, cu_kept and n_base are 0 here: each sequence has its own.
+ * sequences, workspace, status, stream: as for lava_cuda_score. The workspace is lava_cuda_attend_workspace_size bytes. A sequence's
+ *     outputs are the same bits whatever other sequences there are, for the same kinds of tensors.
+ * Errors: as lava_cuda_score.
+ */
+lava_status lava_cuda_attend(const void *context,
+                             const lava_shape *shape,
+                             const lava_attend_params *params,
+                             const struct lava_cuda_attend_sequence *sequences,
+                             uint32_t n_sequences,
+                             void *workspace,
+                             size_t workspace_size,
+                             uint64_t *status,
+                             void *stream,
+                             lava_error *error);
+
+/**
+ * Bytes of device memory that lava_cuda_entropy needs as a workspace.
+ *
+ * n_sequences: as for lava_cuda_entropy.
+ * size: receives the bytes; untouched on error.
+ * Errors: as lava_cuda_entropy. Any thread.
+ */
+lava_status lava_cuda_entropy_workspace_size(const void *context,
+                                             const lava_shape *shape,
+                                             uint32_t n_sequences,
+                                             size_t *size,
+                                             lava_error *error);
+
+/**
+ * lava_entropy for layers or sequences side by side: the same bits as on the CPU.
+ *
+ * context: from lava_cuda_init.
+ * shape: n_tokens is that of the longest sequence; n_kv_heads and window are used.
+ * sequences: host memory, n_sequences of them, read during the call.
+ * workspace: device memory, lava_cuda_entropy_workspace_size bytes, as for lava_cuda_score.
+ * status, stream: as for lava_cuda_score. Scores that are negative or not finite: "scores", and the sequence's numbers are not to be
+ *     used.
+ * Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, OVERFLOW, STATE, CONTEXT: nothing was launched. LAUNCH: some
+ *     launches may have been. Any thread that has the context.
+ */
+lava_status lava_cuda_entropy(const void *context,
+                              const lava_shape *shape,
+                              const struct lava_cuda_entropy_sequence *sequences,
+                              uint32_t n_sequences,
+                              void *workspace,
+                              size_t workspace_size,
+                              uint64_t *status,
+                              void *stream,
+                              lava_error *error);
+
+/**
+ * lava_layer_budgets for sequences side by side: the same numbers as on the CPU, without waiting for weights that are on the device.
+ *
+ * context: from lava_cuda_init.
+ * sequences: host memory, n_sequences of them, read during the call.
+ * workspace: device memory, 48 bytes for each sequence, aligned to LAVA_WORKSPACE_ALIGN; NULL will do for a single one.
+ * status, stream: as for lava_cuda_score. Weights that are negative or not finite are "weights"; a total below the minimums'
+ *     sum, and minimums above a capacity, are LAVA_ERR_BUDGET, "total". Nothing is written to that sequence's budgets then.
+ * Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, STATE, CONTEXT: nothing was launched. LAUNCH. Any thread that
+ *     has the context.
+ */
+lava_status lava_cuda_layer_budgets(const void *context,
+                                    const struct lava_cuda_budget_sequence *sequences,
+                                    uint32_t n_sequences,
+                                    void *workspace,
+                                    size_t workspace_size,
+                                    uint64_t *status,
+                                    void *stream,
+                                    lava_error *error);
+
+/**
+ * Bytes of device memory that lava_cuda_global_budgets needs as a workspace.
+ *
+ * shape, n_layers, n_sequences: as for lava_cuda_global_budgets.
+ * size: receives the bytes; untouched on error.
+ * Errors: as lava_cuda_global_budgets. Any thread.
+ */
+lava_status lava_cuda_global_budgets_workspace_size(const void *context,
+                                                    const lava_shape *shape,
+                                                    uint32_t n_layers,
+                                                    uint32_t n_sequences,
+                                                    size_t *size,
+                                                    lava_error *error);
+
+/**
+ * lava_global_budgets for sequences side by side: the same numbers as on the CPU. With them lava_cuda_select keeps exactly the largest
+ * scores of the whole model: a layer's budget is &budgets[l], its head_weights head_weights + l * n_kv_heads.
+ *
+ * context: from lava_cuda_init.
+ * shape: of every layer; n_tokens is that of the longest sequence. n_kv_heads is at most LAVA_CUDA_MAX_HEADS, n_layers * n_kv_heads *
+ *     n_tokens below 2^32.
+ * n_layers: at most 1024.
+ * params: as for lava_global_budgets, but protected_mask is NULL here: each sequence has its own.
+ * sequences: host memory, n_sequences of them, read during the call.
+ * workspace: device memory, lava_cuda_global_budgets_workspace_size bytes, as for lava_cuda_score.
+ * status, stream: as for lava_cuda_score. Scores that are not finite ("scores"), and a total below what the heads are promised
+ *     (LAVA_ERR_BUDGET, "total", of layer 0).
+ * Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, OVERFLOW, STATE, CONTEXT: nothing was launched. LAUNCH: some
+ *     launches may have been. Any thread that has the context.
+ */
+lava_status lava_cuda_global_budgets(const void *context,
+                                     const lava_shape *shape,
+                                     uint32_t n_layers,
+                                     const lava_select_params *params,
+                                     const struct lava_cuda_global_sequence *sequences,
+                                     uint32_t n_sequences,
+                                     void *workspace,
+                                     size_t workspace_size,
+                                     uint64_t *status,
+                                     void *stream,
+                                     lava_error *error);
+
+/**
+ * Bytes of device memory that lava_cuda_select needs as a workspace.
+ *
+ * shape, n_sequences: as for lava_cuda_select.
+ * size: receives the bytes; untouched on error.
+ * Errors: as lava_cuda_select. Any thread.
+ */
+lava_status lava_cuda_select_workspace_size(const void *context,
+                                            const lava_shape *shape,
+                                            uint32_t n_sequences,
+                                            size_t *size,
+                                            lava_error *error);
+
+/**
+ * lava_select for layers or sequences side by side: the same kept sets as on the CPU, bit for bit.
+ *
+ * context: from lava_cuda_init.
+ * shape: n_tokens is that of the longest sequence; n_kv_heads is at most LAVA_CUDA_MAX_HEADS, and n_kv_heads * n_tokens below 2^32.
+ * params: as for lava_select, but protected_mask and head_weights are NULL here: each sequence has its own.
+ * sequences: host memory, n_sequences of them, read during the call.
+ * workspace: device memory, lava_cuda_select_workspace_size bytes, as for lava_cuda_score.
+ * status, stream: as for lava_cuda_score. Of a sequence with scores that are not finite ("scores"), weights that are negative or not
+ *     finite ("weights"), or a budget below what is protected (LAVA_ERR_BUDGET, "total"), nothing is written.
+ * Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, OVERFLOW, STATE, CONTEXT: nothing was launched. LAUNCH: some
+ *     launches may have been. Any thread that has the context.
+ */
+lava_status lava_cuda_select(const void *context,
+                             const lava_shape *shape,
+                             const lava_select_params *params,
+                             const struct lava_cuda_select_sequence *sequences,
+                             uint32_t n_sequences,
+                             void *workspace,
+                             size_t workspace_size,
+                             uint64_t *status,
+                             void *stream,
+                             lava_error *error);
+
+/**
+ * Bytes of device memory that a cascade's state needs.
+ *
+ * shape: of every layer; n_kv_heads, n_tokens and window are used.
+ * n_layers, total, params: as for lava_cuda_cascade_init.
+ * size: receives the bytes; untouched on error.
+ * Errors: as lava_cuda_cascade_init. Any thread.
+ */
+lava_status lava_cuda_cascade_state_size(const lava_shape *shape,
+                                         uint32_t n_layers,
+                                         uint64_t total,
+                                         const lava_select_params *params,
+                                         size_t *size,
+                                         lava_error *error);
+
+/**
+ * Bytes of device memory that lava_cuda_cascade_push needs as a workspace, enough for every layer.
+ *
+ * cascade: from lava_cuda_cascade_init.
+ * size: receives the bytes; untouched on error.
+ * Errors: NULL, STRUCT_SIZE, STATE. Any thread.
+ */
+lava_status lava_cuda_cascade_workspace_size(const struct lava_cuda_cascade *cascade,
+                                             size_t *size,
+                                             lava_error *error);
+
+/**
+ * lava_cascade_init on the device.
+ *
+ * context: from lava_cuda_init.
+ * shape: of every layer; n_kv_heads, n_tokens and window are used. n_kv_heads is at most LAVA_CUDA_MAX_HEADS, n_kv_heads * n_tokens
+ *     below 2^32.
+ * n_layers, total: as for lava_cascade_init.
+ * params: as for lava_cascade_init, but protected_mask and head_weights are device memory. They are not copied: they stay until the
+ *     last push has run.
+ * state: device memory, lava_cuda_cascade_state_size bytes, aligned to LAVA_WORKSPACE_ALIGN, the cascade's until nobody looks at its
+ *     layers any more.
+ * cascade: receives the host's side; untouched on error.
+ * status, stream: as for lava_cuda_score. A total below what the mask protects is LAVA_ERR_BUDGET, "total", of layer 0; pushes do
+ *     nothing then.
+ * Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE (state_size), OVERFLOW, BUDGET, STATE, CONTEXT: nothing was
+ *     launched. LAUNCH. Any thread that has the context, but one call on a cascade at a time.
+ */
+lava_status lava_cuda_cascade_init(const void *context,
+                                   const lava_shape *shape,
+                                   uint32_t n_layers,
+                                   uint64_t total,
+                                   const lava_select_params *params,
+                                   void *state,
+                                   size_t state_size,
+                                   struct lava_cuda_cascade *cascade,
+                                   uint64_t *status,
+                                   void *stream,
+                                   lava_error *error);
+
+/**
+ * lava_cascade_push and lava_cascade_push_weighted on the device: after it has run, every layer so far keeps what it keeps on the CPU, bit
+ * for bit.
+ *
+ * cascade: from lava_cuda_cascade_init; counts the push. Unchanged on error.
+ * scores: device memory, f32 [n_kv_heads, n_tokens - window] of the next layer, not negative.
+ * weight: with LAVA_LAYERS_WEIGHTS device memory, one number, finite and not negative: the layer's weight. Else NULL.
+ * workspace: device memory, lava_cuda_cascade_workspace_size bytes, as for lava_cuda_score.
+ * status, stream: as for lava_cuda_score; the stream of the calls before, or one that waits for it. A fault in a layer's scores or
+ *     weights ("scores", "weights") or a budget that cannot hold what is protected (LAVA_ERR_BUDGET) makes this push and all later ones of
+ *     the cascade do nothing.
+ * Errors: NULL, STRUCT_SIZE, ARGUMENT, ALIGNMENT, OVERLAP, WORKSPACE, STATE (complete, or not from lava_cuda_cascade_init), CONTEXT: nothing
+ *     was launched. LAUNCH: some launches may have been, and the cascade is not to be used any more.
+ */
+lava_status lava_cuda_cascade_push(const void *context,
+                                   struct lava_cuda_cascade *cascade,
+                                   const float *scores,
+                                   const double *weight,
+                                   void *workspace,
+                                   size_t workspace_size,
+                                   uint64_t *status,
+                                   void *stream,
+                                   lava_error *error);
+
+/**
+ * Where a layer lies after the last push.
+ *
+ * cascade: from lava_cuda_cascade_init, with pushes.
+ * layer: below n_pushed.
+ * out: receives pointers to device memory; untouched on error. What they lead to is there when the last push has run.
+ * Errors: NULL, STRUCT_SIZE, STATE (not from lava_cuda_cascade_init, or no such layer yet). Any thread.
+ */
+lava_status lava_cuda_cascade_get(const struct lava_cuda_cascade *cascade,
+                                  uint32_t layer,
+                                  struct lava_cuda_cascade_layer *out,
+                                  lava_error *error);
+
+/**
+ * lava_compact for caches side by side, counts and rows unread by the host.
+ *
+ * What the host cannot see, it believes: that rows ascend per head and lie inside the source, that cu_kept ascends, that each
+ * head of a destination has room, and in place that no row moves backwards. K and V go by themselves: of a call, all K are in place
+ * or none is, with one size of elements, and so are all V.
+ *
+ * context: from lava_cuda_init.
+ * shape: n_tokens is that of the longest sequence; n_kv_heads, head_dim_k and head_dim_v are used.
+ * sequences: host memory, n_sequences of them, read during the call, as are the tensors they point to. In place is as in lava_compact,
+ *     both ragged or both not.
+ * workspace: device memory, 256 bytes for each sequence, aligned to LAVA_WORKSPACE_ALIGN; NULL will do for a single one.
+ * stream: as for lava_cuda_score. There is no status: rows are moved as bits.
+ * Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, OVERFLOW, DTYPE, STATE, CONTEXT: nothing was
+ *     launched. LAUNCH: some launches may have been. Any thread that has the context.
+ */
+lava_status lava_cuda_compact(const void *context,
+                              const lava_shape *shape,
+                              const struct lava_cuda_compact_sequence *sequences,
+                              uint32_t n_sequences,
+                              void *workspace,
+                              size_t workspace_size,
+                              void *stream,
+                              lava_error *error);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#if defined(__cplusplus)
+#define LAVA_STATIC_ASSERT(condition, text) static_assert(condition, text)
+#elif defined(__STDC_VERSION__) && __STDC_VERSION__ >= 201112L
+#define LAVA_STATIC_ASSERT(condition, text) _Static_assert(condition, text)
+#else
+#define LAVA_STATIC_ASSERT(condition, text) struct lava_assert_unused
+#endif
+
+LAVA_STATIC_ASSERT(sizeof(lava_cuda_score_sequence) == 48, "lava_cuda_score_sequence");
+LAVA_STATIC_ASSERT(offsetof(lava_cuda_score_sequence, scores) == 40, "lava_cuda_score_sequence");
+LAVA_STATIC_ASSERT(sizeof(lava_cuda_attend_sequence) == 88, "lava_cuda_attend_sequence");
+LAVA_STATIC_ASSERT(offsetof(lava_cuda_attend_sequence, n_rows) == 56, "lava_cuda_attend_sequence");
+LAVA_STATIC_ASSERT(offsetof(lava_cuda_attend_sequence, n_base) == 80, "lava_cuda_attend_sequence");
+
+#undef LAVA_STATIC_ASSERT
+
+#endif /* LAVA_CUDA_H */

@@ -1,0 +1,360 @@
+//! From scores to budgets.
+
+use super::*;
+use crate::backend::cuda::plan::DeviceSelectParams;
+use crate::backend::cuda::plan::{BudgetArgs, BudgetItem, EntropyArgs, EntropyItem, GlobalArgs, GlobalItem};
+use crate::budget::MAX_LAYERS;
+use crate::params::SelectParams;
+
+/// One layer, of one sequence, of lava_cuda_entropy. Zero what is not used.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct lava_cuda_entropy_sequence {
+    /// sizeof(lava_cuda_entropy_sequence), the same for all of a call.
+    pub struct_size: u32,
+    /// N of this sequence, at most the shape's.
+    pub n_tokens: u32,
+    /// For lava_cuda_result, below 65536.
+    pub layer: u32,
+    /// Must be 0.
+    pub reserved: u32,
+    /// Device memory, f32 [n_kv_heads, n_tokens - window], not negative.
+    pub scores: *const f32,
+    /// Device memory; receives the normalised entropy.
+    pub entropy: *mut f64,
+    /// Device memory; receives the sum of the scores.
+    pub mass: *mut f64,
+}
+
+/// One sequence of lava_cuda_layer_budgets.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct lava_cuda_budget_sequence {
+    /// sizeof(lava_cuda_budget_sequence), the same for all of a call.
+    pub struct_size: u32,
+    /// Layers that share, at most 1024.
+    pub n_layers: u32,
+    /// As in lava_layer_budgets.
+    pub total: u64,
+    /// Device memory, n_layers numbers, finite and not negative.
+    pub weights: *const f64,
+    /// Device memory, n_layers numbers: the entries that each layer has.
+    pub capacities: *const u64,
+    /// NULL, or device memory, n_layers numbers.
+    pub minimums: *const u64,
+    /// Device memory; receives n_layers numbers.
+    pub budgets: *mut u64,
+}
+
+/// One sequence of lava_cuda_global_budgets. Zero what is not used.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct lava_cuda_global_sequence {
+    /// sizeof(lava_cuda_global_sequence), the same for all of a call.
+    pub struct_size: u32,
+    /// N of this sequence, at most the shape's.
+    pub n_tokens: u32,
+    /// As in lava_global_budgets.
+    pub total: u64,
+    /// Device memory, n_layers pointers to device memory: each layer's f32 [n_kv_heads, n_tokens - window], finite.
+    pub scores: *const *const f32,
+    /// NULL, or device memory, as in lava_select_params.
+    pub protected_mask: *const u8,
+    /// Device memory; receives n_layers numbers, as lava_global_budgets does. Where a fault is found, what lava_cuda_select refuses.
+    pub budgets: *mut u64,
+    /// Device memory; receives n_layers * n_kv_heads numbers, as lava_global_budgets does. Untouched where a fault is found.
+    pub head_weights: *mut f64,
+}
+
+layout! {
+    lava_cuda_global_sequence: 48, 48 { struct_size @ 0, n_tokens @ 4, total @ 8, scores @ 16, protected_mask @ 24, budgets @ 32, head_weights @ 40 }
+    lava_cuda_entropy_sequence: 40, 40 { struct_size @ 0, n_tokens @ 4, layer @ 8, reserved @ 12, scores @ 16, entropy @ 24, mass @ 32 }
+    lava_cuda_budget_sequence: 48, 48 { struct_size @ 0, n_layers @ 4, total @ 8, weights @ 16, capacities @ 24, minimums @ 32, budgets @ 40 }
+}
+
+/// Bytes of device memory that lava_cuda_entropy needs as a workspace.
+///
+/// n_sequences: as for lava_cuda_entropy.
+/// size: receives the bytes; untouched on error.
+/// Errors: as lava_cuda_entropy. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_cuda_entropy_workspace_size(
+    context: *const c_void,
+    shape: *const lava_shape,
+    n_sequences: u32,
+    size: *mut usize,
+    error: *mut lava_error,
+) -> lava_status {
+    unsafe {
+        run(error, || {
+            let shape = read_struct(shape, c"shape")?.check()?;
+            tell_size(context, entropy_args(&shape, n_sequences)?, n_sequences, size)
+        })
+    }
+}
+
+/// lava_entropy for layers or sequences side by side: the same bits as on the CPU.
+///
+/// context: from lava_cuda_init.
+/// shape: n_tokens is that of the longest sequence; n_kv_heads and window are used.
+/// sequences: host memory, n_sequences of them, read during the call.
+/// workspace: device memory, lava_cuda_entropy_workspace_size bytes, as for lava_cuda_score.
+/// status, stream: as for lava_cuda_score. Scores that are negative or not finite: "scores", and the sequence's numbers are not to be
+///     used.
+/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, OVERFLOW, STATE, CONTEXT: nothing was launched. LAUNCH: some
+///     launches may have been. Any thread that has the context.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_cuda_entropy(
+    context: *const c_void,
+    shape: *const lava_shape,
+    sequences: *const lava_cuda_entropy_sequence,
+    n_sequences: u32,
+    workspace: *mut c_void,
+    workspace_size: usize,
+    status: *mut u64,
+    stream: *mut c_void,
+    error: *mut lava_error,
+) -> lava_status {
+    unsafe {
+        run(error, || {
+            let cuda = current(context)?;
+            let longest = read_struct(shape, c"shape")?.check()?;
+            let mut batch = entropy_args(&longest, n_sequences)?;
+            check_pointer(status, c"status")?;
+            check_device_memory(workspace)?;
+            batch.status = status;
+            let sequence = |i| {
+                let s = nth(sequences, i)?;
+                ensure(s.reserved == 0, ErrorKind::Argument, c"reserved")?;
+                let shape = shorter(&longest, s.n_tokens, s.layer)?;
+                check_scores(s.scores, &shape)?;
+                check_pointer(s.entropy, c"entropy")?;
+                check_pointer(s.mass, c"mass")?;
+                with_status(workspace, workspace_size, status)
+                    .reads(s.scores, shape.prefix_entries() as usize, c"scores")
+                    .writes(s.entropy, 1, c"entropy")
+                    .writes(s.mass, 1, c"mass")
+                    .check()?;
+                Ok(EntropyItem {
+                    scores: s.scores,
+                    entropy: s.entropy,
+                    mass: s.mass,
+                    prefix_len: shape.prefix_len() as u32,
+                    layer: s.layer,
+                })
+            };
+            cuda.run(&mut batch, n_sequences as usize, &sequence, workspace, workspace_size, stream)
+        })
+    }
+}
+
+/// lava_layer_budgets for sequences side by side: the same numbers as on the CPU, without waiting for weights that are on the device.
+///
+/// context: from lava_cuda_init.
+/// sequences: host memory, n_sequences of them, read during the call.
+/// workspace: device memory, 48 bytes for each sequence, aligned to LAVA_WORKSPACE_ALIGN; NULL will do for a single one.
+/// status, stream: as for lava_cuda_score. Weights that are negative or not finite are "weights"; a total below the minimums'
+///     sum, and minimums above a capacity, are LAVA_ERR_BUDGET, "total". Nothing is written to that sequence's budgets then.
+/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, STATE, CONTEXT: nothing was launched. LAUNCH. Any thread that
+///     has the context.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_cuda_layer_budgets(
+    context: *const c_void,
+    sequences: *const lava_cuda_budget_sequence,
+    n_sequences: u32,
+    workspace: *mut c_void,
+    workspace_size: usize,
+    status: *mut u64,
+    stream: *mut c_void,
+    error: *mut lava_error,
+) -> lava_status {
+    unsafe {
+        run(error, || {
+            let cuda = current(context)?;
+            check_n_sequences(n_sequences)?;
+            check_pointer(status, c"status")?;
+            if n_sequences > 1 {
+                check_device_memory(workspace)?;
+            }
+            let mut batch = BudgetArgs {
+                items: core::ptr::null(),
+                one: NO_BUDGETS,
+                status,
+                n_items: n_sequences,
+                reserved: 0,
+            };
+            let sequence = |i| {
+                let s = nth(sequences, i)?;
+                let n = s.n_layers as usize;
+                ensure(n > 0 && n <= MAX_LAYERS, ErrorKind::Shape, c"n_layers")?;
+                check_pointer(s.weights, c"weights")?;
+                check_pointer(s.capacities, c"capacities")?;
+                check_optional(s.minimums, c"minimums")?;
+                check_pointer(s.budgets, c"budgets")?;
+                with_status(workspace, workspace_size, status)
+                    .reads(s.weights, n, c"weights")
+                    .reads(s.capacities, n, c"capacities")
+                    .reads(s.minimums, n, c"minimums")
+                    .writes(s.budgets, n, c"budgets")
+                    .check()?;
+                Ok(BudgetItem {
+                    weights: s.weights,
+                    capacities: s.capacities,
+                    minimums: s.minimums,
+                    budgets: s.budgets,
+                    total: s.total,
+                    n_layers: s.n_layers,
+                    round_up: 0,
+                })
+            };
+            cuda.run(&mut batch, n_sequences as usize, &sequence, workspace, workspace_size, stream)
+        })
+    }
+}
+
+/// Bytes of device memory that lava_cuda_global_budgets needs as a workspace.
+///
+/// shape, n_layers, n_sequences: as for lava_cuda_global_budgets.
+/// size: receives the bytes; untouched on error.
+/// Errors: as lava_cuda_global_budgets. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_cuda_global_budgets_workspace_size(
+    context: *const c_void,
+    shape: *const lava_shape,
+    n_layers: u32,
+    n_sequences: u32,
+    size: *mut usize,
+    error: *mut lava_error,
+) -> lava_status {
+    unsafe {
+        run(error, || {
+            let shape = read_struct(shape, c"shape")?.check()?;
+            tell_size(context, global_args(&shape, n_layers, n_sequences)?, n_sequences, size)
+        })
+    }
+}
+
+/// lava_global_budgets for sequences side by side: the same numbers as on the CPU. With them lava_cuda_select keeps exactly the largest
+/// scores of the whole model: a layer's budget is &budgets[l], its head_weights head_weights + l * n_kv_heads.
+///
+/// context: from lava_cuda_init.
+/// shape: of every layer; n_tokens is that of the longest sequence. n_kv_heads is at most LAVA_CUDA_MAX_HEADS, n_layers * n_kv_heads *
+///     n_tokens below 2^32.
+/// n_layers: at most 1024.
+/// params: as for lava_global_budgets, but protected_mask is NULL here: each sequence has its own.
+/// sequences: host memory, n_sequences of them, read during the call.
+/// workspace: device memory, lava_cuda_global_budgets_workspace_size bytes, as for lava_cuda_score.
+/// status, stream: as for lava_cuda_score. Scores that are not finite ("scores"), and a total below what the heads are promised
+///     (LAVA_ERR_BUDGET, "total", of layer 0).
+/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, OVERFLOW, STATE, CONTEXT: nothing was launched. LAUNCH: some
+///     launches may have been. Any thread that has the context.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_cuda_global_budgets(
+    context: *const c_void,
+    shape: *const lava_shape,
+    n_layers: u32,
+    params: *const lava_select_params,
+    sequences: *const lava_cuda_global_sequence,
+    n_sequences: u32,
+    workspace: *mut c_void,
+    workspace_size: usize,
+    status: *mut u64,
+    stream: *mut c_void,
+    error: *mut lava_error,
+) -> lava_status {
+    unsafe {
+        run(error, || {
+            let cuda = current(context)?;
+            let longest = read_struct(shape, c"shape")?.check()?;
+            let params = without_memory(params)?.check(&longest, 1)?;
+            crate::select::check_global(&params)?;
+            let mut batch = global_args(&longest, n_layers, n_sequences)?;
+            check_pointer(status, c"status")?;
+            check_device_memory(workspace)?;
+            batch.status = status;
+            let n_heads = n_layers as usize * longest.n_kv_heads;
+            let sequence = |i| {
+                let s = nth(sequences, i)?;
+                let shape = shorter(&longest, s.n_tokens, longest.layer)?;
+                check_pointer(s.scores, c"scores")?;
+                check_pointer(s.budgets, c"budgets")?;
+                check_pointer(s.head_weights, c"head_weights")?;
+                with_status(workspace, workspace_size, status)
+                    .reads(s.scores, n_layers as usize, c"scores")
+                    .reads(s.protected_mask, shape.prefix_len(), c"protected_mask")
+                    .writes(s.budgets, n_layers as usize, c"budgets")
+                    .writes(s.head_weights, n_heads, c"head_weights")
+                    .check()?;
+                Ok(GlobalItem {
+                    scores: s.scores,
+                    budgets: s.budgets,
+                    head_weights: s.head_weights,
+                    params: DeviceSelectParams { protected_mask: s.protected_mask, ..device_params(&params) },
+                    total: s.total,
+                    prefix_len: shape.prefix_len() as u32,
+                    reserved: 0,
+                })
+            };
+            cuda.run(&mut batch, n_sequences as usize, &sequence, workspace, workspace_size, stream)
+        })
+    }
+}
+
+fn global_args(shape: &Shape, n_layers: u32, n_sequences: u32) -> Result<GlobalArgs> {
+    check_batch(shape, n_sequences)?;
+    ensure((1..=MAX_LAYERS as u32).contains(&n_layers), ErrorKind::Shape, c"n_layers")?;
+    check_selection(shape)?;
+    let rows = shape.n_kv_heads as u64 * shape.n_tokens as u64 * n_layers as u64;
+    ensure(rows <= u32::MAX as u64, ErrorKind::Overflow, c"n_layers")?;
+    let none = GlobalItem {
+        scores: core::ptr::null(),
+        budgets: core::ptr::null_mut(),
+        head_weights: core::ptr::null_mut(),
+        params: device_params(&SelectParams::default()),
+        total: 0,
+        prefix_len: 0,
+        reserved: 0,
+    };
+    Ok(GlobalArgs {
+        items: core::ptr::null(),
+        one: none,
+        status: core::ptr::null_mut(),
+        workspace: core::ptr::null_mut(),
+        n_items: n_sequences,
+        n_layers,
+        n_kv_heads: shape.n_kv_heads as u32,
+        max_prefix: shape.prefix_len() as u32,
+    })
+}
+
+const NO_BUDGETS: BudgetItem = BudgetItem {
+    weights: core::ptr::null(),
+    capacities: core::ptr::null(),
+    minimums: core::ptr::null(),
+    budgets: core::ptr::null_mut(),
+    total: 0,
+    n_layers: 0,
+    round_up: 0,
+};
+
+fn entropy_args(shape: &Shape, n_sequences: u32) -> Result<EntropyArgs> {
+    check_batch(shape, n_sequences)?;
+    let none = EntropyItem {
+        scores: core::ptr::null(),
+        entropy: core::ptr::null_mut(),
+        mass: core::ptr::null_mut(),
+        prefix_len: 0,
+        layer: 0,
+    };
+    Ok(EntropyArgs {
+        items: core::ptr::null(),
+        one: none,
+        status: core::ptr::null_mut(),
+        workspace: core::ptr::null_mut(),
+        n_items: n_sequences,
+        n_kv_heads: shape.n_kv_heads as u32,
+    })
+}

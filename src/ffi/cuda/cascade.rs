@@ -1,0 +1,356 @@
+//! Compress while prefilling, without the host waiting between layers.
+
+use super::*;
+use crate::backend::cuda::plan::{CascadeArgs, DeviceSelectParams};
+use crate::cascade::CascadeParams;
+use crate::params::LayerBudgets;
+
+/// A cascade as the host counts it: yours to keep, lava_cuda_cascade_init's to fill. May be moved; of two copies, only one may be pushed.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct lava_cuda_cascade {
+    /// sizeof(lava_cuda_cascade), set by the caller.
+    pub struct_size: u32,
+    /// Layers pushed so far.
+    pub n_pushed: u32,
+    /// As given to lava_cuda_cascade_init.
+    pub n_layers: u32,
+    /// The shape's.
+    pub n_kv_heads: u32,
+    /// Prefix tokens of each head.
+    pub prefix_len: u32,
+    /// Window tokens of each head.
+    pub window_rows: u32,
+    /// As in lava_select_params.
+    pub layer_budgets: i32,
+    /// As in lava_select_params.
+    pub head_floor: i32,
+    /// lava_select_params's alpha, in billionths.
+    pub alpha_billionths: u32,
+    /// As in lava_select_params.
+    pub n_sink: u32,
+    /// As in lava_select_params.
+    pub head_min: u32,
+    /// 0.
+    pub reserved: u32,
+    /// As given to lava_cuda_cascade_init.
+    pub total: u64,
+    /// As in lava_select_params, on the device.
+    pub protected_mask: *const u8,
+    /// As in lava_select_params, on the device.
+    pub head_weights: *const f64,
+    /// As given to lava_cuda_cascade_init.
+    pub state: *mut c_void,
+}
+
+/// Where a layer of a cascade lies on the device after the last push: inside the state, and good until the next push has run.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct lava_cuda_cascade_layer {
+    /// sizeof(lava_cuda_cascade_layer), set by the caller.
+    pub struct_size: u32,
+    /// 0.
+    pub reserved: u32,
+    /// One number: kept_indices and rows of this layer begin so many entries behind the pointers below. rows_offset of lava_cuda_compact.
+    pub offset: *const u64,
+    /// True token positions kept by each head, ascending, window included.
+    pub kept_indices: *const u32,
+    /// Exclusive prefix sum of the kept counts, n_kv_heads + 1 entries.
+    pub cu_kept: *const u32,
+    /// For lava_cuda_compact: which rows of those the cache held before this push are kept.
+    pub rows: *const u32,
+    /// Exclusive prefix sum of the row counts before this push, n_kv_heads + 1 entries.
+    pub cu_rows: *const u32,
+    /// One number each; see lava_cascade_layer.
+    pub budget: *const u64,
+    /// Normalised entropy of the layer's scores; 0 where layers do not share by it.
+    pub entropy: *const f64,
+    /// Sum of the layer's scores.
+    pub mass: *const f64,
+    /// Share of mass evicted so far, within 1e-12 of the CPU's.
+    pub evicted_share: *const f64,
+}
+
+layout! {
+    lava_cuda_cascade: 80, 80 { struct_size @ 0, n_pushed @ 4, n_layers @ 8, n_kv_heads @ 12, prefix_len @ 16, window_rows @ 20, layer_budgets @ 24, head_floor @ 28, alpha_billionths @ 32, n_sink @ 36, head_min @ 40, reserved @ 44, total @ 48, protected_mask @ 56, head_weights @ 64, state @ 72 }
+    lava_cuda_cascade_layer: 80, 80 { struct_size @ 0, reserved @ 4, offset @ 8, kept_indices @ 16, cu_kept @ 24, rows @ 32, cu_rows @ 40, budget @ 48, entropy @ 56, mass @ 64, evicted_share @ 72 }
+}
+
+/// Bytes of device memory that a cascade's state needs.
+///
+/// shape: of every layer; n_kv_heads, n_tokens and window are used.
+/// n_layers, total, params: as for lava_cuda_cascade_init.
+/// size: receives the bytes; untouched on error.
+/// Errors: as lava_cuda_cascade_init. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_cuda_cascade_state_size(
+    shape: *const lava_shape,
+    n_layers: u32,
+    total: u64,
+    params: *const lava_select_params,
+    size: *mut usize,
+    error: *mut lava_error,
+) -> lava_status {
+    unsafe {
+        run(error, || {
+            let cascade = new(shape, n_layers, total, params)?;
+            slice_mut(size, 1, c"size")?[0] = args(&cascade).state_size();
+            Ok(())
+        })
+    }
+}
+
+/// Bytes of device memory that lava_cuda_cascade_push needs as a workspace, enough for every layer.
+///
+/// cascade: from lava_cuda_cascade_init.
+/// size: receives the bytes; untouched on error.
+/// Errors: NULL, STRUCT_SIZE, STATE. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_cuda_cascade_workspace_size(
+    cascade: *const lava_cuda_cascade,
+    size: *mut usize,
+    error: *mut lava_error,
+) -> lava_status {
+    unsafe {
+        run(error, || {
+            let cascade = opened(cascade)?;
+            slice_mut(size, 1, c"size")?[0] = args(&cascade).workspace_size();
+            Ok(())
+        })
+    }
+}
+
+/// lava_cascade_init on the device.
+///
+/// context: from lava_cuda_init.
+/// shape: of every layer; n_kv_heads, n_tokens and window are used. n_kv_heads is at most LAVA_CUDA_MAX_HEADS, n_kv_heads * n_tokens
+///     below 2^32.
+/// n_layers, total: as for lava_cascade_init.
+/// params: as for lava_cascade_init, but protected_mask and head_weights are device memory. They are not copied: they stay until the
+///     last push has run.
+/// state: device memory, lava_cuda_cascade_state_size bytes, aligned to LAVA_WORKSPACE_ALIGN, the cascade's until nobody looks at its
+///     layers any more.
+/// cascade: receives the host's side; untouched on error.
+/// status, stream: as for lava_cuda_score. A total below what the mask protects is LAVA_ERR_BUDGET, "total", of layer 0; pushes do
+///     nothing then.
+/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE (state_size), OVERFLOW, BUDGET, STATE, CONTEXT: nothing was
+///     launched. LAUNCH. Any thread that has the context, but one call on a cascade at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_cuda_cascade_init(
+    context: *const c_void,
+    shape: *const lava_shape,
+    n_layers: u32,
+    total: u64,
+    params: *const lava_select_params,
+    state: *mut c_void,
+    state_size: usize,
+    cascade: *mut lava_cuda_cascade,
+    status: *mut u64,
+    stream: *mut c_void,
+    error: *mut lava_error,
+) -> lava_status {
+    unsafe {
+        run(error, || {
+            let cuda = current(context)?;
+            check_out_struct(cascade, c"cascade")?;
+            let made = lava_cuda_cascade { state, ..new(shape, n_layers, total, params)? };
+            check_pointer(status, c"status")?;
+            check_device_memory(state).map_err(|e| e.of(c"state"))?;
+            memory_of(&made)
+                .writes(state as *mut u8, state_size, c"state")
+                .writes(status, 1, c"status")
+                .check()?;
+            ensure(state_size >= args(&made).state_size(), ErrorKind::Workspace, c"state_size")?;
+            cuda.run_cascade(&CascadeArgs { status, ..args(&made) }, true, stream)?;
+            write_struct(cascade, made);
+            Ok(())
+        })
+    }
+}
+
+/// lava_cascade_push and lava_cascade_push_weighted on the device: after it has run, every layer so far keeps what it keeps on the CPU, bit
+/// for bit.
+///
+/// cascade: from lava_cuda_cascade_init; counts the push. Unchanged on error.
+/// scores: device memory, f32 [n_kv_heads, n_tokens - window] of the next layer, not negative.
+/// weight: with LAVA_LAYERS_WEIGHTS device memory, one number, finite and not negative: the layer's weight. Else NULL.
+/// workspace: device memory, lava_cuda_cascade_workspace_size bytes, as for lava_cuda_score.
+/// status, stream: as for lava_cuda_score; the stream of the calls before, or one that waits for it. A fault in a layer's scores or
+///     weights ("scores", "weights") or a budget that cannot hold what is protected (LAVA_ERR_BUDGET) makes this push and all later ones of
+///     the cascade do nothing.
+/// Errors: NULL, STRUCT_SIZE, ARGUMENT, ALIGNMENT, OVERLAP, WORKSPACE, STATE (complete, or not from lava_cuda_cascade_init), CONTEXT: nothing
+///     was launched. LAUNCH: some launches may have been, and the cascade is not to be used any more.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_cuda_cascade_push(
+    context: *const c_void,
+    cascade: *mut lava_cuda_cascade,
+    scores: *const f32,
+    weight: *const f64,
+    workspace: *mut c_void,
+    workspace_size: usize,
+    status: *mut u64,
+    stream: *mut c_void,
+    error: *mut lava_error,
+) -> lava_status {
+    unsafe {
+        run(error, || {
+            let cuda = current(context)?;
+            let own = opened(cascade)?;
+            ensure(own.n_pushed < own.n_layers, ErrorKind::State, c"cascade")?;
+            if own.prefix_len > 0 {
+                check_pointer(scores, c"scores")?;
+            }
+            let weighted = own.layer_budgets == LAVA_LAYERS_WEIGHTS;
+            ensure(weighted || weight.is_null(), ErrorKind::Argument, c"weight")?;
+            if weighted {
+                check_pointer(weight, c"weight")?;
+            }
+            check_pointer(status, c"status")?;
+            check_device_memory(workspace)?;
+            let plain = args(&own);
+            let entries = own.n_kv_heads as usize * own.prefix_len as usize;
+            memory_of(&own)
+                .reads(scores, entries, c"scores")
+                .reads(weight, 1, c"weight")
+                .writes(own.state as *mut u8, plain.state_size(), c"state")
+                .writes(workspace as *mut u8, workspace_size, c"workspace")
+                .writes(status, 1, c"status")
+                .check()?;
+            ensure(workspace_size >= plain.workspace_size(), ErrorKind::Workspace, c"workspace_size")?;
+            let layer = own.n_pushed;
+            let args = CascadeArgs { scores, weight, status, workspace, layer, ..plain };
+            cuda.run_cascade(&args, false, stream)?;
+            write_struct(cascade, lava_cuda_cascade { n_pushed: layer + 1, ..own });
+            Ok(())
+        })
+    }
+}
+
+/// Where a layer lies after the last push.
+///
+/// cascade: from lava_cuda_cascade_init, with pushes.
+/// layer: below n_pushed.
+/// out: receives pointers to device memory; untouched on error. What they lead to is there when the last push has run.
+/// Errors: NULL, STRUCT_SIZE, STATE (not from lava_cuda_cascade_init, or no such layer yet). Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_cuda_cascade_get(
+    cascade: *const lava_cuda_cascade,
+    layer: u32,
+    out: *mut lava_cuda_cascade_layer,
+    error: *mut lava_error,
+) -> lava_status {
+    unsafe {
+        run(error, || {
+            let own = opened(cascade)?;
+            check_out_struct(out, c"out")?;
+            ensure(layer < own.n_pushed, ErrorKind::State, c"layer")?;
+            let place = CascadeArgs { layer: own.n_pushed - 1, ..args(&own) }.place(layer);
+            let found = lava_cuda_cascade_layer {
+                struct_size: 0,
+                reserved: 0,
+                offset: place.offset,
+                kept_indices: place.kept_indices,
+                cu_kept: place.cu_kept,
+                rows: place.rows,
+                cu_rows: place.cu_rows,
+                budget: place.budget,
+                entropy: place.entropy,
+                mass: place.mass,
+                evicted_share: place.evicted_share,
+            };
+            write_struct(out, found);
+            Ok(())
+        })
+    }
+}
+
+/// The host's side of a cascade that has no memory yet.
+unsafe fn new(
+    shape: *const lava_shape,
+    n_layers: u32,
+    total: u64,
+    params: *const lava_select_params,
+) -> Result<lava_cuda_cascade> {
+    let (shape, given) = unsafe { (read_struct(shape, c"shape")?.check()?, read_struct(params, c"params")?) };
+    check_optional(given.head_weights, c"head_weights")?;
+    let layer_budgets = given.layers()?;
+    let weighted = !given.head_weights.is_null();
+    ensure(!(weighted && layer_budgets == LayerBudgets::Global), ErrorKind::Argument, c"head_weights")?;
+    // What it leads to is on the device.
+    let on_host =
+        lava_select_params { protected_mask: core::ptr::null(), head_weights: core::ptr::null(), ..given };
+    let select = unsafe { on_host.check(&shape, 1)? };
+    CascadeParams { shape, n_layers: n_layers as usize, total, layer_budgets, select }.validate()?;
+    check_selection(&shape)?;
+    let device = device_params(&select);
+    Ok(lava_cuda_cascade {
+        struct_size: size_of::<lava_cuda_cascade>() as u32,
+        n_pushed: 0,
+        n_layers,
+        n_kv_heads: shape.n_kv_heads as u32,
+        prefix_len: shape.prefix_len() as u32,
+        window_rows: (shape.n_tokens - shape.prefix_len()) as u32,
+        layer_budgets: given.layer_budgets,
+        head_floor: given.head_floor,
+        alpha_billionths: device.alpha_billionths,
+        n_sink: device.n_sink,
+        head_min: device.head_min,
+        reserved: 0,
+        total,
+        protected_mask: given.protected_mask,
+        head_weights: given.head_weights,
+        state: core::ptr::null_mut(),
+    })
+}
+
+/// A cascade that `new` made, as far as can be told.
+unsafe fn opened(cascade: *const lava_cuda_cascade) -> Result<lava_cuda_cascade> {
+    let own = unsafe { read_struct(cascade, c"cascade")? };
+    let layers = 1..=crate::budget::MAX_LAYERS as u32;
+    let heads = 1..=LAVA_CUDA_MAX_HEADS;
+    let fine = layers.contains(&own.n_layers)
+        && heads.contains(&own.n_kv_heads)
+        && own.n_pushed <= own.n_layers
+        && !own.state.is_null()
+        && own.reserved == 0;
+    ensure(fine, ErrorKind::State, c"cascade")?;
+    Ok(own)
+}
+
+/// What its options lead to.
+fn memory_of(own: &lava_cuda_cascade) -> Memory {
+    let n_heads = own.n_kv_heads as usize * own.n_layers as usize;
+    Memory::default().reads(own.protected_mask, own.prefix_len as usize, c"protected_mask").reads(
+        own.head_weights,
+        n_heads,
+        c"head_weights",
+    )
+}
+
+/// What its kernels are launched with, but for a push's own.
+fn args(own: &lava_cuda_cascade) -> CascadeArgs {
+    CascadeArgs {
+        scores: core::ptr::null(),
+        status: core::ptr::null_mut(),
+        state: own.state,
+        workspace: core::ptr::null_mut(),
+        params: DeviceSelectParams {
+            protected_mask: own.protected_mask,
+            head_floor: own.head_floor as u32,
+            alpha_billionths: own.alpha_billionths,
+            n_sink: own.n_sink,
+            head_min: own.head_min,
+            head_weights: own.head_weights,
+        },
+        total: own.total,
+        layer: 0,
+        n_layers: own.n_layers,
+        n_kv_heads: own.n_kv_heads,
+        prefix_len: own.prefix_len,
+        window_rows: own.window_rows,
+        layer_budgets: own.layer_budgets as u32,
+        weight: core::ptr::null(),
+    }
+}
