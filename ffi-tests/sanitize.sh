@@ -90,7 +90,7 @@ for source in "${threaded[@]}"; do
     build "$source" "$out/bin/program" -fsanitize=thread ffi-tests/c/tsan_memory.c "$thread"
     check "thread" "$(basename "$source")" "$out/bin/program"
 done
-conversions=(-fsanitize=undefined,implicit-conversion,nullability,local-bounds,float-divide-by-zero -fno-sanitize-recover=all)
+conversions=(-fsanitize="undefined,implicit-conversion,nullability,local-bounds,float-divide-by-zero" -fno-sanitize-recover=all)
 for source in "${programs[@]}"; do
     [ -n "$with_clang" ] || break
     clang "$source" "$out/bin/program" "${conversions[@]}" "$plain"
