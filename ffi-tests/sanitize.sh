@@ -21,7 +21,10 @@ else
     echo "no clang-19 with libclang-rt-19-dev: nothing looks at conversions and at what is read unwritten but valgrind" >&2
 fi
 
-nightly() { cargo +nightly --version >/dev/null 2>&1; }
+# Asked once: a compiler that is gone later is a failure.
+with_nightly=
+if cargo +nightly --version >/dev/null 2>&1; then with_nightly=1; fi
+nightly() { [ -n "$with_nightly" ]; }
 # With the source of Rust's own libraries.
 with_source() { nightly && rustup component add --toolchain nightly rust-src >/dev/null 2>&1; }
 
