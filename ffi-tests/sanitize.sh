@@ -104,7 +104,7 @@ for source in "${programs[@]}"; do
     check "memory" "$(basename "$source")" "$out/bin/program"
 done
 for source in "${programs[@]}"; do
-    # Two that take a minute and half a one: what they call, others call too, and the sanitizers look at both.
+    # They take a minute and 20 s there. What they call, others call too, and the sanitizers look at both.
     case $source in examples-c/quickstart.c | examples-c/threads.c) continue ;; esac
     build "$source" "$out/bin/program" "$plain"
     check "valgrind memcheck" "$(basename "$source")" \
