@@ -14,7 +14,7 @@ BIN  := target/examples-c
 LIBS := -lm -lpthread -ldl
 
 .PHONY: run test parts test-neon bench eval test-eval lib install uninstall check-tools fmt lint msrv package doc doc-c unit fuzz fuzz-smoke \
-	sanitize clean
+	sanitize miri clean
 
 run: $(BIN)/quickstart
 	@$(BIN)/quickstart target/budget-map.svg
@@ -100,9 +100,13 @@ SECONDS ?= 60
 fuzz:
 	RUNS=$(RUNS) fuzz/run.sh $(SECONDS)
 
-# C programs and Rust tests under sanitizers and valgrind, ten minutes.
+# C programs and Rust tests under sanitizers and valgrind, five minutes. It brings what it lacks, but for a nightly compiler.
 sanitize: lib
 	ffi-tests/sanitize.sh
+
+# Some seeds of each fuzz target under Miri, which sees what no sanitizer does, two minutes. Needs nightly Rust.
+miri:
+	fuzz/miri.sh
 
 # Times against the machine's limits and against PyTorch, where PYTHON has it. RECORD=file keeps the tables.
 PYTHON ?= python3

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Installs the programs named, where they are missing, from Debian's packages of the same names: programs.sh pkg-config cmake
+# WITH names packages that go with them and are no programs.
 set -eu
 
 as_root() {
@@ -11,6 +12,7 @@ for program in "$@"; do
     command -v "$program" >/dev/null || missing="$missing $program"
 done
 [ -n "$missing" ] || exit 0
+missing="$missing ${WITH:-}"
 echo "installing$missing" >&2
 as_root apt-get -qq update >&2 || true  # lists that are there already may do
 # shellcheck disable=SC2086

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The C examples and the programs of ffi-tests/c under gcc's AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, and
-# under valgrind; the Rust tests under AddressSanitizer. Prints a table; stops with an error if anything was found.
+# The C examples and the programs of ffi-tests/c under gcc's AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, under
+# clang's MemorySanitizer and checks of conversions, and under valgrind; the Rust tests under AddressSanitizer. Prints a table; stops
+# with an error if anything was found.
 #
 # With a nightly compiler the library itself is instrumented, else only the C side is (valgrind sees both). valgrind hides AVX-512,
 # so it runs the AVX2 kernels.
@@ -11,18 +12,27 @@ out=target/sanitize
 libs=(-lm -lpthread -ldl)
 mkdir -p "$out/bin"
 
-command -v valgrind >/dev/null || {
-    echo "installing valgrind"
-    { apt-get update -qq && apt-get install -y -qq --no-install-recommends valgrind libc6-dbg; } >/dev/null ||
-        { echo "missing: valgrind. Install it, then run this again."; exit 1; }
-}
+WITH=libc6-dbg ffi-tests/programs.sh valgrind
+with_clang=
+WITH=libclang-rt-19-dev ffi-tests/programs.sh clang-19 || true
+if echo 'int main(void) { return 0; }' | clang-19 -x c -fsanitize=memory - -o "$out/bin/program" 2>/dev/null; then
+    with_clang=1
+else
+    echo "no clang-19 with libclang-rt-19-dev: nothing looks at conversions and at what is read unwritten but valgrind" >&2
+fi
 
-nightly() { cargo +nightly --version >/dev/null 2>&1; }
+# Asked once: a compiler that is gone later is a failure.
+with_nightly=
+if cargo +nightly --version >/dev/null 2>&1; then with_nightly=1; fi
+nightly() { [ -n "$with_nightly" ]; }
+# With the source of Rust's own libraries.
+with_source() { nightly && rustup component add --toolchain nightly rust-src >/dev/null 2>&1; }
 
-# library NAME RUSTFLAGS: liblava.a with the library's own code instrumented, or as users have it.
+# library NAME RUSTFLAGS OPTIONS...: liblava.a with the library's own code instrumented, or as users have it.
 library() {
     if nightly; then
-        RUSTFLAGS="$2" cargo +nightly rustc --quiet --lib --release --crate-type staticlib --target "$host" --target-dir "$out/$1"
+        RUSTFLAGS="$2" cargo +nightly rustc --quiet --lib --release --crate-type staticlib --target "$host" \
+            --target-dir "$out/$1" "${@:3}"
         echo "$out/$1/$host/release/liblava.a"
     else
         echo "no nightly compiler: $1 sanitizer looks at the C side only" >&2
@@ -46,15 +56,17 @@ check() {
     fi
 }
 
-# build SOURCE PROGRAM FLAGS... with everything to be linked among the flags.
+# build SOURCE PROGRAM FLAGS... with everything to be linked among the flags. By gcc, or what CC and CXX say.
 build() {
     local source=$1 program=$2
     shift 2
     case $source in
-        *.cpp) g++ -std=c++17 -O1 -g -Wall -Wextra -I include "$source" -o "$program" "$@" "${libs[@]}" ;;
-        *) gcc -std=c11 -O1 -g -Wall -Wextra -I include "$source" -o "$program" "$@" "${libs[@]}" ;;
+        *.cpp) set -- "${CXX:-g++}" -std=c++17 "$@" ;;
+        *) set -- "${CC:-gcc}" -std=c11 "$@" ;;
     esac
+    "$1" "$2" -O1 -g -Wall -Wextra -I include "$source" -o "$program" "${@:3}" "${libs[@]}"
 }
+clang() { CC=clang-19 CXX=clang++-19 build "$@"; }
 
 programs=(examples-c/*.c examples-c/quickstart.cpp ffi-tests/c/every_function.c ffi-tests/c/shared_inputs.c)
 threaded=(examples-c/threads.c ffi-tests/c/shared_inputs.c)
@@ -63,6 +75,14 @@ plain=target/capi/capi/liblava.a
 address=$(library address "-Zsanitizer=address")
 # The precompiled standard library is not instrumented; nothing of it runs on two threads at a time here.
 thread=$(library thread "-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer")
+memory=
+if [ -n "$with_clang" ] && with_source; then
+    # All code must tell what it writes: no std, and a core of its own.
+    memory=$(library memory "-Zsanitizer=memory -Zsanitizer-memory-track-origins -Cpanic=abort" \
+        -Zbuild-std=core --no-default-features --features ffi-panic-handler)
+elif [ -n "$with_clang" ]; then
+    echo "no nightly compiler with rust-src: nothing looks at what AVX-512 kernels read unwritten" >&2
+fi
 
 export UBSAN_OPTIONS=print_stacktrace=1
 for source in "${programs[@]}"; do
@@ -73,13 +93,31 @@ for source in "${threaded[@]}"; do
     build "$source" "$out/bin/program" -fsanitize=thread ffi-tests/c/tsan_memory.c "$thread"
     check "thread" "$(basename "$source")" "$out/bin/program"
 done
+conversions=(-fsanitize="undefined,implicit-conversion,nullability,local-bounds,float-divide-by-zero" -fno-sanitize-recover=all)
 for source in "${programs[@]}"; do
+    [ -n "$with_clang" ] || break
+    clang "$source" "$out/bin/program" "${conversions[@]}" "$plain"
+    check "clang, conversions" "$(basename "$source")" "$out/bin/program"
+    # Its C++ library would have to be built for it too.
+    [ -n "$memory" ] && [ "${source%.cpp}" = "$source" ] || continue
+    clang "$source" "$out/bin/program" -fsanitize=memory -fsanitize-memory-track-origins ffi-tests/c/msan_libc.c "$memory"
+    check "memory" "$(basename "$source")" "$out/bin/program"
+done
+for source in "${programs[@]}"; do
+    # They take a minute and 20 s there. What they call, others call too, and the sanitizers look at both.
+    case $source in examples-c/quickstart.c | examples-c/threads.c) continue ;; esac
     build "$source" "$out/bin/program" "$plain"
     check "valgrind memcheck" "$(basename "$source")" \
         valgrind --quiet --error-exitcode=9 --leak-check=full "$out/bin/program"
 done
+# These two see the library that users have, with threads.
+build ffi-tests/c/shared_inputs.c "$out/bin/program" "$plain"
+for tool in helgrind drd; do
+    check "valgrind $tool" shared_inputs.c \
+        valgrind --quiet --tool=$tool --suppressions=ffi-tests/c/valgrind.supp --error-exitcode=9 "$out/bin/program"
+done
 
-# That the tools see what they are for: a read behind the scores, and two parts with one workspace.
+# That the tools see what they are for, and see it in the library where it is there.
 expect_found() {
     local what=$1
     shift
@@ -92,9 +130,21 @@ if nightly; then
     build ffi-tests/c/planted.c "$out/bin/program" -fsanitize=thread ffi-tests/c/tsan_memory.c "$thread"
     check "thread, planted" "two calls, one workspace" expect_found "data race" "$out/bin/program" race
 fi
+if [ -n "$with_clang" ]; then
+    clang ffi-tests/c/planted.c "$out/bin/program" "${conversions[@]}" "$plain"
+    check "clang, planted" "a negative length" expect_found "implicit conversion" "$out/bin/program" negative
+fi
+if [ -n "$memory" ]; then
+    clang ffi-tests/c/planted.c "$out/bin/program" -fsanitize=memory "$memory"
+    check "memory, planted" "scores never written" expect_found use-of-uninitialized-value "$out/bin/program" unwritten
+fi
 build ffi-tests/c/planted.c "$out/bin/program" "$plain"
 check "valgrind, planted" "a read behind the scores" \
     expect_found "Invalid read" valgrind --error-exitcode=9 "$out/bin/program" overread
+check "helgrind, planted" "two calls, one workspace" \
+    expect_found "Possible data race" valgrind --tool=helgrind --error-exitcode=9 "$out/bin/program" race
+check "drd, planted" "two calls, one workspace" \
+    expect_found "Conflicting" valgrind --tool=drd --error-exitcode=9 "$out/bin/program" race
 
 if nightly; then
     rust() { RUSTFLAGS="-Zsanitizer=address" cargo +nightly test --quiet --target "$host" --target-dir "$out/rust" "$@"; }

@@ -28,7 +28,7 @@ covered() { grep -oE 'cov: [0-9]+' "$1" | tail -1 | tr -dc '0-9'; }
 
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"; kill $(jobs -p) 2>/dev/null || true' EXIT
-table= failed=0
+table='' failed=0
 for target in "${targets[@]}"; do
     log=$logs/$target
     mkdir -p "corpus/$target" "artifacts/$target"

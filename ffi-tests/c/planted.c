@@ -1,6 +1,7 @@
 /*
- * Mistakes of a caller that a sanitizer must see inside the library: `overread` gives lava_entropy one score too few, `race` gives
- * two threads one workspace. If these run clean, the library is not instrumented.
+ * Mistakes of a caller that a sanitizer must see inside the library: `overread` gives lava_entropy one score too few, `unwritten`
+ * gives it all, the last of them never written, `race` gives two threads one workspace. If these run clean, the library is not
+ * instrumented. `negative` makes one that is seen before: a length below zero.
  */
 #include <lava.h>
 
@@ -36,18 +37,28 @@ static int race(void) {
     return 0;
 }
 
-static int overread(void) {
+/* The first `n` scores exist, the first `written` of them hold something; lava_entropy is told that all do. */
+static int too_few(size_t n, size_t written) {
     const lava_shape shape = lava_shape_init(100, 1, 1, DIM, DIM, WINDOW);
     double entropy = 0;
-    size_t n = 100 - WINDOW - 1;
     float *scores = malloc(n * sizeof(float));
     if (scores == NULL) return 1;
-    for (size_t i = 0; i < n; i++) scores[i] = 1;
+    for (size_t i = 0; i < written; i++) scores[i] = 1;
     lava_entropy(&shape, scores, &entropy, NULL, NULL);
     free(scores);
     return 0;
 }
 
+static int negative(int n_tokens) {
+    const lava_shape shape = lava_shape_init(n_tokens, 1, 1, DIM, DIM, WINDOW);
+    double entropy = 0;
+    return lava_entropy(&shape, q, &entropy, NULL, NULL) == LAVA_OK;
+}
+
 int main(int n, char **arguments) {
-    return n == 2 && strcmp(arguments[1], "race") == 0 ? race() : overread();
+    const size_t all = 100 - WINDOW;
+    const char *mistake = n == 2 ? arguments[1] : "";
+    if (strcmp(mistake, "race") == 0) return race();
+    if (strcmp(mistake, "negative") == 0) return negative(-n);
+    return strcmp(mistake, "unwritten") == 0 ? too_few(all, all - 1) : too_few(all - 1, all - 1);
 }

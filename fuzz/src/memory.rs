@@ -1,11 +1,11 @@
 //! Memory between guard pages: a byte read or written beyond it is a signal.
 //!
 //! A block touches the page in front of it or the page behind it; on its other side there is poison, which is looked at when
-//! the block is dropped.
+//! the block is dropped. Under Miri, which sees every access, a block is an allocation of its size, aligned as it would be here.
 
+use std::alloc::{Layout, alloc, dealloc};
 use std::cell::RefCell;
 use std::ffi::c_void;
-use std::ops::Range;
 use std::ptr::null_mut;
 
 /// What fresh memory holds.
@@ -18,10 +18,10 @@ const PAGE: usize = 4096;
 
 thread_local! {
     /// Mapped once, used again and again.
-    static FREE: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+    static FREE: RefCell<Vec<*mut u8>> = const { RefCell::new(Vec::new()) };
 }
 
-fn map() -> usize {
+fn map() -> *mut u8 {
     // SAFETY: fresh anonymous memory, two pages larger than what is then opened in its middle.
     unsafe {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
@@ -29,8 +29,14 @@ fn map() -> usize {
         assert!(base != libc::MAP_FAILED, "mmap of {CAPACITY} bytes");
         let open = (base as *mut u8).add(PAGE);
         assert_eq!(libc::mprotect(open as *mut c_void, CAPACITY, libc::PROT_READ | libc::PROT_WRITE), 0);
-        open as usize
+        open
     }
+}
+
+/// Miri's way.
+fn allocation(len: usize, side: Side) -> Layout {
+    let back = if len == 0 { PAGE } else { PAGE.min(1 << len.trailing_zeros()) };
+    Layout::from_size_align(len.max(1), if side == Side::Front { PAGE } else { back }).expect("a layout")
 }
 
 /// Which guard page a block touches.
@@ -43,20 +49,25 @@ pub enum Side {
 /// Bytes against a guard page, poison at first. Aligned like the page where they touch the front; at the back their end is,
 /// and `len` decides.
 pub struct Block {
-    map: usize,
-    at: usize,
+    map: *mut u8,
+    at: *mut u8,
     len: usize,
+    side: Side,
 }
 
 impl Block {
     pub fn new(len: usize, side: Side) -> Self {
         assert!(len <= CAPACITY, "{len} bytes are more than a block holds");
-        let map = FREE.with_borrow_mut(Vec::pop).unwrap_or_else(map);
-        let at = if side == Side::Front { map } else { map + CAPACITY - len };
-        let block = Self { map, at, len };
-        for range in [block.margin(), at..at + len] {
+        let map = match cfg!(miri) {
+            // SAFETY: not of size zero.
+            true => unsafe { alloc(allocation(len, side)) },
+            false => FREE.with_borrow_mut(Vec::pop).unwrap_or_else(map),
+        };
+        let at = if side == Side::Front || cfg!(miri) { map } else { map.wrapping_add(CAPACITY - len) };
+        let block = Self { map, at, len, side };
+        for (start, n) in [block.margin(), (at, len)] {
             // SAFETY: between the guard pages, and nobody else's.
-            unsafe { (range.start as *mut u8).write_bytes(POISON, range.len()) };
+            unsafe { start.write_bytes(POISON, n) };
         }
         block
     }
@@ -71,21 +82,15 @@ impl Block {
     pub fn fill<T: Copy>(&self, values: &[T]) {
         assert!(size_of_val(values) <= self.len);
         // SAFETY: as long as the values (checked); bytes need no alignment.
-        unsafe {
-            std::ptr::copy_nonoverlapping(
-                values.as_ptr() as *const u8,
-                self.at as *mut u8,
-                size_of_val(values),
-            )
-        };
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr() as *const u8, self.at, size_of_val(values)) };
     }
 
     /// The poison on the side without a guard page.
-    fn margin(&self) -> Range<usize> {
-        let end = self.at + self.len;
-        match self.at == self.map {
-            true => end..(end + MARGIN).min(self.map + CAPACITY),
-            false => self.at.saturating_sub(MARGIN).max(self.map)..self.at,
+    fn margin(&self) -> (*mut u8, usize) {
+        let n = if cfg!(miri) { 0 } else { MARGIN.min(CAPACITY - self.len) };
+        match self.side {
+            Side::Front => (self.at.wrapping_add(self.len), n),
+            Side::Back => (self.at.wrapping_sub(n), n),
         }
     }
 
@@ -103,7 +108,7 @@ impl Block {
 
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: mapped, initialised, and this thread writes it only between two uses of such slices.
-        unsafe { std::slice::from_raw_parts(self.at as *const u8, self.len) }
+        unsafe { std::slice::from_raw_parts(self.at, self.len) }
     }
 
     /// A copy as elements.
@@ -116,7 +121,7 @@ impl Block {
     /// The block as a slice to write, for the Rust functions.
     #[expect(clippy::mut_from_ref, reason = "the block is as shared as C's memory")]
     pub fn slice_mut<T: Copy>(&self) -> &mut [T] {
-        assert!(self.at.is_multiple_of(align_of::<T>()));
+        assert!((self.at as usize).is_multiple_of(align_of::<T>()));
         // SAFETY: aligned (checked), mapped, initialised; the targets hold no two such slices at a time.
         unsafe { std::slice::from_raw_parts_mut(self.ptr::<T>(), self.len / size_of::<T>()) }
     }
@@ -124,12 +129,16 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        let margin = self.margin();
+        let (start, n) = self.margin();
         // SAFETY: mapped and filled by `new`.
-        let margin = unsafe { std::slice::from_raw_parts(margin.start as *const u8, margin.len()) };
+        let margin = unsafe { std::slice::from_raw_parts(start, n) };
         if !std::thread::panicking() {
             assert!(margin.iter().all(|&b| b == POISON), "written beside a block of {} bytes", self.len);
         }
-        FREE.with_borrow_mut(|free| free.push(self.map));
+        match cfg!(miri) {
+            // SAFETY: allocated so by `new`.
+            true => unsafe { dealloc(self.map, allocation(self.len, self.side)) },
+            false => FREE.with_borrow_mut(|free| free.push(self.map)),
+        }
     }
 }
