@@ -55,7 +55,7 @@ cuda-test: cuda-plain cuda-tsan cuda-asan
 	@echo "all kernels passed"
 .PHONY: cuda-plain
 cuda-plain: $(foreach test,$(CU_TESTS),$(CU_HOME)/test-$(test))
-	@set -e; for test in $(CU_TESTS); do LAVA_SEEDS=3 $(CU_HOME)/test-$$test; done
+	@set -e; for test in $(CU_TESTS); do LAVA_SEEDS=2 $(CU_HOME)/test-$$test; done
 cuda-tsan: $(foreach test,$(CU_TESTS),$(CU_HOME)/tsan-$(test))
 	@echo "under ThreadSanitizer:"
 	@set -e; for test in $(CU_TESTS); do LAVA_QUICK=1 LAVA_SEEDS=1 TSAN_OPTIONS=halt_on_error=1 $(CU_HOME)/tsan-$$test; done
@@ -105,6 +105,7 @@ $(CU_HOME)/old/libcuda.so.1: $(CU)/tests/old_driver.c
 	@$(CC) -shared -fPIC -Wl,-soname,libcuda.so.1 $< -o $@
 CU_PATH := $(wildcard $(CU)/tests/path*.c)
 $(CU_HOME)/path: $(CU_PATH) $(CU)/tests/path.h include/lava.h include/lava_cuda.h cuda-lib
+	@mkdir -p $(CU_HOME)
 	@$(CC) $(CFLAGS) -I include -I $(CU) $(CU_PATH) target/cuda-lib/capi/liblava.a $(LIBS) -o $@
 # examples-c/cuda, linked with the fake driver; on a GPU the same program finds the real one.
 $(CU_HOME)/prefill: examples-c/cuda/prefill.c examples-c/*.h include/lava.h include/lava_cuda.h cuda-lib $(CU_HOME)/fake/libcuda.so.1

@@ -6,7 +6,8 @@
 // - kernels belong to a loaded module and to the context they were loaded in, and dynamic shared memory to what was allowed for it;
 // - behind each piece of memory lies a guard, looked at when it is freed.
 //
-// FAKE_FAIL=init, load, launch: that function fails. FAKE_SHARED=n: bytes of shared memory that a block may have.
+// FAKE_FAIL=init, load, "third load", launch: that function fails. FAKE_SHARED=n: bytes of shared memory that a block may have.
+// FAKE_ALONE: blocks may not wait for each other.
 #include "device.cuh"
 #include "plan_attention.h"
 
@@ -164,7 +165,7 @@ API cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, CUfunction, int thr
 }
 
 API cuModuleLoadData(CUmodule *module, const void *image) {
-    if (asked_to_fail("load")) return CUDA_ERROR_NO_BINARY_FOR_GPU;
+    if (asked_to_fail("load") || (asked_to_fail("third load") && n_modules == 2)) return CUDA_ERROR_NO_BINARY_FOR_GPU;
     if (!current || n_capturing) return CUDA_ERROR_INVALID_CONTEXT;
     uint32_t magic;
     memcpy(&magic, image, 4);

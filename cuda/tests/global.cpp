@@ -81,7 +81,7 @@ static void check_selection(Sequence &sequence, uint32_t n_layers, uint32_t head
     lava_cuda_select_args a = {};
     a.items = list.data(), a.n_items = n_layers, a.n_kv_heads = heads, a.max_prefix = prefix, a.workspace = workspace.data(), a.status = status.data();
     launch(lava_select_begin, n_layers, 1, 1, 32, 0, seed, a);
-    launch(lava_select_entries, n_blocks, n_layers, 1, LAVA_CUDA_SELECT_THREADS, 0, seed, a, 0);
+    launch(lava_select_entries, n_blocks, n_layers, 1, LAVA_CUDA_SELECT_THREADS, 0, seed, a, n_blocks == 1 ? 3 : 0);
     CHECK(status[0] == LAVA_NO_FAULT, "status %llx", (unsigned long long) status[0]);
     for (uint32_t l = 0; l < n_layers; l++) {
         lava_select_params params = sequence.params;

@@ -44,6 +44,10 @@ static void initialise(void) {
         REFUSED(LAVA_ERR_DRIVER, "CUDA_ERROR_NO_BINARY_FOR_GPU", lava_cuda_init(context, size, &error));
         unsetenv("FAKE_FAIL");
         CHECK(fake_modules() == 0);
+        setenv("FAKE_FAIL", "third load", 1);
+        REFUSED(LAVA_ERR_DRIVER, "CUDA_ERROR_NO_BINARY_FOR_GPU", lava_cuda_init(context, size, &error));
+        unsetenv("FAKE_FAIL");
+        CHECK(fake_modules() == 0);
     }
     for (size_t i = 0; i < size; i++) CHECK(((unsigned char *) context)[i] == 0x5a);
     OK(lava_cuda_init(context, size, &error));
@@ -242,6 +246,23 @@ static void scores(void) {
     check_scores(&c);
 }
 
+/* A fault in the last of many sequences, which go to the device in pieces: not even the first piece is launched. */
+static void refused_late(void) {
+    score_case c = plain_score("refused");
+    c.n_sequences = 45;
+    for (uint32_t i = 0; i < c.n_sequences; i++) c.lengths[i] = 20;
+    score_batch *b = make_scores(&c);
+    float *outputs[MOST];
+    lava_tensor tensors[MOST][4];
+    for (uint32_t i = 0; i < c.n_sequences; i++) outputs[i] = b->sequences[i].scores;
+    memcpy(tensors, b->tensors, sizeof(tensors));
+    b->sequences[44].k = NULL;
+    REFUSED(LAVA_ERR_NULL, "k", score(&c, b, &error));
+    settle();
+    for (size_t i = 0; i < b->workspace_size; i++) CHECK(((unsigned char *) b->workspace)[i] == 0xff);
+    free_scores(&c, b, outputs, tensors);
+}
+
 /* What a call refuses, it refuses before it asks for anything. */
 static void refused_scores(void) {
     score_case c = plain_score("refused");
@@ -292,6 +313,7 @@ static void refused_scores(void) {
     }
     settle();
     CHECK(memcmp(&before, &outputs[0][0], 4) == 0 && *b->status == UINT64_MAX);
+    refused_late();
 
     /* What is not finite is found by the kernels. */
     ((uint16_t *) b->tensors[1][1].data)[(5 * 2 + 1) * 64 + 3] = 0x7fc0;

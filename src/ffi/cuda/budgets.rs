@@ -40,7 +40,7 @@ pub struct lava_cuda_budget_sequence {
     pub total: u64,
     /// Device memory, n_layers numbers, finite and not negative.
     pub weights: *const f64,
-    /// Device memory, n_layers numbers: the entries that each layer has.
+    /// Device memory, n_layers numbers below 2^32: the entries that each layer has.
     pub capacities: *const u64,
     /// NULL, or device memory, n_layers numbers.
     pub minimums: *const u64,
@@ -157,7 +157,7 @@ pub unsafe extern "C" fn lava_cuda_entropy(
 /// sequences: host memory, n_sequences of them, read during the call.
 /// workspace: device memory, 48 bytes for each sequence, aligned to LAVA_WORKSPACE_ALIGN; NULL will do for a single one.
 /// status, stream: as for lava_cuda_score. Weights that are negative or not finite are "weights"; a total below the minimums'
-///     sum, and minimums above a capacity, are LAVA_ERR_BUDGET, "total". Its budgets are then what lava_cuda_select refuses.
+///     sum, minimums above a capacity, and larger capacities, are LAVA_ERR_BUDGET, "total". Its budgets are then what lava_cuda_select refuses.
 /// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, STATE, CONTEXT: nothing was launched. LAUNCH. Any thread that
 ///     has the context.
 #[unsafe(no_mangle)]
