@@ -138,8 +138,8 @@ cuda-gpu: $(CU_KIT)/.fetched $(CU_HOME)/fake/libcuda.so.1 $(foreach test,$(CU_GP
 	@echo "building liblava with CUDA for all architectures (minutes, the first time)"
 	@LAVA_REQUIRE_CUDA=1 $(CARGO) rustc --quiet --lib --profile capi --features cuda --crate-type staticlib,cdylib --target-dir target/cuda-all
 	@cp target/cuda-all/capi/liblava.so $(CU_GPU)/
-	@$(CC) $(CFLAGS) -I include -I $(CU) $(CU_PATH) target/cuda-all/capi/liblava.a $(LIBS) -o $(CU_GPU)/path
-	@$(CC) $(CFLAGS) -I include -isystem $(CU_KIT)/include examples-c/cuda/prefill.c target/cuda-all/capi/liblava.a \
+	@$(CC) $(CFLAGS) -I include -I $(CU) $(CU_PATH) -L $(CU_GPU) -llava -Wl,-rpath,'$$ORIGIN' $(LIBS) -o $(CU_GPU)/path
+	@$(CC) $(CFLAGS) -I include -isystem $(CU_KIT)/include examples-c/cuda/prefill.c -L $(CU_GPU) -llava -Wl,-rpath,'$$ORIGIN' \
 		$(CU_HOME)/fake/libcuda.so.1 $(LIBS) -o $(CU_GPU)/prefill
 	@du -sh $(CU_GPU)
 # The order of rounding is the sources' own choice, so a test is compiled as what it tests is.

@@ -14,7 +14,7 @@ quick=${1:-}
 python=${PYTHON:-python3}
 [ -f $built/liblava.so ] || { echo "no $built/liblava.so: run make cuda-gpu where there is Rust, and bring $built"; exit 1; }
 
-tests=(wrappers shares select compact score attend)
+tests=(wrappers shares select global compact score attend)
 for name in "${tests[@]}"; do $built/$name; done
 $built/path
 $built/prefill

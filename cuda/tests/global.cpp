@@ -126,8 +126,9 @@ static void check(uint32_t n_layers, uint32_t heads, const std::vector<uint32_t>
                 const lava_select_params &p = sequence.params;
                 const bool same = memcmp(sequence.budgets.data(), sequence.want_budgets.data(), 8 * n_layers) == 0 && memcmp(sequence.head_weights.data(), sequence.want_weights.data(), 8 * n_layers * heads) == 0;
                 CHECK(same, "%u layers of [%u, %u], total %llu, floor %d of %g, min %u, %u blocks", n_layers, heads, sequence.prefix, (unsigned long long) sequence.total, p.head_floor, p.alpha, p.head_min, n_blocks);
-                // ThreadSanitizer takes eight thousand threads.
-                if (same && s == 0) check_selection(sequence, n_layers, heads, is_quick() ? std::min(n_blocks, std::max(1u, 24 / n_layers)) : n_blocks, s);
+                // ThreadSanitizer takes eight thousand threads, and the last case's layers are too many for it altogether.
+                const uint32_t fits = is_quick() ? std::min(n_blocks, 24 / n_layers) : n_blocks;
+                if (same && s == 0 && fits > 0) check_selection(sequence, n_layers, heads, fits, s);
             }
         }
     n_cases++;
@@ -184,7 +185,7 @@ int main() {
     check(3, 2, {40, 0, 2100, 1}, seed++);
     check(2, 2, {2049}, seed++);
     // More heads than threads.
-    if (!is_quick()) check(150, 2, {9}, seed++); // more threads than a sanitizer takes
+    check(150, 2, {9}, seed++);
     check_faults();
     return finish("global", n_cases);
 }

@@ -169,7 +169,7 @@ static void check_cascade(uint32_t heads, uint32_t layers, uint32_t prefix, uint
     launch(lava_cascade_begin, 1, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0, unsigned(seed), a);
     for (uint32_t layer = 0; layer < layers; layer++) {
         fill(random, scores.data(), scores.size(), int(random.below(2)));
-        for (size_t i = 0; i < scores.size(); i++) scores[i] = powf(scores[i], float(1 + layer % 3));
+        for (size_t i = 0; i < scores.size(); i++) scores[i] = powf(scores[i], float(1 + 6 * (layer % 3))); // of unlike entropy
         weight[0] = random.below(3) == 0 ? 0.0 : fabs(double(random.normal()));
         a.layer = layer;
         const unsigned s = unsigned(seed * 100 + layer);
@@ -300,6 +300,16 @@ int main() {
             check_cascade(2, 3, 50, 2, 0, params(floor, 0.2, 0, nullptr), n_blocks, seed++);
         }
     check_cascade_faults();
+    // What random options may miss: each way of sharing alone, and head weights that differ from layer to layer.
+    for (const int by : {LAVA_LAYERS_ENTROPY, LAVA_LAYERS_EQUAL, LAVA_LAYERS_WEIGHTS, LAVA_LAYERS_GLOBAL}) {
+        lava_select_params alone = lava_select_params_init();
+        alone.layer_budgets = by;
+        check_cascade(2, 5, 90, 2, 350, alone, 2, seed++);
+        Buffer<double> own(5 * 2);
+        for (uint32_t i = 0; i < 10; i++) own[i] = 1 + (7 * i) % 10;
+        alone.head_weights = own.data();
+        if (by != LAVA_LAYERS_GLOBAL) check_cascade(2, 5, 90, 2, 350, alone, 2, seed++);
+    }
     for (const int by : {LAVA_LAYERS_ENTROPY, LAVA_LAYERS_EQUAL, LAVA_LAYERS_WEIGHTS, LAVA_LAYERS_GLOBAL})
         for (int i = 0; i < (is_quick() ? 3 : 12); i++) check_random_cascade(by, i % 2 ? 3 : 1, seed++);
     return finish("select", n_cases);
