@@ -208,7 +208,7 @@ typedef struct lava_cuda_budget_sequence {
      */
     const double *weights;
     /**
-     * Device memory, n_layers numbers: the entries that each layer has.
+     * Device memory, n_layers numbers below 2^32: the entries that each layer has.
      */
     const uint64_t *capacities;
     /**
@@ -651,7 +651,7 @@ lava_status lava_cuda_entropy(const void *context,
  * sequences: host memory, n_sequences of them, read during the call.
  * workspace: device memory, 48 bytes for each sequence, aligned to LAVA_WORKSPACE_ALIGN; NULL will do for a single one.
  * status, stream: as for lava_cuda_score. Weights that are negative or not finite are "weights"; a total below the minimums'
- *     sum, and minimums above a capacity, are LAVA_ERR_BUDGET, "total". Its budgets are then what lava_cuda_select refuses.
+ *     sum, minimums above a capacity, and larger capacities, are LAVA_ERR_BUDGET, "total". Its budgets are then what lava_cuda_select refuses.
  * Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, STATE, CONTEXT: nothing was launched. LAUNCH. Any thread that
  *     has the context.
  */
