@@ -339,6 +339,17 @@ impl Processors {
     }
 }
 
+/// What a call fills in: no items, no memory, every option 0.
+macro_rules! empty {
+    ($($args:ty),*) => {
+        $(impl $args {
+            // SAFETY: numbers and raw pointers, for all of which zero is a value.
+            pub const EMPTY: Self = unsafe { core::mem::zeroed() };
+        })*
+    };
+}
+empty!(EntropyArgs, BudgetArgs, SelectArgs, GlobalArgs, CompactArgs);
+
 const _: () = {
     assert!(size_of::<DeviceTensor>() == 48);
     assert!(size_of::<ScoreSequence>() == 208 && offset_of!(ScoreSequence, scores) == 192);

@@ -4,7 +4,6 @@ use super::*;
 use crate::backend::cuda::plan::DeviceSelectParams;
 use crate::backend::cuda::plan::{BudgetArgs, BudgetItem, EntropyArgs, EntropyItem, GlobalArgs, GlobalItem};
 use crate::budget::MAX_LAYERS;
-use crate::params::SelectParams;
 
 /// One layer, of one sequence, of lava_cuda_entropy. Zero what is not used.
 #[repr(C)]
@@ -179,13 +178,7 @@ pub unsafe extern "C" fn lava_cuda_layer_budgets(
             if n_sequences > 1 {
                 check_device_memory(workspace)?;
             }
-            let mut batch = BudgetArgs {
-                items: core::ptr::null(),
-                one: NO_BUDGETS,
-                status,
-                n_items: n_sequences,
-                reserved: 0,
-            };
+            let mut batch = BudgetArgs { status, n_items: n_sequences, ..BudgetArgs::EMPTY };
             let sequence = |i| {
                 let s = nth(sequences, i)?;
                 let n = s.n_layers as usize;
@@ -309,52 +302,17 @@ fn global_args(shape: &Shape, n_layers: u32, n_sequences: u32) -> Result<GlobalA
     check_selection(shape)?;
     let rows = shape.n_kv_heads as u64 * shape.n_tokens as u64 * n_layers as u64;
     ensure(rows <= u32::MAX as u64, ErrorKind::Overflow, c"n_layers")?;
-    let none = GlobalItem {
-        scores: core::ptr::null(),
-        budgets: core::ptr::null_mut(),
-        head_weights: core::ptr::null_mut(),
-        params: device_params(&SelectParams::default()),
-        total: 0,
-        prefix_len: 0,
-        reserved: 0,
-    };
     Ok(GlobalArgs {
-        items: core::ptr::null(),
-        one: none,
-        status: core::ptr::null_mut(),
-        workspace: core::ptr::null_mut(),
         n_items: n_sequences,
         n_layers,
         n_kv_heads: shape.n_kv_heads as u32,
         max_prefix: shape.prefix_len() as u32,
+        ..GlobalArgs::EMPTY
     })
 }
 
-const NO_BUDGETS: BudgetItem = BudgetItem {
-    weights: core::ptr::null(),
-    capacities: core::ptr::null(),
-    minimums: core::ptr::null(),
-    budgets: core::ptr::null_mut(),
-    total: 0,
-    n_layers: 0,
-    round_up: 0,
-};
-
 fn entropy_args(shape: &Shape, n_sequences: u32) -> Result<EntropyArgs> {
     check_batch(shape, n_sequences)?;
-    let none = EntropyItem {
-        scores: core::ptr::null(),
-        entropy: core::ptr::null_mut(),
-        mass: core::ptr::null_mut(),
-        prefix_len: 0,
-        layer: 0,
-    };
-    Ok(EntropyArgs {
-        items: core::ptr::null(),
-        one: none,
-        status: core::ptr::null_mut(),
-        workspace: core::ptr::null_mut(),
-        n_items: n_sequences,
-        n_kv_heads: shape.n_kv_heads as u32,
-    })
+    let (n_items, n_kv_heads) = (n_sequences, shape.n_kv_heads as u32);
+    Ok(EntropyArgs { n_items, n_kv_heads, ..EntropyArgs::EMPTY })
 }

@@ -133,13 +133,11 @@ pub unsafe extern "C" fn lava_cuda_compact(
                 let kind = Kind::of(number);
                 let mut batch = CompactBatch {
                     args: CompactArgs {
-                        items: core::ptr::null(),
-                        one: CompactItem::NONE,
                         status,
                         n_items: group.n as u32,
                         n_kv_heads: shape.n_kv_heads as u32,
                         per_head: kind.per_head.into(),
-                        reserved: 0,
+                        ..CompactArgs::EMPTY
                     },
                     within: kind.within,
                     bytes: if kind.narrow { 2 } else { 4 },
@@ -168,19 +166,6 @@ pub unsafe extern "C" fn lava_cuda_compact(
             Ok(())
         })
     }
-}
-
-impl CompactItem {
-    const NONE: Self = Self {
-        src: DeviceTensor::NONE,
-        dst: DeviceTensor::NONE,
-        rows: core::ptr::null(),
-        cu_kept: core::ptr::null(),
-        rows_offset: core::ptr::null(),
-        dim: 0,
-        reserved: 0,
-        n_rows: core::ptr::null_mut(),
-    };
 }
 
 /// What tensors of one launch have in common.

@@ -172,26 +172,10 @@ pub(super) fn check_selection(shape: &Shape) -> Result<()> {
 fn select_args(shape: &Shape, n_sequences: u32) -> Result<SelectArgs> {
     check_batch(shape, n_sequences)?;
     check_selection(shape)?;
-    let none = SelectItem {
-        scores: core::ptr::null(),
-        budget: core::ptr::null(),
-        kept_indices: core::ptr::null_mut(),
-        cu_kept: core::ptr::null_mut(),
-        selection: core::ptr::null_mut(),
-        params: device_params(&SelectParams::default()),
-        prefix_len: 0,
-        window_rows: 0,
-        layer: 0,
-        reserved: 0,
-    };
     Ok(SelectArgs {
-        items: core::ptr::null(),
-        one: none,
-        status: core::ptr::null_mut(),
-        workspace: core::ptr::null_mut(),
         n_items: n_sequences,
         n_kv_heads: shape.n_kv_heads as u32,
         max_prefix: shape.prefix_len() as u32,
-        reserved: 0,
+        ..SelectArgs::EMPTY
     })
 }
