@@ -10,6 +10,7 @@ use core::ptr::null_mut;
 use cudarc::driver::sys::{self, CUcontext, CUfunction, CUmodule};
 
 use crate::error::{Error, ErrorKind, Result, ensure};
+use crate::workspace::WORKSPACE_ALIGN;
 use plan::{Batch, CascadeArgs, Launch, N_KERNELS, Processors, UPLOAD_WORDS, UploadArgs};
 
 /// The driver asks for images at such addresses.
@@ -337,6 +338,11 @@ impl Context {
         let uploaded = upload_size::<B>(n);
         let rest = workspace.wrapping_byte_add(uploaded);
         let needed = uploaded + batch.plan(&mut instance, &self.device, rest);
+        if needed > 0 {
+            ensure(!workspace.is_null(), ErrorKind::Null, c"workspace")?;
+            let aligned = (workspace as usize).is_multiple_of(WORKSPACE_ALIGN);
+            ensure(aligned, ErrorKind::Alignment, c"workspace")?;
+        }
         ensure(workspace_size >= needed, ErrorKind::Workspace, c"workspace_size")?;
         if n == 1 {
             batch.set_one(one);

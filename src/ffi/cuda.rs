@@ -257,7 +257,6 @@ pub unsafe extern "C" fn lava_cuda_score(
             if shape.prefix_len() == 0 {
                 return (0..n_sequences as usize).try_for_each(|i| sequence(i).map(|_| ()));
             }
-            check_device_memory(workspace)?;
             cuda.run(&mut batch, n_sequences as usize, &sequence, workspace, workspace_size, stream)
         })
     }
@@ -322,7 +321,6 @@ pub unsafe extern "C" fn lava_cuda_attend(
             let shape = read_struct(shape, c"shape")?.check()?;
             let params = read_struct(params, c"params")?;
             check_pointer(status, c"status")?;
-            check_device_memory(workspace)?;
             check_batch(&shape, n_sequences)?;
             let mut total_rows = 0u64;
             for i in 0..n_sequences as usize {

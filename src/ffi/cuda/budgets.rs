@@ -123,7 +123,6 @@ pub unsafe extern "C" fn lava_cuda_entropy(
             let longest = read_struct(shape, c"shape")?.check()?;
             let mut batch = entropy_args(&longest, n_sequences)?;
             check_pointer(status, c"status")?;
-            check_device_memory(workspace)?;
             batch.status = status;
             let sequence = |i| {
                 let s = nth(sequences, i)?;
@@ -175,9 +174,6 @@ pub unsafe extern "C" fn lava_cuda_layer_budgets(
             let cuda = current(context)?;
             check_n_sequences(n_sequences)?;
             check_pointer(status, c"status")?;
-            if n_sequences > 1 {
-                check_device_memory(workspace)?;
-            }
             let mut batch = BudgetArgs { status, n_items: n_sequences, ..BudgetArgs::EMPTY };
             let sequence = |i| {
                 let s = nth(sequences, i)?;
@@ -266,7 +262,6 @@ pub unsafe extern "C" fn lava_cuda_global_budgets(
             crate::select::check_global(&params)?;
             let mut batch = global_args(&longest, n_layers, n_sequences)?;
             check_pointer(status, c"status")?;
-            check_device_memory(workspace)?;
             batch.status = status;
             let n_heads = n_layers as usize * longest.n_kv_heads;
             let sequence = |i| {
