@@ -1,5 +1,5 @@
 /*
- * plan_attention.h - what the kernels of score.cu and attend.cu are launched with, and how; rules as in plan.h.
+ * plan_attention.h - what the kernels of score.cu, pool.cu and attend.cu are launched with, and how; rules as in plan.h.
  *
  * Sequences may be of unlike length; no length but the largest
  * is needed on the host, so a captured graph stays good while they change.

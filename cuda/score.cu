@@ -1,75 +1,18 @@
-// LAVa's score of one layer, sequence by sequence and KV head by KV head: attention of the window, summed for each key, pooled,
-// reduced over the group, times the value norm.
+// LAVa's score of one layer, sequence by sequence and KV head by KV head, stages 1 and 2: attention of the window, summed for each key.
 //
 //     score_stats      for each range of keys and query row: maximum and sum of the exponentials
 //     score_lse        their merge in the order of the ranges, or the caller's log-sum-exp; resets the value maxima
-//     score_columns    for each key: the sum over the window of exp2(logit - lse), reduced over the group; value norms
-//     score_pool       pooling along the tokens, factors, scores
-//     score_smooth     each head's mean score, times the smoothing, is added
+//     score_columns    for each key: the sum over the window of exp2(logit - lse), reduced over the group; value norms (values.cuh)
 //
-// A block takes one range of keys of one KV head; its warps hold all of the head's query rows in registers, in rounds if there are too
-// many, and tiles of 64 keys stream through shared memory. Keys cross the memory bus at most twice: the second pass goes backwards
-// through the blocks, so that it begins with what the first one left in the L2 cache. The values are read by every other
-// block of the second pass, whose own work is arithmetic more than memory.
+// pool.cu makes scores of them. A block takes one range of keys of one KV head; its warps hold all of the head's query rows in registers,
+// in rounds if there are too many, and tiles of 64 keys stream through shared memory. Keys cross the memory bus at most twice: the second
+// pass goes backwards through the blocks, so that it begins with what the first one left in the L2 cache. The values are read by every
+// other block of the second pass, whose own work is arithmetic more than memory.
 //
 // Every sum has an order that does not depend on the schedule.
-#include "attention.cuh"
+#include "values.cuh"
 
 namespace lava {
-
-constexpr uint32_t KEYS = LAVA_SCORE_KEYS, ROWS = LAVA_SCORE_ROWS;
-
-// As LAVA_ATTENTION_, LAVA_GROUP_, LAVA_POOL_, LAVA_VALUE_ and LAVA_VALUES_ of lava.h.
-constexpr int32_t SQUARED = 1, MEAN_VARIANCE = 2, EXPONENTIAL = 3, RECENCY = 4;
-constexpr int32_t GROUP_MAX = 0, GROUP_MEAN = 1, POOL_MAX = 0, POOL_AVG = 1;
-constexpr int32_t VALUE_HEAD_MAX = 0, VALUE_TOKEN = 2, VALUES_ALL = 1;
-
-/// A sequence and one of its KV heads.
-struct Head {
-    const lava_score_args &args;
-    const lava_score_sequence &sequence;
-    uint32_t index, head;
-
-    __device__ Head(const lava_score_args &args, uint32_t index, uint32_t head)
-        : args(args), sequence(LAVA_ITEM(args, index)), index(index), head(head) {}
-
-    __device__ uint32_t n_tokens() const { return sequence.n_tokens; }
-    __device__ uint32_t prefix() const { return n_tokens() > args.window ? n_tokens() - args.window : 0; }
-    __device__ uint32_t group() const { return args.n_q_heads / args.n_kv_heads; }
-    /// Of all heads of all sequences, this one.
-    __device__ uint64_t flat() const { return uint64_t(index) * args.n_kv_heads + head; }
-    __device__ uint32_t padded() const { return (args.window + ROWS - 1) / ROWS * ROWS; }
-    __device__ uint32_t row_tiles() const { return group() * padded() / ROWS; }
-    __device__ void fault(uint32_t what) const { report(args.status, args.layer, index, head, what); }
-    __device__ float *columns(uint32_t row) const {
-        const uint64_t rows = lava_score_reduces_first(&args) ? 1 : group();
-        return args.columns + (flat() * rows + row) * lava_score_max_prefix(&args);
-    }
-
-    /// Whether all rows see all keys of a tile.
-    __device__ bool all_see(uint32_t first_key) const {
-        const bool behind = uint64_t(first_key) + KEYS <= uint64_t(prefix()) + 1;
-        return behind && (args.sliding_window == 0 || uint64_t(first_key) + args.sliding_window >= n_tokens());
-    }
-    /// Whether row `j` of a window sees a key.
-    __device__ bool sees(uint32_t j, uint32_t key) const {
-        const uint64_t position = uint64_t(prefix()) + j;
-        return j < args.window && key <= position &&
-               (args.sliding_window == 0 || uint64_t(key) + args.sliding_window > position);
-    }
-};
-
-/// A head and a range of its keys.
-struct Range : Head {
-    uint32_t number, first, end;
-
-    __device__ Range(const Head &head, uint32_t number, uint32_t n_keys) : Head(head), number(number) {
-        const uint32_t keys = lava_score_keys(&args, n_tokens()), before = n_keys / keys;
-        first = number <= before ? number * keys : n_keys;
-        end = number < before ? first + keys : n_keys;
-    }
-    __device__ uint32_t tiles() const { return (end - first + KEYS - 1) / KEYS; }
-};
 
 /// Which rows of a tile of 16 are this thread's: this one and, with half = 1, the eighth behind it.
 __device__ inline uint32_t own_row(uint32_t half) { return threadIdx.x % 32 / 4 + 8 * half; }
@@ -401,68 +344,6 @@ template <int M> struct Columns {
     }
 };
 
-/// The values' L1 norms over a range of tokens: by eight threads a row, 16 bytes at a time.
-template <class T> __device__ float row_norm(const T *row, uint32_t dim) {
-    constexpr uint32_t N = 16 / sizeof(T);
-    float sum = 0;
-    for (uint32_t c = threadIdx.x % 8 * N; c < dim; c += 8 * N) {
-        const uint4 piece = load_streaming(reinterpret_cast<const uint4 *>(row + c));
-        T x[N];
-        memcpy(static_cast<void *>(x), &piece, 16);
-#pragma unroll
-        for (uint32_t i = 0; i < N; i++) sum += fabsf(widen(x[i]));
-    }
-    return sum;
-}
-
-__device__ inline float row_norm(const Head &head, uint32_t token, bool aligned) {
-    const lava_device_tensor &v = head.sequence.v;
-    const uint32_t dim = head.args.head_dim_v;
-    if (!aligned) {
-        float sum = 0;
-        for (uint32_t c = threadIdx.x % 8; c < dim; c += 8) sum += fabsf(element(v, head.head, token, c));
-        return sum;
-    }
-    switch (v.dtype) {
-    case 0: return row_norm(row_of<const float>(v, head.head, token), dim);
-    case 1: return row_norm(row_of<const __half>(v, head.head, token), dim);
-    default: return row_norm(row_of<const __nv_bfloat16>(v, head.head, token), dim);
-    }
-}
-
-/// Norms of a range's values: each one's own where it is wanted, else the largest that counts.
-__device__ inline void value_norms(const Range &range) {
-    constexpr uint32_t AT_ONCE = 4; // rows on their way per eight threads
-    const lava_score_args &args = range.args;
-    const bool aligned = lava_rows_are_aligned(&range.sequence.v, args.head_dim_v);
-    const uint32_t counted = args.value_span == VALUES_ALL ? range.n_tokens() : range.prefix();
-    const uint32_t own = threadIdx.x / 8, step = blockDim.x / 8;
-    float most = 0;
-    bool faulty = false;
-    // All threads of a warp go round equally often: they exchange sums.
-    for (uint32_t first = range.first; first < range.end; first += step * AT_ONCE) {
-        float norms[AT_ONCE];
-#pragma unroll
-        for (uint32_t i = 0; i < AT_ONCE; i++) {
-            const uint32_t token = first + i * step + own;
-            norms[i] = token < range.end ? row_norm(range, token, aligned) : 0;
-        }
-#pragma unroll
-        for (uint32_t i = 0; i < AT_ONCE; i++) {
-            const uint32_t token = first + i * step + own;
-            for (int distance = 1; distance < 8; distance *= 2) norms[i] += __shfl_xor_sync(ALL, norms[i], distance);
-            faulty |= !(norms[i] < INFINITY);
-            if (token < counted) most = fmaxf(most, norms[i]);
-            if (args.value_weight == VALUE_TOKEN && token < range.prefix() && threadIdx.x % 8 == 0)
-                args.value_norms[range.flat() * lava_score_max_prefix(&args) + token] = norms[i];
-        }
-    }
-    for (int distance = 8; distance < 32; distance *= 2) most = fmaxf(most, __shfl_xor_sync(ALL, most, distance));
-    // Bits of floats that are not negative ascend as the floats do, and a maximum has no order.
-    if (threadIdx.x % 32 == 0) atomicMax(args.value_max + range.flat(), __float_as_uint(most));
-    if (faulty) range.fault(LAVA_FAULT_V);
-}
-
 /// The block's head and range, backwards; false if it has nothing more to do, because it is one that reads values.
 struct ColumnJob {
     Head head;
@@ -607,7 +488,7 @@ __device__ inline void columns_any(const lava_score_args &args) {
     if (faulty) job.head.fault(LAVA_FAULT_Q_OR_K);
 }
 
-// ------------------------------------------------------------------------------------------------- in between, and last
+// ------------------------------------------------------------------------------------------------------- in between
 
 /// Log-sum-exp of 16 rows, over ln 2: the caller's, or what the ranges have merged in their order. Rows that fill a window up get
 /// +infinity: nothing they look at gets any attention.
@@ -650,64 +531,6 @@ __device__ inline void row_lse(const lava_score_args &args) {
     args.row_lse[head.flat() * lava_score_rows(&args) + row] = lse;
 }
 
-/// 256 scores of a head: pooled, with what the neighbours need, reduced if they were not, times the factors.
-__device__ inline void pool(const lava_score_args &args) {
-    constexpr uint32_t BLOCK = LAVA_SCORE_POOLED, MOST = 126;
-    LAVA_SHARED(float, near, BLOCK + MOST);
-    const Head head(args, blockIdx.z, blockIdx.y);
-    const uint32_t first = blockIdx.x * BLOCK, radius = args.pool_kernel / 2, prefix = head.prefix();
-    if (first >= prefix) return;
-    const bool recency = args.attention == RECENCY;
-    const uint32_t rows = lava_score_reduces_first(&args) || recency ? 1 : head.group();
-    const uint32_t i = first + threadIdx.x;
-    float score = 0;
-    for (uint32_t row = 0; row < rows; row++) {
-        __syncthreads(); // the last row's are no longer read
-        for (uint32_t at = threadIdx.x; at < BLOCK + 2 * radius; at += BLOCK) {
-            const uint64_t token = uint64_t(first) + at; // radius ahead
-            float x = 0;
-            if (token >= radius && token - radius < prefix)
-                x = recency ? float(token - radius + 1) : head.columns(row)[token - radius];
-            near[at] = x;
-        }
-        __syncthreads();
-        float pooled = 0;
-        for (uint32_t at = 0; at < args.pool_kernel; at++) {
-            const float x = near[threadIdx.x + at];
-            pooled = args.pool == POOL_MAX ? fmaxf(pooled, x) : pooled + x;
-        }
-        if (args.pool == POOL_AVG) pooled /= args.pool_kernel;
-        score = args.group_reduce == GROUP_MAX || rows == 1 ? fmaxf(score, pooled) : score + pooled;
-    }
-    if (!recency) score *= 1.0f / (float(args.window) * (args.group_reduce == GROUP_MEAN ? head.group() : 1));
-    if (args.value_weight == VALUE_HEAD_MAX) score *= __uint_as_float(args.value_max[head.flat()]);
-    if (args.value_weight == VALUE_TOKEN && i < prefix) score *= args.value_norms[head.flat() * lava_score_max_prefix(&args) + i];
-    score *= args.weight;
-    if (i >= prefix) score = 0;
-    else head.sequence.scores[uint64_t(head.head) * prefix + i] = score;
-    if (!(score < INFINITY)) head.fault(LAVA_FAULT_SCORES);
-    if (!(args.smoothing > 0)) return;
-    LAVA_SHARED(double, sums, BLOCK / 32);
-    const double sum = block_sum(double(score), sums);
-    if (threadIdx.x == 0) args.sums[head.flat() * lava_score_pool_blocks(&args) + blockIdx.x] = sum;
-}
-
-/// Adds the head's mean score, times the smoothing, to 256 scores of it.
-__device__ inline void smooth(const lava_score_args &args) {
-    LAVA_SHARED(double, memory, LAVA_SCORE_POOLED / 32);
-    const Head head(args, blockIdx.z, blockIdx.y);
-    const uint32_t first = blockIdx.x * LAVA_SCORE_POOLED, prefix = head.prefix(), i = first + threadIdx.x;
-    if (first >= prefix) return;
-    const double *const sums = args.sums + head.flat() * lava_score_pool_blocks(&args);
-    double sum = 0;
-    for (uint32_t b = threadIdx.x; b < (prefix + LAVA_SCORE_POOLED - 1) / LAVA_SCORE_POOLED; b += LAVA_SCORE_POOLED) sum += sums[b];
-    const float more = float(args.smoothing * (block_sum(sum, memory) / prefix));
-    if (i >= prefix) return;
-    float &score = head.sequence.scores[uint64_t(head.head) * prefix + i];
-    score += more;
-    if (!(score < INFINITY)) head.fault(LAVA_FAULT_SCORES);
-}
-
 } // namespace lava
 
 #define LAVA_SCORE_KERNELS(name, T, D)                                                                                     \
@@ -731,5 +554,3 @@ LAVA_SCORE_KERNELS(bf16_256, __nv_bfloat16, 256)
 extern "C" __global__ void __launch_bounds__(128, 5) lava_score_stats_any(const __grid_constant__ lava_score_args args) { lava::stats_any(args); }
 extern "C" __global__ void __launch_bounds__(128, 5) lava_score_columns_any(const __grid_constant__ lava_score_args args) { lava::columns_any(args); }
 extern "C" __global__ void __launch_bounds__(256) lava_score_lse(const __grid_constant__ lava_score_args args) { lava::row_lse(args); }
-extern "C" __global__ void __launch_bounds__(256) lava_score_pool(const __grid_constant__ lava_score_args args) { lava::pool(args); }
-extern "C" __global__ void __launch_bounds__(256) lava_score_smooth(const __grid_constant__ lava_score_args args) { lava::smooth(args); }

@@ -1,4 +1,4 @@
-// The kernels of score.cu under emulation, against lava_score of the CPU library.
+// The kernels of score.cu and pool.cu under emulation, against lava_score of the CPU library.
 //
 // The bound. Let S be the largest sum of |q c| |k c| over a head's d dimensions, scaled: both sides sum d products in f32, in
 // different orders. The roundings (u = 2^-24) are as good as independent, so a logit is off by no more than 4 sqrt(d) u S (d u S if all
@@ -6,6 +6,7 @@
 // of positive numbers are off by u times the longest chain of additions: a thread's keys of a range, a row's parts, w rows, d_v
 // norms. exp2 is good to a few u. Twice that, for two sides that may both be off.
 #include "../score.cu"
+#include "../pool.cu"
 #include "attention.h"
 
 using namespace test;

@@ -1,0 +1,61 @@
+// What score.cu, its values and pool.cu share: a sequence's head, a range of its keys, and who sees what.
+#pragma once
+#include "attention.cuh"
+
+namespace lava {
+
+constexpr uint32_t KEYS = LAVA_SCORE_KEYS, ROWS = LAVA_SCORE_ROWS;
+
+// As LAVA_ATTENTION_, LAVA_GROUP_, LAVA_POOL_, LAVA_VALUE_ and LAVA_VALUES_ of lava.h.
+constexpr int32_t SQUARED = 1, MEAN_VARIANCE = 2, EXPONENTIAL = 3, RECENCY = 4;
+constexpr int32_t GROUP_MAX = 0, GROUP_MEAN = 1, POOL_MAX = 0, POOL_AVG = 1;
+constexpr int32_t VALUE_HEAD_MAX = 0, VALUE_TOKEN = 2, VALUES_ALL = 1;
+
+/// A sequence and one of its KV heads.
+struct Head {
+    const lava_score_args &args;
+    const lava_score_sequence &sequence;
+    uint32_t index, head;
+
+    __device__ Head(const lava_score_args &args, uint32_t index, uint32_t head)
+        : args(args), sequence(LAVA_ITEM(args, index)), index(index), head(head) {}
+
+    __device__ uint32_t n_tokens() const { return sequence.n_tokens; }
+    __device__ uint32_t prefix() const { return n_tokens() > args.window ? n_tokens() - args.window : 0; }
+    __device__ uint32_t group() const { return args.n_q_heads / args.n_kv_heads; }
+    /// Of all heads of all sequences, this one.
+    __device__ uint64_t flat() const { return uint64_t(index) * args.n_kv_heads + head; }
+    __device__ uint32_t padded() const { return (args.window + ROWS - 1) / ROWS * ROWS; }
+    __device__ uint32_t row_tiles() const { return group() * padded() / ROWS; }
+    __device__ void fault(uint32_t what) const { report(args.status, args.layer, index, head, what); }
+    __device__ float *columns(uint32_t row) const {
+        const uint64_t rows = lava_score_reduces_first(&args) ? 1 : group();
+        return args.columns + (flat() * rows + row) * lava_score_max_prefix(&args);
+    }
+
+    /// Whether all rows see all keys of a tile.
+    __device__ bool all_see(uint32_t first_key) const {
+        const bool behind = uint64_t(first_key) + KEYS <= uint64_t(prefix()) + 1;
+        return behind && (args.sliding_window == 0 || uint64_t(first_key) + args.sliding_window >= n_tokens());
+    }
+    /// Whether row `j` of a window sees a key.
+    __device__ bool sees(uint32_t j, uint32_t key) const {
+        const uint64_t position = uint64_t(prefix()) + j;
+        return j < args.window && key <= position &&
+               (args.sliding_window == 0 || uint64_t(key) + args.sliding_window > position);
+    }
+};
+
+/// A head and a range of its keys.
+struct Range : Head {
+    uint32_t number, first, end;
+
+    __device__ Range(const Head &head, uint32_t number, uint32_t n_keys) : Head(head), number(number) {
+        const uint32_t keys = lava_score_keys(&args, n_tokens()), before = n_keys / keys;
+        first = number <= before ? number * keys : n_keys;
+        end = number < before ? first + keys : n_keys;
+    }
+    __device__ uint32_t tiles() const { return (end - first + KEYS - 1) / KEYS; }
+};
+
+} // namespace lava
