@@ -11,7 +11,7 @@ LAVA_KERNEL(LAVA_CUDA_BUDGET_THREADS) lava_share_layers(const __grid_constant__ 
     const lava_cuda_budget_item &item = LAVA_ITEM(a, blockIdx.x);
     const ShareFault fault = share_total(item.n_layers, item.weights, item.capacities, item.minimums, item.total,
                                          item.round_up ? Rounding::UP : Rounding::EXACT, memory);
-    if (fault.what != 0 && fault.what != FAULT_TOLD && threadIdx.x == 0) report(a.status, fault.layer, blockIdx.x, 0, fault.what);
+    if (fault.what != 0 && fault.what != FAULT_TOLD && threadIdx.x == 0) report(a.status, fault.layer, blockIdx.x, LAVA_NO_HEAD, fault.what);
     for (uint32_t l = threadIdx.x; l < item.n_layers; l += blockDim.x)
         item.budgets[l] = fault.what != 0 ? LAVA_NO_BUDGET : memory.share[l];
 }

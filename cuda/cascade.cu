@@ -130,7 +130,7 @@ LAVA_KERNEL(LAVA_CUDA_BUDGET_THREADS) lava_cascade_share(const __grid_constant__
     __syncthreads();
     const ShareFault fault = share_total(n, s.weights, s.capacities, s.minimums, a.total, n == a.n_layers ? Rounding::EXACT : Rounding::UP, memory);
     if (fault.what != 0) {
-        if (threadIdx.x == 0) fail_cascade(a, s, fault.layer, 0, fault.what);
+        if (threadIdx.x == 0) fail_cascade(a, s, fault.layer, LAVA_NO_HEAD, fault.what == FAULT_TOLD ? uint32_t(LAVA_FAULT_WEIGHTS) : fault.what);
         return;
     }
     for (uint32_t l = threadIdx.x; l < n; l += blockDim.x) s.budgets[l] = memory.share[l];

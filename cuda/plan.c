@@ -20,6 +20,8 @@ _Static_assert(sizeof(lava_attend_args) == 352, "plan.rs: AttendArgs");
 _Static_assert(offsetof(lava_attend_args, layer) == 280, "plan.rs: AttendArgs");
 _Static_assert(offsetof(lava_attend_args, partial) == 336, "plan.rs: AttendArgs");
 _Static_assert(sizeof(lava_cuda_entropy_item) == 32 && sizeof(lava_cuda_entropy_args) == 64, "plan.rs: EntropyArgs");
+_Static_assert(sizeof(lava_cuda_preference_item) == 24 && sizeof(lava_cuda_preference_args) == 64, "plan.rs: PreferenceArgs");
+_Static_assert(sizeof(lava_cuda_mean_item) == 16 && sizeof(lava_cuda_mean_args) == 48, "plan.rs: MeanArgs");
 _Static_assert(sizeof(lava_cuda_budget_item) == 48 && sizeof(lava_cuda_budget_args) == 72, "plan.rs: BudgetArgs");
 _Static_assert(sizeof(lava_cuda_select_params) == 32 && sizeof(lava_cuda_select_item) == 88, "plan.rs: SelectItem");
 _Static_assert(offsetof(lava_cuda_select_item, prefix_len) == 72 && sizeof(lava_cuda_select_args) == 128, "plan.rs: SelectArgs");
@@ -41,6 +43,9 @@ enum {
     SCORE_LSE = ATTEND_ROWS + N_OF_ALL,
     SCORE_POOL,
     SCORE_SMOOTH,
+    STATS_SUM,
+    STATS_PREFERENCE,
+    MEAN_HEADS,
     ATTEND_MERGE,
     UPLOAD,
     ENTROPY_HEADS,
@@ -65,13 +70,13 @@ enum {
 /** The kernels by name, in the order of the numbers above. */
 const char *const lava_plan_kernels[] = {
     ALL_OF("lava_score_stats"), ALL_OF("lava_score_columns"), ALL_OF("lava_attend_rows"), "lava_score_lse", "lava_score_pool",
-    "lava_score_smooth", "lava_attend_merge", "lava_upload", "lava_entropy_heads", "lava_entropy_layer", "lava_share_layers",
+    "lava_score_smooth", "lava_stats_sum", "lava_stats_preference", "lava_mean_heads", "lava_attend_merge", "lava_upload", "lava_entropy_heads", "lava_entropy_layer", "lava_share_layers",
     "lava_select_begin", "lava_select_entries", "lava_global_begin", "lava_share_globally", "lava_compact_16", "lava_compact_32", "lava_compact_within_16",
     "lava_compact_within_32", "lava_cascade_begin", "lava_cascade_heads", "lava_cascade_share", "lava_cascade_plan",
     "lava_cascade_write",
 };
 _Static_assert(sizeof(lava_plan_kernels) / sizeof(lava_plan_kernels[0]) == N_KERNELS, "a name for each number");
-_Static_assert(N_KERNELS == 54, "plan.rs: N_KERNELS");
+_Static_assert(N_KERNELS == 57, "plan.rs: N_KERNELS");
 _Static_assert(LAVA_CUDA_SELECT_THREADS == 256, "plan.rs: SELECT_THREADS");
 
 typedef struct lava_launch {
@@ -136,6 +141,10 @@ uint32_t lava_plan_score_launches(const lava_score_args *a, int32_t instance, in
     next = add(next, SCORE_LSE, lava_score_rows(a) / LAVA_SCORE_ROWS, heads, n, 256, 0);
     next = add(next, SCORE_COLUMNS + kernel, lava_score_column_blocks(a), heads, n, lava_score_threads(a),
                instance ? lava_score_columns_shared(a) : 0);
+    if (a->attention == LAVA_SCORE_SPREAD) {
+        next = add(next, STATS_SUM, heads, n, 1, LAVA_SCORE_POOLED, 0);
+        return (uint32_t) (next - launches);
+    }
     next = add(next, SCORE_POOL, lava_score_pool_blocks(a), heads, n, LAVA_SCORE_POOLED, 0);
     if (a->smoothing > 0) next = add(next, SCORE_SMOOTH, lava_score_pool_blocks(a), heads, n, LAVA_SCORE_POOLED, 0);
     return (uint32_t) (next - launches);
@@ -180,6 +189,17 @@ uint32_t lava_plan_entropy_launches(const lava_cuda_entropy_args *a, lava_launch
     lava_launch *next = add(launches, ENTROPY_HEADS, a->n_kv_heads, a->n_items, 1, LAVA_CUDA_ENTROPY_THREADS, 0);
     next = add(next, ENTROPY_LAYER, a->n_items, 1, 1, 32, 0);
     return (uint32_t) (next - launches);
+}
+
+uint32_t lava_plan_preference_launches(const lava_cuda_preference_args *a, lava_launch *launches) {
+    add(launches, STATS_PREFERENCE, a->n_items, 1, 1, 32, 0);
+    return 1;
+}
+
+uint32_t lava_plan_mean_launches(const lava_cuda_mean_args *a, lava_launch *launches) {
+    const uint32_t blocks = (uint32_t) (((uint64_t) a->max_prefix + LAVA_CUDA_MEAN_THREADS - 1) / LAVA_CUDA_MEAN_THREADS);
+    add(launches, MEAN_HEADS, blocks, a->n_items, 1, LAVA_CUDA_MEAN_THREADS, 0);
+    return 1;
 }
 
 uint32_t lava_plan_budget_launches(const lava_cuda_budget_args *a, lava_launch *launches) {

@@ -33,6 +33,7 @@ enum {
     LAVA_CUDA_SELECT_TILE = 2048, /* entries that a block goes through together */
     LAVA_CUDA_BUCKETS = 2048,
     LAVA_CUDA_COMPACT_THREADS = 256,
+    LAVA_CUDA_MEAN_THREADS = 256,
     LAVA_CUDA_UPLOAD_THREADS = 512,
     LAVA_CUDA_UPLOAD_WORDS = 500 /* with them the arguments are below 4 KB */
 };
@@ -48,8 +49,11 @@ enum {
     LAVA_FAULT_V = 3,
     LAVA_FAULT_SCORES = 4,
     LAVA_FAULT_BUDGET = 5,
-    LAVA_FAULT_WEIGHTS = 6
+    LAVA_FAULT_STATS = 6,
+    LAVA_FAULT_WEIGHTS = 7
 };
+/* The head of layer weights' faults. It comes behind all others of the sequence, which may be why. */
+#define LAVA_NO_HEAD 0xfffffu
 /* What a kernel that finds a fault leaves for budgets. Selection does nothing for an item with such a budget; the fault has been told. */
 #define LAVA_NO_BUDGET (UINT64_MAX - 1)
 LAVA_PLAN uint64_t lava_fault(uint32_t what, uint32_t layer, uint32_t sequence, uint32_t head) {
@@ -95,8 +99,8 @@ typedef struct lava_upload_args {
 /* ---- Entropy ------------------------------------------------------------------------------------------------------ */
 
 /*
- * The entropy of a layer with a fault in its scores, which lava_entropy_heads tells: a NaN that sharing kernels do not tell again, for they
- * know neither the sequence nor the head.
+ * The entropy of a layer with a fault in its scores, which lava_entropy_heads tells, and the preference of one that has none: a NaN that
+ * sharing kernels do not tell again, for they know neither the sequence nor the head.
  */
 #define LAVA_NO_ENTROPY 0x7ff80000acedbad5ull
 
@@ -115,6 +119,34 @@ typedef struct lava_cuda_entropy_args {
     uint32_t n_items, n_kv_heads;
 } lava_cuda_entropy_args;
 LAVA_PLAN uint64_t lava_cuda_entropy_workspace(uint32_t n_items, uint32_t n_kv_heads) { return (uint64_t) n_items * n_kv_heads * 16; }
+
+/* ---- Other weights of a layer, and the mean of its heads ------------------------------------------------------------ */
+
+/* lava_stats_preference: grid (n_items), 32 threads. */
+typedef struct lava_cuda_preference_item {
+    const double *stats; /* [n_kv_heads, 2], of lava_stats_sum */
+    double *weight;      /* receives one number, or LAVA_NO_ENTROPY */
+    uint32_t layer, reserved;
+} lava_cuda_preference_item;
+typedef struct lava_cuda_preference_args {
+    const lava_cuda_preference_item *items;
+    lava_cuda_preference_item one;
+    uint64_t *status;
+    double tau1, tau2;
+    uint32_t n_items, n_kv_heads;
+} lava_cuda_preference_args;
+
+/* lava_mean_heads: grid (max_prefix / threads, n_items), LAVA_CUDA_MEAN_THREADS threads. A token with a fault stays as it is. */
+typedef struct lava_cuda_mean_item {
+    float *scores; /* [n_kv_heads, prefix_len], changed */
+    uint32_t prefix_len, layer;
+} lava_cuda_mean_item;
+typedef struct lava_cuda_mean_args {
+    const lava_cuda_mean_item *items;
+    lava_cuda_mean_item one;
+    uint64_t *status;
+    uint32_t n_items, n_kv_heads, max_prefix, reserved;
+} lava_cuda_mean_args;
 
 /* ---- Layer budgets ------------------------------------------------------------------------------------------------ */
 

@@ -13,6 +13,10 @@
  *     score_pool      pool blocks, n_kv_heads, n_sequences              256              pooling, factors, scores
  *     score_smooth    the same, only with smoothing                                      each head's mean is added
  *
+ * Of statistics (LAVA_SCORE_SPREAD), instead of the last two:
+ *
+ *     stats_sum       n_kv_heads, n_sequences                           256              entropy and variance of each head
+ *
  * `threads` is lava_score_threads. n_ranges is lava_score_ranges, rows lava_score_rows, pool blocks lava_score_pool_blocks.
  *
  * The two launches of an attention:
@@ -34,6 +38,12 @@
 /** Rows of one step of the tensor cores. Each query head's window is filled up to a multiple of it. */
 #define LAVA_SCORE_ROWS 16
 
+/**
+ * An `attention` beside those of lava.h: what lava_cuda_attention_stats asks for. Columns are variances over the window and entropies,
+ * summed over the group. group_reduce is the mean, pool_kernel 1, value_weight LAVA_VALUE_NONE, smoothing 0.
+ */
+#define LAVA_SCORE_SPREAD 5
+
 typedef struct lava_score_sequence {
     /** [window, n_q_heads, head_dim_k]. */
     lava_device_tensor q;
@@ -43,8 +53,12 @@ typedef struct lava_score_sequence {
     lava_device_tensor v;
     /** f32 [window, n_q_heads, 1], natural; data NULL: not given. Given for all sequences of a launch or for none. */
     lava_device_tensor lse;
-    /** [n_kv_heads, n_tokens - window]. */
-    float *scores;
+    union {
+        /** [n_kv_heads, n_tokens - window]. */
+        float *scores;
+        /** LAVA_SCORE_SPREAD: [n_kv_heads, 2], entropy and variance. */
+        double *stats;
+    };
     /** With window tokens or fewer there is nothing to score. */
     uint32_t n_tokens;
     uint32_t reserved;
@@ -147,8 +161,19 @@ LAVA_PLAN int lava_score_reduces_first(const lava_score_args *a) {
     return alike || a->n_q_heads == a->n_kv_heads || a->pool_kernel == 1;
 }
 
-/** Whether the squares of the attention are summed: LAVA_ATTENTION_SQUARED and LAVA_ATTENTION_MEAN_VARIANCE. */
-LAVA_PLAN int lava_score_has_squares(const lava_score_args *a) { return a->attention == 1 || a->attention == 2; }
+/** Rows of column sums of a KV head: one, its query heads', or with LAVA_SCORE_SPREAD variance and entropy. */
+LAVA_PLAN uint32_t lava_score_column_rows(const lava_score_args *a) {
+    if (a->attention == LAVA_SCORE_SPREAD) return 2;
+    return lava_score_reduces_first(a) ? 1 : a->n_q_heads / a->n_kv_heads;
+}
+
+/**
+ * What is summed of the attention: itself; for LAVA_ATTENTION_SQUARED, LAVA_ATTENTION_MEAN_VARIANCE and LAVA_SCORE_SPREAD its squares;
+ * for the last its entropy.
+ */
+LAVA_PLAN uint32_t lava_score_kinds(const lava_score_args *a) {
+    return a->attention == LAVA_SCORE_SPREAD ? 3 : a->attention == 1 || a->attention == 2 ? 2 : 1;
+}
 
 /** Whether v is looked at: LAVA_VALUE_HEAD_MAX and LAVA_VALUE_TOKEN. */
 LAVA_PLAN int lava_score_has_values(const lava_score_args *a) { return a->value_weight == 0 || a->value_weight == 2; }
@@ -175,11 +200,10 @@ LAVA_PLAN uint32_t lava_score_pool_blocks(const lava_score_args *a) {
 static inline size_t lava_score_layout(lava_score_args *a, void *workspace) {
     const size_t heads = (size_t) a->n_sequences * a->n_kv_heads, rows = lava_score_rows(a);
     const size_t prefix = lava_score_max_prefix(a);
-    const size_t summed = lava_score_reduces_first(a) ? heads : (size_t) a->n_sequences * a->n_q_heads;
     size_t used = 0;
     a->partial = (float *) lava_take(workspace, &used, a->has_lse ? 0 : 2 * heads * lava_score_ranges(a) * a->key_split * rows);
     a->row_lse = (float *) lava_take(workspace, &used, heads * rows);
-    a->columns = (float *) lava_take(workspace, &used, summed * prefix);
+    a->columns = (float *) lava_take(workspace, &used, heads * lava_score_column_rows(a) * prefix);
     a->value_max = (uint32_t *) lava_take(workspace, &used, heads);
     a->value_norms = (float *) lava_take(workspace, &used, a->value_weight == 2 ? heads * prefix : 0);
     a->sums = (double *) lava_take(workspace, &used, a->smoothing > 0 ? 2 * heads * lava_score_pool_blocks(a) : 0);
@@ -228,9 +252,9 @@ LAVA_PLAN uint32_t lava_score_row_tiles_at_once(const lava_score_args *a) {
 
 /** The same of score_columns_*: also two buffers of sums per row tile and key, and what is carried from round to round. */
 LAVA_PLAN uint32_t lava_score_columns_shared(const lava_score_args *a) {
-    const uint32_t kinds = lava_score_has_squares(a) ? 2 : 1, at_once = lava_score_row_tiles_at_once(a);
+    const uint32_t kinds = lava_score_kinds(a), at_once = lava_score_row_tiles_at_once(a);
     const uint32_t one_round = lava_score_rows(a) / LAVA_SCORE_ROWS <= at_once;
-    return lava_score_stats_shared(a) + 4 * (2 * kinds * at_once * LAVA_SCORE_KEYS + (one_round ? 0 : 3 * lava_score_most_keys(a)));
+    return lava_score_stats_shared(a) + 4 * (2 * kinds * at_once * LAVA_SCORE_KEYS + (one_round ? 0 : 4 * lava_score_most_keys(a)));
 }
 
 /* --------------------------------------------------------------- attend ---- */

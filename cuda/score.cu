@@ -204,24 +204,26 @@ template <class T, int D> __device__ void stats(const lava_score_args &args) {
 
 /// Attention of one key, summed row tile by row tile in their order, becomes the group's number or one per query head.
 struct ColumnSums {
-    float sum = 0, squares = 0, group = 0;
+    float sum = 0, squares = 0, group = 0, entropy = 0;
 
     /// The next row tile's part; `last`: it is the last one of query head `h` of the group.
-    __device__ void add(const Head &head, uint32_t key, float more, float more_squares, uint32_t h, bool last) {
+    __device__ void add(const Head &head, uint32_t key, float more, float more_squares, float more_entropy, uint32_t h, bool last) {
         sum += more;
         squares += more_squares;
+        entropy += more_entropy;
         if (!last) return;
-        const float w = head.args.window;
+        const float w = head.args.window, variance = w > 1 ? fmaxf((squares - sum * (sum / w)) / (w - 1), 0.0f) : 0;
         float value = sum;
         if (head.args.attention == SQUARED) value = squares;
-        if (head.args.attention == MEAN_VARIANCE && w > 1)
-            value += w * head.args.gamma * fmaxf((squares - sum * (sum / w)) / (w - 1), 0.0f);
+        if (head.args.attention == MEAN_VARIANCE) value += w * head.args.gamma * variance;
+        if (head.args.attention == SPREAD) value = variance;
         if (!lava_score_reduces_first(&head.args)) head.columns(h)[key] = value;
         group = head.args.group_reduce == GROUP_MAX ? fmaxf(group, value) : group + value;
         sum = squares = 0;
     }
     __device__ void write(const Head &head, uint32_t key) const {
         if (lava_score_reduces_first(&head.args)) head.columns(0)[key] = group;
+        if (head.args.attention == SPREAD) head.columns(1)[key] = entropy;
     }
 };
 
@@ -248,28 +250,33 @@ template <int N> __device__ float sum_over_rows(float (&x)[N]) {
     return x[0];
 }
 
+/// -a ln a of an attention a of 2 to the power `power`, over ln 2. What is not seen has none, and NaN stays.
+__device__ inline float surprise(float power) {
+    const float a = exp2_fast(power);
+    return a > 0 ? -a * power : a;
+}
+
 /// Sums over the rows of each tile go to shared memory; a step later, one thread per key adds the tiles up.
 template <int M> struct Columns {
     const Range &range;
     const Logits logits;
-    /// [2 steps, sums and perhaps squares, row tiles of a round, KEYS].
+    /// [2 steps, kinds, row tiles of a round, KEYS].
     float *const sums;
-    /// What a key's sums were at the end of the last round: [3, keys of the range]. Only where there are several rounds.
+    /// What a key's sums were at the end of the last round: [keys of the range, 4]. Only where there are several rounds.
     float *const carried;
-    const uint32_t at_once;
-    const bool squares, checks;
+    const uint32_t at_once, kinds;
+    const bool checks;
     float lse[M][2];
     bool faulty = false;
     uint32_t last_step = 0, last_tile = 0, last_first = 0;
 
     __device__ Columns(const Range &range, float *shared)
         : range(range), logits(range.args.scale, range.args.softcap), sums(shared),
-          carried(shared + 2 * (lava_score_has_squares(&range.args) ? 2 : 1) * lava_score_row_tiles_at_once(&range.args) * KEYS),
-          at_once(lava_score_row_tiles_at_once(&range.args)), squares(lava_score_has_squares(&range.args)),
-          checks(range.args.has_lse) {}
+          carried(shared + 2 * lava_score_kinds(&range.args) * lava_score_row_tiles_at_once(&range.args) * KEYS),
+          at_once(lava_score_row_tiles_at_once(&range.args)), kinds(lava_score_kinds(&range.args)), checks(range.args.has_lse) {}
 
     __device__ float *sums_of(uint32_t step, uint32_t kind, uint32_t tile) const {
-        return sums + ((step % 2 * (squares ? 2 : 1) + kind) * at_once + tile) * KEYS;
+        return sums + ((step % 2 * kinds + kind) * at_once + tile) * KEYS;
     }
     __device__ void begin(uint32_t row_tile) {
         const float *const from = range.args.row_lse + range.flat() * lava_score_rows(&range.args);
@@ -288,6 +295,24 @@ template <int M> struct Columns {
     __device__ void visit(float (&x)[M][2][4], uint32_t row_tile, uint32_t step, uint32_t key, uint32_t part, bool all_see) {
         if (checks) look_for_faults(faulty, x);
         to_exponents(x, range, logits, row_tile, key + part, all_see);
+        const uint32_t lane = threadIdx.x % 32, number = M == 2 ? lane / 4 : lane / 8;
+        const uint32_t at = part + number / 2 % 2 * 8 + lane % 4 * 2 + number % 2, tile = (row_tile + number / 4) & (at_once - 1); // a power of two
+        const bool writes = M == 2 || lane / 4 % 2 == 0;
+        const auto tell = [&](float (&of_keys)[4 * M], uint32_t kind) {
+            const float sum = sum_over_rows(of_keys);
+            if (writes) sums_of(step, kind, tile)[at] = sum;
+        };
+        if (kinds == 3) {
+            float three[4 * M];
+#pragma unroll
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int n = 0; n < 2; n++)
+#pragma unroll
+                    for (int i = 0; i < 2; i++)
+                        three[4 * m + 2 * n + i] = surprise(x[m][n][i] - lse[m][0]) + surprise(x[m][n][i + 2] - lse[m][1]);
+            tell(three, 2);
+        }
         float one[4 * M], two[4 * M];
 #pragma unroll
         for (int m = 0; m < M; m++)
@@ -299,16 +324,8 @@ template <int M> struct Columns {
                     one[4 * m + 2 * n + i] = a + b;
                     two[4 * m + 2 * n + i] = a * a + b * b;
                 }
-        const uint32_t lane = threadIdx.x % 32, number = M == 2 ? lane / 4 : lane / 8;
-        const uint32_t at = part + number / 2 % 2 * 8 + lane % 4 * 2 + number % 2, m = number / 4;
-        const float sum = sum_over_rows(one);
-        const bool writes = M == 2 || lane / 4 % 2 == 0;
-        const uint32_t tile = (row_tile + m) & (at_once - 1); // a power of two
-        if (writes) sums_of(step, 0, tile)[at] = sum;
-        if (squares) {
-            const float sum_of_squares = sum_over_rows(two);
-            if (writes) sums_of(step, 1, tile)[at] = sum_of_squares;
-        }
+        tell(one, 0);
+        if (kinds > 1) tell(two, 1);
     }
     __device__ void end(uint32_t, uint32_t) {}
 
@@ -320,17 +337,19 @@ template <int M> struct Columns {
         for (uint32_t i = threadIdx.x; i < KEYS; i += blockDim.x) {
             const uint32_t in_range = last_tile * KEYS + i, key = range.first + in_range;
             if (key >= range.end || key >= range.prefix()) continue;
-            float *const carry = carried + 3 * in_range;
+            float *const carry = carried + 4 * in_range;
             ColumnSums column;
             if (first > 0) {
                 column.sum = carry[0];
                 column.squares = carry[1];
                 column.group = carry[2];
+                column.entropy = carry[3];
             }
             uint32_t h = first / tiles_of_head, of_head = first % tiles_of_head;
             for (uint32_t t = 0; t < here; t++) {
                 const bool last = ++of_head == tiles_of_head;
-                column.add(range, key, sums_of(last_step, 0, t)[i], squares ? sums_of(last_step, 1, t)[i] : 0.0f, h, last);
+                column.add(range, key, sums_of(last_step, 0, t)[i], kinds > 1 ? sums_of(last_step, 1, t)[i] : 0.0f,
+                           kinds > 2 ? sums_of(last_step, 2, t)[i] : 0.0f, h, last);
                 if (last) h++, of_head = 0;
             }
             if (first + here == all) {
@@ -339,6 +358,7 @@ template <int M> struct Columns {
                 carry[0] = column.sum;
                 carry[1] = column.squares;
                 carry[2] = column.group;
+                carry[3] = column.entropy;
             }
         }
     }
@@ -456,6 +476,7 @@ __device__ inline void stats_any(const lava_score_args &args) {
 __device__ inline void columns_any(const lava_score_args &args) {
     LAVA_SHARED(float, sums, 2 * KEYS);
     LAVA_SHARED(float, squares, 2 * KEYS);
+    LAVA_SHARED(float, entropies, 2 * KEYS);
     const ColumnJob job(args);
     if (job.done) return;
     const Range range = job.range();
@@ -468,20 +489,22 @@ __device__ inline void columns_any(const lava_score_args &args) {
         const uint32_t key = first + own;
         const bool writes = threadIdx.x < KEYS && key < range.end && key < range.prefix();
         for (uint32_t row_tile = 0; row_tile < range.row_tiles(); row_tile++) {
-            float x[8], one = 0, two = 0;
+            float x[8], one = 0, two = 0, three = 0;
             any_exponents(x, range, logits, row_tile, first, faulty);
 #pragma unroll
             for (int i = 0; i < 8; i++) {
-                const float a = exp2_fast(x[i] - lse[row_tile * ROWS + upper + i]);
+                const float power = x[i] - lse[row_tile * ROWS + upper + i], a = exp2_fast(power);
                 one += a;
                 two += a * a;
+                three += surprise(power);
             }
             sums[threadIdx.x] = one;
             squares[threadIdx.x] = two;
+            entropies[threadIdx.x] = three;
             __syncthreads(); // the other one, behind the last reads, is the next row tile's first
             if (writes)
-                column.add(range, key, sums[own] + sums[own + KEYS], squares[own] + squares[own + KEYS], row_tile / tiles_of_head,
-                           (row_tile + 1) % tiles_of_head == 0);
+                column.add(range, key, sums[own] + sums[own + KEYS], squares[own] + squares[own + KEYS],
+                           entropies[own] + entropies[own + KEYS], row_tile / tiles_of_head, (row_tile + 1) % tiles_of_head == 0);
         }
         if (writes) column.write(range, key);
     }

@@ -7,7 +7,7 @@ namespace lava {
 constexpr uint32_t KEYS = LAVA_SCORE_KEYS, ROWS = LAVA_SCORE_ROWS;
 
 // As LAVA_ATTENTION_, LAVA_GROUP_, LAVA_POOL_, LAVA_VALUE_ and LAVA_VALUES_ of lava.h.
-constexpr int32_t SQUARED = 1, MEAN_VARIANCE = 2, EXPONENTIAL = 3, RECENCY = 4;
+constexpr int32_t SQUARED = 1, MEAN_VARIANCE = 2, EXPONENTIAL = 3, RECENCY = 4, SPREAD = LAVA_SCORE_SPREAD;
 constexpr int32_t GROUP_MAX = 0, GROUP_MEAN = 1, POOL_MAX = 0, POOL_AVG = 1;
 constexpr int32_t VALUE_HEAD_MAX = 0, VALUE_TOKEN = 2, VALUES_ALL = 1;
 
@@ -29,7 +29,7 @@ struct Head {
     __device__ uint32_t row_tiles() const { return group() * padded() / ROWS; }
     __device__ void fault(uint32_t what) const { report(args.status, args.layer, index, head, what); }
     __device__ float *columns(uint32_t row) const {
-        const uint64_t rows = lava_score_reduces_first(&args) ? 1 : group();
+        const uint64_t rows = lava_score_column_rows(&args);
         return args.columns + (flat() * rows + row) * lava_score_max_prefix(&args);
     }
 

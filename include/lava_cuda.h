@@ -154,6 +154,84 @@ typedef struct lava_cuda_attend_sequence {
 } lava_cuda_attend_sequence;
 
 /**
+ * One sequence of lava_cuda_attention_stats. Zero what is not used.
+ */
+typedef struct lava_cuda_stats_sequence {
+    /**
+     * sizeof(lava_cuda_stats_sequence), the same for all of a call.
+     */
+    uint32_t struct_size;
+    /**
+     * N of this sequence, at most the shape's. With window tokens or fewer its statistics are 0.
+     */
+    uint32_t n_tokens;
+    /**
+     * As in lava_cuda_score_sequence.
+     */
+    const lava_tensor *q;
+    /**
+     * As in lava_cuda_score_sequence.
+     */
+    const lava_tensor *k;
+    /**
+     * As in lava_cuda_score_sequence.
+     */
+    const lava_tensor *lse;
+    /**
+     * Device memory, [n_kv_heads, 2] doubles; receives entropy and variance of each head.
+     */
+    double *stats;
+} lava_cuda_stats_sequence;
+
+/**
+ * One layer, of one sequence, of lava_cuda_preference.
+ */
+typedef struct lava_cuda_preference_sequence {
+    /**
+     * sizeof(lava_cuda_preference_sequence), the same for all of a call.
+     */
+    uint32_t struct_size;
+    /**
+     * For lava_cuda_result, below 65536.
+     */
+    uint32_t layer;
+    /**
+     * Device memory, [n_kv_heads, 2], from lava_cuda_attention_stats.
+     */
+    const double *stats;
+    /**
+     * Device memory; receives one number, for lava_cuda_layer_budgets or lava_cuda_cascade_push.
+     */
+    double *weight;
+} lava_cuda_preference_sequence;
+
+/**
+ * One layer, of one sequence, of lava_cuda_mean_over_heads. Zero what is not used.
+ */
+typedef struct lava_cuda_mean_sequence {
+    /**
+     * sizeof(lava_cuda_mean_sequence), the same for all of a call.
+     */
+    uint32_t struct_size;
+    /**
+     * N of this sequence, at most the shape's.
+     */
+    uint32_t n_tokens;
+    /**
+     * For lava_cuda_result, below 65536.
+     */
+    uint32_t layer;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+    /**
+     * Device memory, f32 [n_kv_heads, n_tokens - window], finite; read and written.
+     */
+    float *scores;
+} lava_cuda_mean_sequence;
+
+/**
  * One layer, of one sequence, of lava_cuda_entropy. Zero what is not used.
  */
 typedef struct lava_cuda_entropy_sequence {
@@ -519,8 +597,8 @@ lava_status lava_cuda_destroy(void *context,
  *
  * word: *status of those calls. All bits set: nothing went wrong.
  * sequence: NULL, or receives the sequence of the batch, LAVA_NONE without a fault.
- * error: NULL, or the layer, the KV head, and what was not finite: "lse", "q", "v", "scores" or "weights"; "q" may be k as well.
- *     LAVA_ERR_BUDGET: "total".
+ * error: NULL, or the layer, the KV head, and what was not finite: "lse", "q", "v", "scores", "stats" or "weights"; "q" may be k as well.
+ *     LAVA_ERR_BUDGET: "total". Where it is no head's, as with the weights of layers, head is LAVA_NONE.
  * Returns LAVA_OK, LAVA_ERR_NONFINITE, LAVA_ERR_BUDGET, or LAVA_ERR_ARGUMENT for what is no status word. Any thread.
  */
 lava_status lava_cuda_result(uint64_t word,
@@ -608,6 +686,91 @@ lava_status lava_cuda_attend(const void *context,
                              uint64_t *status,
                              void *stream,
                              lava_error *error);
+
+/**
+ * Bytes of device memory that lava_cuda_attention_stats needs as a workspace.
+ *
+ * context: from lava_cuda_init.
+ * shape: n_tokens is that of the longest sequence.
+ * size: receives the bytes, enough for tensors of any type and layout, with and without lse; untouched on error.
+ * Errors: as lava_cuda_attention_stats. Any thread.
+ */
+lava_status lava_cuda_attention_stats_workspace_size(const void *context,
+                                                     const lava_shape *shape,
+                                                     const lava_score_params *params,
+                                                     uint32_t n_sequences,
+                                                     size_t *size,
+                                                     lava_error *error);
+
+/**
+ * lava_attention_stats for one layer of a batch of sequences of unlike length. It takes the place of lava_cuda_score in what it launches:
+ * K is read twice, once with lse.
+ *
+ * context: from lava_cuda_init.
+ * shape: n_tokens is that of the longest sequence; layer is below 65536.
+ * params: scale, softcap and sliding_window are used.
+ * sequences: host memory, n_sequences of them, read during the call, as are the tensors they point to; what lava_cuda_score says of its
+ *     own is true of them. The statistics of a sequence are the same bits on every device and in every batch of the same kind of
+ *     tensors.
+ * workspace: device memory, lava_cuda_attention_stats_workspace_size bytes, as for lava_cuda_score.
+ * status, stream: as for lava_cuda_score.
+ * Errors: as lava_cuda_score.
+ */
+lava_status lava_cuda_attention_stats(const void *context,
+                                      const lava_shape *shape,
+                                      const lava_score_params *params,
+                                      const struct lava_cuda_stats_sequence *sequences,
+                                      uint32_t n_sequences,
+                                      void *workspace,
+                                      size_t workspace_size,
+                                      uint64_t *status,
+                                      void *stream,
+                                      lava_error *error);
+
+/**
+ * lava_preference for layers or sequences side by side.
+ *
+ * context: from lava_cuda_init.
+ * shape: n_kv_heads is used.
+ * tau1, tau2: as for lava_preference.
+ * sequences: host memory, n_sequences of them, read during the call.
+ * workspace: device memory, 24 bytes for each sequence, aligned to LAVA_WORKSPACE_ALIGN; NULL will do for a single one.
+ * status, stream: as for lava_cuda_score. A weight that is not finite is "stats", of no head. lava_cuda_layer_budgets then writes budgets
+ *     that lava_cuda_select refuses, and a cascade's pushes do nothing.
+ * Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, STATE, CONTEXT: nothing was launched. LAUNCH. Any thread that
+ *     has the context.
+ */
+lava_status lava_cuda_preference(const void *context,
+                                 const lava_shape *shape,
+                                 double tau1,
+                                 double tau2,
+                                 const struct lava_cuda_preference_sequence *sequences,
+                                 uint32_t n_sequences,
+                                 void *workspace,
+                                 size_t workspace_size,
+                                 uint64_t *status,
+                                 void *stream,
+                                 lava_error *error);
+
+/**
+ * lava_mean_over_heads for layers or sequences side by side: the same bits as on the CPU.
+ *
+ * context: from lava_cuda_init.
+ * shape: n_tokens is that of the longest sequence; n_kv_heads and window are used.
+ * sequences: host memory, n_sequences of them, read during the call.
+ * workspace: device memory, 16 bytes for each sequence, aligned to LAVA_WORKSPACE_ALIGN; NULL will do for a single one.
+ * status, stream: as for lava_cuda_score. Scores that are not finite: "scores", and the sequence's are not to be used.
+ * Errors: as lava_cuda_preference.
+ */
+lava_status lava_cuda_mean_over_heads(const void *context,
+                                      const lava_shape *shape,
+                                      const struct lava_cuda_mean_sequence *sequences,
+                                      uint32_t n_sequences,
+                                      void *workspace,
+                                      size_t workspace_size,
+                                      uint64_t *status,
+                                      void *stream,
+                                      lava_error *error);
 
 /**
  * Bytes of device memory that lava_cuda_entropy needs as a workspace.
@@ -886,6 +1049,10 @@ lava_status lava_cuda_compact(const void *context,
 #define LAVA_STATIC_ASSERT(condition, text) struct lava_assert_unused
 #endif
 
+LAVA_STATIC_ASSERT(sizeof(lava_cuda_stats_sequence) == 40, "lava_cuda_stats_sequence");
+LAVA_STATIC_ASSERT(offsetof(lava_cuda_stats_sequence, stats) == 32, "lava_cuda_stats_sequence");
+LAVA_STATIC_ASSERT(sizeof(lava_cuda_preference_sequence) == 24, "lava_cuda_preference_sequence");
+LAVA_STATIC_ASSERT(sizeof(lava_cuda_mean_sequence) == 24, "lava_cuda_mean_sequence");
 LAVA_STATIC_ASSERT(sizeof(lava_cuda_entropy_sequence) == 40, "lava_cuda_entropy_sequence");
 LAVA_STATIC_ASSERT(sizeof(lava_cuda_budget_sequence) == 48, "lava_cuda_budget_sequence");
 LAVA_STATIC_ASSERT(sizeof(lava_cuda_global_sequence) == 48, "lava_cuda_global_sequence");

@@ -32,6 +32,8 @@ use crate::params::{Attention, GroupReduce, Pool, ScoreParams, Shape, ValueWeigh
 use crate::view::Tensor;
 use crate::workspace::{Carver, size_of_carve};
 
+#[cfg(feature = "cuda")]
+pub(crate) use stats::check_tau;
 pub use stats::{AttentionStats, attention_stats, preference};
 use window::{Buffers, Plan};
 

@@ -29,6 +29,13 @@ fn lava_cuda_h() {
     is_fresh(
         "lava_cuda.h",
         "cbindgen_cuda.toml",
-        &["cuda.rs", "cuda/budgets.rs", "cuda/select.rs", "cuda/cascade.rs", "cuda/compact.rs"],
+        &[
+            "cuda.rs",
+            "cuda/stats.rs",
+            "cuda/budgets.rs",
+            "cuda/select.rs",
+            "cuda/cascade.rs",
+            "cuda/compact.rs",
+        ],
     );
 }

@@ -27,7 +27,7 @@ BREAKS = [
     ("score.cu", "", "copy_wait<STAGES - 2>();", "copy_wait<STAGES - 1>();", "score", "plain"),
     ("score.cu", "copy_wait<STAGES - 2>();", SYNC, "", "score", "tsan"),
     ("score.cu", "stream_keys<T, D>(range, shared, columns);", SYNC, "", "score", "tsan"),
-    ("score.cu", "", "step % 2 * (squares ? 2 : 1) + kind", "0 * (squares ? 2 : 1) + kind", "score", "tsan"),
+    ("score.cu", "", "step % 2 * kinds + kind", "0 * kinds + kind", "score", "tsan"),
     ("score.cu", "", "__syncthreads(); // the last ones are no longer read", "", "score", "tsan"),
     ("pool.cu", "", "block_sum(sum, memory) / prefix", "block_sum(sum, memory) / (prefix + 1)", "score", "plain"),
     ("pool.cu", "", "if (i >= prefix) score = 0;", "if (i > prefix) score = 0;", "score", "plain"),

@@ -106,6 +106,8 @@ template <class Args> void call(const Call &c) {
 template <class Args> Family family(const char *begins) { return {begins, sizeof(Args), call<Args>}; }
 const Family families[] = {
     family<lava_score_args>("lava_score_"),           family<lava_attend_args>("lava_attend_"),
+    family<lava_score_args>("lava_stats_sum"),       family<lava_cuda_preference_args>("lava_stats_preference"),
+    family<lava_cuda_mean_args>("lava_mean_"),
     family<lava_upload_args>("lava_upload"),          family<lava_cuda_entropy_args>("lava_entropy_"),
     family<lava_cuda_budget_args>("lava_share_layers"), family<lava_cuda_select_args>("lava_select_"),
     family<lava_cuda_global_args>("lava_global_begin"), family<lava_cuda_global_args>("lava_share_globally"),

@@ -11,10 +11,6 @@
 
 #include <dlfcn.h>
 
-/* u = 2^-24; see score.cpp for where the bounds come from. |q|, |k| <= 2, and the scale is 1 / sqrt(d): no sum of |q||k| is larger. */
-static const double U = 1.0 / (1 << 24);
-static double logit_error(uint32_t dim) { return U * (4 * sqrt(dim) + 8) * 4 * sqrt(dim); }
-
 /* -------------------------------------------------------------------- contexts ---- */
 
 static void *context_memory(void) {
@@ -475,15 +471,18 @@ static void attends(void) {
 /* ---------------------------------------------------------------- status words ---- */
 
 static void status_words(void) {
-    static const char *const names[] = {"lse", "q", "v", "scores", "total", "weights"};
+    static const char *const names[] = {"lse", "q", "v", "scores", "total", "stats", "weights"};
     for (uint32_t fault = LAVA_FAULT_LSE; fault <= LAVA_FAULT_WEIGHTS; fault++) {
         uint32_t sequence = 0;
         lava_error error = lava_error_init();
         lava_status want = fault == LAVA_FAULT_BUDGET ? LAVA_ERR_BUDGET : LAVA_ERR_NONFINITE;
         CHECK(lava_cuda_result(lava_fault(fault, 65535, 65534, 1000), &sequence, &error) == want);
-        CHECK(error.layer == 65535 && sequence == 65534 && error.head == 1000);
+        CHECK(error.layer == 65535 && sequence == 65534 && error.head == (fault == LAVA_FAULT_BUDGET ? LAVA_NONE : 1000));
         CHECK(strcmp(error.argument, names[fault - LAVA_FAULT_LSE]) == 0);
     }
+    lava_error error = lava_error_init();
+    CHECK(lava_cuda_result(lava_fault(LAVA_FAULT_WEIGHTS, 2, 0, LAVA_NO_HEAD), NULL, &error) == LAVA_ERR_NONFINITE);
+    CHECK(error.layer == 2 && error.head == LAVA_NONE);
     REFUSED(LAVA_ERR_ARGUMENT, "word", lava_cuda_result(0, NULL, &error));
     REFUSED(LAVA_ERR_ARGUMENT, "word", lava_cuda_result(UINT64_MAX - 1, NULL, &error));
     OK(lava_cuda_result(LAVA_NO_FAULT, NULL, &error));
@@ -512,6 +511,7 @@ int main(int argc, char **argv) {
     scores();
     refused_scores();
     attends();
+    statistics();
     decisions();
     finish();
     printf("the CUDA path is as it should be\n");

@@ -45,6 +45,12 @@ void *elements(lava_dtype dtype, size_t n, float factor);
 /* Token-major, of such numbers. */
 lava_tensor tensor(lava_dtype dtype, uint32_t rows, uint32_t heads, uint32_t dim, float factor);
 
+/* u = 2^-24; see score.cpp for where the bounds come from. |q|, |k| <= 2, and the scale is 1 / sqrt(d): no sum of |q||k| is larger. */
+static const double U = 1.0 / (1 << 24);
+static inline double logit_error(uint32_t dim) { return U * (4 * sqrt(dim) + 8) * 4 * sqrt(dim); }
+
+/* path_stats.c: statistics of the attention, preferences, means over heads. */
+void statistics(void);
 /* path_decide.c: budgets, selection, cascade, compaction. */
 void decisions(void);
 

@@ -1,4 +1,4 @@
-// The kernels of score.cu and pool.cu under emulation, against lava_score of the CPU library.
+// The kernels of score.cu and pool.cu under emulation, against lava_score of the CPU library; those of stats.cu against doubles.
 //
 // The bound. Let S be the largest sum of |q c| |k c| over a head's d dimensions, scaled: both sides sum d products in f32, in
 // different orders. The roundings (u = 2^-24) are as good as independent, so a logit is off by no more than 4 sqrt(d) u S (d u S if all
@@ -7,6 +7,7 @@
 // norms. exp2 is good to a few u. Twice that, for two sides that may both be off.
 #include "../score.cu"
 #include "../pool.cu"
+#include "../stats.cu"
 #include "attention.h"
 
 using namespace test;
@@ -19,7 +20,7 @@ struct Case {
     uint32_t n_q_heads = 4, n_kv_heads = 2, dim_k = 64, dim_v = 24, window = 8;
     int32_t dtype = LAVA_BF16, dtype_v = LAVA_BF16;
     Layout layout = TOKEN_MAJOR, layout_q = TOKEN_MAJOR, layout_v = TOKEN_MAJOR;
-    bool lse = false;
+    bool lse = false, stats = false;
     uint32_t keys_per_range = 64;
     float size = 1;
     lava_score_params params = lava_score_params_init();
@@ -44,13 +45,26 @@ struct Sequence {
 
 float scale_of(const Case &c) { return c.params.scale != 0 ? c.params.scale : 1 / std::sqrt(float(c.dim_k)); }
 
-/// Log-sum-exp in double, and the largest sum of |q||k| on the way.
-double look(const Case &c, Sequence &s, uint32_t n) {
-    double largest = 0;
+/// What doubles say of a sequence.
+struct Look {
+    /// The largest sum of |q||k|.
+    double logits = 0;
+    /// Of each KV head: entropy and variance of its attention over the prefix, the attention itself, and what the variance is a
+    /// difference of.
+    std::vector<double> entropy, variance, mass, squares;
+};
+
+/// Sets the log-sum-exp.
+Look look(const Case &c, Sequence &s, uint32_t n) {
+    Look all;
+    double &largest = all.logits;
+    for (auto *of_head : {&all.entropy, &all.variance, &all.mass, &all.squares}) of_head->assign(c.n_kv_heads, 0);
     const uint32_t group = c.n_q_heads / c.n_kv_heads, prefix = n > c.window ? n - c.window : 0;
-    for (uint32_t h = 0; h < c.n_q_heads; h++)
+    for (uint32_t h = 0; h < c.n_q_heads; h++) {
+        std::vector<double> sums(prefix), squares(prefix);
         for (uint32_t j = 0; j < c.window; j++) {
             std::vector<double> logits;
+            std::vector<uint32_t> seen;
             for (uint32_t i = 0; i < n && prefix > 0; i++) {
                 double dot = 0, sum = 0;
                 for (uint32_t e = 0; e < c.dim_k; e++) {
@@ -62,17 +76,32 @@ double look(const Case &c, Sequence &s, uint32_t n) {
                 if (i > prefix + j || (c.params.sliding_window != 0 && i + c.params.sliding_window <= prefix + j)) continue;
                 dot *= scale_of(c);
                 logits.push_back(c.params.softcap > 0 ? c.params.softcap * std::tanh(dot / c.params.softcap) : dot);
+                seen.push_back(i);
             }
             double sum = 0, most = -INFINITY;
             for (double x : logits) most = std::max(most, x);
             for (double x : logits) sum += std::exp(x - most);
             s.lse.set(h, j, 0, float(most + std::log(sum)));
+            for (size_t e = 0; e < seen.size() && seen[e] < prefix; e++) {
+                const double a = std::exp(logits[e] - most) / sum;
+                sums[seen[e]] += a, squares[seen[e]] += a * a;
+                all.entropy[h / group] -= a > 0 ? a * std::log(a) : 0;
+            }
         }
-    return largest;
+        for (uint32_t i = 0; i < prefix; i++) {
+            all.mass[h / group] += sums[i];
+            if (c.window == 1) continue;
+            const double w = c.window;
+            all.variance[h / group] += (squares[i] - sums[i] * sums[i] / w) / (w - 1);
+            all.squares[h / group] += (squares[i] + sums[i] * sums[i] / w) / (w - 1);
+        }
+    }
+    return all;
 }
 
 struct Result {
     std::vector<std::vector<float>> scores;
+    std::vector<std::vector<double>> stats;
     uint64_t status;
 };
 
@@ -97,14 +126,17 @@ Result run(const Case &c, const std::vector<std::unique_ptr<Sequence>> &sequence
     Buffer<lava_score_sequence> list(sequences.size());
     Buffer<uint64_t> status(1, 0xff);
     std::vector<std::unique_ptr<Buffer<float>>> scores;
+    std::vector<std::unique_ptr<Buffer<double>>> stats;
     for (size_t i = 0; i < sequences.size(); i++) {
+        stats.emplace_back(new Buffer<double>(2 * c.n_kv_heads, 0xff));
         const uint32_t prefix = c.lengths[i] > c.window ? c.lengths[i] - c.window : 0;
         scores.emplace_back(new Buffer<float>(size_t(c.n_kv_heads) * prefix, 0xff));
     }
     lava_score_args args = {};
     for (size_t i = 0; i < sequences.size(); i++) {
         const Sequence &s = *sequences[i];
-        list[i] = {s.q.device(), s.k.device(), s.v.device(), {}, scores[i]->data(), c.lengths[i], 0};
+        list[i] = {s.q.device(), s.k.device(), s.v.device(), {}, {scores[i]->data()}, c.lengths[i], 0};
+        if (c.stats) list[i].stats = stats[i]->data();
         if (c.lse) list[i].lse = s.lse.device();
         if (c.params.value_weight == LAVA_VALUE_NONE) list[i].v.data = nullptr;
         args.max_tokens = std::max(args.max_tokens, c.lengths[i]);
@@ -120,6 +152,10 @@ Result run(const Case &c, const std::vector<std::unique_ptr<Sequence>> &sequence
     args.gamma = c.params.gamma, args.decay = c.params.decay == 0 ? 1 : c.params.decay;
     args.weight = c.params.weight == 0 ? 1 : c.params.weight, args.smoothing = c.params.smoothing;
     args.has_lse = c.lse, args.n_sequences = uint32_t(list.size());
+    if (c.stats) {
+        args.attention = LAVA_SCORE_SPREAD, args.pool = LAVA_POOL_AVG, args.pool_kernel = 1, args.group_reduce = LAVA_GROUP_MEAN;
+        args.value_weight = LAVA_VALUE_NONE, args.smoothing = 0;
+    }
     bool instance = true;
     for (size_t i = 0; i < list.size(); i++) instance = instance && lava_score_is_aligned(&args, &list[i]);
     lava_score_split(&args, instance);
@@ -138,6 +174,12 @@ Result run(const Case &c, const std::vector<std::unique_ptr<Sequence>> &sequence
     go(lava_score_lse, lava_score_rows(&args) / LAVA_SCORE_ROWS, 256, 0);
     go(columns_of(c, instance), lava_score_column_blocks(&args), lava_score_threads(&args),
        instance ? lava_score_columns_shared(&args) : 0);
+    if (c.stats) {
+        launch(lava_stats_sum, c.n_kv_heads, args.n_sequences, 1, LAVA_SCORE_POOLED, 0, seed, args);
+        for (const auto &s : stats) result.stats.emplace_back(s->data(), s->data() + s->size());
+        result.status = status[0];
+        return result;
+    }
     go(lava_score_pool, lava_score_pool_blocks(&args), LAVA_SCORE_POOLED, 0);
     if (c.params.smoothing > 0) go(lava_score_smooth, lava_score_pool_blocks(&args), LAVA_SCORE_POOLED, 0);
     for (const auto &s : scores) result.scores.emplace_back(s->data(), s->data() + s->size());
@@ -150,7 +192,7 @@ void check(const Case &c) {
     std::vector<std::unique_ptr<Sequence>> sequences;
     for (uint32_t n : c.lengths) sequences.emplace_back(new Sequence(c, n, random));
     double logits = 0;
-    for (size_t i = 0; i < sequences.size(); i++) logits = std::max(logits, look(c, *sequences[i], c.lengths[i]));
+    for (size_t i = 0; i < sequences.size(); i++) logits = std::max(logits, look(c, *sequences[i], c.lengths[i]).logits);
     const Result got = run(c, sequences, 1), again = is_quick() ? got : run(c, sequences, 77);
     expect(got.status == LAVA_NO_FAULT, "%s: status %016llx", c.name, (unsigned long long) got.status);
     double worst = 0, bound = 0;
@@ -185,6 +227,69 @@ void check(const Case &c) {
         }
     }
     printf("  %-52s off by %.1e, bound %.1e\n", c.name, worst, bound);
+}
+
+/// Entropies and variances against doubles. With `e` the relative error of one attention `a`, that of a ln a is no more than
+/// e (a |ln a| + a), and that of a variance e times the two terms that it is a difference of; both are sums of many, in f32 for
+/// short chains.
+void check_stats(Case c) {
+    c.stats = true;
+    Random random(c.dim_k * 31 + c.window);
+    std::vector<std::unique_ptr<Sequence>> sequences;
+    std::vector<Look> want;
+    double logits = 0;
+    for (uint32_t n : c.lengths) {
+        sequences.emplace_back(new Sequence(c, n, random));
+        want.push_back(look(c, *sequences.back(), n));
+        logits = std::max(logits, want.back().logits);
+    }
+    const Result got = run(c, sequences, 2), again = is_quick() ? got : run(c, sequences, 99);
+    expect(got.status == LAVA_NO_FAULT, "%s: status %016llx", c.name, (unsigned long long) got.status);
+    const double e = HALF_ULP * ((4 * std::sqrt(c.dim_k) + 8) * logits + c.keys_per_range / 8 + c.window + 40);
+    double worst = 0;
+    for (size_t i = 0; i < want.size(); i++) {
+        expect(got.stats[i] == again.stats[i], "%s: another schedule, other bits", c.name);
+        for (uint32_t h = 0; h < c.n_kv_heads; h++) {
+            const double bounds[] = {e * (want[i].entropy[h] + want[i].mass[h]), 2 * e * want[i].squares[h]};
+            const double numbers[] = {want[i].entropy[h], want[i].variance[h]};
+            for (int which = 0; which < 2; which++) {
+                const double off = std::abs(got.stats[i][2 * h + which] - numbers[which]);
+                expect(off <= bounds[which], "%s: sequence %zu, head %u, %s %g, not %g (bound %.2g)", c.name, i, h,
+                       which ? "variance" : "entropy", got.stats[i][2 * h + which], numbers[which], bounds[which]);
+                if (bounds[which] > 0) worst = std::max(worst, off / bounds[which]);
+            }
+        }
+    }
+    printf("  statistics, %-57s off by %.0e of the bound\n", c.name, worst);
+
+    // And what CAKE makes of them.
+    std::vector<std::unique_ptr<Buffer<double>>> stats;
+    Buffer<double> weights(want.size());
+    Buffer<lava_cuda_preference_item> list(want.size());
+    Buffer<uint64_t> status(1, 0xff);
+    for (size_t i = 0; i < want.size(); i++) {
+        stats.emplace_back(new Buffer<double>(2 * c.n_kv_heads));
+        memcpy(stats[i]->data(), got.stats[i].data(), stats[i]->bytes());
+        list[i] = {stats[i]->data(), &weights[i], 5, 0};
+    }
+    lava_cuda_preference_args args = {};
+    args.items = list.data(), args.n_items = uint32_t(list.size()), args.n_kv_heads = c.n_kv_heads;
+    args.status = status.data(), args.tau1 = 1.6, args.tau2 = 0.7;
+    launch(lava_stats_preference, args.n_items, 1, 1, 32, 0, 1, args);
+    for (size_t i = 0; i < want.size(); i++) {
+        const lava_shape shape = lava_shape_init(c.window + 1, c.n_q_heads, c.n_kv_heads, 1, 1, c.window);
+        double weight = -1;
+        expect(lava_preference(&shape, stats[i]->data(), args.tau1, args.tau2, &weight, nullptr) == LAVA_OK, "%s: the CPU refuses", c.name);
+        expect(std::abs(weights[i] - weight) <= 1e-14 * weight, "%s: preference %.17g, not %.17g", c.name, weights[i], weight);
+    }
+    expect(status[0] == LAVA_NO_FAULT, "%s: status %016llx", c.name, (unsigned long long) status[0]);
+    for (const double bad : {double(NAN), double(INFINITY)}) {
+        status[0] = LAVA_NO_FAULT, (*stats.back())[1] = bad;
+        launch(lava_stats_preference, args.n_items, 1, 1, 32, 0, 1, args);
+        expect(status[0] == lava_fault(LAVA_FAULT_STATS, 5, args.n_items - 1, LAVA_NO_HEAD), "%s: status %016llx", c.name, (unsigned long long) status[0]);
+        const uint64_t none = LAVA_NO_ENTROPY;
+        expect(memcmp(&weights[want.size() - 1], &none, 8) == 0, "%s: %g for %g", c.name, weights[want.size() - 1], bad);
+    }
 }
 
 /// What a status word must say when one number is not finite.
@@ -260,6 +365,19 @@ int main() {
     add("any: mean after max-pooling, ranges of 128", [](Case &c) { c.dtype = LAVA_F32, c.params.group_reduce = LAVA_GROUP_MEAN, c.keys_per_range = 128; });
     for (const Case &c : cases) check(c);
 
+    std::vector<Case> spreads = {base};
+    const auto spread = [&](const char *name, auto change) { spreads.push_back(is(name).with(change)); };
+    spread("three sequences, one all window", [](Case &c) { c.lengths = {70, 8, 201}; });
+    spread("one token of prefix, window 1", [](Case &c) { c.lengths = {2}, c.window = 1; });
+    spread("lse given, a tile and one key", [](Case &c) { c.lse = true, c.lengths = {73}; });
+    spread("f16, 128, window 32, group 4, ranges of two tiles", [](Case &c) { c.dtype = LAVA_F16, c.dim_k = 128, c.window = 32, c.n_q_heads = 4, c.n_kv_heads = 1, c.lengths = {289}, c.keys_per_range = 128; });
+    spread("256, several rounds", [](Case &c) { c.dim_k = 256, c.window = 40, c.n_q_heads = 3, c.n_kv_heads = 1, c.keys_per_range = 128; });
+    spread("sliding window, softcap", [](Case &c) { c.params.sliding_window = 40, c.params.softcap = 2; });
+    spread("logits in the hundreds", [](Case &c) { c.params.scale = 4; });
+    spread("any: f32, 40, two sequences", [](Case &c) { c.dtype = LAVA_F32, c.dim_k = 40, c.lengths = {90, 137}; });
+    spread("any: lse given, group 5", [](Case &c) { c.dtype = LAVA_F32, c.lse = true, c.n_q_heads = 5, c.n_kv_heads = 1; });
+    for (const Case &c : spreads) check_stats(c);
+
     const Case two = Case("faults").with([](Case &c) { c.lengths = {70, 131}; });
     const Case any = two.with([](Case &c) { c.dtype = LAVA_F32, c.name = "faults, f32"; });
     const Case given = two.with([](Case &c) { c.lse = true, c.name = "faults, lse given"; });
@@ -281,5 +399,5 @@ int main() {
     check_fault(large, "scores", LAVA_FAULT_SCORES, 0, [](Sequence &s) {
         for (uint32_t e = 0; e < 24; e++) s.v.set(0, 9, e, 1e30f);
     });
-    return finish("score", long(cases.size()));
+    return finish("score", long(cases.size() + spreads.size()));
 }

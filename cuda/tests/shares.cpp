@@ -1,7 +1,8 @@
-// lava_entropy and lava_layer_budgets: the bits of the CPU library.
+// lava_entropy, lava_layer_budgets and lava_mean_over_heads: the bits of the CPU library.
 #include "test.h"
 #include "../entropy.cu"
 #include "../budgets.cu"
+#include "../mean.cu"
 
 using namespace test;
 
@@ -73,6 +74,38 @@ static void check_budgets(uint32_t n, uint64_t seed) {
     n_cases++;
 }
 
+static void check_mean(uint32_t heads, const std::vector<uint32_t> &lengths) {
+    Random random(heads * 13 + lengths[0]);
+    lava_cuda_mean_args a = {};
+    std::vector<std::unique_ptr<Buffer<float>>> scores;
+    std::vector<std::vector<float>> want;
+    Buffer<lava_cuda_mean_item> list(lengths.size());
+    Buffer<uint64_t> status(1, 0xFF);
+    a.items = list.data(), a.n_items = uint32_t(lengths.size()), a.n_kv_heads = heads, a.status = status.data();
+    for (uint32_t i = 0; i < a.n_items; i++) {
+        scores.emplace_back(new Buffer<float>(size_t(heads) * lengths[i]));
+        for (size_t e = 0; e < scores[i]->size(); e++) (*scores[i])[e] = expf(20 * random.normal());
+        want.emplace_back(scores[i]->data(), scores[i]->data() + scores[i]->size());
+        const lava_shape shape = lava_shape_init(lengths[i] + 1, heads, heads, 1, 1, 1);
+        CHECK(lava_mean_over_heads(&shape, want[i].data(), nullptr) == LAVA_OK, "the CPU refuses");
+        list[i] = {scores[i]->data(), lengths[i], i};
+        a.max_prefix = std::max(a.max_prefix, lengths[i]);
+    }
+    const uint32_t blocks = (a.max_prefix + LAVA_CUDA_MEAN_THREADS - 1) / LAVA_CUDA_MEAN_THREADS;
+    launch(lava_mean_heads, blocks, a.n_items, 1, LAVA_CUDA_MEAN_THREADS, 0, 1, a);
+    CHECK(status[0] == LAVA_NO_FAULT, "status %llx", (unsigned long long) status[0]);
+    for (uint32_t i = 0; i < a.n_items; i++)
+        CHECK(memcmp(scores[i]->data(), want[i].data(), scores[i]->bytes()) == 0, "mean over %u heads of %u", heads, lengths[i]);
+    n_cases++;
+    for (const float bad : {NAN, INFINITY, -INFINITY}) {
+        float &last = (*scores.back())[scores.back()->size() - 1];
+        last = bad, status[0] = LAVA_NO_FAULT;
+        launch(lava_mean_heads, blocks, a.n_items, 1, LAVA_CUDA_MEAN_THREADS, 0, 1, a);
+        CHECK(status[0] == lava_fault(LAVA_FAULT_SCORES, a.n_items - 1, a.n_items - 1, heads - 1), "status %llx", (unsigned long long) status[0]);
+        CHECK(memcmp(&last, &bad, 4) == 0, "%g became %g", bad, last);
+    }
+}
+
 int main() {
     for (int kind = 0; kind < 4; kind++)
         for (const uint32_t n : {5u, 8u, 9u, 1023u, 1024u, 1025u, 2100u}) check_entropy(1 + n % 3, {n}, kind);
@@ -80,5 +113,6 @@ int main() {
     for (uint64_t seed = 0; seed < 20; seed++)
         for (const uint32_t n : {1u, 2u, 7u, 32u, 127u, 128u, 129u, 300u}) check_budgets(n, seed);
     check_budgets(LAVA_CUDA_MAX_LAYERS, 1);
+    check_mean(1, {1}), check_mean(3, {255, 256, 257}), check_mean(8, {700}), check_mean(33, {5, 1});
     return finish("shares", n_cases);
 }

@@ -311,7 +311,7 @@ impl Context {
     /// Bytes of workspace that `n` sequences need, whatever their types and layouts.
     pub fn workspace_size<B: Batch>(&self, batch: &mut B, n: usize) -> usize {
         let mut plan = |mut instance| batch.plan(&mut instance, &self.device, null_mut());
-        upload_size::<B>(n) + plan(true).max(plan(false))
+        needed::<B>(n, plan(true).max(plan(false)))
     }
 
     /// All launches of a call over `n` sequences. Nothing is launched unless every sequence is accepted.
@@ -335,9 +335,8 @@ impl Context {
             let sequence = sequence(i)?;
             instance &= batch.is_aligned(&sequence) && B::dtype(&sequence) == dtype;
         }
-        let uploaded = upload_size::<B>(n);
-        let rest = workspace.wrapping_byte_add(uploaded);
-        let needed = uploaded + batch.plan(&mut instance, &self.device, rest);
+        let rest = workspace.wrapping_byte_add(upload_size::<B>(n).next_multiple_of(16));
+        let needed = needed::<B>(n, batch.plan(&mut instance, &self.device, rest));
         if needed > 0 {
             ensure(!workspace.is_null(), ErrorKind::Null, c"workspace")?;
             let aligned = (workspace as usize).is_multiple_of(WORKSPACE_ALIGN);
@@ -378,5 +377,11 @@ impl Context {
 
 /// Bytes of workspace for the sequences of a batch. A single one goes by value.
 fn upload_size<B: Batch>(n: usize) -> usize {
-    if n > 1 { (n * size_of::<B::Sequence>()).next_multiple_of(16) } else { 0 }
+    if n > 1 { n * size_of::<B::Sequence>() } else { 0 }
+}
+
+/// The same, and what is planned behind them.
+fn needed<B: Batch>(n: usize, planned: usize) -> usize {
+    let uploaded = upload_size::<B>(n);
+    if planned > 0 { uploaded.next_multiple_of(16) + planned } else { uploaded }
 }

@@ -10,11 +10,13 @@ mod budgets;
 mod cascade;
 mod compact;
 mod select;
+mod stats;
 
 pub use budgets::*;
 pub use cascade::*;
 pub use compact::*;
 pub use select::*;
+pub use stats::*;
 
 use core::ffi::{CStr, c_void};
 use core::mem::{align_of, offset_of, size_of};
@@ -145,8 +147,8 @@ pub unsafe extern "C" fn lava_cuda_destroy(context: *mut c_void, error: *mut lav
 ///
 /// word: *status of those calls. All bits set: nothing went wrong.
 /// sequence: NULL, or receives the sequence of the batch, LAVA_NONE without a fault.
-/// error: NULL, or the layer, the KV head, and what was not finite: "lse", "q", "v", "scores" or "weights"; "q" may be k as well.
-///     LAVA_ERR_BUDGET: "total".
+/// error: NULL, or the layer, the KV head, and what was not finite: "lse", "q", "v", "scores", "stats" or "weights"; "q" may be k as well.
+///     LAVA_ERR_BUDGET: "total". Where it is no head's, as with the weights of layers, head is LAVA_NONE.
 /// Returns LAVA_OK, LAVA_ERR_NONFINITE, LAVA_ERR_BUDGET, or LAVA_ERR_ARGUMENT for what is no status word. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_result(
@@ -167,7 +169,8 @@ pub unsafe extern "C" fn lava_cuda_result(
                 Some(3) => c"v",
                 Some(4) => c"scores",
                 Some(5) => c"total",
-                Some(6) => c"weights",
+                Some(6) => c"stats",
+                Some(7) => c"weights",
                 Some(_) => return Err(Error::new(ErrorKind::Argument, c"word")),
             };
             if !sequence.is_null() {
@@ -177,8 +180,10 @@ pub unsafe extern "C" fn lava_cuda_result(
                 return Ok(());
             }
             let (layer, head) = ((word >> 48) as u32, (word >> 8) as usize & 0xfffff);
-            let kind = if fault == Some(5) { ErrorKind::Budget } else { ErrorKind::NonFinite };
-            Err(Error::new(kind, argument).at_head(head).at_layer(layer))
+            let budget = fault == Some(5);
+            let kind = if budget { ErrorKind::Budget } else { ErrorKind::NonFinite };
+            let error = Error::new(kind, argument).at_layer(layer);
+            Err(if budget || head == NO_HEAD { error } else { error.at_head(head) })
         })
     }
 }
@@ -251,8 +256,11 @@ pub unsafe extern "C" fn lava_cuda_score(
                 (!first.lse.is_null(), batch.value_weight != ValueWeight::None as i32);
             let sequence = |i| {
                 let s = nth(sequences, i)?;
+                let own = shorter(&shape, s.n_tokens, shape.layer)?;
+                check_scores(s.scores, &own)?;
                 let memory = with_status(workspace, workspace_size, status);
-                score_sequence(&shape, &s, has_lse, has_values, memory)
+                let memory = memory.writes(s.scores, own.prefix_entries() as usize, c"scores");
+                score_sequence(&own, &s, has_lse, has_values, memory)
             };
             if shape.prefix_len() == 0 {
                 return (0..n_sequences as usize).try_for_each(|i| sequence(i).map(|_| ()));
@@ -340,6 +348,9 @@ pub unsafe extern "C" fn lava_cuda_attend(
         })
     }
 }
+
+/// In a status word, where a fault is no head's (plan.h: LAVA_NO_HEAD).
+const NO_HEAD: usize = 0xfffff;
 
 fn check_context_memory(context: *const c_void) -> Result<()> {
     ensure(!context.is_null(), ErrorKind::Null, c"context")?;
@@ -549,14 +560,14 @@ fn scale(given: Option<f32>, shape: &Shape) -> f32 {
     given.unwrap_or_else(|| (1.0 / (shape.head_dim_k as f64).sqrt()) as f32)
 }
 
+/// A sequence of its own shape; what it writes is in `memory`.
 unsafe fn score_sequence(
-    longest: &Shape,
+    shape: &Shape,
     s: &lava_cuda_score_sequence,
     has_lse: bool,
     has_values: bool,
     memory: Memory,
 ) -> Result<ScoreSequence> {
-    let shape = shorter(longest, s.n_tokens, longest.layer)?;
     let window = shape.window.min(shape.n_tokens);
     unsafe {
         let (q, q_bytes) = device_tensor(s.q, window, shape.n_q_heads, shape.head_dim_k, c"q")?;
@@ -570,16 +581,11 @@ unsafe fn score_sequence(
             true => device_f32(s.lse, window, shape.n_q_heads, 1, c"lse")?,
             false => (DeviceTensor::NONE, 0),
         };
-        let n_scores = shape.prefix_entries() as usize;
-        if n_scores > 0 {
-            check_pointer(s.scores, c"scores")?;
-        }
         memory
             .reads(q.data as *const u8, q_bytes, c"q")
             .reads(k.data as *const u8, k_bytes, c"k")
             .reads(v.data as *const u8, v_bytes, c"v")
             .reads(lse.data as *const u8, lse_bytes, c"lse")
-            .writes(s.scores, n_scores, c"scores")
             .check()?;
         Ok(ScoreSequence { q, k, v, lse, scores: s.scores, n_tokens: s.n_tokens, reserved: 0 })
     }

@@ -60,12 +60,16 @@ pub fn attention_stats(
 
 /// CAKE's weight of a layer, from the statistics of all its heads. `tau1` and `tau2` are above 0.
 pub fn preference(stats: &[AttentionStats], tau1: f64, tau2: f64) -> Result<f64> {
-    ensure(tau1.is_finite() && tau1 > 0.0, ErrorKind::Argument, c"tau1")?;
-    ensure(tau2.is_finite() && tau2 > 0.0, ErrorKind::Argument, c"tau2")?;
+    check_tau(tau1, tau2)?;
     let sum = |f: fn(&AttentionStats) -> f64| stats.iter().map(f).fold(0.0, |sum, x| sum + x);
     let weight = libm::pow(sum(|s| s.entropy), 1.0 / tau1) * libm::pow(sum(|s| s.variance), 1.0 / tau2);
     ensure(weight.is_finite(), ErrorKind::NonFinite, c"stats")?;
     Ok(weight)
+}
+
+pub(crate) fn check_tau(tau1: f64, tau2: f64) -> Result<()> {
+    ensure(tau1.is_finite() && tau1 > 0.0, ErrorKind::Argument, c"tau1")?;
+    ensure(tau2.is_finite() && tau2 > 0.0, ErrorKind::Argument, c"tau2")
 }
 
 impl Task<'_> {

@@ -7,7 +7,7 @@ use core::ffi::{CStr, c_char, c_void};
 use core::mem::{offset_of, size_of};
 
 /// Kernels of all files.
-pub const N_KERNELS: usize = 54;
+pub const N_KERNELS: usize = 57;
 /// 8 bytes each, as many as one launch of the upload kernel carries.
 pub const UPLOAD_WORDS: usize = 500;
 
@@ -44,10 +44,14 @@ pub struct ScoreSequence {
     pub k: DeviceTensor,
     pub v: DeviceTensor,
     pub lse: DeviceTensor,
+    /// Where `attention` is [`SPREAD`], its statistics.
     pub scores: *mut f32,
     pub n_tokens: u32,
     pub reserved: u32,
 }
+
+/// An `attention` beside those of `lava.h`: statistics instead of scores.
+pub const SPREAD: i32 = 5;
 
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -145,6 +149,47 @@ pub struct EntropyArgs {
     pub workspace: *mut c_void,
     pub n_items: u32,
     pub n_kv_heads: u32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct PreferenceItem {
+    pub stats: *const f64,
+    pub weight: *mut f64,
+    pub layer: u32,
+    pub reserved: u32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct PreferenceArgs {
+    pub items: *const PreferenceItem,
+    pub one: PreferenceItem,
+    pub status: *mut u64,
+    pub tau1: f64,
+    pub tau2: f64,
+    pub n_items: u32,
+    pub n_kv_heads: u32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct MeanItem {
+    pub scores: *mut f32,
+    pub prefix_len: u32,
+    pub layer: u32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct MeanArgs {
+    pub items: *const MeanItem,
+    pub one: MeanItem,
+    pub status: *mut u64,
+    pub n_items: u32,
+    pub n_kv_heads: u32,
+    pub max_prefix: u32,
+    pub reserved: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -348,7 +393,7 @@ macro_rules! empty {
         })*
     };
 }
-empty!(EntropyArgs, BudgetArgs, SelectArgs, GlobalArgs, CompactArgs);
+empty!(EntropyArgs, PreferenceArgs, MeanArgs, BudgetArgs, SelectArgs, GlobalArgs, CompactArgs);
 
 const _: () = {
     assert!(size_of::<DeviceTensor>() == 48);
@@ -360,6 +405,8 @@ const _: () = {
     assert!(size_of::<AttendArgs>() == 352 && offset_of!(AttendArgs, layer) == 280);
     assert!(offset_of!(AttendArgs, partial) == 336);
     assert!(size_of::<EntropyItem>() == 32 && size_of::<EntropyArgs>() == 64);
+    assert!(size_of::<PreferenceItem>() == 24 && size_of::<PreferenceArgs>() == 64);
+    assert!(size_of::<MeanItem>() == 16 && size_of::<MeanArgs>() == 48);
     assert!(size_of::<BudgetItem>() == 48 && size_of::<BudgetArgs>() == 72);
     assert!(size_of::<DeviceSelectParams>() == 32 && size_of::<SelectItem>() == 88);
     assert!(offset_of!(SelectItem, prefix_len) == 72 && size_of::<SelectArgs>() == 128);
@@ -402,6 +449,8 @@ unsafe extern "C" {
     ) -> u32;
     fn lava_plan_entropy(args: *mut EntropyArgs, workspace: *mut c_void) -> usize;
     fn lava_plan_entropy_launches(args: *const EntropyArgs, out: *mut Launch) -> u32;
+    fn lava_plan_preference_launches(args: *const PreferenceArgs, out: *mut Launch) -> u32;
+    fn lava_plan_mean_launches(args: *const MeanArgs, out: *mut Launch) -> u32;
     fn lava_plan_budget_launches(args: *const BudgetArgs, out: *mut Launch) -> u32;
     fn lava_plan_select(args: *mut SelectArgs, workspace: *mut c_void) -> usize;
     fn lava_plan_select_launches(args: *const SelectArgs, device: *const Processors, out: *mut Launch)
@@ -604,6 +653,24 @@ batch!(
     |args: &mut EntropyArgs, workspace| unsafe { lava_plan_entropy(args, workspace) },
     // SAFETY: see above; 2.
     |args, _, out| unsafe { lava_plan_entropy_launches(args, out) }
+);
+batch!(
+    PreferenceArgs,
+    PreferenceArgs,
+    PreferenceItem,
+    |args| *args,
+    |_, _| 0,
+    // SAFETY: see above; 1.
+    |args, _, out| unsafe { lava_plan_preference_launches(args, out) }
+);
+batch!(
+    MeanArgs,
+    MeanArgs,
+    MeanItem,
+    |args| *args,
+    |_, _| 0,
+    // SAFETY: see above; 1.
+    |args, _, out| unsafe { lava_plan_mean_launches(args, out) }
 );
 batch!(
     BudgetArgs,
