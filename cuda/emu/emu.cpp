@@ -18,6 +18,12 @@
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
+// The sanitizers have opinions on long jumps.
+#if defined(EMU_TSAN) || defined(EMU_ASAN)
+#define EMU_WATCHED
+#else
+#include <setjmp.h>
+#endif
 
 namespace emu {
 namespace {
@@ -31,9 +37,38 @@ struct Block;
 /// What a fiber is doing when it does not run.
 enum class Wait { NONE, BLOCK, WARP, SPIN, DONE };
 
-struct Thread {
+/// A stack, and what ThreadSanitizer knows of who runs on it.
+struct Fiber {
+    char *stack;
+    void *tsan;
+};
+
+/// A place in a fiber, to go on from.
+struct Place {
     ucontext_t context;
-    char *stack = nullptr;
+#ifndef EMU_WATCHED
+    jmp_buf point;
+    bool is_point = false;
+#endif
+};
+
+/// Goes on at `to`; back when something goes on at `from`.
+void change(Place &from, Place &to) {
+#ifdef EMU_WATCHED
+    swapcontext(&from.context, &to.context);
+#else
+    // swapcontext asks the kernel for the signal mask, each time: that would be most of what the emulation does. A jump does not, but
+    // only leads to where somebody has been.
+    from.is_point = true;
+    if (_setjmp(from.point) != 0) return;
+    if (to.is_point) _longjmp(to.point, 1);
+    setcontext(&to.context);
+#endif
+}
+
+struct Thread {
+    Place place;
+    Fiber fiber;
     Block *block = nullptr;
     unsigned linear = 0;
     Dim3 index;
@@ -43,7 +78,6 @@ struct Thread {
     Payload taken;
     Copies copies;
     void *fake_stack = nullptr;
-    void *tsan = nullptr;
 };
 
 struct OpenMeeting {
@@ -85,7 +119,7 @@ struct Grid {
     std::vector<std::unique_ptr<Block>> blocks, finished;
     std::vector<Thread *> runnable, spinning;
     Thread *current = nullptr;
-    ucontext_t scheduler;
+    Place scheduler;
     void *scheduler_fake_stack = nullptr;
     const void *scheduler_stack = nullptr;
     size_t scheduler_stack_bytes = 0;
@@ -97,12 +131,12 @@ struct Grid {
 };
 
 Grid *grid = nullptr;
-/// Stacks that are not in use; a launch later they may be again.
-struct Stacks : std::vector<char *> {
-    ~Stacks() {
-        for (char *stack : *this) free(stack);
+/// Fibers that are not in use: to make one is what takes longest, for ThreadSanitizer above all.
+struct Fibers : std::vector<Fiber> {
+    ~Fibers() {
+        for (const Fiber &fiber : *this) free(fiber.stack);
     }
-} stacks;
+} fibers;
 
 void release(void *token) {
 #ifdef EMU_TSAN
@@ -128,12 +162,12 @@ unsigned draw(unsigned n) {
 void run(Thread *thread) {
     grid->current = thread;
 #ifdef EMU_TSAN
-    __tsan_switch_to_fiber(thread->tsan, __tsan_switch_to_fiber_no_sync);
+    __tsan_switch_to_fiber(thread->fiber.tsan, __tsan_switch_to_fiber_no_sync);
 #endif
 #ifdef EMU_ASAN
-    __sanitizer_start_switch_fiber(&grid->scheduler_fake_stack, thread->stack, STACK_BYTES);
+    __sanitizer_start_switch_fiber(&grid->scheduler_fake_stack, thread->fiber.stack, STACK_BYTES);
 #endif
-    swapcontext(&grid->scheduler, &thread->context);
+    change(grid->scheduler, thread->place);
 #ifdef EMU_ASAN
     __sanitizer_finish_switch_fiber(grid->scheduler_fake_stack, nullptr, nullptr);
 #endif
@@ -151,7 +185,7 @@ void leave(Wait wait) {
     __sanitizer_start_switch_fiber(wait == Wait::DONE ? nullptr : &thread->fake_stack, grid->scheduler_stack,
                                    grid->scheduler_stack_bytes);
 #endif
-    swapcontext(&thread->context, &grid->scheduler);
+    change(thread->place, grid->scheduler);
 #ifdef EMU_ASAN
     __sanitizer_finish_switch_fiber(thread->fake_stack, nullptr, nullptr);
 #endif
@@ -207,6 +241,14 @@ void forbid(char *from, size_t bytes, bool forbidden) {
 #endif
 }
 
+Fiber new_fiber() {
+    Fiber fiber = {static_cast<char *>(aligned_alloc(4096, STACK_BYTES)), nullptr};
+#ifdef EMU_TSAN
+    fiber.tsan = __tsan_create_fiber(0);
+#endif
+    return fiber;
+}
+
 void start(Block &block) {
     const Launch &launch = grid->launch;
     const unsigned n = launch.block.x * launch.block.y * launch.block.z;
@@ -226,17 +268,17 @@ void start(Block &block) {
         thread->block = &block;
         thread->linear = i;
         thread->index = {i % launch.block.x, i / launch.block.x % launch.block.y, i / (launch.block.x * launch.block.y)};
-        if (stacks.empty()) stacks.push_back(static_cast<char *>(aligned_alloc(4096, STACK_BYTES)));
-        thread->stack = stacks.back();
-        stacks.pop_back();
-        getcontext(&thread->context);
-        thread->context.uc_stack.ss_sp = thread->stack;
-        thread->context.uc_stack.ss_size = STACK_BYTES;
-        thread->context.uc_link = nullptr;
-        makecontext(&thread->context, enter, 0);
-#ifdef EMU_TSAN
-        thread->tsan = __tsan_create_fiber(0);
-#endif
+        if (fibers.empty()) fibers.push_back(new_fiber());
+        // Any: a block's thread and the one that had its fiber before seem to be one behind the other.
+        std::swap(fibers[draw(unsigned(fibers.size()))], fibers.back());
+        thread->fiber = fibers.back();
+        fibers.pop_back();
+        ucontext_t &begin = thread->place.context;
+        getcontext(&begin);
+        begin.uc_stack.ss_sp = thread->fiber.stack;
+        begin.uc_stack.ss_size = STACK_BYTES;
+        begin.uc_link = nullptr;
+        makecontext(&begin, enter, 0);
         block.warps[i / 32].alive |= 1u << i % 32;
         grid->runnable.push_back(thread);
     }
@@ -245,13 +287,7 @@ void start(Block &block) {
 }
 
 void finish(std::unique_ptr<Block> block) {
-    for (auto &thread : block->threads) {
-#ifdef EMU_TSAN
-        __tsan_destroy_fiber(thread->tsan);
-#else
-        stacks.push_back(thread->stack);
-#endif
-    }
+    for (auto &thread : block->threads) fibers.push_back(thread->fiber);
     forbid(block->dynamic.get(), grid->launch.shared_bytes + GAP, false);
     forbid(block->fixed.get(), block->fixed_bytes, false);
 #ifdef EMU_TSAN
@@ -355,8 +391,6 @@ void launch(const Launch &what, const std::function<void()> &kernel) {
             }
     }
     acquire(&own.end_token);
-    for (auto &block : own.finished)
-        for (auto &thread : block->threads) stacks.push_back(thread->stack);
     grid = nullptr;
 }
 

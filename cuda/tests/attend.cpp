@@ -159,6 +159,7 @@ void check_bits(const Case &c, std::vector<std::unique_ptr<Sequence>> &sequences
 }
 
 void check(const Case &c) {
+    SAMPLE;
     Random random(c.dim_k + c.n_new);
     std::vector<std::unique_ptr<Sequence>> sequences;
     for (const auto &rows : c.rows) sequences.emplace_back(new Sequence(c, rows, random));
@@ -197,6 +198,7 @@ void check(const Case &c) {
 }
 
 void check_fault(const Case &c, const char *what, uint32_t fault, uint32_t head, void (*spoil)(Sequence &)) {
+    SAMPLE;
     Random random(5);
     std::vector<std::unique_ptr<Sequence>> sequences;
     for (const auto &rows : c.rows) sequences.emplace_back(new Sequence(c, rows, random));

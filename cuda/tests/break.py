@@ -2,7 +2,8 @@
 """What the kernels' tests are worth: breaks the kernels on purpose, one place at a time, in a copy, and wants a test to say so.
 
 Each line names a file, what is replaced (its first occurrence behind an optional anchor), by what, the test, and how the test is
-built: plain, or under ThreadSanitizer. Run by `make cuda-break`, from the project's root. Minutes.
+built: plain, or under ThreadSanitizer. Run by `make cuda-break`, from the project's root. Minutes. Arguments: files and builds, to run
+their lines alone.
 """
 import os
 import pathlib
@@ -32,6 +33,13 @@ BREAKS = [
     ("pool.cu", "", "block_sum(sum, memory) / prefix", "block_sum(sum, memory) / (prefix + 1)", "score", "plain"),
     ("pool.cu", "", "if (i >= prefix) score = 0;", "if (i > prefix) score = 0;", "score", "plain"),
     ("plan_attention.h", "", "&used, heads * rows);", "&used, heads * rows - 20);", "score", "plain"),
+    ("score.cu", "", "sums_of(last_step, 2, t)[i]", "sums_of(last_step, 1, t)[i]", "score", "plain"),
+    ("score.cu", "", "a > 0 ? -a * power : a", "-a * power", "score", "plain"),
+    ("score.cu", "", "column.entropy = carry[3];", "", "score", "plain"),
+    ("stats.cu", "", "pow(variance, 1 / args.tau2)", "pow(variance, 1 / args.tau1)", "score", "plain"),
+    ("stats.cu", "", "weight < INFINITY", "weight <= INFINITY", "score", "plain"),
+    ("mean.cu", "", "if (!(fabsf(score) < INFINITY))", "if (false)", "shares", "plain"),
+    ("mean.cu", "", "item.scores[h * prefix + i] = mean;", "if (h) item.scores[h * prefix + i] = mean;", "shares", "plain"),
     ("entropy.cuh", "double(values[at + i])", SYNC, "", "shares", "tsan"),
     ("entropy.cuh", "", "1.0 / 15.0", "1.0 / 14.0", "shares", "plain"),
     ("budget.cuh", "", "remainder[j] == remainder[i] && j < i", "remainder[j] == remainder[i] && j > i", "shares", "plain"),
@@ -97,7 +105,7 @@ def build_and_run(source, test, build):
 
 
 def main():
-    chosen = BREAKS if len(sys.argv) < 2 else [b for b in BREAKS if b[0] in sys.argv[1:]]
+    chosen = BREAKS if len(sys.argv) < 2 else [b for b in BREAKS if b[0] in sys.argv[1:] or b[5] in sys.argv[1:]]
     unseen = 0
     for i, (name, anchor, old, new, test, build) in enumerate(chosen):
         source = WORK / "cuda"

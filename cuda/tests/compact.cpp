@@ -23,6 +23,7 @@ template <class T> static void fill(Buffer<T> &to, const std::vector<T> &from) {
 enum Kind { TO_RAGGED, TO_LAYOUT, WITHIN_HEADS, WITHIN_RAGGED };
 
 static void check_compact(lava_dtype dtype, Kind kind, Layout layout, uint32_t heads, uint32_t n_tokens, uint32_t dk, uint32_t dv, uint32_t one_in, uint64_t seed) {
+    SAMPLE;
     Random random(seed);
     std::vector<uint32_t> lengths(heads, n_tokens);
     std::vector<uint32_t> starts(heads), to_starts(heads), cu_rows(1, 0);

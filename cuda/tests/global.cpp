@@ -96,6 +96,7 @@ static void check_selection(Sequence &sequence, uint32_t n_layers, uint32_t head
 }
 
 static void check(uint32_t n_layers, uint32_t heads, const std::vector<uint32_t> &prefixes, uint64_t seed) {
+    SAMPLE;
     Random random(seed * 977 + n_layers);
     const uint32_t n = uint32_t(prefixes.size());
     std::vector<std::unique_ptr<Sequence>> sequences;

@@ -188,6 +188,7 @@ Result run(const Case &c, const std::vector<std::unique_ptr<Sequence>> &sequence
 }
 
 void check(const Case &c) {
+    SAMPLE;
     Random random(c.dim_k * 31 + c.window);
     std::vector<std::unique_ptr<Sequence>> sequences;
     for (uint32_t n : c.lengths) sequences.emplace_back(new Sequence(c, n, random));
@@ -233,6 +234,7 @@ void check(const Case &c) {
 /// e (a |ln a| + a), and that of a variance e times the two terms that it is a difference of; both are sums of many, in f32 for
 /// short chains.
 void check_stats(Case c) {
+    SAMPLE;
     c.stats = true;
     Random random(c.dim_k * 31 + c.window);
     std::vector<std::unique_ptr<Sequence>> sequences;
@@ -294,6 +296,7 @@ void check_stats(Case c) {
 
 /// What a status word must say when one number is not finite.
 void check_fault(const Case &c, const char *what, uint32_t fault, uint32_t head, void (*spoil)(Sequence &)) {
+    SAMPLE;
     Random random(5);
     std::vector<std::unique_ptr<Sequence>> sequences;
     for (uint32_t n : c.lengths) sequences.emplace_back(new Sequence(c, n, random));

@@ -27,6 +27,7 @@ struct Item {
 };
 
 static void check(uint32_t heads, const std::vector<Item> &items, int kind, uint64_t seed) {
+    SAMPLE;
     Random random(seed);
     const uint32_t n = uint32_t(items.size());
     lava_cuda_select_args a = {};
@@ -136,6 +137,7 @@ struct Options {
 };
 
 static void check_random(uint32_t heads, int n_items, uint64_t seed) {
+    SAMPLE;
     Random random(seed * 7919 + heads);
     std::vector<Item> items;
     std::vector<std::unique_ptr<Options>> options;
@@ -149,6 +151,7 @@ static void check_random(uint32_t heads, int n_items, uint64_t seed) {
 }
 
 static void check_cascade(uint32_t heads, uint32_t layers, uint32_t prefix, uint32_t window, uint64_t total, const lava_select_params &params, uint32_t n_blocks, uint64_t seed) {
+    SAMPLE;
     Random random(seed);
     const lava_shape shape = lava_shape_init(prefix + window, heads, heads, 1, 1, window);
     size_t size = 0;
@@ -204,6 +207,7 @@ static void check_cascade(uint32_t heads, uint32_t layers, uint32_t prefix, uint
 }
 
 static void check_random_cascade(int layer_budgets, uint32_t n_blocks, uint64_t seed) {
+    SAMPLE;
     Random random(seed * 31 + 7);
     const uint32_t heads = 1 + random.below(3), layers = 1 + random.below(5), prefix = random.below(8) == 0 ? random.below(3) : 10 + random.below(120);
     Options options(random, layers * heads, prefix);

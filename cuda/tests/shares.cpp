@@ -9,6 +9,7 @@ using namespace test;
 static long n_cases = 0;
 
 static void check_entropy(uint32_t heads, const std::vector<uint32_t> &lengths, int kind) {
+    SAMPLE;
     Random random(heads * 77 + lengths[0] + uint32_t(kind));
     lava_cuda_entropy_args a = {};
     Buffer<double> entropy(lengths.size()), mass(lengths.size());
@@ -49,6 +50,7 @@ static void check_entropy(uint32_t heads, const std::vector<uint32_t> &lengths, 
 }
 
 static void check_budgets(uint32_t n, uint64_t seed) {
+    SAMPLE;
     Random random(seed * 1000 + n);
     Buffer<double> weights(n);
     Buffer<uint64_t> capacities(n), minimums(n), budgets(n), status(1, 0xFF);

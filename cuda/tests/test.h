@@ -44,6 +44,17 @@ inline unsigned n_seeds() {
 
 /// LAVA_QUICK: what goes where something else goes too is left out, for sanitizers.
 inline bool is_quick() { return getenv("LAVA_QUICK") != nullptr; }
+/// LAVA_SAMPLE=n: of the cases of one check only the first and every n-th behind it, for a sanitizer that takes many minutes over all.
+class Sample {
+    unsigned n = 0;
+
+public:
+    bool leaves_out() {
+        const char *set = getenv("LAVA_SAMPLE");
+        return set != nullptr && n++ % unsigned(atoi(set)) != 0;
+    }
+};
+#define SAMPLE do { static test::Sample sample; if (sample.leaves_out()) return; } while (0)
 inline bool is_skipped(lava_dtype dtype) { return dtype == LAVA_F16 && is_quick(); }
 
 struct Random {
