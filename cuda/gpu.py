@@ -255,6 +255,68 @@ def check_scores(lava, checks, generator, n):
                     checks.near(f"score {NAMES[dtype]} {d} {name}, {k.shape[0]} tokens", scores, want, score_bound(q, k, run.params, WINDOW, d))
 
 
+class Statistics:
+    """One layer of a batch of sequences as in Score: entropy and variance of each head, and CAKE's weight of each sequence."""
+
+    def __init__(self, lava, inputs, tau1, tau2, window=WINDOW):
+        self.lava, self.tau = lava, (ctypes.c_double(tau1), ctypes.c_double(tau2))
+        q, k, _ = inputs[0]
+        n_kv, device = k.shape[1], lava.gpu.device
+        longest = max(k.shape[0] for _, k, _ in inputs)
+        self.shape = lava.struct("shape", n_tokens=longest, n_q_heads=q.shape[1], n_kv_heads=n_kv, head_dim_k=k.shape[2], head_dim_v=1, window=window)
+        self.params = lava.struct("score_params", pool_kernel=1)
+        self.stats = torch.full((len(inputs), n_kv, 2), math.nan, dtype=torch.float64, device=device)
+        self.weights = torch.full((len(inputs),), math.nan, dtype=torch.float64, device=device)
+        self.tensors = [[lava.tensor(x) for x in (q, k)] for q, k, _ in inputs]
+        items, weighs = [], []
+        for (q, k), (_, keys, _), stats, weight in zip(self.tensors, inputs, self.stats, self.weights):
+            pointers = {"q": ctypes.addressof(q), "k": ctypes.addressof(k), "stats": stats.data_ptr()}
+            items.append(lava.struct("cuda_stats_sequence", n_tokens=keys.shape[0], **pointers))
+            weighs.append(lava.struct("cuda_preference_sequence", stats=stats.data_ptr(), weight=weight.data_ptr()))
+        self.items, self.weighs = lava.array(items), lava.array(weighs)
+        size = lava.size("cuda_attention_stats_workspace_size", lava.context, self.shape, self.params, len(items))
+        self.workspace = torch.empty(size, dtype=torch.uint8, device=device)
+        self.small = torch.empty(24 * len(items), dtype=torch.uint8, device=device)
+
+    def __call__(self):
+        call, n = self.lava.launch, len(self.items)
+        call("cuda_attention_stats", self.lava.context, self.shape, self.params, self.items, n, self.workspace, self.workspace.numel())
+        call("cuda_preference", self.lava.context, self.shape, *self.tau, self.weighs, n, self.small, self.small.numel())
+
+
+def check_statistics(lava, checks, generator, n):
+    for dtype in DTYPES:
+        inputs = [layer(lava.gpu, generator, m, 8, 2, 128, dtype) for m in (n, n // 3 + 1)]
+        run = Statistics(lava, inputs, 1.6, 0.7)
+        run()
+        lava.finish()
+        for (q, k, v), stats, weight in zip(inputs, run.stats, run.weights):
+            a = torch.softmax(logits(q, k, run.params), -1)[..., : k.shape[0] - WINDOW]
+            variance = a.var(2).sum((1, 2))
+            # As in tests/score.cpp: relative to a |ln a| + a, and to the terms that a variance is a difference of.
+            error = score_bound(q, k, run.params, WINDOW, 1)
+            name = f"statistics {NAMES[dtype]}, {k.shape[0]} tokens"
+            entropy = torch.special.entr(a).sum((1, 2, 3))
+            off = (stats[:, 0] - entropy).abs() / (entropy + a.sum((1, 2, 3)))
+            checks.near(f"{name}: entropy", off, torch.zeros_like(off), error, relative=False)
+            terms = ((a**2).sum(2) + a.sum(2) ** 2 / WINDOW).sum((1, 2)) / (WINDOW - 1)
+            off = (stats[:, 1] - variance).abs() / terms
+            checks.near(f"{name}: variance", off, torch.zeros_like(off), 2 * error, relative=False)
+            want = stats[:, 0].sum() ** (1 / 1.6) * stats[:, 1].sum() ** (1 / 0.7)
+            checks.near(f"{name}: preference", weight, want, 1e-14)
+
+
+def check_mean(lava, checks, generator, n):
+    scores = [torch.rand(4, m, generator=generator).to(lava.gpu.device) for m in (n, n // 3 + 1)]
+    shape = lava.struct("shape", n_tokens=n + WINDOW, n_q_heads=4, n_kv_heads=4, head_dim_k=1, head_dim_v=1, window=WINDOW)
+    want = [(((x[0].double() + x[1]) + x[2]) + x[3]).div(4).float().expand(4, -1) for x in scores]
+    items = lava.array([lava.struct("cuda_mean_sequence", n_tokens=x.shape[1] + WINDOW, scores=x.data_ptr()) for x in scores])
+    workspace = torch.empty(16 * len(items), dtype=torch.uint8, device=lava.gpu.device)
+    lava.launch("cuda_mean_over_heads", lava.context, shape, items, len(items), workspace, workspace.numel())
+    lava.finish()
+    checks.tell("mean over heads", all(torch.equal(x, y) for x, y in zip(scores, want)), "the same bits")
+
+
 class Attend:
     """A batch of sequences, each head with rows of its own: queries [n_new, n_q_heads, d], ragged keys and values."""
 
@@ -587,6 +649,9 @@ def time_scores(lava, table, generator, n, d, dtype):
         runs = [Score(lava, [s], **options) for s in sets]
         table.row(f"score {NAMES[dtype]} d={d} N={n}{name}", timed(runs), n_bytes, of_torch if options.get("attention") is None else None)
         lava.finish()
+    stats = [Statistics(lava, [s], 1.0, 1.0) for s in sets]
+    table.row(f"statistics {NAMES[dtype]} d={d} N={n}", timed(stats), n_bytes // 2)
+    lava.finish()
 
 
 def time_attention(lava, table, generator, batch, kept, d, dtype):
@@ -650,7 +715,7 @@ def time_decisions(lava, table, generator, n, n_layers, ratio):
 
 def times(lava, generator):
     bandwidth = copy_bandwidth()
-    print(f"\n{torch.cuda.get_device_name()}, copy {bandwidth / 1e9:.0f} GB/s; moved: keys and values once; floor: that at the copy's speed")
+    print(f"\n{torch.cuda.get_device_name()}, copy {bandwidth / 1e9:.0f} GB/s; moved: keys and values once (statistics: keys); floor: that at the copy's speed")
     table = Table(bandwidth)
     for n, d, dtype in [(32768, 128, torch.bfloat16), (32768, 128, torch.float16), (32768, 64, torch.bfloat16), (32768, 256, torch.bfloat16), (8192, 128, torch.bfloat16), (131072, 128, torch.bfloat16), (32768, 128, torch.float32)]:
         time_scores(lava, table, generator, n, d, dtype)
@@ -671,6 +736,8 @@ def main():
     checks, generator = Checks(), torch.Generator().manual_seed(torch.seed() % 2**32)
     print(f"against float64, seed {generator.initial_seed()}:")
     check_scores(lava, checks, generator, 300 if options.fake else 5000)
+    check_statistics(lava, checks, generator, 300 if options.fake else 5000)
+    check_mean(lava, checks, generator, 700)
     check_attention(lava, checks, generator, 70 if options.fake else 3000)
     check_decisions(lava, checks, generator, 300 if options.fake else 30000, 4)
     if checks.failed:
