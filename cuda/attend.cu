@@ -22,7 +22,7 @@ struct Cache {
 
     __device__ Cache(const lava_attend_args &args, uint32_t flat)
         : args(args), sequence(LAVA_ITEM(args, flat / args.n_kv_heads)),
-          index(flat / args.n_kv_heads), head(flat % args.n_kv_heads), n_rows(sequence.n_rows[head]) {}
+          index(flat / args.n_kv_heads), head(flat % args.n_kv_heads), n_rows(min(sequence.n_rows[head], sequence.max_rows)) {}
 
     __device__ uint32_t n_items() const { return (n_rows + args.rows_per_item - 1) / args.rows_per_item; }
     __device__ uint32_t group() const { return args.n_q_heads / args.n_kv_heads; }
@@ -31,7 +31,8 @@ struct Cache {
     /// Position of a row in the text.
     __device__ uint64_t position(uint32_t row) const {
         const uint32_t first = sequence.cu_kept[head], n_kept = sequence.cu_kept[head + 1] - first;
-        return row < n_kept ? sequence.kept_indices[first + row] : uint64_t(sequence.n_base) + (row - n_kept);
+        const uint64_t offset = sequence.kept_offset != nullptr ? *sequence.kept_offset : 0;
+        return row < n_kept ? sequence.kept_indices[offset + first + row] : uint64_t(sequence.n_base) + (row - n_kept);
     }
     /// The rows that new token `t` sees.
     __device__ uint2 seen(uint32_t t) const {
@@ -125,7 +126,8 @@ template <class Run> __device__ void for_each_item(const lava_attend_args &args,
     // same time have neighbouring items.
     for (uint64_t unit = threadIdx.x / 32 * uint64_t(gridDim.x) + blockIdx.x;; unit += warps) {
         const uint32_t item = uint32_t(unit / chunks);
-        if (!counter.find(item, its_cache, part)) return;
+        // Counts that nobody has written may be more than the workspace has room for.
+        if (item >= args.max_items || !counter.find(item, its_cache, part)) return;
         const Cache cache(args, its_cache);
         run(cache, Work(cache, item, part, uint32_t(unit % chunks)));
     }
@@ -354,7 +356,7 @@ __device__ inline void attend_merge(const lava_attend_args &args) {
 
     const float *const first = partial_of(args, before, query);
     const uint64_t stride = uint64_t(lava_attend_queries(&args)) * (dim + 2);
-    const uint32_t n_items = cache.n_items();
+    const uint32_t room = args.max_items - min(args.max_items, before), n_items = min(cache.n_items(), room);
     Softmax softmax;
     for (uint32_t item = 0; item < n_items; item++) softmax.max = fmaxf(softmax.max, first[item * stride + dim]);
     for (uint32_t item = 0; item < n_items; item++)

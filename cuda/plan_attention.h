@@ -281,8 +281,11 @@ typedef struct lava_attend_sequence {
     /** As in lava_attend_params; NULL without a sliding window. */
     const uint32_t *kept_indices;
     const uint32_t *cu_kept;
+    /** NULL, or one number: kept_indices begin so many entries later. */
+    const uint64_t *kept_offset;
     uint32_t n_base;
-    uint32_t reserved;
+    /** A larger count is taken as this one. */
+    uint32_t max_rows;
 } lava_attend_sequence;
 
 typedef struct lava_attend_args {

@@ -151,6 +151,10 @@ typedef struct lava_cuda_attend_sequence {
      * Must be 0.
      */
     uint32_t reserved;
+    /**
+     * NULL, or device memory, one number: kept_indices begins so many entries later. `offset` of lava_cuda_cascade_get.
+     */
+    const uint64_t *kept_offset;
 } lava_cuda_attend_sequence;
 
 /**
@@ -666,7 +670,7 @@ lava_status lava_cuda_attend_workspace_size(const void *context,
  * lava_attend for a batch of sequences, each with as many new queries and a compressed cache of its own.
  *
  * The counts n_rows are read on the device, when the kernels run: a captured graph stays good while caches grow, up to max_rows and
- * total_rows. More rows than those are undefined behaviour. With causal, a head of fewer than n_tokens rows has queries that see
+ * total_rows. A larger count is taken as max_rows, and what all heads together have more than total_rows is left out. With causal, a head of fewer than n_tokens rows has queries that see
  * nothing: the first ones.
  *
  * context: from lava_cuda_init.
@@ -1063,7 +1067,7 @@ LAVA_STATIC_ASSERT(offsetof(lava_cuda_cascade, total) == 48, "lava_cuda_cascade"
 LAVA_STATIC_ASSERT(sizeof(lava_cuda_cascade_layer) == 80, "lava_cuda_cascade_layer");
 LAVA_STATIC_ASSERT(sizeof(lava_cuda_score_sequence) == 48, "lava_cuda_score_sequence");
 LAVA_STATIC_ASSERT(offsetof(lava_cuda_score_sequence, scores) == 40, "lava_cuda_score_sequence");
-LAVA_STATIC_ASSERT(sizeof(lava_cuda_attend_sequence) == 88, "lava_cuda_attend_sequence");
+LAVA_STATIC_ASSERT(sizeof(lava_cuda_attend_sequence) == 96, "lava_cuda_attend_sequence");
 LAVA_STATIC_ASSERT(offsetof(lava_cuda_attend_sequence, n_rows) == 56, "lava_cuda_attend_sequence");
 LAVA_STATIC_ASSERT(offsetof(lava_cuda_attend_sequence, n_base) == 80, "lava_cuda_attend_sequence");
 

@@ -23,6 +23,12 @@ struct Case {
     float scale = 0, softcap = 0;
     /// Each head's first row has nearly all attention, the others a hundred thousandth of that each.
     bool faint = false;
+    /// The counts are too large: what was never written.
+    bool unwritten = false;
+    /// kept_indices begin some entries later.
+    bool later = false;
+    /// Instead of what the rows need.
+    uint32_t max_items = 0;
     Case(const char *name) : name(name) {}
 };
 
@@ -99,6 +105,7 @@ Result run(const Case &c, const std::vector<std::unique_ptr<Sequence>> &sequence
     Buffer<uint64_t> status(1, 0xff);
     uint64_t total = 0;
     std::vector<std::unique_ptr<Buffer<uint32_t>>> numbers;
+    std::vector<std::unique_ptr<Buffer<uint64_t>>> offsets;
     const auto shown = [&](const std::vector<uint32_t> &v) { // to the kernels
         numbers.emplace_back(new Buffer<uint32_t>(v.size()));
         std::copy(v.begin(), v.end(), numbers.back()->data());
@@ -106,9 +113,20 @@ Result run(const Case &c, const std::vector<std::unique_ptr<Sequence>> &sequence
     };
     for (size_t i = 0; i < sequences.size(); i++) {
         const Sequence &s = *sequences[i];
-        list[i] = {s.q.device(), s.k.device(), s.v.device(), s.out.device(), {}, shown(s.n_rows), nullptr, nullptr, s.n_base, 0};
+        const uint32_t most = *std::max_element(s.n_rows.begin(), s.n_rows.end());
+        const std::vector<uint32_t> counts = c.unwritten ? std::vector<uint32_t>(s.n_rows.size(), 0xa5a5a5a5) : s.n_rows;
+        list[i] = {s.q.device(), s.k.device(), s.v.device(), s.out.device(), {}, shown(counts), nullptr, nullptr, nullptr, s.n_base, most};
         if (c.lse) list[i].lse = s.lse.device();
-        if (c.sliding_window != 0) list[i].kept_indices = shown(s.kept), list[i].cu_kept = shown(s.cu_kept);
+        if (c.sliding_window != 0) {
+            std::vector<uint32_t> kept = s.kept;
+            if (c.later) {
+                kept.insert(kept.begin(), 7, 1000000);
+                offsets.emplace_back(new Buffer<uint64_t>(1));
+                (*offsets.back())[0] = 7;
+                list[i].kept_offset = offsets.back()->data();
+            }
+            list[i].kept_indices = shown(kept), list[i].cu_kept = shown(s.cu_kept);
+        }
         for (uint32_t n : s.n_rows) total += n;
     }
     lava_attend_args args = {};
@@ -119,7 +137,7 @@ Result run(const Case &c, const std::vector<std::unique_ptr<Sequence>> &sequence
     args.head_dim_k = c.dim_k, args.head_dim_v = c.dim_v, args.causal = c.causal, args.sliding_window = c.sliding_window;
     args.scale = scale_of(c), args.softcap = c.softcap, args.n_sequences = uint32_t(list.size());
     args.rows_per_item = c.rows_per_item;
-    args.max_items = lava_attend_items(&args, total);
+    args.max_items = c.max_items != 0 ? c.max_items : lava_attend_items(&args, total);
     bool instance = true;
     for (size_t i = 0; i < list.size(); i++) instance = instance && lava_attend_is_aligned(&args, &list[i]);
     Buffer<uint8_t> workspace(lava_attend_layout(&args, nullptr), 0xff);
@@ -197,6 +215,20 @@ void check(const Case &c) {
     printf("  %-52s off by %.1e, bound %.1e\n", c.name, worst, bound);
 }
 
+/// More rows than the workspace is for: those behind are left out, and nothing else is touched.
+void check_less_room() {
+    Case c("more rows than in all");
+    c.rows = {{70, 70}}, c.rows_per_item = 16, c.causal = false;
+    Random random(8);
+    std::vector<std::unique_ptr<Sequence>> all;
+    all.emplace_back(new Sequence(c, c.rows[0], random));
+    c.max_items = 7; // five of the first head, two of the second
+    const Result got = run(c, all, 1, 3);
+    all[0]->n_rows[1] = 32, c.max_items = 0;
+    const Result want = run(c, all, 1, 3);
+    expect(same_bits(got.numbers, want.numbers), "%s: not as if they were not there", c.name);
+}
+
 void check_fault(const Case &c, const char *what, uint32_t fault, uint32_t head, void (*spoil)(Sequence &)) {
     SAMPLE;
     Random random(5);
@@ -232,6 +264,8 @@ int main() {
     add("not causal", [](Case &c) { c.n_new = 2, c.causal = false; });
     add("sliding window 9", [](Case &c) { c.sliding_window = 9, c.n_new = 3; });
     add("sliding window 40: into the kept rows", [](Case &c) { c.sliding_window = 60, c.n_new = 2, c.rows = {{22, 47}}; });
+    add("the same, kept_indices that begin later", [](Case &c) { c.sliding_window = 60, c.n_new = 2, c.rows = {{22, 47}, {31, 9}}, c.later = true; });
+    add("counts that were never written: the room", [](Case &c) { c.unwritten = true, c.rows = {{70, 70}, {70, 70}}; });
     add("sliding window, not causal", [](Case &c) { c.sliding_window = 11, c.n_new = 4, c.causal = false, c.rows = {{30, 0}}; });
     add("softcap", [](Case &c) { c.softcap = 1.5f; });
     add("scale negative", [](Case &c) { c.scale = -0.3f; });
@@ -244,6 +278,7 @@ int main() {
     add("any: bf16, 64 and 40, sliding window, softcap", [](Case &c) { c.dim_v = 40, c.sliding_window = 25, c.softcap = 4; });
     add("any: f16, 33", [](Case &c) { c.dtype = LAVA_F16, c.dim_k = c.dim_v = 33, c.n_q_heads = 40, c.n_new = 2; });
     for (const Case &c : cases) check(c);
+    check_less_room();
 
     Case two("faults"), any("faults, f32");
     two.rows = {{30, 20}, {70, 33}};

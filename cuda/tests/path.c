@@ -332,7 +332,7 @@ typedef struct attend_case {
     uint32_t rows[MOST][2];
 } attend_case;
 
-enum { KV_HEADS = 2, ROOM = 6 };
+enum { KV_HEADS = 2, ROOM = 6, BEFORE = 3 };
 
 /* Caches of two heads, ragged, with room for ROOM rows behind each. A graph is launched again when they have grown by some. */
 static void check_attend(const attend_case *c) {
@@ -343,6 +343,8 @@ static void check_attend(const attend_case *c) {
     lava_shape shape = lava_shape_init(c->n_new, c->n_q_heads, KV_HEADS, c->dim, c->dim, 1);
     lava_attend_params params = lava_attend_params_init();
     params.sliding_window = c->sliding_window;
+    uint64_t *offset = allocate(8);
+    *offset = BEFORE;
     memset(sequences, 0, sizeof(sequences));
     for (uint32_t i = 0; i < c->n_sequences; i++) {
         const uint32_t *rows = c->rows[i];
@@ -350,13 +352,13 @@ static void check_attend(const attend_case *c) {
         n_rows[i] = allocate(8);
         starts[i] = allocate(8);
         cu_kept[i] = allocate(12);
-        kept[i] = allocate(4 * (rows[0] + rows[1]));
+        kept[i] = allocate(4 * (BEFORE + rows[0] + rows[1]));
         starts[i][0] = 0;
         starts[i][1] = rows[0] + ROOM;
         cu_kept[i][0] = 0;
         for (int h = 0; h < KV_HEADS; h++) {
             n_rows[i][h] = rows[h];
-            for (uint32_t r = 0; r + c->n_new < rows[h]; r++) kept[i][n++] = 3 * r;
+            for (uint32_t r = 0; r + c->n_new < rows[h]; r++) kept[i][BEFORE + n++] = 3 * r;
             cu_kept[i][h + 1] = n;
         }
         size_t bytes = (size_t) all * c->dim * element_size(c->dtype);
@@ -377,7 +379,7 @@ static void check_attend(const attend_case *c) {
         s->out = &t[i][3];
         s->lse = &t[i][4];
         s->n_rows = n_rows[i];
-        if (c->sliding_window) s->kept_indices = kept[i], s->cu_kept = cu_kept[i];
+        if (c->sliding_window) s->kept_indices = kept[i], s->cu_kept = cu_kept[i], s->kept_offset = offset;
         s->n_base = 400;
     }
     size_t size;
@@ -402,6 +404,7 @@ static void check_attend(const attend_case *c) {
     WRONG_ATTEND(LAVA_ERR_ARGUMENT, "softcap", params.softcap, -1);
     WRONG_ATTEND(LAVA_ERR_BUFFER_SIZE, "k", t[0][1].size, 16);
     if (c->sliding_window) WRONG_ATTEND(LAVA_ERR_NULL, "kept_indices", sequences[0].kept_indices, NULL);
+    if (c->sliding_window) WRONG_ATTEND(LAVA_ERR_ALIGNMENT, "kept_offset", sequences[0].kept_offset, (uint64_t *) (void *) ((char *) offset + 4));
 
     begin_capture();
     OK(ATTEND);
@@ -421,7 +424,7 @@ static void check_attend(const attend_case *c) {
             size_t n_out = (size_t) c->n_new * c->n_q_heads * c->dim, n_lse = (size_t) c->n_new * c->n_q_heads, cpu_size;
             lava_attend_params own = params;
             own.n_base = 400;
-            if (c->sliding_window) own.kept_indices = kept[i], own.cu_kept = cu_kept[i];
+            if (c->sliding_window) own.kept_indices = kept[i] + BEFORE, own.cu_kept = cu_kept[i];
             out.data = malloc(4 * n_out);
             lse.data = malloc(4 * n_lse);
             OK(lava_attend_workspace_size(&shape, &cpu_size, &error));
@@ -454,6 +457,7 @@ static void check_attend(const attend_case *c) {
         release(kept[i]);
         release(cu_kept[i]);
     }
+    release(offset);
     release(workspace);
     release(status);
 }

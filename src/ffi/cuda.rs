@@ -87,11 +87,13 @@ pub struct lava_cuda_attend_sequence {
     pub n_base: u32,
     /// Must be 0.
     pub reserved: u32,
+    /// NULL, or device memory, one number: kept_indices begins so many entries later. `offset` of lava_cuda_cascade_get.
+    pub kept_offset: *const u64,
 }
 
 layout! {
     lava_cuda_score_sequence: 48, 48 { struct_size @ 0, n_tokens @ 4, q @ 8, k @ 16, v @ 24, lse @ 32, scores @ 40 }
-    lava_cuda_attend_sequence: 88, 88 { struct_size @ 0, max_rows @ 4, total_rows @ 8, q @ 16, k @ 24, v @ 32, out @ 40, lse @ 48, n_rows @ 56, kept_indices @ 64, cu_kept @ 72, n_base @ 80, reserved @ 84 }
+    lava_cuda_attend_sequence: 96, 96 { struct_size @ 0, max_rows @ 4, total_rows @ 8, q @ 16, k @ 24, v @ 32, out @ 40, lse @ 48, n_rows @ 56, kept_indices @ 64, cu_kept @ 72, n_base @ 80, reserved @ 84, kept_offset @ 88 }
 }
 
 /// Bytes of host memory that a context needs, aligned to LAVA_WORKSPACE_ALIGN. The same for one library. Any thread.
@@ -301,7 +303,7 @@ pub unsafe extern "C" fn lava_cuda_attend_workspace_size(
 /// lava_attend for a batch of sequences, each with as many new queries and a compressed cache of its own.
 ///
 /// The counts n_rows are read on the device, when the kernels run: a captured graph stays good while caches grow, up to max_rows and
-/// total_rows. More rows than those are undefined behaviour. With causal, a head of fewer than n_tokens rows has queries that see
+/// total_rows. A larger count is taken as max_rows, and what all heads together have more than total_rows is left out. With causal, a head of fewer than n_tokens rows has queries that see
 /// nothing: the first ones.
 ///
 /// context: from lava_cuda_init.
@@ -638,8 +640,9 @@ fn attend_args(
             n_rows: core::ptr::null(),
             kept_indices: core::ptr::null(),
             cu_kept: core::ptr::null(),
+            kept_offset: core::ptr::null(),
             n_base: 0,
-            reserved: 0,
+            max_rows: 0,
         },
         layer: shape.layer,
         n_new: shape.n_tokens as u32,
@@ -688,6 +691,7 @@ unsafe fn attend_sequence(
         if slides {
             check_pointer(s.kept_indices, c"kept_indices")?;
             check_pointer(s.cu_kept, c"cu_kept")?;
+            check_optional(s.kept_offset, c"kept_offset")?;
         }
         memory
             .reads(q.data as *const u8, q_bytes, c"q")
@@ -707,8 +711,9 @@ unsafe fn attend_sequence(
             n_rows: s.n_rows,
             kept_indices,
             cu_kept,
+            kept_offset: s.kept_offset,
             n_base: s.n_base,
-            reserved: 0,
+            max_rows: s.max_rows,
         })
     }
 }

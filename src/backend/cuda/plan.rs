@@ -101,8 +101,9 @@ pub struct AttendSequence {
     pub n_rows: *const u32,
     pub kept_indices: *const u32,
     pub cu_kept: *const u32,
+    pub kept_offset: *const u64,
     pub n_base: u32,
-    pub reserved: u32,
+    pub max_rows: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -401,9 +402,9 @@ const _: () = {
     assert!(size_of::<ScoreArgs>() == 376 && offset_of!(ScoreArgs, layer) == 216);
     assert!(offset_of!(ScoreArgs, has_lse) == 292);
     assert!(offset_of!(ScoreArgs, workspace) == 320);
-    assert!(size_of::<AttendSequence>() == 272 && offset_of!(AttendSequence, n_base) == 264);
-    assert!(size_of::<AttendArgs>() == 352 && offset_of!(AttendArgs, layer) == 280);
-    assert!(offset_of!(AttendArgs, partial) == 336);
+    assert!(size_of::<AttendSequence>() == 280 && offset_of!(AttendSequence, n_base) == 272);
+    assert!(size_of::<AttendArgs>() == 360 && offset_of!(AttendArgs, layer) == 288);
+    assert!(offset_of!(AttendArgs, partial) == 344);
     assert!(size_of::<EntropyItem>() == 32 && size_of::<EntropyArgs>() == 64);
     assert!(size_of::<PreferenceItem>() == 24 && size_of::<PreferenceArgs>() == 64);
     assert!(size_of::<MeanItem>() == 16 && size_of::<MeanArgs>() == 48);
