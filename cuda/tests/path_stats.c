@@ -99,14 +99,15 @@ static void preferences(lava_dtype dtype, int has_lse) {
     memcpy(t, copies, sizeof(t));
 
     /* What is found: the cause, not what comes of it. */
-    float *element = t[2][1].data, saved = *element;
+    unsigned char *element = (unsigned char *) t[2][1].data + DIM * element_size(dtype), saved[4];
+    memcpy(saved, element, 4);
     memset(element, 0xff, 4);
     OK(STATS);
     OK(PREFERENCE(tau1));
     OK(SHARES);
-    expect(LAVA_ERR_NONFINITE, "q", 4, 2, 0);
+    expect(LAVA_ERR_NONFINITE, "q", 4, 2, 1);
     CHECK(budgets[0] == UINT64_MAX - 1);
-    *element = saved;
+    memcpy(element, saved, 4);
     OK(STATS);
     settle();
     stats[5] = NAN;
