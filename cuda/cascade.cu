@@ -1,7 +1,8 @@
 // Compress while prefilling: after each layer's scores all layers so far share the total anew, on the GPU. plan.h has the launches.
 //
 // As src/cascade.rs: budgets are rounded up until the last layer is there, so that they only shrink, and the kept sets end as those
-// of all layers at once. The kept entries' scores and positions are there twice: a push reads one copy and writes the other.
+// of all layers at once. The kept entries' scores and positions are there twice: a push reads one copy and writes the other. A launch
+// has cascades of any shapes side by side, each at a layer of its own.
 //
 // No fused operations: the CPU's bits are the goal.
 // nvcc: -fmad=false
@@ -12,8 +13,11 @@ namespace lava {
 
 constexpr uint32_t LAYERS_ENTROPY = 0, LAYERS_WEIGHTS = 2, LAYERS_GLOBAL = 3; // LAVA_LAYERS_
 
-/// The state's arrays. `old`: the copy that this push reads.
+/// One of a launch's cascades, and its state's arrays. `old`: the copy that this push reads.
 struct State {
+    const lava_cuda_cascade_item &a;
+    uint64_t *const status;
+    unsigned char *const workspace;
     double *entropies, *weights, *masses, *shares;
     uint64_t *budgets, *capacities, *minimums;
     uint64_t *old_starts, *new_starts;
@@ -22,7 +26,8 @@ struct State {
     uint32_t *old_positions, *new_positions, *rows;
     double *head_sums;
     uint32_t *failed;
-    __device__ explicit State(const lava_cuda_cascade_args &a) {
+    __device__ explicit State(const lava_cuda_cascade_args &args)
+        : a(LAVA_ITEM(args, blockIdx.z)), status(args.status), workspace(args.workspace + blockIdx.z * args.workspace_each) {
         const lava_cuda_cascade_layout l = lava_cuda_cascade_place(&a);
         const auto at = [&](auto type, uint64_t offset) { return reinterpret_cast<decltype(type)>(a.state + offset); };
         const bool second = a.layer % 2 != 0;
@@ -40,14 +45,14 @@ struct State {
     }
 };
 
-__device__ inline void fail_cascade(const lava_cuda_cascade_args &a, const State &s, uint32_t layer, uint32_t head, uint32_t what) {
+__device__ inline void fail_cascade(const State &s, uint32_t layer, uint32_t head, uint32_t what) {
     atomicOr(s.failed, 1u);
-    report(a.status, layer, 0, head, what);
+    report(s.status, layer, blockIdx.z, head, what);
 }
 
 /// The heads of all layers so far, layer behind layer, as they are before this push; from head `first` on.
 struct LayersSoFar {
-    const lava_cuda_cascade_args &a;
+    const lava_cuda_cascade_item &a;
     const State &s;
     uint32_t first;
     __device__ Head operator()(uint32_t h) const {
@@ -59,20 +64,22 @@ struct LayersSoFar {
     }
 };
 
-__device__ inline bool is_global(const lava_cuda_cascade_args &a) { return a.layer_budgets == LAYERS_GLOBAL; }
+__device__ inline bool is_global(const lava_cuda_cascade_item &a) { return a.layer_budgets == LAYERS_GLOBAL; }
 
 /// The heads that compete for one budget: one layer's, or with LAVA_LAYERS_GLOBAL those of all layers so far.
-__device__ inline Choice<LayersSoFar> heads_of(const lava_cuda_cascade_args &a, const State &s, uint32_t layer) {
+__device__ inline Choice<LayersSoFar> heads_of(const State &s, uint32_t layer) {
+    const lava_cuda_cascade_item &a = s.a;
     const uint32_t first = is_global(a) ? 0 : layer, n = is_global(a) ? a.layer + 1 : 1;
     Choice<LayersSoFar> c({a, s, first * a.n_kv_heads}, a.params, n * a.n_kv_heads, a.prefix_len, a.window_rows);
     if (c.params.head_weights != nullptr) c.params.head_weights += uint64_t(layer) * a.n_kv_heads;
-    c.place(a.workspace, first, a.layer + 1, a.prefix_len);
+    c.place(s.workspace, first, a.layer + 1, a.prefix_len);
     return c;
 }
 
 /// One layer's heads, with what was decided about them.
-__device__ inline Choice<LayersSoFar> layer_of(const lava_cuda_cascade_args &a, const State &s, uint32_t layer) {
-    Choice<LayersSoFar> c = heads_of(a, s, layer);
+__device__ inline Choice<LayersSoFar> layer_of(const State &s, uint32_t layer) {
+    const lava_cuda_cascade_item &a = s.a;
+    Choice<LayersSoFar> c = heads_of(s, layer);
     if (!is_global(a)) return c;
     const uint32_t first = layer * a.n_kv_heads;
     c.head.first = first, c.n_heads = a.n_kv_heads;
@@ -84,16 +91,17 @@ __device__ inline Choice<LayersSoFar> layer_of(const lava_cuda_cascade_args &a, 
 
 } // namespace lava
 
-LAVA_KERNEL(LAVA_CUDA_BUDGET_THREADS) lava_cascade_begin(const __grid_constant__ lava_cuda_cascade_args a) {
+LAVA_KERNEL(LAVA_CUDA_BUDGET_THREADS) lava_cascade_begin(const __grid_constant__ lava_cuda_cascade_args args) {
     using namespace lava;
     LAVA_SHARED(uint64_t, sums, LAVA_CUDA_BUDGET_THREADS);
     LAVA_SHARED(uint32_t, first, 1);
-    const State s(a);
+    const State s(args);
+    const lava_cuda_cascade_item &a = s.a;
     if (threadIdx.x == 0) *s.failed = 0;
     if (a.params.head_weights != nullptr) {
         const uint32_t n_heads = a.n_layers * a.n_kv_heads, head = first_faulty_weight(a.params.head_weights, n_heads, first);
         if (head < n_heads) {
-            if (threadIdx.x == 0) fail_cascade(a, s, head / a.n_kv_heads, head % a.n_kv_heads, LAVA_FAULT_WEIGHTS);
+            if (threadIdx.x == 0) fail_cascade(s, head / a.n_kv_heads, head % a.n_kv_heads, LAVA_FAULT_WEIGHTS);
             return;
         }
     }
@@ -103,48 +111,52 @@ LAVA_KERNEL(LAVA_CUDA_BUDGET_THREADS) lava_cascade_begin(const __grid_constant__
     const uint64_t each = max(block_total(n, sums), uint64_t(min(a.params.head_min, a.prefix_len)));
     const uint64_t minimum = each * a.n_kv_heads, entries = uint64_t(a.n_kv_heads) * a.prefix_len;
     for (uint32_t l = threadIdx.x; l < a.n_layers; l += blockDim.x) s.minimums[l] = minimum, s.capacities[l] = entries;
-    if (threadIdx.x == 0 && minimum * a.n_layers > min(a.total, entries * a.n_layers)) fail_cascade(a, s, 0, 0, LAVA_FAULT_BUDGET);
+    if (threadIdx.x == 0 && minimum * a.n_layers > min(a.total, entries * a.n_layers)) fail_cascade(s, 0, 0, LAVA_FAULT_BUDGET);
 }
 
-LAVA_KERNEL(LAVA_CUDA_ENTROPY_THREADS) lava_cascade_heads(const __grid_constant__ lava_cuda_cascade_args a) {
+LAVA_KERNEL(LAVA_CUDA_ENTROPY_THREADS) lava_cascade_heads(const __grid_constant__ lava_cuda_cascade_args args) {
     using namespace lava;
-    const State s(a);
+    const State s(args);
+    const lava_cuda_cascade_item &a = s.a;
     const uint32_t head = blockIdx.x;
+    if (head >= a.n_kv_heads) return;
     if (!entropy_of_head(a.scores + uint64_t(head) * a.prefix_len, a.prefix_len, s.head_sums + 2 * head) && threadIdx.x == 0)
-        fail_cascade(a, s, a.layer, head, LAVA_FAULT_SCORES);
+        fail_cascade(s, a.layer, head, LAVA_FAULT_SCORES);
 }
 
-LAVA_KERNEL(LAVA_CUDA_BUDGET_THREADS) lava_cascade_share(const __grid_constant__ lava_cuda_cascade_args a) {
+LAVA_KERNEL(LAVA_CUDA_BUDGET_THREADS) lava_cascade_share(const __grid_constant__ lava_cuda_cascade_args args) {
     using namespace lava;
     LAVA_SHARE_MEMORY(memory, LAVA_CUDA_MAX_LAYERS, LAVA_CUDA_BUDGET_THREADS);
-    const State s(a);
+    const State s(args);
+    const lava_cuda_cascade_item &a = s.a;
     if (*s.failed) return;
     const uint32_t n = a.layer + 1;
     if (threadIdx.x == 0) {
         entropy_of_layer(s.head_sums, a.n_kv_heads, a.prefix_len, s.entropies + a.layer, s.masses + a.layer);
         s.weights[a.layer] = a.layer_budgets == LAYERS_ENTROPY ? s.entropies[a.layer] : a.layer_budgets == LAYERS_WEIGHTS ? *a.weight : 1.0;
     }
-    uint32_t *const control = reinterpret_cast<uint32_t *>(a.workspace);
+    uint32_t *const control = reinterpret_cast<uint32_t *>(s.workspace);
     for (uint32_t i = threadIdx.x; i < n * (LAVA_CUDA_CONTROL_BYTES / 4); i += blockDim.x) control[i] = 0;
     if (is_global(a)) return;
     __syncthreads();
     const ShareFault fault = share_total(n, s.weights, s.capacities, s.minimums, a.total, n == a.n_layers ? Rounding::EXACT : Rounding::UP, memory);
     if (fault.what != 0) {
-        if (threadIdx.x == 0) fail_cascade(a, s, fault.layer, LAVA_NO_HEAD, fault.what == FAULT_TOLD ? uint32_t(LAVA_FAULT_WEIGHTS) : fault.what);
+        if (threadIdx.x == 0) fail_cascade(s, fault.layer, LAVA_NO_HEAD, fault.what == FAULT_TOLD ? uint32_t(LAVA_FAULT_WEIGHTS) : fault.what);
         return;
     }
     for (uint32_t l = threadIdx.x; l < n; l += blockDim.x) s.budgets[l] = memory.share[l];
 }
 
-LAVA_SELECT_KERNEL lava_cascade_plan(const __grid_constant__ lava_cuda_cascade_args a) {
+LAVA_SELECT_KERNEL lava_cascade_plan(const __grid_constant__ lava_cuda_cascade_args args) {
     using namespace lava;
-    const State s(a);
-    if (*s.failed) return;
+    const State s(args);
+    const lava_cuda_cascade_item &a = s.a;
     LAVA_SHARED(uint64_t, sums, LAVA_CUDA_SELECT_THREADS / 32);
     const uint32_t layer = blockIdx.y, heads = a.n_kv_heads;
+    if (*s.failed || layer > a.layer) return;
     // One choice for all layers: the first layer's blocks make it.
     if (is_global(a) && layer != 0) return;
-    const Choice<LayersSoFar> c = heads_of(a, s, layer);
+    const Choice<LayersSoFar> c = heads_of(s, layer);
     uint64_t entries = 0;
     for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) entries += c.len(h);
     entries = block_sum(entries, sums);
@@ -158,12 +170,13 @@ LAVA_SELECT_KERNEL lava_cascade_plan(const __grid_constant__ lava_cuda_cascade_a
             s.old_cu[uint64_t(a.layer) * (heads + 1) + h] = h * (a.prefix_len + a.window_rows);
 }
 
-LAVA_SELECT_KERNEL lava_cascade_write(const __grid_constant__ lava_cuda_cascade_args a) {
+LAVA_SELECT_KERNEL lava_cascade_write(const __grid_constant__ lava_cuda_cascade_args args) {
     using namespace lava;
-    const State s(a);
-    if (*s.failed) return;
+    const State s(args);
+    const lava_cuda_cascade_item &a = s.a;
     const uint32_t layer = blockIdx.y, heads = a.n_kv_heads;
-    const Choice<LayersSoFar> c = layer_of(a, s, layer);
+    if (*s.failed || layer > a.layer) return;
+    const Choice<LayersSoFar> c = layer_of(s, layer);
     uint64_t start = 0;
     for (uint32_t l = 0; l < layer; l++) start += s.new_cu[uint64_t(l) * (heads + 1) + heads];
     const uint32_t *const cu = s.new_cu + uint64_t(layer) * (heads + 1);

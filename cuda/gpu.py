@@ -482,7 +482,7 @@ class Prefill:
         self.state = torch.empty(size, dtype=torch.uint8, device=device)
         self.cascade = lava.struct("cuda_cascade")
         self.start()
-        size = lava.size("cuda_cascade_workspace_size", self.cascade)
+        size = lava.size("cuda_cascade_workspace_size", lava.context, self.cascade, 1)
         self.workspace = torch.empty(size, dtype=torch.uint8, device=device)
         self.compact_workspace = torch.empty(lava.size("cuda_compact_workspace_size", lava.context, n_layers), dtype=torch.uint8, device=device)
 
@@ -501,7 +501,8 @@ class Prefill:
         for l in range(self.n_layers):
             run = self.runs[l % len(self.runs)]
             run()
-            lava.launch("cuda_cascade_push", lava.context, self.cascade, run.scores[0], ctypes.c_void_p(None), self.workspace, self.workspace.numel())
+            push = lava.array([lava.struct("cuda_push_sequence", cascade=ctypes.addressof(self.cascade), scores=run.scores[0].data_ptr())])
+            lava.launch("cuda_cascade_push", lava.context, push, 1, self.workspace, self.workspace.numel())
             if self.evict:
                 self.evict_layers(l + 1)
 

@@ -27,7 +27,8 @@ _Static_assert(sizeof(lava_cuda_select_params) == 32 && sizeof(lava_cuda_select_
 _Static_assert(offsetof(lava_cuda_select_item, prefix_len) == 72 && sizeof(lava_cuda_select_args) == 128, "plan.rs: SelectArgs");
 _Static_assert(sizeof(lava_cuda_compact_item) == 136 && sizeof(lava_cuda_compact_args) == 168, "plan.rs: CompactArgs");
 _Static_assert(sizeof(lava_cuda_global_item) == 72 && sizeof(lava_cuda_global_args) == 112, "plan.rs: GlobalArgs");
-_Static_assert(sizeof(lava_cuda_cascade_args) == 104 && offsetof(lava_cuda_cascade_args, layer) == 72, "plan.rs: CascadeArgs");
+_Static_assert(sizeof(lava_cuda_cascade_item) == 88 && offsetof(lava_cuda_cascade_item, layer) == 56, "plan.rs: CascadeItem");
+_Static_assert(sizeof(lava_cuda_cascade_args) == 136, "plan.rs: CascadeArgs");
 _Static_assert(sizeof(lava_upload_args) == 4016 && sizeof(lava_upload_args) <= 4096, "plan.rs: UploadArgs");
 
 /** Kernels that come for any tensors and for f16 and bf16 of the dimensions of lava_score_has_instance. */
@@ -213,8 +214,8 @@ static uint32_t blocks_of(uint32_t resident, uint32_t n, uint32_t tiles) {
     return each < 1 ? 1 : each < tiles ? each : tiles < 1 ? 1 : tiles;
 }
 
-static lava_launch *add_selection(lava_launch *at, uint32_t kernel, uint32_t n_blocks, uint32_t n) {
-    lava_launch *next = add(at, kernel, n_blocks, n, 1, LAVA_CUDA_SELECT_THREADS, 0);
+static lava_launch *add_selection(lava_launch *at, uint32_t kernel, uint32_t n_blocks, uint32_t y, uint32_t z) {
+    lava_launch *next = add(at, kernel, n_blocks, y, z, LAVA_CUDA_SELECT_THREADS, 0);
     at->cooperative = n_blocks > 1;
     return next;
 }
@@ -227,7 +228,7 @@ size_t lava_plan_select(lava_cuda_select_args *a, void *workspace) {
 uint32_t lava_plan_select_launches(const lava_cuda_select_args *a, const lava_processors *device, lava_launch *launches) {
     const uint32_t tiles = lava_cuda_choice_tiles(a->n_kv_heads, a->max_prefix);
     lava_launch *next = add(launches, SELECT_BEGIN, a->n_items, 1, 1, 32, 0);
-    next = add_selection(next, SELECT_ENTRIES, blocks_of(device->select_blocks, a->n_items, tiles), a->n_items);
+    next = add_selection(next, SELECT_ENTRIES, blocks_of(device->select_blocks, a->n_items, tiles), a->n_items, 1);
     return (uint32_t) (next - launches);
 }
 
@@ -239,7 +240,7 @@ size_t lava_plan_global(lava_cuda_global_args *a, void *workspace) {
 uint32_t lava_plan_global_launches(const lava_cuda_global_args *a, const lava_processors *device, lava_launch *launches) {
     const uint32_t tiles = lava_cuda_choice_tiles(a->n_layers * a->n_kv_heads, a->max_prefix);
     lava_launch *next = add(launches, GLOBAL_BEGIN, a->n_items, 1, 1, 32, 0);
-    next = add_selection(next, SHARE_GLOBALLY, blocks_of(device->global_blocks, a->n_items, tiles), a->n_items);
+    next = add_selection(next, SHARE_GLOBALLY, blocks_of(device->global_blocks, a->n_items, tiles), a->n_items, 1);
     return (uint32_t) (next - launches);
 }
 
@@ -258,11 +259,21 @@ uint32_t lava_plan_compact_launches(const lava_cuda_compact_args *a, int32_t wit
     return 1;
 }
 
-size_t lava_plan_cascade_state(const lava_cuda_cascade_args *a) { return lava_cuda_cascade_state(a); }
+size_t lava_plan_cascade_state(const lava_cuda_cascade_item *a) { return lava_cuda_cascade_state(a); }
 
-/** Of the last push, which needs the most. */
-size_t lava_plan_cascade_workspace(const lava_cuda_cascade_args *a) {
-    return lava_cuda_choice_workspace(a->n_layers, a->n_kv_heads, a->prefix_len);
+/** One more cascade: makes room for it in what the launches are cut by. */
+void lava_plan_cascade_with(lava_cuda_cascade_args *a, const lava_cuda_cascade_item *item) {
+    const uint32_t tiles = lava_cuda_choice_tiles(item->n_kv_heads, item->prefix_len);
+    a->n_items++;
+    a->max_layers = (uint32_t) lava_cuda_max(a->max_layers, item->layer + 1);
+    a->max_heads = (uint32_t) lava_cuda_max(a->max_heads, item->n_kv_heads);
+    a->max_tiles = (uint32_t) lava_cuda_max(a->max_tiles, tiles);
+    a->workspace_each = lava_cuda_max(a->workspace_each, lava_cuda_cascade_workspace(item));
+}
+
+size_t lava_plan_cascade(lava_cuda_cascade_args *a, void *workspace) {
+    a->workspace = (unsigned char *) workspace;
+    return a->n_items * a->workspace_each;
 }
 
 uint32_t lava_plan_cascade_begin(lava_launch *launches) {
@@ -272,12 +283,11 @@ uint32_t lava_plan_cascade_begin(lava_launch *launches) {
 
 /** The launches of a push, 4. */
 uint32_t lava_plan_cascade_push(const lava_cuda_cascade_args *a, const lava_processors *device, lava_launch *launches) {
-    const uint32_t layers = a->layer + 1, tiles = lava_cuda_choice_tiles(a->n_kv_heads, a->prefix_len);
-    const uint32_t n_blocks = blocks_of(device->cascade_blocks, layers, tiles);
-    lava_launch *next = add(launches, CASCADE_HEADS, a->n_kv_heads, 1, 1, LAVA_CUDA_ENTROPY_THREADS, 0);
-    next = add(next, CASCADE_SHARE, 1, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0);
-    next = add_selection(next, CASCADE_PLAN, n_blocks, layers);
-    next = add_selection(next, CASCADE_WRITE, n_blocks, layers);
+    const uint32_t n_blocks = blocks_of(device->cascade_blocks, a->max_layers * a->n_items, a->max_tiles);
+    lava_launch *next = add(launches, CASCADE_HEADS, a->max_heads, 1, a->n_items, LAVA_CUDA_ENTROPY_THREADS, 0);
+    next = add(next, CASCADE_SHARE, 1, 1, a->n_items, LAVA_CUDA_BUDGET_THREADS, 0);
+    next = add_selection(next, CASCADE_PLAN, n_blocks, a->max_layers, a->n_items);
+    next = add_selection(next, CASCADE_WRITE, n_blocks, a->max_layers, a->n_items);
     return (uint32_t) (next - launches);
 }
 
@@ -289,7 +299,7 @@ typedef struct lava_cascade_place {
 } lava_cascade_place;
 
 /** After the push of a->layer. */
-void lava_plan_cascade_get(const lava_cuda_cascade_args *a, uint32_t layer, lava_cascade_place *out) {
+void lava_plan_cascade_get(const lava_cuda_cascade_item *a, uint32_t layer, lava_cascade_place *out) {
     const lava_cuda_cascade_layout l = lava_cuda_cascade_place(a);
     const uint64_t now = (a->layer + 1) % 2, layers = a->n_layers, heads = a->n_kv_heads + 1;
     const uint32_t *const cu = (const uint32_t *) (a->state + l.cu);

@@ -264,26 +264,36 @@ LAVA_PLAN uint64_t lava_cuda_global_workspace(uint32_t n_items, uint32_t n_layer
  *
  *     lava_cascade_begin   grid 1, LAVA_CUDA_BUDGET_THREADS threads, once, before the first push; looks at no pointer but status,
  *                          state and those of params
- * Then for each layer, with args.layer = 0, 1, ... (the host counts; nothing is read back):
- *     lava_cascade_heads   grid (n_kv_heads), LAVA_CUDA_ENTROPY_THREADS threads
- *     lava_cascade_share   grid 1, LAVA_CUDA_BUDGET_THREADS threads
- *     lava_cascade_plan    grid (n_blocks, layer + 1), LAVA_CUDA_SELECT_THREADS threads, cooperative if n_blocks > 1
+ * Then for each layer, with item.layer = 0, 1, ... (the host counts; nothing is read back):
+ *     lava_cascade_heads   grid (max_heads, 1, n_items), LAVA_CUDA_ENTROPY_THREADS threads
+ *     lava_cascade_share   grid (1, 1, n_items), LAVA_CUDA_BUDGET_THREADS threads
+ *     lava_cascade_plan    grid (n_blocks, max_layers, n_items), LAVA_CUDA_SELECT_THREADS threads, cooperative if n_blocks > 1
  *     lava_cascade_write   the same
  * A fault in a layer's scores or weight, head weights that are none, or minimums that do not fit lower the status word and make
  * every later push of this cascade do nothing. The mask and the head weights are not copied: they stay where they are until the
  * last push.
  */
-typedef struct lava_cuda_cascade_args {
+typedef struct lava_cuda_cascade_item {
     const float *scores; /* of the layer that is pushed: [n_kv_heads, prefix_len] */
-    uint64_t *status;
     unsigned char *state;
-    unsigned char *workspace; /* lava_cuda_choice_workspace(layer + 1, ...) bytes; needs no contents */
     lava_cuda_select_params params;
     uint64_t total;
     uint32_t layer, n_layers, n_kv_heads, prefix_len, window_rows;
     uint32_t layer_budgets; /* LAVA_LAYERS_; with _GLOBAL as for lava_share_globally: no affine floor, no head weights */
     const double *weight;   /* LAVA_LAYERS_WEIGHTS: one number on the device, of the layer that is pushed. Else not looked at */
+} lava_cuda_cascade_item;
+typedef struct lava_cuda_cascade_args {
+    const lava_cuda_cascade_item *items;
+    lava_cuda_cascade_item one;
+    uint64_t *status;
+    unsigned char *workspace; /* n_items * workspace_each bytes, the latter lava_cuda_cascade_workspace of an item; needs no contents */
+    uint64_t workspace_each;
+    uint32_t n_items, max_layers, max_heads, max_tiles; /* the most of an item: layer + 1, n_kv_heads, lava_cuda_choice_tiles */
 } lava_cuda_cascade_args;
+/* Of any of its pushes. */
+LAVA_PLAN uint64_t lava_cuda_cascade_workspace(const lava_cuda_cascade_item *a) {
+    return lava_cuda_choice_workspace(a->n_layers, a->n_kv_heads, a->prefix_len);
+}
 
 typedef struct lava_cuda_cascade_layout {
     uint64_t entropies, masses, shares, budgets, capacities, minimums; /* [n_layers] */
@@ -297,7 +307,7 @@ typedef struct lava_cuda_cascade_layout {
     uint64_t size, capacity;
 } lava_cuda_cascade_layout;
 /* After the push of layer l, copy (l + 1) % 2 is what is kept, and cu of copy l % 2 what was before (of layer l itself: all rows). */
-LAVA_PLAN lava_cuda_cascade_layout lava_cuda_cascade_place(const lava_cuda_cascade_args *a) {
+LAVA_PLAN lava_cuda_cascade_layout lava_cuda_cascade_place(const lava_cuda_cascade_item *a) {
     lava_cuda_cascade_layout l;
     const uint64_t layers = a->n_layers, heads = a->n_kv_heads, entries = heads * a->prefix_len;
     const uint64_t total = lava_cuda_min(a->total, entries * layers), shares = total + layers;
@@ -325,7 +335,7 @@ LAVA_PLAN lava_cuda_cascade_layout lava_cuda_cascade_place(const lava_cuda_casca
     l.size = lava_cuda_round_up(l.weights + layers * 8, 16);
     return l;
 }
-LAVA_PLAN uint64_t lava_cuda_cascade_state(const lava_cuda_cascade_args *a) { return lava_cuda_cascade_place(a).size; }
+LAVA_PLAN uint64_t lava_cuda_cascade_state(const lava_cuda_cascade_item *a) { return lava_cuda_cascade_place(a).size; }
 
 /* ---- Compaction --------------------------------------------------------------------------------------------------- */
 

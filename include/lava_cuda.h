@@ -459,6 +459,32 @@ typedef struct lava_cuda_cascade {
 } lava_cuda_cascade;
 
 /**
+ * One sequence of lava_cuda_cascade_push. Zero what is not used.
+ */
+typedef struct lava_cuda_push_sequence {
+    /**
+     * sizeof(lava_cuda_push_sequence), the same for all of a call.
+     */
+    uint32_t struct_size;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+    /**
+     * From lava_cuda_cascade_init, another one for each sequence; counts the push. Unchanged on error.
+     */
+    struct lava_cuda_cascade *cascade;
+    /**
+     * Device memory, f32 [n_kv_heads, n_tokens - window] of the cascade's next layer, not negative.
+     */
+    const float *scores;
+    /**
+     * With LAVA_LAYERS_WEIGHTS device memory, one number, finite and not negative: the layer's weight. Else NULL.
+     */
+    const double *weight;
+} lava_cuda_push_sequence;
+
+/**
  * Where a layer of a cascade lies on the device after the last push: inside the state, and good until the next push has run.
  */
 typedef struct lava_cuda_cascade_layer {
@@ -928,11 +954,15 @@ lava_status lava_cuda_cascade_state_size(const lava_shape *shape,
 /**
  * Bytes of device memory that lava_cuda_cascade_push needs as a workspace, enough for every layer.
  *
- * cascade: from lava_cuda_cascade_init.
+ * context: from lava_cuda_init.
+ * cascade: from lava_cuda_cascade_init; of those of a call the one of the longest sequence, if nothing else about them differs.
+ * n_sequences: as for lava_cuda_cascade_push.
  * size: receives the bytes; untouched on error.
- * Errors: NULL, STRUCT_SIZE, STATE. Any thread.
+ * Errors: NULL, STRUCT_SIZE, ARGUMENT, STATE. Any thread.
  */
-lava_status lava_cuda_cascade_workspace_size(const struct lava_cuda_cascade *cascade,
+lava_status lava_cuda_cascade_workspace_size(const void *context,
+                                             const struct lava_cuda_cascade *cascade,
+                                             uint32_t n_sequences,
                                              size_t *size,
                                              lava_error *error);
 
@@ -966,23 +996,21 @@ lava_status lava_cuda_cascade_init(const void *context,
                                    lava_error *error);
 
 /**
- * lava_cascade_push and lava_cascade_push_weighted on the device: after it has run, every layer so far keeps what it keeps on the CPU, bit
- * for bit.
+ * lava_cascade_push and lava_cascade_push_weighted on the device, for sequences side by side: after it has run, every layer so far keeps
+ * what it keeps on the CPU, bit for bit.
  *
- * cascade: from lava_cuda_cascade_init; counts the push. Unchanged on error.
- * scores: device memory, f32 [n_kv_heads, n_tokens - window] of the next layer, not negative.
- * weight: with LAVA_LAYERS_WEIGHTS device memory, one number, finite and not negative: the layer's weight. Else NULL.
+ * context: from lava_cuda_init.
+ * sequences: host memory, n_sequences of them, read during the call. Their cascades may be of any shapes, each at a layer of its own.
  * workspace: device memory, lava_cuda_cascade_workspace_size bytes, as for lava_cuda_score.
  * status, stream: as for lava_cuda_score; the stream of the calls before, or one that waits for it. A fault in a layer's scores or
  *     weights ("scores", "weights") or a budget that cannot hold what is protected (LAVA_ERR_BUDGET) makes this push and all later ones of
  *     the cascade do nothing.
  * Errors: NULL, STRUCT_SIZE, ARGUMENT, ALIGNMENT, OVERLAP, WORKSPACE, STATE (complete, or not from lava_cuda_cascade_init), CONTEXT: nothing
- *     was launched. LAUNCH: some launches may have been, and the cascade is not to be used any more.
+ *     was launched. LAUNCH: some launches may have been, and the cascades are not to be used any more.
  */
 lava_status lava_cuda_cascade_push(const void *context,
-                                   struct lava_cuda_cascade *cascade,
-                                   const float *scores,
-                                   const double *weight,
+                                   const struct lava_cuda_push_sequence *sequences,
+                                   uint32_t n_sequences,
                                    void *workspace,
                                    size_t workspace_size,
                                    uint64_t *status,
@@ -1062,6 +1090,7 @@ LAVA_STATIC_ASSERT(sizeof(lava_cuda_budget_sequence) == 48, "lava_cuda_budget_se
 LAVA_STATIC_ASSERT(sizeof(lava_cuda_global_sequence) == 48, "lava_cuda_global_sequence");
 LAVA_STATIC_ASSERT(sizeof(lava_cuda_select_sequence) == 72, "lava_cuda_select_sequence");
 LAVA_STATIC_ASSERT(sizeof(lava_cuda_compact_sequence) == 80, "lava_cuda_compact_sequence");
+LAVA_STATIC_ASSERT(sizeof(lava_cuda_push_sequence) == 32, "lava_cuda_push_sequence");
 LAVA_STATIC_ASSERT(sizeof(lava_cuda_cascade) == 80, "lava_cuda_cascade");
 LAVA_STATIC_ASSERT(offsetof(lava_cuda_cascade, total) == 48, "lava_cuda_cascade");
 LAVA_STATIC_ASSERT(sizeof(lava_cuda_cascade_layer) == 80, "lava_cuda_cascade_layer");

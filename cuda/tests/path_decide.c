@@ -482,6 +482,75 @@ static void compactions(void) {
     release(rows), release(cu), release(k.data), release(v.data), release(k2.data), release(v2.data), release(out[0]), release(out[1]), release(workspace);
 }
 
+/* -------------------------------------------------------------------- cascades ---- */
+
+static lava_cuda_push_sequence push_of(lava_cuda_cascade *cascade, const float *scores, const double *weight) {
+    lava_cuda_push_sequence s = {sizeof(s), 0, cascade, scores, weight};
+    return s;
+}
+
+/* Sequences of unlike length and options, the second a layer behind the first: pushed together, each keeps what it keeps alone. */
+static void neighbours(void) {
+    enum { N = 3 };
+    const uint32_t prefixes[N] = {170, 2300, 0}, layers[N] = {3, 2, 2};
+    const uint64_t totals[N] = {200, 900, 5};
+    void *state[N], *cpu[N];
+    size_t cpu_size[N], needed = 0;
+    lava_cuda_cascade cascades[N];
+    lava_cuda_push_sequence list[N];
+    float *scores[N][3];
+    double *weight = allocate(8);
+    memset(cascades, 0, sizeof(cascades));
+    for (int i = 0; i < N; i++) {
+        lava_shape shape = lava_shape_init(prefixes[i] + WINDOW, HEADS, HEADS, 1, 1, WINDOW);
+        lava_select_params params = lava_select_params_init();
+        if (i == 0) params.layer_budgets = LAVA_LAYERS_WEIGHTS, params.n_sink = 3;
+        size_t size = 0, own = 0;
+        OK(lava_cuda_cascade_state_size(&shape, layers[i], totals[i], &params, &size, &error));
+        state[i] = numbers(size, 1);
+        cascades[i].struct_size = sizeof(cascades[i]);
+        OK(lava_cuda_cascade_init(context, &shape, layers[i], totals[i], &params, state[i], size, &cascades[i], status, stream, &error));
+        OK(lava_cuda_cascade_workspace_size(context, &cascades[i], N, &own, &error));
+        needed = own > needed ? own : needed;
+        OK(lava_cascade_state_size(&shape, layers[i], totals[i], &params, &cpu_size[i], &error));
+        cpu[i] = malloc(cpu_size[i]);
+        OK(lava_cascade_init(&shape, layers[i], totals[i], &params, cpu[i], cpu_size[i], &error));
+        for (uint32_t l = 0; l < layers[i]; l++) scores[i][l] = some_scores(prefixes[i]);
+    }
+    *weight = 2.5;
+    void *workspace = numbers(needed, 1);
+    for (uint32_t turn = 0; turn < 3; turn++) {
+        uint32_t n = 0;
+        for (int i = 0; i < N; i++)
+            if (i == 0 || turn > 0) list[n++] = push_of(&cascades[i], scores[i][turn - (i > 0)], i == 0 ? weight : NULL);
+        OK(lava_cuda_cascade_push(context, list, n, workspace, needed, status, stream, &error));
+        expect_fine();
+        for (int i = 0; i < N; i++) {
+            if (i > 0 && turn == 0) continue;
+            uint32_t l = turn - (i > 0);
+            if (i == 0) OK(lava_cascade_push_weighted(cpu[i], cpu_size[i], scores[i][l], *weight, &error));
+            else OK(lava_cascade_push(cpu[i], cpu_size[i], scores[i][l], &error));
+            CHECK(cascades[i].n_pushed == l + 1);
+            for (uint32_t layer = 0; layer <= l; layer++) {
+                lava_cascade_layer want = lava_cascade_layer_init();
+                lava_cuda_cascade_layer got = {sizeof(got), 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL};
+                OK(lava_cascade_get(cpu[i], cpu_size[i], layer, &want, &error));
+                OK(lava_cuda_cascade_get(&cascades[i], layer, &got, &error));
+                CHECK(memcmp(want.cu_kept, got.cu_kept, 4 * (HEADS + 1)) == 0);
+                CHECK(memcmp(want.kept_indices, got.kept_indices + *got.offset, 4 * (size_t) want.cu_kept[HEADS]) == 0);
+            }
+        }
+    }
+    /* One that is complete: none is pushed. */
+    REFUSED(LAVA_ERR_STATE, "cascade", lava_cuda_cascade_push(context, list, N, workspace, needed, status, stream, &error));
+    told("cascade", "three sequences side by side, at unlike layers");
+    for (int i = 0; i < N; i++) {
+        for (uint32_t l = 0; l < layers[i]; l++) release(scores[i][l]);
+        release(state[i]), free(cpu[i]);
+    }
+    release(weight), release(workspace);
+}
+
 /* ------------------------------------------------------- the whole of a prefill ---- */
 
 enum { LAYERS = 4, TOKENS = 180, Q_HEADS = 4, DIM = 64 };
@@ -530,7 +599,7 @@ static void prefill(const char *what, lava_select_params params, int weighted) {
     lava_cuda_cascade_layer last[LAYERS];
     begin_capture();
     OK(lava_cuda_cascade_init(context, &shape, LAYERS, total, &params, state, state_size, &cascade, status, stream, &error));
-    OK(lava_cuda_cascade_workspace_size(&cascade, &sizes[1], &error));
+    OK(lava_cuda_cascade_workspace_size(context, &cascade, 1, &sizes[1], &error));
     void *graphs[2] = {end_capture(), NULL};
     settle();
     workspaces[1] = numbers(sizes[1], 1);
@@ -546,7 +615,8 @@ static void prefill(const char *what, lava_select_params params, int weighted) {
         lava_shape own = shape;
         own.layer = l;
         OK(lava_cuda_score(context, &own, &scoring, &s, 1, workspaces[0], sizes[0], status, stream, &error));
-        OK(lava_cuda_cascade_push(context, &cascade, model[l].scores, weighted ? model[l].weight : NULL, workspaces[1], sizes[1], status, stream, &error));
+        lava_cuda_push_sequence push = push_of(&cascade, model[l].scores, weighted ? model[l].weight : NULL);
+        OK(lava_cuda_cascade_push(context, &push, 1, workspaces[1], sizes[1], status, stream, &error));
         lava_cuda_compact_sequence list[LAYERS];
         for (uint32_t i = 0; i <= l; i++) {
             last[i].struct_size = sizeof(last[i]);
@@ -566,7 +636,8 @@ static void prefill(const char *what, lava_select_params params, int weighted) {
     graphs[1] = end_capture();
     expect_fine();
     CHECK(cascade.n_pushed == LAYERS);
-    REFUSED(LAVA_ERR_STATE, "cascade", lava_cuda_cascade_push(context, &cascade, model[0].scores, NULL, workspaces[1], sizes[1], status, stream, &error));
+    lava_cuda_push_sequence late = push_of(&cascade, model[0].scores, NULL);
+    REFUSED(LAVA_ERR_STATE, "cascade", lava_cuda_cascade_push(context, &late, 1, workspaces[1], sizes[1], status, stream, &error));
 
     /* The CPU, with the GPU's scores. */
     size_t cpu_size = 0;
@@ -646,12 +717,13 @@ static void refused_cascades(void) {
     params.n_sink = 8;
     REFUSED(LAVA_ERR_BUDGET, "total", INIT);
     params.n_sink = 0;
-    REFUSED(LAVA_ERR_STATE, "cascade", lava_cuda_cascade_push(context, &cascade, scores, NULL, state, size, status, stream, &error));
+    lava_cuda_push_sequence push = push_of(&cascade, scores, NULL);
+    REFUSED(LAVA_ERR_STATE, "cascade", lava_cuda_cascade_push(context, &push, 1, state, size, status, stream, &error));
     OK(INIT);
     size_t needed = 0;
-    OK(lava_cuda_cascade_workspace_size(&cascade, &needed, &error));
+    OK(lava_cuda_cascade_workspace_size(context, &cascade, 1, &needed, &error));
     void *workspace = numbers(needed, 1);
-#define PUSH(scores, weight, size) lava_cuda_cascade_push(context, &cascade, scores, weight, workspace, size, status, stream, &error)
+#define PUSH(scores, weight, size) (push = push_of(&cascade, scores, weight), lava_cuda_cascade_push(context, &push, 1, workspace, size, status, stream, &error))
     lava_cuda_cascade_layer layer;
     memset(&layer, 0, sizeof(layer));
     layer.struct_size = sizeof(layer);
@@ -660,6 +732,11 @@ static void refused_cascades(void) {
     REFUSED(LAVA_ERR_ARGUMENT, "weight", PUSH(scores, weight, needed));
     REFUSED(LAVA_ERR_WORKSPACE, "workspace_size", PUSH(scores, NULL, needed - 1));
     REFUSED(LAVA_ERR_OVERLAP, "state", PUSH((float *) state, NULL, needed));
+    push.reserved = 1;
+    REFUSED(LAVA_ERR_ARGUMENT, "reserved", lava_cuda_cascade_push(context, &push, 1, workspace, needed, status, stream, &error));
+    push = push_of(NULL, scores, NULL);
+    REFUSED(LAVA_ERR_NULL, "cascade", lava_cuda_cascade_push(context, &push, 1, workspace, needed, status, stream, &error));
+    REFUSED(LAVA_ERR_ARGUMENT, "n_sequences", lava_cuda_cascade_push(context, &push, 0, workspace, needed, status, stream, &error));
     CHECK(cascade.n_pushed == 0);
     scores[3] = NAN;
     OK(PUSH(scores, NULL, needed));
@@ -676,6 +753,7 @@ void decisions(void) {
     selections();
     one_sort();
     compactions();
+    neighbours();
     lava_select_params params = lava_select_params_init();
     prefill("four layers by entropy, as a graph", params, 0);
     params.layer_budgets = LAVA_LAYERS_EQUAL, params.head_floor = LAVA_FLOOR_GUARANTEED, params.alpha = 0.25, params.n_sink = 2;

@@ -150,52 +150,55 @@ static void check_random(uint32_t heads, int n_items, uint64_t seed) {
     check(heads, items, int(random.below(3)), seed);
 }
 
-static void check_cascade(uint32_t heads, uint32_t layers, uint32_t prefix, uint32_t window, uint64_t total, const lava_select_params &params, uint32_t n_blocks, uint64_t seed) {
-    SAMPLE;
-    Random random(seed);
-    const lava_shape shape = lava_shape_init(prefix + window, heads, heads, 1, 1, window);
+/// A cascade on both sides.
+struct Cascade {
+    const uint32_t heads, layers, prefix;
+    const lava_select_params params;
+    Random random;
     size_t size = 0;
-    CHECK(lava_cascade_state_size(&shape, layers, total, &params, &size, nullptr) == LAVA_OK, "the CPU refuses");
-    std::unique_ptr<char, void (*)(void *)> cpu(static_cast<char *>(aligned_alloc(64, (size + 64) / 64 * 64)), free);
-    lava_cascade_init(&shape, layers, total, &params, cpu.get(), size, nullptr);
+    std::unique_ptr<char, void (*)(void *)> cpu{nullptr, free};
+    lava_cuda_cascade_item item = {};
+    Buffer<float> scores;
+    Buffer<double> weight{1};
+    std::unique_ptr<Buffer<unsigned char>> state;
 
-    lava_cuda_cascade_args a = {};
-    a.params = on_device(params);
-    a.layer_budgets = uint32_t(params.layer_budgets);
-    Buffer<double> weight(1);
-    a.weight = weight.data();
-    a.total = total, a.n_layers = layers, a.n_kv_heads = heads, a.prefix_len = prefix, a.window_rows = window;
-    Buffer<unsigned char> state(lava_cuda_cascade_state(&a)), workspace(lava_cuda_choice_workspace(layers, heads, prefix));
-    Buffer<uint64_t> status(1, 0xFF);
-    Buffer<float> scores(size_t(heads) * prefix);
-    a.state = state.data(), a.workspace = workspace.data(), a.status = status.data(), a.scores = scores.data();
-    launch(lava_cascade_begin, 1, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0, unsigned(seed), a);
-    for (uint32_t layer = 0; layer < layers; layer++) {
+    Cascade(uint32_t heads, uint32_t layers, uint32_t prefix, uint32_t window, uint64_t total, const lava_select_params &params, uint64_t seed)
+        : heads(heads), layers(layers), prefix(prefix), params(params), random(seed), scores(size_t(heads) * prefix) {
+        const lava_shape shape = lava_shape_init(prefix + window, heads, heads, 1, 1, window);
+        CHECK(lava_cascade_state_size(&shape, layers, total, &params, &size, nullptr) == LAVA_OK, "the CPU refuses");
+        cpu.reset(static_cast<char *>(aligned_alloc(64, (size + 64) / 64 * 64)));
+        lava_cascade_init(&shape, layers, total, &params, cpu.get(), size, nullptr);
+        item.params = on_device(params);
+        item.layer_budgets = uint32_t(params.layer_budgets);
+        item.weight = weight.data(), item.scores = scores.data();
+        item.total = total, item.n_layers = layers, item.n_kv_heads = heads, item.prefix_len = prefix, item.window_rows = window;
+        state.reset(new Buffer<unsigned char>(lava_cuda_cascade_state(&item)));
+        item.state = state->data();
+    }
+    bool is_complete() const { return item.layer == layers; }
+    void next_scores() {
         fill(random, scores.data(), scores.size(), int(random.below(2)));
-        for (size_t i = 0; i < scores.size(); i++) scores[i] = powf(scores[i], float(1 + 6 * (layer % 3))); // of unlike entropy
+        for (size_t i = 0; i < scores.size(); i++) scores[i] = powf(scores[i], float(1 + 6 * (item.layer % 3))); // of unlike entropy
         weight[0] = random.below(3) == 0 ? 0.0 : fabs(double(random.normal()));
-        a.layer = layer;
-        const unsigned s = unsigned(seed * 100 + layer);
-        launch(lava_cascade_heads, heads, 1, 1, LAVA_CUDA_ENTROPY_THREADS, 0, s, a);
-        launch(lava_cascade_share, 1, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0, s, a);
-        launch(lava_cascade_plan, n_blocks, layer + 1, 1, LAVA_CUDA_SELECT_THREADS, 0, s, a, 0);
-        launch(lava_cascade_write, n_blocks, layer + 1, 1, LAVA_CUDA_SELECT_THREADS, 0, s, a, 0);
+    }
+    /// Behind the push of item.layer, which is the CPU's too then.
+    void check() {
+        const uint32_t layer = item.layer;
         const lava_status pushed = params.layer_budgets == LAVA_LAYERS_WEIGHTS ? lava_cascade_push_weighted(cpu.get(), size, scores.data(), weight[0], nullptr)
                                                                                : lava_cascade_push(cpu.get(), size, scores.data(), nullptr);
         CHECK(pushed == LAVA_OK, "the CPU refuses: %d", pushed);
-        CHECK(status[0] == LAVA_NO_FAULT, "status %llx", (unsigned long long) status[0]);
-        const lava_cuda_cascade_layout l = lava_cuda_cascade_place(&a);
+        const lava_cuda_cascade_layout l = lava_cuda_cascade_place(&item);
         const uint64_t now = (layer + 1) % 2, before = layer % 2;
-        const auto word = [&](uint64_t at) { return reinterpret_cast<uint32_t *>(state.data() + at); };
+        const auto word = [&](uint64_t at) { return reinterpret_cast<uint32_t *>(state->data() + at); };
         for (uint32_t i = 0; i <= layer; i++) {
             lava_cascade_layer want = lava_cascade_layer_init();
             lava_cascade_get(cpu.get(), size, i, &want, nullptr);
             const uint32_t *cu = word(l.cu) + (now * layers + i) * (heads + 1), *cu_rows = word(l.cu) + (before * layers + i) * (heads + 1);
-            const uint64_t start = reinterpret_cast<uint64_t *>(state.data() + l.starts)[now * layers + i];
-            const auto number = [&](uint64_t at) { return reinterpret_cast<double *>(state.data() + at)[i]; };
+            const uint64_t start = reinterpret_cast<uint64_t *>(state->data() + l.starts)[now * layers + i];
+            const auto number = [&](uint64_t at) { return reinterpret_cast<double *>(state->data() + at)[i]; };
             const bool same_counts = memcmp(cu, want.cu_kept, 4 * (heads + 1)) == 0;
             CHECK(same_counts && memcmp(cu_rows, want.cu_rows, 4 * (heads + 1)) == 0, "layer %u after push %u of %u: counts", i, layer, layers);
-            CHECK(reinterpret_cast<uint64_t *>(state.data() + l.budgets)[i] == want.budget && number(l.entropies) == want.entropy && number(l.masses) == want.mass, "layer %u after push %u: report", i, layer);
+            CHECK(reinterpret_cast<uint64_t *>(state->data() + l.budgets)[i] == want.budget && number(l.entropies) == want.entropy && number(l.masses) == want.mass, "layer %u after push %u: report", i, layer);
             CHECK(fabs(number(l.shares) - want.evicted_share) <= 1e-12, "layer %u after push %u: share", i, layer);
             if (!same_counts) continue;
             CHECK(start + cu[heads] <= l.capacity, "more rows than there is room for");
@@ -203,7 +206,68 @@ static void check_cascade(uint32_t heads, uint32_t layers, uint32_t prefix, uint
             CHECK(memcmp(word(l.rows) + start, want.rows, 4 * cu[heads]) == 0, "layer %u after push %u: rows", i, layer);
         }
     }
+};
+
+/// Launches for some cascades, of which the first alone goes by value.
+struct Pushes {
+    lava_cuda_cascade_args a = {};
+    Buffer<lava_cuda_cascade_item> items;
+    std::unique_ptr<Buffer<unsigned char>> workspace;
+
+    Pushes(const std::vector<lava_cuda_cascade_item> &list, uint64_t *status) : items(list.size()) {
+        a.one = list[0], a.status = status, a.n_items = uint32_t(list.size());
+        if (list.size() > 1) a.items = items.data();
+        for (size_t i = 0; i < list.size(); i++) {
+            const lava_cuda_cascade_item &item = items[i] = list[i];
+            a.max_layers = std::max(a.max_layers, item.layer + 1), a.max_heads = std::max(a.max_heads, item.n_kv_heads);
+            a.workspace_each = std::max(a.workspace_each, lava_cuda_cascade_workspace(&item));
+        }
+        workspace.reset(new Buffer<unsigned char>(a.n_items * a.workspace_each));
+        a.workspace = workspace->data();
+    }
+    void begin(unsigned seed) { launch(lava_cascade_begin, 1, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0, seed, a); }
+    void push(uint32_t n_blocks, unsigned seed) {
+        launch(lava_cascade_heads, a.max_heads, 1, a.n_items, LAVA_CUDA_ENTROPY_THREADS, 0, seed, a);
+        launch(lava_cascade_share, 1, 1, a.n_items, LAVA_CUDA_BUDGET_THREADS, 0, seed, a);
+        launch(lava_cascade_plan, n_blocks, a.max_layers, a.n_items, LAVA_CUDA_SELECT_THREADS, 0, seed, a, 0);
+        launch(lava_cascade_write, n_blocks, a.max_layers, a.n_items, LAVA_CUDA_SELECT_THREADS, 0, seed, a, 0);
+    }
+};
+
+/// Cascades side by side, each begun a push later than the one before it.
+static void push_all(const std::vector<Cascade *> &cascades, uint32_t n_blocks, uint64_t seed) {
+    Buffer<uint64_t> status(1, 0xFF);
+    for (uint32_t turn = 0;; turn++) {
+        std::vector<Cascade *> pushed;
+        std::vector<lava_cuda_cascade_item> items;
+        for (uint32_t i = 0; i < cascades.size() && i <= turn; i++) {
+            if (i == turn) Pushes({cascades[i]->item}, status.data()).begin(unsigned(seed));
+            if (cascades[i]->is_complete()) continue;
+            cascades[i]->next_scores();
+            pushed.push_back(cascades[i]);
+            items.push_back(cascades[i]->item);
+        }
+        if (pushed.empty()) break;
+        Pushes(items, status.data()).push(n_blocks, unsigned(seed * 100 + turn));
+        CHECK(status[0] == LAVA_NO_FAULT, "status %llx", (unsigned long long) status[0]);
+        for (Cascade *cascade : pushed) cascade->check(), cascade->item.layer++;
+    }
     n_cases++;
+}
+
+static void check_cascade(uint32_t heads, uint32_t layers, uint32_t prefix, uint32_t window, uint64_t total, const lava_select_params &params, uint32_t n_blocks, uint64_t seed) {
+    SAMPLE;
+    Cascade one(heads, layers, prefix, window, total, params, seed);
+    push_all({&one}, n_blocks, seed);
+}
+
+static void check_cascades_together(uint32_t n_blocks, uint64_t seed) {
+    SAMPLE;
+    lava_select_params by_weights = lava_select_params_init();
+    by_weights.layer_budgets = LAVA_LAYERS_WEIGHTS, by_weights.n_sink = 2;
+    Cascade long_one(2, 4, 2100, 4, 3000, lava_select_params_init(), seed), of_none(1, 3, 0, 2, 0, by_weights, seed);
+    Cascade of_more(5, 5, 40, 1, 300, lava_select_params_default(), seed), by_weight(3, 2, 70, 3, 100, by_weights, seed);
+    push_all({&long_one, &of_none, &of_more, &by_weight}, n_blocks, seed);
 }
 
 static void check_random_cascade(int layer_budgets, uint32_t n_blocks, uint64_t seed) {
@@ -218,42 +282,43 @@ static void check_random_cascade(int layer_budgets, uint32_t n_blocks, uint64_t 
     check_cascade(heads, layers, prefix, 1 + random.below(4), least + random.below(all - least + 1) / (1 + random.below(4)), p, n_blocks, seed);
 }
 
-/// A fault ends a cascade: what was kept before it stays, and no later push does anything.
+/// A fault ends a cascade: what was kept before it stays, and no later push does anything. Its neighbour goes on.
 static void check_cascade_faults() {
     const uint32_t heads = 2, layers = 3, prefix = 20;
     Buffer<float> scores(heads * prefix);
     for (size_t i = 0; i < scores.size(); i++) scores[i] = float(1 + i % 7);
     Buffer<uint64_t> status(1);
     Buffer<double> weight(1), head_weights(layers * heads);
-    lava_cuda_cascade_args a = {};
+    lava_cuda_cascade_item a = {};
     a.total = 60, a.n_layers = layers, a.n_kv_heads = heads, a.prefix_len = prefix, a.window_rows = 1;
-    a.scores = scores.data(), a.status = status.data(), a.weight = weight.data();
+    a.scores = scores.data(), a.weight = weight.data();
     const auto run = [&](uint32_t bad_layer, double bad_weight, float bad_score) {
-        Buffer<unsigned char> state(lava_cuda_cascade_state(&a)), workspace(lava_cuda_choice_workspace(layers, heads, prefix));
-        a.state = state.data(), a.workspace = workspace.data();
+        Buffer<unsigned char> state(lava_cuda_cascade_state(&a));
+        Cascade neighbour(1, layers, 30, 2, 40, lava_select_params_init(), 5);
+        a.state = state.data();
         status[0] = LAVA_NO_FAULT;
         a.layer = 0;
-        launch(lava_cascade_begin, 1, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0, 1, a);
+        Pushes({a}, status.data()).begin(1);
+        Pushes({neighbour.item}, status.data()).begin(1);
         std::vector<unsigned char> before;
-        for (a.layer = 0; a.layer < layers; a.layer++) {
+        for (a.layer = 0; a.layer < layers; a.layer++, neighbour.item.layer++) {
             weight[0] = a.layer == bad_layer ? bad_weight : 1.0;
             scores[25] = a.layer == bad_layer ? bad_score : 1.0f;
+            neighbour.next_scores();
             const lava_cuda_cascade_layout l = lava_cuda_cascade_place(&a);
             if (a.layer == bad_layer) before.assign(state.data() + l.starts, state.data() + l.head_sums);
-            launch(lava_cascade_heads, heads, 1, 1, LAVA_CUDA_ENTROPY_THREADS, 0, 1, a);
-            launch(lava_cascade_share, 1, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0, 1, a);
-            launch(lava_cascade_plan, 2, a.layer + 1, 1, LAVA_CUDA_SELECT_THREADS, 0, 1, a, 0);
-            launch(lava_cascade_write, 2, a.layer + 1, 1, LAVA_CUDA_SELECT_THREADS, 0, 1, a, 0);
+            Pushes({neighbour.item, a}, status.data()).push(2, 1);
             if (a.layer >= bad_layer) CHECK(memcmp(before.data(), state.data() + l.starts, before.size()) == 0, "a push behind the fault did something");
+            neighbour.check();
         }
         return status[0];
     };
     a.layer_budgets = LAVA_LAYERS_WEIGHTS;
     CHECK(run(3, 1, 1) == LAVA_NO_FAULT, "nothing is wrong");
-    for (const double bad : {-1.0, double(NAN), double(INFINITY)}) CHECK(run(1, bad, 1) == lava_fault(LAVA_FAULT_WEIGHTS, 1, 0, LAVA_NO_HEAD), "a weight of %g", bad);
+    for (const double bad : {-1.0, double(NAN), double(INFINITY)}) CHECK(run(1, bad, 1) == lava_fault(LAVA_FAULT_WEIGHTS, 1, 1, LAVA_NO_HEAD), "a weight of %g", bad);
     for (const int by : {LAVA_LAYERS_ENTROPY, LAVA_LAYERS_EQUAL, LAVA_LAYERS_WEIGHTS, LAVA_LAYERS_GLOBAL}) {
         a.layer_budgets = uint32_t(by);
-        CHECK(run(1, 1, -1.0f) == lava_fault(LAVA_FAULT_SCORES, 1, 0, 1), "a negative score");
+        CHECK(run(1, 1, -1.0f) == lava_fault(LAVA_FAULT_SCORES, 1, 1, 1), "a negative score");
     }
     a.params.head_min = 11;
     CHECK(run(0, 1, 1) == lava_fault(LAVA_FAULT_BUDGET, 0, 0, 0), "eleven of each head are 66");
@@ -304,6 +369,7 @@ int main() {
             check_cascade(2, 3, 50, 2, 0, params(floor, 0.2, 0, nullptr), n_blocks, seed++);
         }
     check_cascade_faults();
+    for (const uint32_t n_blocks : {1u, 3u}) check_cascades_together(n_blocks, seed++);
     // What random options may miss: each way of sharing alone, and head weights that differ from layer to layer.
     for (const int by : {LAVA_LAYERS_ENTROPY, LAVA_LAYERS_EQUAL, LAVA_LAYERS_WEIGHTS, LAVA_LAYERS_GLOBAL}) {
         lava_select_params alone = lava_select_params_init();

@@ -85,7 +85,7 @@ int main(void) {
     CU(cuMemsetD8Async((CUdeviceptr) status, 0xff, sizeof(uint64_t), stream));
     CHECK(lava_cuda_cascade_init(context, &shape, n_layers, total, &how_to_select, state, state_size, &cascade, status, stream,
                                  &error));
-    CHECK(lava_cuda_cascade_workspace_size(&cascade, &push_size, &error));
+    CHECK(lava_cuda_cascade_workspace_size(context, &cascade, 1, &push_size, &error));
     void *push_workspace = device_memory(push_size);
 
     lava_tensor *k = allocate(n_layers * sizeof(*k)), *v = allocate(n_layers * sizeof(*v)), *q = allocate(n_layers * sizeof(*q));
@@ -95,9 +95,10 @@ int main(void) {
         v[l] = on_device(&in[l].v);
         /* Behind each layer of prefill: two calls that only ask for launches. */
         lava_cuda_score_sequence sequence = {sizeof(sequence), shape.n_tokens, &q[l], &k[l], &v[l], NULL, scores};
+        lava_cuda_push_sequence push = {sizeof(push), 0, &cascade, scores, NULL};
         shape.layer = l;
         CHECK(lava_cuda_score(context, &shape, &how_to_score, &sequence, 1, score_workspace, score_size, status, stream, &error));
-        CHECK(lava_cuda_cascade_push(context, &cascade, scores, NULL, push_workspace, push_size, status, stream, &error));
+        CHECK(lava_cuda_cascade_push(context, &push, 1, push_workspace, push_size, status, stream, &error));
     }
 
     /* The only wait: what went wrong, and how many rows each layer keeps. */

@@ -364,12 +364,12 @@ impl Context {
         launches.iter().try_for_each(|launch| unsafe { self.launch(launch, args, stream) })
     }
 
-    /// What comes before a cascade's first push (`first`), or a push.
+    /// What comes before a cascade's first push.
     ///
     /// # Safety
     /// What `args` points to must be the device's and as large as plan.h says, until the stream is past it.
-    pub unsafe fn run_cascade(&self, args: &CascadeArgs, first: bool, stream: *mut c_void) -> Result<()> {
-        let (launches, n) = if first { args.begin() } else { args.push(&self.device) };
+    pub unsafe fn begin_cascade(&self, args: &CascadeArgs, stream: *mut c_void) -> Result<()> {
+        let (launches, n) = CascadeArgs::begin();
         // SAFETY: plan.c names the kernels that take these arguments; the memory is the caller's promise.
         unsafe { self.launch_all(&launches[..n], args, stream) }
     }

@@ -282,11 +282,9 @@ pub struct GlobalArgs {
 
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub struct CascadeArgs {
+pub struct CascadeItem {
     pub scores: *const f32,
-    pub status: *mut u64,
     pub state: *mut c_void,
-    pub workspace: *mut c_void,
     pub params: DeviceSelectParams,
     pub total: u64,
     pub layer: u32,
@@ -296,6 +294,19 @@ pub struct CascadeArgs {
     pub window_rows: u32,
     pub layer_budgets: u32,
     pub weight: *const f64,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct CascadeArgs {
+    pub items: *const CascadeItem,
+    pub one: CascadeItem,
+    pub status: *mut u64,
+    pub workspace: *mut c_void,
+    pub workspace_each: u64,
+    pub n_items: u32,
+    /// `with` sets these.
+    pub most: [u32; 3],
 }
 
 /// Where a layer's part of a cascade's state is; all on the device.
@@ -394,7 +405,7 @@ macro_rules! empty {
         })*
     };
 }
-empty!(EntropyArgs, PreferenceArgs, MeanArgs, BudgetArgs, SelectArgs, GlobalArgs, CompactArgs);
+empty!(EntropyArgs, PreferenceArgs, MeanArgs, BudgetArgs, SelectArgs, GlobalArgs, CascadeArgs, CompactArgs);
 
 const _: () = {
     assert!(size_of::<DeviceTensor>() == 48);
@@ -413,7 +424,8 @@ const _: () = {
     assert!(offset_of!(SelectItem, prefix_len) == 72 && size_of::<SelectArgs>() == 128);
     assert!(size_of::<CompactItem>() == 136 && size_of::<CompactArgs>() == 168);
     assert!(size_of::<GlobalItem>() == 72 && size_of::<GlobalArgs>() == 112);
-    assert!(size_of::<CascadeArgs>() == 104 && offset_of!(CascadeArgs, layer) == 72);
+    assert!(size_of::<CascadeItem>() == 88 && offset_of!(CascadeItem, layer) == 56);
+    assert!(size_of::<CascadeArgs>() == 136);
     assert!(size_of::<UploadArgs>() == 4016);
 };
 
@@ -459,11 +471,12 @@ unsafe extern "C" {
     fn lava_plan_global(args: *mut GlobalArgs, workspace: *mut c_void) -> usize;
     fn lava_plan_global_launches(args: *const GlobalArgs, device: *const Processors, out: *mut Launch)
     -> u32;
-    fn lava_plan_cascade_state(args: *const CascadeArgs) -> usize;
-    fn lava_plan_cascade_workspace(args: *const CascadeArgs) -> usize;
+    fn lava_plan_cascade_state(item: *const CascadeItem) -> usize;
+    fn lava_plan_cascade_with(args: *mut CascadeArgs, item: *const CascadeItem);
+    fn lava_plan_cascade(args: *mut CascadeArgs, workspace: *mut c_void) -> usize;
     fn lava_plan_cascade_begin(out: *mut Launch) -> u32;
     fn lava_plan_cascade_push(args: *const CascadeArgs, device: *const Processors, out: *mut Launch) -> u32;
-    fn lava_plan_cascade_get(args: *const CascadeArgs, layer: u32, out: *mut CascadePlace);
+    fn lava_plan_cascade_get(item: *const CascadeItem, layer: u32, out: *mut CascadePlace);
     fn lava_plan_compact_launches(
         args: *const CompactArgs,
         within: i32,
@@ -703,29 +716,37 @@ batch!(
     |args, device, out| unsafe { lava_plan_global_launches(args, device, out) }
 );
 
+batch!(
+    CascadeArgs,
+    CascadeArgs,
+    CascadeItem,
+    |args| *args,
+    // SAFETY: see above.
+    |args: &mut CascadeArgs, workspace| unsafe { lava_plan_cascade(args, workspace) },
+    // SAFETY: see above; 4.
+    |args, device, out| unsafe { lava_plan_cascade_push(args, device, out) }
+);
+
 impl CascadeArgs {
+    /// The same and one more cascade, as far as the launches and the workspace are cut by it.
+    pub fn with(mut self, item: &CascadeItem) -> Self {
+        // SAFETY: see above.
+        unsafe { lava_plan_cascade_with(&mut self, item) };
+        self
+    }
+
+    /// The launches before the first push.
+    pub fn begin() -> ([Launch; MAX_LAUNCHES], usize) {
+        // SAFETY: see above; 1.
+        listed(|out| unsafe { lava_plan_cascade_begin(out) })
+    }
+}
+
+impl CascadeItem {
     /// Bytes of state.
     pub fn state_size(&self) -> usize {
         // SAFETY: see above.
         unsafe { lava_plan_cascade_state(self) }
-    }
-
-    /// Bytes of workspace of the push that needs the most.
-    pub fn workspace_size(&self) -> usize {
-        // SAFETY: see above.
-        unsafe { lava_plan_cascade_workspace(self) }
-    }
-
-    /// The launches before the first push.
-    pub fn begin(&self) -> ([Launch; MAX_LAUNCHES], usize) {
-        // SAFETY: see above; 1.
-        listed(|out| unsafe { lava_plan_cascade_begin(out) })
-    }
-
-    /// The launches of a push.
-    pub fn push(&self, device: &Processors) -> ([Launch; MAX_LAUNCHES], usize) {
-        // SAFETY: see above; 4.
-        listed(|out| unsafe { lava_plan_cascade_push(self, device, out) })
     }
 
     /// Where a layer's part of the state is, after the push of `self.layer`.

@@ -1,7 +1,7 @@
 //! Compress while prefilling, without the host waiting between layers.
 
 use super::*;
-use crate::backend::cuda::plan::{CascadeArgs, DeviceSelectParams};
+use crate::backend::cuda::plan::{CascadeArgs, CascadeItem, DeviceSelectParams};
 use crate::cascade::CascadeParams;
 use crate::params::LayerBudgets;
 
@@ -73,7 +73,25 @@ pub struct lava_cuda_cascade_layer {
     pub evicted_share: *const f64,
 }
 
+/// One sequence of lava_cuda_cascade_push. Zero what is not used.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct lava_cuda_push_sequence {
+    /// sizeof(lava_cuda_push_sequence), the same for all of a call.
+    pub struct_size: u32,
+    /// Must be 0.
+    pub reserved: u32,
+    /// From lava_cuda_cascade_init, another one for each sequence; counts the push. Unchanged on error.
+    pub cascade: *mut lava_cuda_cascade,
+    /// Device memory, f32 [n_kv_heads, n_tokens - window] of the cascade's next layer, not negative.
+    pub scores: *const f32,
+    /// With LAVA_LAYERS_WEIGHTS device memory, one number, finite and not negative: the layer's weight. Else NULL.
+    pub weight: *const f64,
+}
+
 layout! {
+    lava_cuda_push_sequence: 32, 32 { struct_size @ 0, reserved @ 4, cascade @ 8, scores @ 16, weight @ 24 }
     lava_cuda_cascade: 80, 80 { struct_size @ 0, n_pushed @ 4, n_layers @ 8, n_kv_heads @ 12, prefix_len @ 16, window_rows @ 20, layer_budgets @ 24, head_floor @ 28, alpha_billionths @ 32, n_sink @ 36, head_min @ 40, reserved @ 44, total @ 48, protected_mask @ 56, head_weights @ 64, state @ 72 }
     lava_cuda_cascade_layer: 80, 80 { struct_size @ 0, reserved @ 4, offset @ 8, kept_indices @ 16, cu_kept @ 24, rows @ 32, cu_rows @ 40, budget @ 48, entropy @ 56, mass @ 64, evicted_share @ 72 }
 }
@@ -96,7 +114,7 @@ pub unsafe extern "C" fn lava_cuda_cascade_state_size(
     unsafe {
         run(error, || {
             let cascade = new(shape, n_layers, total, params)?;
-            slice_mut(size, 1, c"size")?[0] = args(&cascade).state_size();
+            slice_mut(size, 1, c"size")?[0] = item_of(&cascade).state_size();
             Ok(())
         })
     }
@@ -104,20 +122,24 @@ pub unsafe extern "C" fn lava_cuda_cascade_state_size(
 
 /// Bytes of device memory that lava_cuda_cascade_push needs as a workspace, enough for every layer.
 ///
-/// cascade: from lava_cuda_cascade_init.
+/// context: from lava_cuda_init.
+/// cascade: from lava_cuda_cascade_init; of those of a call the one of the longest sequence, if nothing else about them differs.
+/// n_sequences: as for lava_cuda_cascade_push.
 /// size: receives the bytes; untouched on error.
-/// Errors: NULL, STRUCT_SIZE, STATE. Any thread.
+/// Errors: NULL, STRUCT_SIZE, ARGUMENT, STATE. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_cascade_workspace_size(
+    context: *const c_void,
     cascade: *const lava_cuda_cascade,
+    n_sequences: u32,
     size: *mut usize,
     error: *mut lava_error,
 ) -> lava_status {
     unsafe {
         run(error, || {
-            let cascade = opened(cascade)?;
-            slice_mut(size, 1, c"size")?[0] = args(&cascade).workspace_size();
-            Ok(())
+            check_n_sequences(n_sequences)?;
+            let batch = CascadeArgs::EMPTY.with(&item_of(&opened(cascade)?));
+            tell_size(context, CascadeArgs { n_items: n_sequences, ..batch }, n_sequences, size)
         })
     }
 }
@@ -158,36 +180,35 @@ pub unsafe extern "C" fn lava_cuda_cascade_init(
             let made = lava_cuda_cascade { state, ..new(shape, n_layers, total, params)? };
             check_pointer(status, c"status")?;
             check_device_memory(state).map_err(|e| e.of(c"state"))?;
-            memory_of(&made)
+            memory_of(&made, Memory::default())
                 .writes(state as *mut u8, state_size, c"state")
                 .writes(status, 1, c"status")
                 .check()?;
-            ensure(state_size >= args(&made).state_size(), ErrorKind::Workspace, c"state_size")?;
-            cuda.run_cascade(&CascadeArgs { status, ..args(&made) }, true, stream)?;
+            let one = item_of(&made);
+            ensure(state_size >= one.state_size(), ErrorKind::Workspace, c"state_size")?;
+            cuda.begin_cascade(&CascadeArgs { one, status, ..CascadeArgs::EMPTY }, stream)?;
             write_struct(cascade, made);
             Ok(())
         })
     }
 }
 
-/// lava_cascade_push and lava_cascade_push_weighted on the device: after it has run, every layer so far keeps what it keeps on the CPU, bit
-/// for bit.
+/// lava_cascade_push and lava_cascade_push_weighted on the device, for sequences side by side: after it has run, every layer so far keeps
+/// what it keeps on the CPU, bit for bit.
 ///
-/// cascade: from lava_cuda_cascade_init; counts the push. Unchanged on error.
-/// scores: device memory, f32 [n_kv_heads, n_tokens - window] of the next layer, not negative.
-/// weight: with LAVA_LAYERS_WEIGHTS device memory, one number, finite and not negative: the layer's weight. Else NULL.
+/// context: from lava_cuda_init.
+/// sequences: host memory, n_sequences of them, read during the call. Their cascades may be of any shapes, each at a layer of its own.
 /// workspace: device memory, lava_cuda_cascade_workspace_size bytes, as for lava_cuda_score.
 /// status, stream: as for lava_cuda_score; the stream of the calls before, or one that waits for it. A fault in a layer's scores or
 ///     weights ("scores", "weights") or a budget that cannot hold what is protected (LAVA_ERR_BUDGET) makes this push and all later ones of
 ///     the cascade do nothing.
 /// Errors: NULL, STRUCT_SIZE, ARGUMENT, ALIGNMENT, OVERLAP, WORKSPACE, STATE (complete, or not from lava_cuda_cascade_init), CONTEXT: nothing
-///     was launched. LAUNCH: some launches may have been, and the cascade is not to be used any more.
+///     was launched. LAUNCH: some launches may have been, and the cascades are not to be used any more.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_cascade_push(
     context: *const c_void,
-    cascade: *mut lava_cuda_cascade,
-    scores: *const f32,
-    weight: *const f64,
+    sequences: *const lava_cuda_push_sequence,
+    n_sequences: u32,
     workspace: *mut c_void,
     workspace_size: usize,
     status: *mut u64,
@@ -197,32 +218,40 @@ pub unsafe extern "C" fn lava_cuda_cascade_push(
     unsafe {
         run(error, || {
             let cuda = current(context)?;
-            let own = opened(cascade)?;
-            ensure(own.n_pushed < own.n_layers, ErrorKind::State, c"cascade")?;
-            if own.prefix_len > 0 {
-                check_pointer(scores, c"scores")?;
-            }
-            let weighted = own.layer_budgets == LAVA_LAYERS_WEIGHTS;
-            ensure(weighted || weight.is_null(), ErrorKind::Argument, c"weight")?;
-            if weighted {
-                check_pointer(weight, c"weight")?;
-            }
+            check_n_sequences(n_sequences)?;
             check_pointer(status, c"status")?;
-            check_device_memory(workspace)?;
-            let plain = args(&own);
-            let entries = own.n_kv_heads as usize * own.prefix_len as usize;
-            memory_of(&own)
-                .reads(scores, entries, c"scores")
-                .reads(weight, 1, c"weight")
-                .writes(own.state as *mut u8, plain.state_size(), c"state")
-                .writes(workspace as *mut u8, workspace_size, c"workspace")
-                .writes(status, 1, c"status")
-                .check()?;
-            ensure(workspace_size >= plain.workspace_size(), ErrorKind::Workspace, c"workspace_size")?;
-            let layer = own.n_pushed;
-            let args = CascadeArgs { scores, weight, status, workspace, layer, ..plain };
-            cuda.run_cascade(&args, false, stream)?;
-            write_struct(cascade, lava_cuda_cascade { n_pushed: layer + 1, ..own });
+            let sequence = |i| {
+                let s: lava_cuda_push_sequence = nth(sequences, i)?;
+                ensure(s.reserved == 0, ErrorKind::Argument, c"reserved")?;
+                let own = opened(s.cascade)?;
+                ensure(own.n_pushed < own.n_layers, ErrorKind::State, c"cascade")?;
+                if own.prefix_len > 0 {
+                    check_pointer(s.scores, c"scores")?;
+                }
+                let weighted = own.layer_budgets == LAVA_LAYERS_WEIGHTS;
+                ensure(weighted || s.weight.is_null(), ErrorKind::Argument, c"weight")?;
+                if weighted {
+                    check_pointer(s.weight, c"weight")?;
+                }
+                let item = CascadeItem { scores: s.scores, weight: s.weight, ..item_of(&own) };
+                let entries = own.n_kv_heads as usize * own.prefix_len as usize;
+                memory_of(&own, with_status(workspace, workspace_size, status))
+                    .reads(s.scores, entries, c"scores")
+                    .reads(s.weight, 1, c"weight")
+                    .writes(own.state as *mut u8, item.state_size(), c"state")
+                    .check()?;
+                Ok(item)
+            };
+            let mut batch = CascadeArgs { status, ..CascadeArgs::EMPTY };
+            for i in 0..n_sequences as usize {
+                batch = batch.with(&sequence(i)?);
+            }
+            cuda.run(&mut batch, n_sequences as usize, &sequence, workspace, workspace_size, stream)?;
+            for i in 0..n_sequences as usize {
+                let cascade = nth(sequences, i)?.cascade;
+                let own = opened(cascade)?;
+                write_struct(cascade, lava_cuda_cascade { n_pushed: own.n_pushed + 1, ..own });
+            }
             Ok(())
         })
     }
@@ -246,7 +275,7 @@ pub unsafe extern "C" fn lava_cuda_cascade_get(
             let own = opened(cascade)?;
             check_out_struct(out, c"out")?;
             ensure(layer < own.n_pushed, ErrorKind::State, c"layer")?;
-            let place = CascadeArgs { layer: own.n_pushed - 1, ..args(&own) }.place(layer);
+            let place = CascadeItem { layer: own.n_pushed - 1, ..item_of(&own) }.place(layer);
             let found = lava_cuda_cascade_layer {
                 struct_size: 0,
                 reserved: 0,
@@ -319,23 +348,21 @@ unsafe fn opened(cascade: *const lava_cuda_cascade) -> Result<lava_cuda_cascade>
     Ok(own)
 }
 
-/// What its options lead to.
-fn memory_of(own: &lava_cuda_cascade) -> Memory {
+/// And what its options lead to.
+fn memory_of(own: &lava_cuda_cascade, memory: Memory) -> Memory {
     let n_heads = own.n_kv_heads as usize * own.n_layers as usize;
-    Memory::default().reads(own.protected_mask, own.prefix_len as usize, c"protected_mask").reads(
+    memory.reads(own.protected_mask, own.prefix_len as usize, c"protected_mask").reads(
         own.head_weights,
         n_heads,
         c"head_weights",
     )
 }
 
-/// What its kernels are launched with, but for a push's own.
-fn args(own: &lava_cuda_cascade) -> CascadeArgs {
-    CascadeArgs {
+/// What its kernels are told of it for its next push, but for what that brings.
+fn item_of(own: &lava_cuda_cascade) -> CascadeItem {
+    CascadeItem {
         scores: core::ptr::null(),
-        status: core::ptr::null_mut(),
         state: own.state,
-        workspace: core::ptr::null_mut(),
         params: DeviceSelectParams {
             protected_mask: own.protected_mask,
             head_floor: own.head_floor as u32,
@@ -345,7 +372,7 @@ fn args(own: &lava_cuda_cascade) -> CascadeArgs {
             head_weights: own.head_weights,
         },
         total: own.total,
-        layer: 0,
+        layer: own.n_pushed,
         n_layers: own.n_layers,
         n_kv_heads: own.n_kv_heads,
         prefix_len: own.prefix_len,
