@@ -76,6 +76,14 @@ __device__ inline uint4 load_streaming(const uint4 *from) {
     return *from;
 #endif
 }
+/// Those, as floats.
+template <class T> __device__ inline void load_piece(float (&x)[16 / sizeof(T)], const T *from) {
+    const uint4 piece = load_streaming(reinterpret_cast<const uint4 *>(from));
+    T narrow[16 / sizeof(T)];
+    memcpy(static_cast<void *>(narrow), &piece, 16);
+#pragma unroll
+    for (uint32_t i = 0; i < 16 / sizeof(T); i++) x[i] = widen(narrow[i]);
+}
 
 // ---- Asynchronous copies -----------------------------------------------------------------------------------------------
 

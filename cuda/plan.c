@@ -10,7 +10,7 @@
 _Static_assert(sizeof(lava_device_tensor) == 48, "plan.rs: DeviceTensor");
 _Static_assert(sizeof(lava_score_sequence) == 208, "plan.rs: ScoreSequence");
 _Static_assert(offsetof(lava_score_sequence, scores) == 192, "plan.rs: ScoreSequence");
-_Static_assert(sizeof(lava_score_args) == 376, "plan.rs: ScoreArgs");
+_Static_assert(sizeof(lava_score_args) == 392, "plan.rs: ScoreArgs");
 _Static_assert(offsetof(lava_score_args, layer) == 216, "plan.rs: ScoreArgs");
 _Static_assert(offsetof(lava_score_args, has_lse) == 292, "plan.rs: ScoreArgs");
 _Static_assert(offsetof(lava_score_args, partial) == 320, "plan.rs: ScoreArgs");
@@ -42,6 +42,9 @@ enum {
     SCORE_COLUMNS = SCORE_STATS + N_OF_ALL,
     ATTEND_ROWS = SCORE_COLUMNS + N_OF_ALL,
     SCORE_LSE = ATTEND_ROWS + N_OF_ALL,
+    SCORE_VALUES,
+    SCORE_OUTPUT,
+    SCORE_CHANGE,
     SCORE_POOL,
     SCORE_SMOOTH,
     STATS_SUM,
@@ -70,14 +73,15 @@ enum {
 
 /** The kernels by name, in the order of the numbers above. */
 const char *const lava_plan_kernels[] = {
-    ALL_OF("lava_score_stats"), ALL_OF("lava_score_columns"), ALL_OF("lava_attend_rows"), "lava_score_lse", "lava_score_pool",
-    "lava_score_smooth", "lava_stats_sum", "lava_stats_preference", "lava_mean_heads", "lava_attend_merge", "lava_upload", "lava_entropy_heads", "lava_entropy_layer", "lava_share_layers",
+    ALL_OF("lava_score_stats"), ALL_OF("lava_score_columns"), ALL_OF("lava_attend_rows"), "lava_score_lse",
+    "lava_score_values", "lava_score_output", "lava_score_change", "lava_score_pool", "lava_score_smooth", "lava_stats_sum",
+    "lava_stats_preference", "lava_mean_heads", "lava_attend_merge", "lava_upload", "lava_entropy_heads", "lava_entropy_layer", "lava_share_layers",
     "lava_select_begin", "lava_select_entries", "lava_global_begin", "lava_share_globally", "lava_compact_16", "lava_compact_32", "lava_compact_within_16",
     "lava_compact_within_32", "lava_cascade_begin", "lava_cascade_heads", "lava_cascade_share", "lava_cascade_plan",
     "lava_cascade_write",
 };
 _Static_assert(sizeof(lava_plan_kernels) / sizeof(lava_plan_kernels[0]) == N_KERNELS, "a name for each number");
-_Static_assert(N_KERNELS == 57, "plan.rs: N_KERNELS");
+_Static_assert(N_KERNELS == 60, "plan.rs: N_KERNELS");
 _Static_assert(LAVA_CUDA_SELECT_THREADS == 256, "plan.rs: SELECT_THREADS");
 
 typedef struct lava_launch {
@@ -132,7 +136,7 @@ size_t lava_plan_score(lava_score_args *a, int32_t *instance, const lava_process
     return lava_score_layout(a, workspace);
 }
 
-/** The launches of a planned score, at most 5. */
+/** The launches of a planned score, at most 8. */
 uint32_t lava_plan_score_launches(const lava_score_args *a, int32_t instance, int32_t dtype, lava_launch *launches) {
     const uint32_t kernel = which(instance, dtype, a->head_dim_k), heads = a->n_kv_heads, n = a->n_sequences;
     const int looks = a->attention != 4; /* LAVA_ATTENTION_RECENCY */
@@ -145,6 +149,11 @@ uint32_t lava_plan_score_launches(const lava_score_args *a, int32_t instance, in
     if (a->attention == LAVA_SCORE_SPREAD) {
         next = add(next, STATS_SUM, heads, n, 1, LAVA_SCORE_POOLED, 0);
         return (uint32_t) (next - launches);
+    }
+    if (lava_score_has_output(a)) {
+        next = add(next, SCORE_VALUES, lava_score_ranges(a), heads, n, LAVA_SCORE_OUTPUT_THREADS, 0);
+        next = add(next, SCORE_OUTPUT, lava_score_output_blocks(a), heads, n, LAVA_SCORE_OUTPUT_THREADS, 0);
+        next = add(next, SCORE_CHANGE, lava_score_ranges(a), heads, n, LAVA_SCORE_OUTPUT_THREADS, 0);
     }
     next = add(next, SCORE_POOL, lava_score_pool_blocks(a), heads, n, LAVA_SCORE_POOLED, 0);
     if (a->smoothing > 0) next = add(next, SCORE_SMOOTH, lava_score_pool_blocks(a), heads, n, LAVA_SCORE_POOLED, 0);

@@ -1,5 +1,5 @@
 /*
- * plan_attention.h - what the kernels of score.cu, pool.cu and attend.cu are launched with, and how; rules as in plan.h.
+ * plan_attention.h - what the kernels of score.cu, output.cu, pool.cu and attend.cu are launched with, and how; rules as in plan.h.
  *
  * Sequences may be of unlike length; no length but the largest
  * is needed on the host, so a captured graph stays good while they change.
@@ -10,6 +10,9 @@
  *     score_stats     n_ranges, n_kv_heads, n_sequences                 threads          maximum and sum per row and range of keys
  *     score_lse       rows / 16, n_kv_heads, n_sequences                256              their merge: one log-sum-exp per row
  *     score_columns   n_ranges * (value norms ? 2 : 1), n_kv, n_seq     threads          sums over the window; value norms
+ *     score_values    n_ranges, n_kv_heads, n_sequences                 256              LAVA_VALUE_OUTPUT alone: the values' weighted sums
+ *     score_output    output blocks, n_kv_heads, n_sequences            256              the same: their merge, each query head's output
+ *     score_change    n_ranges, n_kv_heads, n_sequences                 256              the same: by how much each entry would change it
  *     score_pool      pool blocks, n_kv_heads, n_sequences              256              pooling, factors, scores
  *     score_smooth    the same, only with smoothing                                      each head's mean is added
  *
@@ -17,7 +20,8 @@
  *
  *     stats_sum       n_kv_heads, n_sequences                           256              entropy and variance of each head
  *
- * `threads` is lava_score_threads. n_ranges is lava_score_ranges, rows lava_score_rows, pool blocks lava_score_pool_blocks.
+ * `threads` is lava_score_threads. n_ranges is lava_score_ranges, rows lava_score_rows, pool blocks lava_score_pool_blocks, output blocks
+ * lava_score_output_blocks.
  *
  * The two launches of an attention:
  *
@@ -110,6 +114,8 @@ typedef struct lava_score_args {
     uint32_t *value_max;
     float *value_norms;
     double *sums;
+    float *partial_outputs;
+    float *outputs;
     /** Set to LAVA_NO_FAULT by the caller. */
     uint64_t *status;
 } lava_score_args;
@@ -152,13 +158,21 @@ LAVA_PLAN uint32_t lava_score_max_prefix(const lava_score_args *a) {
     return a->max_tokens > a->window ? a->max_tokens - a->window : 0;
 }
 
+/** LAVA_VALUE_OUTPUT: each query head's attention becomes the change of its output, which all tokens have a part in. */
+LAVA_PLAN int lava_score_has_output(const lava_score_args *a) { return a->value_weight == 3; }
+
+/** Room of a row of column sums: no sequence of a launch has more keys whose attention is summed. */
+LAVA_PLAN uint32_t lava_score_max_columns(const lava_score_args *a) {
+    return lava_score_has_output(a) ? a->max_tokens : lava_score_max_prefix(a);
+}
+
 /**
- * Whether the group is reduced before pooling: where the two commute (as score.rs decides it). Otherwise every query head has a
- * row of column sums of its own.
+ * Whether the group is reduced before pooling: where the two commute, and a head's output is not its own (as score.rs decides it).
+ * Otherwise every query head has a row of column sums of its own.
  */
 LAVA_PLAN int lava_score_reduces_first(const lava_score_args *a) {
     const int alike = (a->pool == 0 && a->group_reduce == 0) || (a->pool == 1 && a->group_reduce == 1);
-    return alike || a->n_q_heads == a->n_kv_heads || a->pool_kernel == 1;
+    return !lava_score_has_output(a) && (alike || a->n_q_heads == a->n_kv_heads || a->pool_kernel == 1);
 }
 
 /** Rows of column sums of a KV head: one, its query heads', or with LAVA_SCORE_SPREAD variance and entropy. */
@@ -175,7 +189,7 @@ LAVA_PLAN uint32_t lava_score_kinds(const lava_score_args *a) {
     return a->attention == LAVA_SCORE_SPREAD ? 3 : a->attention == 1 || a->attention == 2 ? 2 : 1;
 }
 
-/** Whether v is looked at: LAVA_VALUE_HEAD_MAX and LAVA_VALUE_TOKEN. */
+/** Whether the values' norms are wanted: LAVA_VALUE_HEAD_MAX and LAVA_VALUE_TOKEN. */
 LAVA_PLAN int lava_score_has_values(const lava_score_args *a) { return a->value_weight == 0 || a->value_weight == 2; }
 
 /** Blocks along x of score_columns: every other one reads values. */
@@ -196,17 +210,30 @@ LAVA_PLAN uint32_t lava_score_pool_blocks(const lava_score_args *a) {
     return (uint32_t) (((uint64_t) lava_score_max_prefix(a) + LAVA_SCORE_POOLED - 1) / LAVA_SCORE_POOLED);
 }
 
+/** Numbers of one KV head's query heads' outputs. */
+LAVA_PLAN uint64_t lava_score_output_len(const lava_score_args *a) {
+    return (uint64_t) (a->n_q_heads / a->n_kv_heads) * a->head_dim_v;
+}
+
+/** Threads of a block of score_values, score_output and score_change. */
+#define LAVA_SCORE_OUTPUT_THREADS 256
+LAVA_PLAN uint32_t lava_score_output_blocks(const lava_score_args *a) {
+    return (uint32_t) ((lava_score_output_len(a) + LAVA_SCORE_OUTPUT_THREADS - 1) / LAVA_SCORE_OUTPUT_THREADS);
+}
+
 /** Sets the workspace's pointers (workspace NULL: to NULL) and returns the bytes needed. All other fields are set before. */
 static inline size_t lava_score_layout(lava_score_args *a, void *workspace) {
     const size_t heads = (size_t) a->n_sequences * a->n_kv_heads, rows = lava_score_rows(a);
-    const size_t prefix = lava_score_max_prefix(a);
+    const size_t prefix = lava_score_max_prefix(a), outputs = lava_score_has_output(a) ? heads * lava_score_output_len(a) : 0;
     size_t used = 0;
     a->partial = (float *) lava_take(workspace, &used, a->has_lse ? 0 : 2 * heads * lava_score_ranges(a) * a->key_split * rows);
     a->row_lse = (float *) lava_take(workspace, &used, heads * rows);
-    a->columns = (float *) lava_take(workspace, &used, heads * lava_score_column_rows(a) * prefix);
+    a->columns = (float *) lava_take(workspace, &used, heads * lava_score_column_rows(a) * lava_score_max_columns(a));
     a->value_max = (uint32_t *) lava_take(workspace, &used, heads);
     a->value_norms = (float *) lava_take(workspace, &used, a->value_weight == 2 ? heads * prefix : 0);
     a->sums = (double *) lava_take(workspace, &used, a->smoothing > 0 ? 2 * heads * lava_score_pool_blocks(a) : 0);
+    a->partial_outputs = (float *) lava_take(workspace, &used, outputs * lava_score_ranges(a));
+    a->outputs = (float *) lava_take(workspace, &used, outputs);
     return used;
 }
 

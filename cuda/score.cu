@@ -4,7 +4,7 @@
 //     score_lse        their merge in the order of the ranges, or the caller's log-sum-exp; resets the value maxima
 //     score_columns    for each key: the sum over the window of exp2(logit - lse), reduced over the group; value norms (values.cuh)
 //
-// pool.cu makes scores of them. A block takes one range of keys of one KV head; its warps hold all of the head's query rows in registers,
+// pool.cu makes scores of them, where it is asked for behind output.cu. A block takes one range of keys of one KV head; its warps hold all of the head's query rows in registers,
 // in rounds if there are too many, and tiles of 64 keys stream through shared memory. Keys cross the memory bus at most twice: the second
 // pass goes backwards through the blocks, so that it begins with what the first one left in the L2 cache. The values are read by every
 // other block of the second pass, whose own work is arithmetic more than memory.
@@ -227,29 +227,6 @@ struct ColumnSums {
     }
 };
 
-/// Sums of `N` numbers over the eight lanes whose numbers agree modulo 4. With N = 8, lane l takes that of number l / 4; with
-/// N = 4, that of number l / 8. Each exchange halves what is left to be summed.
-template <int N> __device__ float sum_over_rows(float (&x)[N]) {
-    const uint32_t lane = threadIdx.x % 32;
-    int n = N;
-#pragma unroll
-    for (int distance = 16; distance >= 4; distance /= 2) {
-        if (n == 1) {
-            x[0] += __shfl_xor_sync(ALL, x[0], distance);
-            continue;
-        }
-        n /= 2;
-        const bool upper = lane & distance;
-#pragma unroll
-        for (int i = 0; i < N / 2; i++) {
-            if (i >= n) break;
-            const float given = upper ? x[i] : x[i + n], kept = upper ? x[i + n] : x[i];
-            x[i] = kept + __shfl_xor_sync(ALL, given, distance);
-        }
-    }
-    return x[0];
-}
-
 /// -a ln a of an attention a of 2 to the power `power`, over ln 2. What is not seen has none, and NaN stays.
 __device__ inline float surprise(float power) {
     const float a = exp2_fast(power);
@@ -299,7 +276,7 @@ template <int M> struct Columns {
         const uint32_t at = part + number / 2 % 2 * 8 + lane % 4 * 2 + number % 2, tile = (row_tile + number / 4) & (at_once - 1); // a power of two
         const bool writes = M == 2 || lane / 4 % 2 == 0;
         const auto tell = [&](float (&of_keys)[4 * M], uint32_t kind) {
-            const float sum = sum_over_rows(of_keys);
+            const float sum = sum_over_eight<16>(of_keys);
             if (writes) sums_of(step, kind, tile)[at] = sum;
         };
         if (kinds == 3) {
@@ -336,7 +313,7 @@ template <int M> struct Columns {
         const uint32_t here = rest < at_once ? rest : at_once;
         for (uint32_t i = threadIdx.x; i < KEYS; i += blockDim.x) {
             const uint32_t in_range = last_tile * KEYS + i, key = range.first + in_range;
-            if (key >= range.end || key >= range.prefix()) continue;
+            if (key >= range.end || key >= range.n_columns()) continue;
             float *const carry = carried + 4 * in_range;
             ColumnSums column;
             if (first > 0) {
@@ -382,7 +359,7 @@ struct ColumnJob {
         number /= kinds;
     }
     /// With the log-sum-exp given, no other pass looks at the window's keys for NaN.
-    __device__ Range range() const { return Range(head, number, head.args.has_lse ? head.n_tokens() : head.prefix()); }
+    __device__ Range range() const { return Range(head, number, head.args.has_lse ? head.n_tokens() : head.n_columns()); }
 };
 
 template <class T, int D> __device__ void columns(const lava_score_args &args) {
@@ -487,7 +464,7 @@ __device__ inline void columns_any(const lava_score_args &args) {
     for (uint32_t first = range.first; first < range.end; first += KEYS) {
         ColumnSums column;
         const uint32_t key = first + own;
-        const bool writes = threadIdx.x < KEYS && key < range.end && key < range.prefix();
+        const bool writes = threadIdx.x < KEYS && key < range.end && key < range.n_columns();
         for (uint32_t row_tile = 0; row_tile < range.row_tiles(); row_tile++) {
             float x[8], one = 0, two = 0, three = 0;
             any_exponents(x, range, logits, row_tile, first, faulty);

@@ -1,4 +1,4 @@
-// What score.cu, its values and pool.cu share: a sequence's head, a range of its keys, and who sees what.
+// What score.cu, its values, output.cu and pool.cu share: a sequence's head, a range of its keys, and who sees what.
 #pragma once
 #include "attention.cuh"
 
@@ -30,8 +30,10 @@ struct Head {
     __device__ void fault(uint32_t what) const { report(args.status, args.layer, index, head, what); }
     __device__ float *columns(uint32_t row) const {
         const uint64_t rows = lava_score_column_rows(&args);
-        return args.columns + (flat() * rows + row) * lava_score_max_prefix(&args);
+        return args.columns + (flat() * rows + row) * lava_score_max_columns(&args);
     }
+    /// Keys whose attention is summed.
+    __device__ uint32_t n_columns() const { return lava_score_has_output(&args) ? n_tokens() : prefix(); }
 
     /// Whether all rows see all keys of a tile.
     __device__ bool all_see(uint32_t first_key) const {
@@ -57,5 +59,28 @@ struct Range : Head {
     }
     __device__ uint32_t tiles() const { return (end - first + KEYS - 1) / KEYS; }
 };
+
+/// Sums of `N` numbers over the eight lanes whose numbers differ in the bits FIRST, FIRST / 2 and FIRST / 4. With N = 8 each lane takes
+/// that of the number which these bits are, with N = 4 that of the upper two. Each exchange halves what is left to be summed.
+template <int FIRST, int N> __device__ float sum_over_eight(float (&x)[N]) {
+    const uint32_t lane = threadIdx.x % 32;
+    int n = N;
+#pragma unroll
+    for (int distance = FIRST; distance >= FIRST / 4; distance /= 2) {
+        if (n == 1) {
+            x[0] += __shfl_xor_sync(ALL, x[0], distance);
+            continue;
+        }
+        n /= 2;
+        const bool upper = lane & distance;
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) {
+            if (i >= n) break;
+            const float given = upper ? x[i] : x[i + n], kept = upper ? x[i + n] : x[i];
+            x[i] = kept + __shfl_xor_sync(ALL, given, distance);
+        }
+    }
+    return x[0];
+}
 
 } // namespace lava

@@ -9,11 +9,10 @@ template <class T> __device__ float row_norm(const T *row, uint32_t dim) {
     constexpr uint32_t N = 16 / sizeof(T);
     float sum = 0;
     for (uint32_t c = threadIdx.x % 8 * N; c < dim; c += 8 * N) {
-        const uint4 piece = load_streaming(reinterpret_cast<const uint4 *>(row + c));
-        T x[N];
-        memcpy(static_cast<void *>(x), &piece, 16);
+        float x[N];
+        load_piece(x, row + c);
 #pragma unroll
-        for (uint32_t i = 0; i < N; i++) sum += fabsf(widen(x[i]));
+        for (uint32_t i = 0; i < N; i++) sum += fabsf(x[i]);
     }
     return sum;
 }

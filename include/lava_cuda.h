@@ -655,7 +655,7 @@ lava_status lava_cuda_score_workspace_size(const void *context,
  *
  * context: from lava_cuda_init.
  * shape: n_tokens is that of the longest sequence; layer is below 65536.
- * params: as for lava_score. LAVA_VALUE_OUTPUT is the CPU's alone (LAVA_ERR_UNSUPPORTED).
+ * params: as for lava_score.
  * sequences: host memory, n_sequences of them, read during the call, as are the tensors they point to. f16 or bf16 rows of
  *     elements side by side, 16-byte aligned, have faster kernels, if all sequences have them. The scores of a sequence are the
  *     same bits on every device and in every batch of the same kind of tensors.

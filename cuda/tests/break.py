@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """What the kernels' tests are worth: breaks the kernels on purpose, one place at a time, in a copy, and wants a test to say so.
 
-Each line names a file, what is replaced (its first occurrence behind an optional anchor), by what, the test, and how the test is
-built: plain, or under ThreadSanitizer. Run by `make cuda-break`, from the project's root. Minutes. Arguments: files and builds, to run
-their lines alone.
+Each line names a file, what is replaced (its first occurrence behind an optional anchor), by what, the test (with the part of it that
+is enough), and how the test is built: plain, or under ThreadSanitizer. Run by `make cuda-break`, from the project's root. Minutes.
+Arguments: files and builds, to run their lines alone.
 """
 import os
 import pathlib
@@ -30,6 +30,21 @@ BREAKS = [
     ("score.cu", "stream_keys<T, D>(range, shared, columns);", SYNC, "", "score", "tsan"),
     ("score.cu", "", "step % 2 * kinds + kind", "0 * kinds + kind", "score", "tsan"),
     ("score.cu", "", "__syncthreads(); // the last ones are no longer read", "", "score", "tsan"),
+    ("score.cuh", "uint32_t n_columns()", "n_tokens() : prefix()", "prefix() : prefix()", "score", "plain"),
+    ("output.cu", "", "parts[h] = fmaf(weights[i * TOGETHER + h], x, parts[h])", "parts[h] = fmaf(weights[i * TOGETHER], x, parts[h])", "score", "plain"),
+    ("output.cu", "", "s < shares; s++) sum", "s + 1 < shares; s++) sum", "score", "plain"),
+    ("output.cu", "", "first_dim + threadIdx.x % width", "threadIdx.x % width", "score", "plain"),
+    ("output.cu", "", "range < ranges; range++", "range < 1; range++", "score", "plain"),
+    ("output.cu", "", "fmaf(o - x[i][e], o - x[i][e], squares[i][h])", "fmaf(o, o, squares[i][h])", "score", "plain"),
+    ("output.cu", "", "fmaxf(1 - attention / range.args.window, LEAST)", "(1 - attention / range.args.window)", "score", "plain"),
+    ("output.cu", "", "range.columns(first_head + own)[token]", "range.columns(own)[token]", "score", "plain"),
+    ("output.cu", "", "faulty |= !(norms[i] < INFINITY);", "faulty |= token < range.prefix() && !(norms[i] < INFINITY);", "score", "plain"),
+    ("output.cu", "", "__syncthreads(); // the last weights are no longer read", "", "score CAOTE", "tsan"),
+    ("output.cu", "range.args.window : 0;", SYNC, "", "score CAOTE", "tsan"),
+    ("output.cu", "", "__syncthreads(); // the last head's sums are no longer read", "", "score CAOTE", "tsan"),
+    ("output.cu", "sums[threadIdx.x] = totals[h];", SYNC, "", "score CAOTE", "tsan"),
+    ("output.cu", "", "__syncthreads(); // the last outputs are no longer read", "", "score CAOTE", "tsan"),
+    ("output.cu", "outputs[i] = all[", SYNC, "", "score CAOTE", "tsan"),
     ("pool.cu", "", "block_sum(sum, memory) / prefix", "block_sum(sum, memory) / (prefix + 1)", "score", "plain"),
     ("pool.cu", "", "if (i >= prefix) score = 0;", "if (i > prefix) score = 0;", "score", "plain"),
     ("plan_attention.h", "", "&used, heads * rows);", "&used, heads * rows - 20);", "score", "plain"),
@@ -75,7 +90,7 @@ BREAKS = [
     ("choose.cuh", "", "return {LAVA_FAULT_WEIGHTS, head};", "return {0, 0};", "select", "plain"),
     ("choose.cuh", "const auto least", "return at_most(minimum, h);", "return 0;", "select", "plain"),
     ("cascade.cu", "", "s.minimums[layer] / heads", "0", "select", "plain"),
-    ("cascade.cu", "", "*s.failed || layer > a.layer", "*s.failed", "select", "plain"),
+    ("cascade.cu", "lava_cascade_write", "*s.failed || layer > a.layer", "*s.failed", "select", "plain"),
     ("cascade.cu", "", "blockIdx.z * args.workspace_each", "0", "select", "plain"),
     ("cascade.cu", "", "layer, blockIdx.z, head, what", "layer, 0, head, what", "select", "plain"),
     ("cascade.cu", "", "if (head >= a.n_kv_heads) return;", "", "select", "plain"),
@@ -94,11 +109,12 @@ def build_and_run(source, test, build):
     own = ["-DEMU_TSAN"] if build == "tsan" else []
     subprocess.run([*common, *own, "-O1", "-fno-builtin", "-fno-tree-loop-distribute-patterns", "-c", source / "emu/emu.cpp", "-o", emu], check=True)
     program = source / "program"
+    test, *arguments = test.split()
     subprocess.run([*common, *flags, "-O1", "-DLAVA_EMU", "-I", source, source / f"tests/{test}.cpp", emu,
                     ROOT / "target/capi/capi/liblava.a", "-lm", "-lpthread", "-ldl", "-o", program], check=True)
     environment = os.environ | {"LAVA_SEEDS": "1" if build == "tsan" else "2", "LAVA_QUICK": "1", "TSAN_OPTIONS": "halt_on_error=1"}
     try:
-        result = subprocess.run([program], capture_output=True, text=True, env=environment, timeout=900)
+        result = subprocess.run([program, *arguments], capture_output=True, text=True, env=environment, timeout=900)
     except subprocess.TimeoutExpired:
         return None  # too slow to tell
     if result.returncode == 0:

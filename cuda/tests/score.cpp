@@ -1,11 +1,20 @@
-// The kernels of score.cu and pool.cu under emulation, against lava_score of the CPU library; those of stats.cu against doubles.
+// The kernels of score.cu, output.cu and pool.cu under emulation, against lava_score of the CPU library; those of stats.cu against
+// doubles.
 //
 // The bound. Let S be the largest sum of |q c| |k c| over a head's d dimensions, scaled: both sides sum d products in f32, in
 // different orders. The roundings (u = 2^-24) are as good as independent, so a logit is off by no more than 4 sqrt(d) u S (d u S if all
 // of them conspired), an exponent of two and its log-sum-exp by a few u S more, and an exponential by as much relatively. Sums
 // of positive numbers are off by u times the longest chain of additions: a thread's keys of a range, a row's parts, w rows, d_v
 // norms. exp2 is good to a few u. Twice that, for two sides that may both be off.
+//
+// LAVA_VALUE_OUTPUT: s = a |o - v| / (1 - a), where o - v may cancel. Let e be the relative error of an a, and V the largest |v|. Then o
+// is off by no more than (e + 80 u) V: an a is off by e a, they sum to 1, and 80 covers the chain of f32 (a tile) and the roundings of
+// its sum. 1 - a is off by e + u. As o - v_i = sum a_j (v_j - v_i), |o - v| <= 2 (1 - a) V, so that s is off by a / (1 - a) times
+// V (e + 80 u) + 2 V (e + u), and twice that while e <= (1 - a) / 2 (then 1 - a is at least half of what it should be). Nearer to 1 there
+// is only that both sides divide by 2^-24 or more: a / (1 - a) is 2^24 then, and entries beside it must still be right. Pooling
+// and reduction move no score by more than the most any of theirs is moved.
 #include "../score.cu"
+#include "../output.cu"
 #include "../pool.cu"
 #include "../stats.cu"
 #include "attention.h"
@@ -24,6 +33,8 @@ struct Case {
     uint32_t keys_per_range = 64;
     float size = 1;
     lava_score_params params = lava_score_params_init();
+    /// Token 66 + h of head h has all attention, but for what a logit of less_by lower leaves to the others, and a value of 0. 0: not so.
+    float less_by = 0;
     Case(const char *name) : name(name) {}
     template <class Change> Case with(Change change) const {
         Case other = *this;
@@ -40,6 +51,16 @@ struct Sequence {
         q.fill(random, c.size * 2);
         k.fill(random, c.size * 2);
         v.fill(random, 1);
+        for (uint32_t h = 0; c.less_by > 0 && h < c.n_kv_heads; h++)
+            for (uint32_t i = 0; i < n; i++)
+                for (uint32_t e = 0; e < std::max(c.dim_k, c.dim_v); e++) {
+                    const bool chosen = i == 66 + h;
+                    if (e < c.dim_k) k.set(h, i, e, chosen ? 8 : 8 - c.less_by / (8 * std::sqrt(float(c.dim_k))));
+                    if (e < c.dim_v && chosen) v.set(h, i, e, 0);
+                }
+        for (uint32_t h = 0; c.less_by > 0 && h < c.n_q_heads; h++)
+            for (uint32_t j = 0; j < c.window; j++)
+                for (uint32_t e = 0; e < c.dim_k; e++) q.set(h, j, e, 8);
     }
 };
 
@@ -52,13 +73,23 @@ struct Look {
     /// Of each KV head: entropy and variance of its attention over the prefix, the attention itself, and what the variance is a
     /// difference of.
     std::vector<double> entropy, variance, mass, squares;
+    /// [n_q_heads, n], each key's, over the window.
+    std::vector<double> attention;
 };
+
+/// What a query's attention counts for: the weights of a window sum to 1.
+double weight_of(const Case &c, uint32_t j) {
+    if (c.params.attention != LAVA_ATTENTION_EXPONENTIAL) return 1.0 / c.window;
+    const double decay = c.params.decay == 0 ? 1 : c.params.decay;
+    return (j == 0 ? 1 : decay) * std::pow(1 - decay, c.window - 1.0 - j);
+}
 
 /// Sets the log-sum-exp.
 Look look(const Case &c, Sequence &s, uint32_t n) {
     Look all;
     double &largest = all.logits;
     for (auto *of_head : {&all.entropy, &all.variance, &all.mass, &all.squares}) of_head->assign(c.n_kv_heads, 0);
+    all.attention.assign(size_t(c.n_q_heads) * n, 0);
     const uint32_t group = c.n_q_heads / c.n_kv_heads, prefix = n > c.window ? n - c.window : 0;
     for (uint32_t h = 0; h < c.n_q_heads; h++) {
         std::vector<double> sums(prefix), squares(prefix);
@@ -82,8 +113,10 @@ Look look(const Case &c, Sequence &s, uint32_t n) {
             for (double x : logits) most = std::max(most, x);
             for (double x : logits) sum += std::exp(x - most);
             s.lse.set(h, j, 0, float(most + std::log(sum)));
-            for (size_t e = 0; e < seen.size() && seen[e] < prefix; e++) {
+            for (size_t e = 0; e < seen.size(); e++) {
                 const double a = std::exp(logits[e] - most) / sum;
+                all.attention[size_t(h) * n + seen[e]] += weight_of(c, j) * a;
+                if (seen[e] >= prefix) continue;
                 sums[seen[e]] += a, squares[seen[e]] += a * a;
                 all.entropy[h / group] -= a > 0 ? a * std::log(a) : 0;
             }
@@ -97,6 +130,41 @@ Look look(const Case &c, Sequence &s, uint32_t n) {
         }
     }
     return all;
+}
+
+/// The largest |v| of a head.
+double largest_value(const Case &c, const Sequence &s, uint32_t n, uint32_t head) {
+    double largest = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        double squares = 0;
+        for (uint32_t e = 0; e < c.dim_v; e++) squares += double(s.v.get(head, i, e)) * s.v.get(head, i, e);
+        largest = std::max(largest, std::sqrt(squares));
+    }
+    return largest;
+}
+
+/// By how many times V (3 e + 82 u) entry `i` of a head may be off with LAVA_VALUE_OUTPUT: see the top.
+double amplified(const Case &c, const std::vector<double> &attention, uint32_t n, uint32_t head, uint32_t i, double error) {
+    const uint32_t group = c.n_q_heads / c.n_kv_heads, radius = c.params.pool_kernel / 2, prefix = n - c.window;
+    double most = 0;
+    for (uint32_t h = head * group; h < (head + 1) * group; h++)
+        for (uint32_t at = i < radius ? 0 : i - radius; at < std::min(i + radius + 1, prefix); at++) {
+            const double a = attention[size_t(h) * n + at];
+            most = std::max(most, error > (1 - a) / 2 ? 1 / HALF_ULP : a / (1 - a));
+        }
+    return 2 * most * (c.params.weight == 0 ? 1 : c.params.weight);
+}
+
+/// What the CPU library says.
+lava_status ask_cpu(const Case &c, const Sequence &s, uint32_t n, std::vector<float> &scores, lava_error &error) {
+    const lava_shape shape = lava_shape_init(n, c.n_q_heads, c.n_kv_heads, c.dim_k, c.dim_v, c.window);
+    size_t bytes = 0;
+    lava_score_workspace_size(&shape, &c.params, &bytes, nullptr);
+    Buffer<uint8_t> workspace(bytes, 0xff);
+    scores.resize(size_t(c.n_kv_heads) * (n - c.window));
+    const lava_tensor q = s.q.host(), k = s.k.host(), v = s.v.host(), lse = s.lse.host();
+    error = lava_error_init();
+    return lava_score(&shape, &c.params, &q, &k, &v, c.lse ? &lse : nullptr, 0, 1, workspace.data(), bytes, scores.data(), &error);
 }
 
 struct Result {
@@ -180,6 +248,11 @@ Result run(const Case &c, const std::vector<std::unique_ptr<Sequence>> &sequence
         result.status = status[0];
         return result;
     }
+    if (c.params.value_weight == LAVA_VALUE_OUTPUT) {
+        go(lava_score_values, lava_score_ranges(&args), LAVA_SCORE_OUTPUT_THREADS, 0);
+        go(lava_score_output, lava_score_output_blocks(&args), LAVA_SCORE_OUTPUT_THREADS, 0);
+        go(lava_score_change, lava_score_ranges(&args), LAVA_SCORE_OUTPUT_THREADS, 0);
+    }
     go(lava_score_pool, lava_score_pool_blocks(&args), LAVA_SCORE_POOLED, 0);
     if (c.params.smoothing > 0) go(lava_score_smooth, lava_score_pool_blocks(&args), LAVA_SCORE_POOLED, 0);
     for (const auto &s : scores) result.scores.emplace_back(s->data(), s->data() + s->size());
@@ -193,34 +266,40 @@ void check(const Case &c) {
     std::vector<std::unique_ptr<Sequence>> sequences;
     for (uint32_t n : c.lengths) sequences.emplace_back(new Sequence(c, n, random));
     double logits = 0;
-    for (size_t i = 0; i < sequences.size(); i++) logits = std::max(logits, look(c, *sequences[i], c.lengths[i]).logits);
+    const bool changes = c.params.value_weight == LAVA_VALUE_OUTPUT;
+    std::vector<Look> looks;
+    for (size_t i = 0; i < sequences.size(); i++) looks.push_back(look(c, *sequences[i], c.lengths[i]));
+    for (const Look &one : looks) logits = std::max(logits, one.logits);
     const Result got = run(c, sequences, 1), again = is_quick() ? got : run(c, sequences, 77);
     expect(got.status == LAVA_NO_FAULT, "%s: status %016llx", c.name, (unsigned long long) got.status);
     double worst = 0, bound = 0;
     for (size_t i = 0; i < sequences.size(); i++) {
-        const Sequence &s = *sequences[i];
         const uint32_t n = c.lengths[i], prefix = n > c.window ? n - c.window : 0;
         expect(same_bits(got.scores[i], again.scores[i]), "%s: another schedule, other bits", c.name);
+        if (sequences.size() > 1 && !is_quick()) {
+            std::vector<std::unique_ptr<Sequence>> only;
+            only.push_back(std::move(sequences[i]));
+            const Result alone = run(c.with([n](Case &c) { c.lengths = {n}; }), only, 5);
+            expect(same_bits(got.scores[i], alone.scores[0]), "%s: sequence %zu alone, other bits", c.name, i);
+            sequences[i] = std::move(only[0]);
+        }
+        const Sequence &s = *sequences[i];
         if (prefix == 0) continue;
-        const lava_shape shape = lava_shape_init(n, c.n_q_heads, c.n_kv_heads, c.dim_k, c.dim_v, c.window);
-        size_t bytes = 0;
-        lava_score_workspace_size(&shape, &c.params, &bytes, nullptr);
-        Buffer<uint8_t> workspace(bytes, 0xff);
-        std::vector<float> want(size_t(c.n_kv_heads) * prefix);
-        const lava_tensor q = s.q.host(), k = s.k.host(), v = s.v.host(), lse = s.lse.host();
-        lava_error error = {};
-        error.struct_size = sizeof error;
-        const lava_status status = lava_score(&shape, &c.params, &q, &k, &v, c.lse ? &lse : nullptr, 0, 1,
-                                              workspace.data(), bytes, want.data(), &error);
-        expect(status == LAVA_OK, "%s: the CPU says %s: %s", c.name, error.argument, error.message);
+        std::vector<float> want;
+        lava_error error;
+        expect(ask_cpu(c, s, n, want, error) == LAVA_OK, "%s: the CPU says %s: %s", c.name, error.argument, error.message);
         const double chain = c.keys_per_range / 8 + n / 64 + c.window + c.dim_v + c.params.pool_kernel + 40;
         // Squares double an exponential's error; a variance is a difference, and gamma says how much of it there is.
         const double kind = c.params.attention == LAVA_ATTENTION_SQUARED          ? 2
                             : c.params.attention == LAVA_ATTENTION_MEAN_VARIANCE ? 2 + 4 * c.params.gamma
                                                                                   : 1;
         bound = 2 * kind * HALF_ULP * ((4 * std::sqrt(c.dim_k) + 8) * logits + chain);
+        double value = 0;
         for (size_t e = 0; e < want.size(); e++) {
-            const double off = std::abs(double(got.scores[i][e]) - want[e]) / (want[e] + 1e-30);
+            const uint32_t head = uint32_t(e / prefix);
+            if (changes && e % prefix == 0) value = largest_value(c, s, n, head) * (3 * bound + 82 * HALF_ULP);
+            const double absolute = changes ? value * amplified(c, looks[i].attention, n, head, e % prefix, bound) : 0;
+            const double off = std::abs(double(got.scores[i][e]) - want[e]) / (want[e] + absolute / bound + 1e-30);
             if (!(off <= bound))
                 expect(false, "%s: sequence %zu, entry %zu of %u: %g, not %g (off by %.2g, bound %.2g)", c.name, i, e, prefix,
                        got.scores[i][e], want[e], off, bound);
@@ -302,6 +381,12 @@ void check_fault(const Case &c, const char *what, uint32_t fault, uint32_t head,
     for (uint32_t n : c.lengths) sequences.emplace_back(new Sequence(c, n, random));
     for (size_t i = 0; i < sequences.size(); i++) look(c, *sequences[i], c.lengths[i]);
     spoil(*sequences.back());
+    static const char *const names[] = {"lse", "q or k", "v", "scores"};
+    std::vector<float> scores;
+    lava_error error;
+    const lava_status cpu = ask_cpu(c, *sequences.back(), c.lengths.back(), scores, error);
+    const bool as_cpu = cpu == LAVA_ERR_NONFINITE && error.head == head && strstr(names[fault - LAVA_FAULT_LSE], error.argument);
+    expect(as_cpu, "%s, %s: the CPU says %s of head %u", c.name, what, error.argument, error.head);
     const uint64_t status = run(c, sequences, 3).status, want = lava_fault(fault, 3, uint32_t(sequences.size() - 1), head);
     expect(status == want, "%s, %s: status %016llx, not %016llx", c.name, what, (unsigned long long) status,
            (unsigned long long) want);
@@ -309,7 +394,8 @@ void check_fault(const Case &c, const char *what, uint32_t fault, uint32_t head,
 
 } // namespace
 
-int main() {
+/// score [PART]: only cases with this in their names.
+int main(int argc, char **argv) {
     const Case base("plain");
     const auto is = [](const char *name) { return Case(name); };
     std::vector<Case> cases = {base};
@@ -366,7 +452,40 @@ int main() {
     add("any: transposed", [](Case &c) { c.layout = c.layout_v = TRANSPOSED; });
     add("any: gaps, mean and variance, two sequences", [](Case &c) { c.layout = c.layout_q = GAPS, c.params = lava_score_params_cake(2), c.lengths = {90, 130}; });
     add("any: mean after max-pooling, ranges of 128", [](Case &c) { c.dtype = LAVA_F32, c.params.group_reduce = LAVA_GROUP_MEAN, c.keys_per_range = 128; });
-    for (const Case &c : cases) check(c);
+    const auto change = [&](const char *name, auto change) {
+        cases.push_back(is(name).with([](Case &c) { c.params = lava_score_params_caote(); }).with(change));
+    };
+    change("CAOTE", [](Case &) {});
+    change("CAOTE: three sequences, one all window", [](Case &c) { c.lengths = {70, 8, 201}; });
+    change("CAOTE: one token of prefix, window 1", [](Case &c) { c.lengths = {2}, c.window = 1; });
+    change("CAOTE: two tiles and one key more, ranges of 128", [](Case &c) { c.lengths = {257, 129}, c.keys_per_range = 128; });
+    change("CAOTE: f16, group 4, window 32, 128", [](Case &c) { c.dtype = c.dtype_v = LAVA_F16, c.dim_k = c.dim_v = 128, c.window = 32, c.n_kv_heads = 1; });
+    change("CAOTE: group 1", [](Case &c) { c.n_q_heads = 2; });
+    change("CAOTE: group 5, mean", [](Case &c) { c.n_q_heads = 10, c.params.group_reduce = LAVA_GROUP_MEAN; });
+    change("CAOTE: group 9, max-pooling", [](Case &c) { c.n_q_heads = 9, c.n_kv_heads = 1, c.params.pool_kernel = 7; });
+    change("CAOTE: average pooling, mean", [](Case &c) { c.params.pool = LAVA_POOL_AVG, c.params.pool_kernel = 5, c.params.group_reduce = LAVA_GROUP_MEAN; });
+    change("CAOTE: lse given", [](Case &c) { c.lse = true, c.lengths = {150, 70}; });
+    change("CAOTE: sliding window, softcap, weight", [](Case &c) { c.params.sliding_window = 40, c.params.softcap = 3, c.params.weight = 0.5f; });
+    change("CAOTE: two rounds of rows", [](Case &c) { c.window = 150, c.n_q_heads = 2, c.n_kv_heads = 1, c.lengths = {300}, c.keys_per_range = 128; });
+    change("CAOTE: attention in the hundreds", [](Case &c) { c.params.scale = 4; });
+    change("CAOTE: one entry has all attention, and is the output", [](Case &c) { c.less_by = 1024; });
+    change("CAOTE: so near to all that 1 - a is 0", [](Case &c) { c.less_by = 24; });
+    change("CAOTE: so near to all that 1 - a is 0, f32", [](Case &c) { c.less_by = 24, c.dtype = LAVA_F32; });
+    change("CAOTE: f32 values of 256", [](Case &c) { c.dtype_v = LAVA_F32, c.dim_v = 256; });
+    change("CAOTE: f32 values of 260", [](Case &c) { c.dtype_v = LAVA_F32, c.dim_v = 260, c.lengths = {100}; });
+    change("CAOTE: bf16 values of 576", [](Case &c) { c.dim_v = 576, c.lengths = {100}; });
+    change("CAOTE: f16 values of 255", [](Case &c) { c.dtype_v = LAVA_F16, c.dim_v = 255, c.lengths = {100}; });
+    change("CAOTE: values of 1", [](Case &c) { c.dim_v = 1; });
+    change("CAOTE: values of 5, transposed", [](Case &c) { c.dim_v = 5, c.layout_v = TRANSPOSED; });
+    change("CAOTE: values with gaps", [](Case &c) { c.layout_v = GAPS; });
+    change("CAOTE: head-major", [](Case &c) { c.layout = c.layout_q = c.layout_v = HEAD_MAJOR; });
+    change("CAOTE, any: f32", [](Case &c) { c.dtype = c.dtype_v = LAVA_F32; });
+    change("CAOTE, any: f32, 40, lse, three sequences", [](Case &c) { c.dtype = LAVA_F32, c.dim_k = 40, c.lse = true, c.lengths = {8, 90, 131}; });
+    add("ReST-KV", [](Case &c) { c.params = lava_score_params_rest_kv(0.3f), c.lengths = {150, 9}; });
+    add("ReST-KV, any, group 4", [](Case &c) { c.params = lava_score_params_rest_kv(0.3f), c.dtype = LAVA_F32, c.n_kv_heads = 1; });
+    long n_cases = 0;
+    for (const Case &c : cases)
+        if (argc < 2 || strstr(c.name, argv[1])) check(c), n_cases++;
 
     std::vector<Case> spreads = {base};
     const auto spread = [&](const char *name, auto change) { spreads.push_back(is(name).with(change)); };
@@ -379,7 +498,9 @@ int main() {
     spread("logits in the hundreds", [](Case &c) { c.params.scale = 4; });
     spread("any: f32, 40, two sequences", [](Case &c) { c.dtype = LAVA_F32, c.dim_k = 40, c.lengths = {90, 137}; });
     spread("any: lse given, group 5", [](Case &c) { c.dtype = LAVA_F32, c.lse = true, c.n_q_heads = 5, c.n_kv_heads = 1; });
-    for (const Case &c : spreads) check_stats(c);
+    for (const Case &c : spreads)
+        if (argc < 2 || strstr("statistics", argv[1])) check_stats(c), n_cases++;
+    if (argc > 1) return finish("score", n_cases);
 
     const Case two = Case("faults").with([](Case &c) { c.lengths = {70, 131}; });
     const Case any = two.with([](Case &c) { c.dtype = LAVA_F32, c.name = "faults, f32"; });
@@ -402,5 +523,12 @@ int main() {
     check_fault(large, "scores", LAVA_FAULT_SCORES, 0, [](Sequence &s) {
         for (uint32_t e = 0; e < 24; e++) s.v.set(0, 9, e, 1e30f);
     });
-    return finish("score", long(cases.size() + spreads.size()));
+    const Case output = two.with([](Case &c) { c.params = lava_score_params_caote(), c.dtype_v = LAVA_F32, c.name = "faults, CAOTE"; });
+    check_fault(output, "NaN in a value", LAVA_FAULT_V, 0, [](Sequence &s) { s.v.set(0, 0, 0, NAN); });
+    check_fault(output, "infinity in a value of the window", LAVA_FAULT_V, 1, [](Sequence &s) { s.v.set(1, 130, 23, -INFINITY); });
+    check_fault(output, "NaN in the last range's value", LAVA_FAULT_V, 1, [](Sequence &s) { s.v.set(1, 129, 8, NAN); });
+    check_fault(output, "a norm that overflows", LAVA_FAULT_V, 1, [](Sequence &s) { s.v.set(1, 130, 2, 3e38f), s.v.set(1, 130, 3, 3e38f); });
+    check_fault(output, "squares that overflow", LAVA_FAULT_SCORES, 0, [](Sequence &s) { s.v.set(0, 130, 2, 1e30f); });
+    check_fault(output, "NaN in a key", LAVA_FAULT_Q_OR_K, 1, [](Sequence &s) { s.k.set(1, 17, 9, NAN); });
+    return finish("score", n_cases);
 }

@@ -223,7 +223,7 @@ pub unsafe extern "C" fn lava_cuda_score_workspace_size(
 ///
 /// context: from lava_cuda_init.
 /// shape: n_tokens is that of the longest sequence; layer is below 65536.
-/// params: as for lava_score. LAVA_VALUE_OUTPUT is the CPU's alone (LAVA_ERR_UNSUPPORTED).
+/// params: as for lava_score.
 /// sequences: host memory, n_sequences of them, read during the call, as are the tensors they point to. f16 or bf16 rows of
 ///     elements side by side, 16-byte aligned, have faster kernels, if all sequences have them. The scores of a sequence are the
 ///     same bits on every device and in every batch of the same kind of tensors.
@@ -505,13 +505,14 @@ unsafe fn score_args(
         unsafe { (read_struct(shape, c"shape")?.check()?, read_struct(params, c"params")?.check()?) };
     check_batch(&shape, n_sequences)?;
     let ScoreParams { pool, group_reduce, value_span, attention, value_weight, .. } = params;
-    ensure(value_weight != ValueWeight::Output, ErrorKind::Unsupported, c"value_weight")?;
-    // The largest thing the plan multiplies: sums and maxima of each row in each range of at least 64 keys, by up to 4 warps.
+    // The largest things the plan multiplies: sums and maxima of each row in each range of at least 64 keys, by up to 4 warps; column
+    // sums; outputs of each query head in each range.
     let rows = shape.group_size() as u128 * (shape.window as u128).next_multiple_of(16);
     let heads = shape.n_kv_heads as u128 * n_sequences as u128;
+    let outputs = shape.group_size() as u128 * shape.head_dim_v as u128;
     let bytes = 4
         * heads
-        * (8 * rows * (shape.n_tokens as u128 / 64 + 1)
+        * ((8 * rows + outputs) * (shape.n_tokens as u128 / 64 + 2)
             + 4 * shape.n_q_heads as u128 * shape.n_tokens as u128);
     ensure(rows <= u32::MAX as u128 && bytes <= isize::MAX as u128, ErrorKind::Overflow, c"n_tokens")?;
     let args = ScoreArgs {
@@ -551,7 +552,7 @@ unsafe fn score_args(
         row_warps: 0,
         key_split: 0,
         reserved: 0,
-        workspace: [core::ptr::null_mut(); 6],
+        workspace: [core::ptr::null_mut(); 8],
         status: core::ptr::null_mut(),
     };
     Ok((shape, args))

@@ -7,7 +7,7 @@ use core::ffi::{CStr, c_char, c_void};
 use core::mem::{offset_of, size_of};
 
 /// Kernels of all files.
-pub const N_KERNELS: usize = 57;
+pub const N_KERNELS: usize = 60;
 /// 8 bytes each, as many as one launch of the upload kernel carries.
 pub const UPLOAD_WORDS: usize = 500;
 
@@ -86,7 +86,7 @@ pub struct ScoreArgs {
     pub row_warps: u32,
     pub key_split: u32,
     pub reserved: u32,
-    pub workspace: [*mut c_void; 6],
+    pub workspace: [*mut c_void; 8],
     pub status: *mut u64,
 }
 
@@ -410,7 +410,7 @@ empty!(EntropyArgs, PreferenceArgs, MeanArgs, BudgetArgs, SelectArgs, GlobalArgs
 const _: () = {
     assert!(size_of::<DeviceTensor>() == 48);
     assert!(size_of::<ScoreSequence>() == 208 && offset_of!(ScoreSequence, scores) == 192);
-    assert!(size_of::<ScoreArgs>() == 376 && offset_of!(ScoreArgs, layer) == 216);
+    assert!(size_of::<ScoreArgs>() == 392 && offset_of!(ScoreArgs, layer) == 216);
     assert!(offset_of!(ScoreArgs, has_lse) == 292);
     assert!(offset_of!(ScoreArgs, workspace) == 320);
     assert!(size_of::<AttendSequence>() == 280 && offset_of!(AttendSequence, n_base) == 272);
@@ -529,7 +529,7 @@ pub trait Batch {
 }
 
 /// Of one call.
-pub const MAX_LAUNCHES: usize = 5;
+pub const MAX_LAUNCHES: usize = 8;
 
 /// What `list` writes, at most [`MAX_LAUNCHES`].
 fn listed(list: impl FnOnce(*mut Launch) -> u32) -> ([Launch; MAX_LAUNCHES], usize) {
@@ -574,7 +574,7 @@ impl Batch for ScoreArgs {
     }
 
     fn launches(&self, instance: bool, dtype: i32, _: &Processors) -> ([Launch; MAX_LAUNCHES], usize) {
-        // SAFETY: see above; at most 5.
+        // SAFETY: see above; at most 8.
         listed(|out| unsafe { lava_plan_score_launches(self, instance.into(), dtype, out) })
     }
 }
