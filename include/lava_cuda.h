@@ -1,7 +1,7 @@
 /*
  * lava_cuda.h - lava.h on an NVIDIA GPU: the same calls with device pointers, in the engine's own CUDA context and stream.
  *
- * Made by cbindgen from src/ffi/cuda.rs; `UPDATE_HEADER=1 cargo test --test header` makes it anew. Edit the comments there. The
+ * Made by cbindgen from src/ffi/cuda.rs and src/ffi/cuda/; `UPDATE_HEADER=1 cargo test --test header` makes it anew. Edit the comments there. The
  * functions are in a library that was built with the feature `cuda` (`make lib FEATURES=cuda`) on a machine with nvcc: $NVCC, or in
  * $CUDA_HOME/bin, $PATH or target/cuda-toolkit. LAVA_REQUIRE_CUDA=1 makes a missing one an error of the build; else lava_cuda_init
  * says LAVA_ERR_UNSUPPORTED. LAVA_CUDA_ARCHS names the architectures, such as 80,90a; code for later ones is made from the first.
@@ -94,68 +94,6 @@ typedef struct lava_cuda_score_sequence {
      */
     float *scores;
 } lava_cuda_score_sequence;
-
-/**
- * One sequence of lava_cuda_attend. Zero what is not used.
- */
-typedef struct lava_cuda_attend_sequence {
-    /**
-     * sizeof(lava_cuda_attend_sequence), the same for all of a call.
-     */
-    uint32_t struct_size;
-    /**
-     * No head has more rows than this when the kernels run.
-     */
-    uint32_t max_rows;
-    /**
-     * All heads together have no more rows than this when the kernels run. 0: max_rows * n_kv_heads.
-     */
-    uint64_t total_rows;
-    /**
-     * [n_new, n_q_heads, head_dim_k], after RoPE.
-     */
-    const lava_tensor *q;
-    /**
-     * [n_rows[h], n_kv_heads, head_dim_k], usually ragged.
-     */
-    const lava_tensor *k;
-    /**
-     * [n_rows[h], n_kv_heads, head_dim_v], usually ragged.
-     */
-    const lava_tensor *v;
-    /**
-     * f32 [n_new, n_q_heads, head_dim_v]; written.
-     */
-    const lava_tensor *out;
-    /**
-     * NULL, or f32 [n_new, n_q_heads, 1]; written.
-     */
-    const lava_tensor *lse;
-    /**
-     * Device memory, n_kv_heads counts: each head's rows, the new tokens' own included if causal.
-     */
-    const uint32_t *n_rows;
-    /**
-     * Device memory, as in lava_attend_params; needed with a sliding window only.
-     */
-    const uint32_t *kept_indices;
-    /**
-     * Device memory, n_kv_heads + 1 entries; needed with a sliding window only.
-     */
-    const uint32_t *cu_kept;
-    /**
-     * As in lava_attend_params.
-     */
-    uint32_t n_base;
-    /**
-     * Must be 0.
-     */
-    uint32_t reserved;
-    /**
-     * NULL, or device memory, one number: kept_indices begins so many entries later. `offset` of lava_cuda_cascade_get.
-     */
-    const uint64_t *kept_offset;
-} lava_cuda_attend_sequence;
 
 /**
  * One sequence of lava_cuda_attention_stats. Zero what is not used.
@@ -589,6 +527,68 @@ typedef struct lava_cuda_compact_sequence {
     uint32_t *n_rows;
 } lava_cuda_compact_sequence;
 
+/**
+ * One sequence of lava_cuda_attend. Zero what is not used.
+ */
+typedef struct lava_cuda_attend_sequence {
+    /**
+     * sizeof(lava_cuda_attend_sequence), the same for all of a call.
+     */
+    uint32_t struct_size;
+    /**
+     * No head has more rows than this when the kernels run.
+     */
+    uint32_t max_rows;
+    /**
+     * All heads together have no more rows than this when the kernels run. 0: max_rows * n_kv_heads.
+     */
+    uint64_t total_rows;
+    /**
+     * [n_new, n_q_heads, head_dim_k], after RoPE.
+     */
+    const lava_tensor *q;
+    /**
+     * [n_rows[h], n_kv_heads, head_dim_k], usually ragged.
+     */
+    const lava_tensor *k;
+    /**
+     * [n_rows[h], n_kv_heads, head_dim_v], usually ragged.
+     */
+    const lava_tensor *v;
+    /**
+     * f32 [n_new, n_q_heads, head_dim_v]; written.
+     */
+    const lava_tensor *out;
+    /**
+     * NULL, or f32 [n_new, n_q_heads, 1]; written.
+     */
+    const lava_tensor *lse;
+    /**
+     * Device memory, n_kv_heads counts: each head's rows, the new tokens' own included if causal.
+     */
+    const uint32_t *n_rows;
+    /**
+     * Device memory, as in lava_attend_params; needed with a sliding window only.
+     */
+    const uint32_t *kept_indices;
+    /**
+     * Device memory, n_kv_heads + 1 entries; needed with a sliding window only.
+     */
+    const uint32_t *cu_kept;
+    /**
+     * As in lava_attend_params.
+     */
+    uint32_t n_base;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+    /**
+     * NULL, or device memory, one number: kept_indices begins so many entries later. `offset` of lava_cuda_cascade_get.
+     */
+    const uint64_t *kept_offset;
+} lava_cuda_attend_sequence;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -676,46 +676,6 @@ lava_status lava_cuda_score(const void *context,
                             uint64_t *status,
                             void *stream,
                             lava_error *error);
-
-/**
- * Bytes of device memory that lava_cuda_attend needs as a workspace.
- *
- * shape: n_tokens is the number of new queries of each sequence; window is not used but must be at least 1.
- * total_rows: sum over the sequences of total_rows, or of what stands for it.
- * size: receives the bytes, enough for tensors of any type and layout; untouched on error.
- * Errors: as lava_cuda_attend. Any thread.
- */
-lava_status lava_cuda_attend_workspace_size(const void *context,
-                                            const lava_shape *shape,
-                                            uint32_t n_sequences,
-                                            uint64_t total_rows,
-                                            size_t *size,
-                                            lava_error *error);
-
-/**
- * lava_attend for a batch of sequences, each with as many new queries and a compressed cache of its own.
- *
- * The counts n_rows are read on the device, when the kernels run: a captured graph stays good while caches grow, up to max_rows and
- * total_rows. A larger count is taken as max_rows, and what all heads together have more than total_rows is left out. With causal, a head of fewer than n_tokens rows has queries that see
- * nothing: the first ones.
- *
- * context: from lava_cuda_init.
- * shape: n_tokens is the number of new queries of each sequence; layer is below 65536.
- * params: kept_indices, cu_kept and n_base are 0 here: each sequence has its own.
- * sequences, workspace, status, stream: as for lava_cuda_score. The workspace is lava_cuda_attend_workspace_size bytes. A sequence's
- *     outputs are the same bits whatever other sequences there are, for the same kinds of tensors.
- * Errors: as lava_cuda_score.
- */
-lava_status lava_cuda_attend(const void *context,
-                             const lava_shape *shape,
-                             const lava_attend_params *params,
-                             const struct lava_cuda_attend_sequence *sequences,
-                             uint32_t n_sequences,
-                             void *workspace,
-                             size_t workspace_size,
-                             uint64_t *status,
-                             void *stream,
-                             lava_error *error);
 
 /**
  * Bytes of device memory that lava_cuda_attention_stats needs as a workspace.
@@ -1068,6 +1028,46 @@ lava_status lava_cuda_compact(const void *context,
                               const uint64_t *status,
                               void *stream,
                               lava_error *error);
+
+/**
+ * Bytes of device memory that lava_cuda_attend needs as a workspace.
+ *
+ * shape: n_tokens is the number of new queries of each sequence; window is not used but must be at least 1.
+ * total_rows: sum over the sequences of total_rows, or of what stands for it.
+ * size: receives the bytes, enough for tensors of any type and layout; untouched on error.
+ * Errors: as lava_cuda_attend. Any thread.
+ */
+lava_status lava_cuda_attend_workspace_size(const void *context,
+                                            const lava_shape *shape,
+                                            uint32_t n_sequences,
+                                            uint64_t total_rows,
+                                            size_t *size,
+                                            lava_error *error);
+
+/**
+ * lava_attend for a batch of sequences, each with as many new queries and a compressed cache of its own.
+ *
+ * The counts n_rows are read on the device, when the kernels run: a captured graph stays good while caches grow, up to max_rows and
+ * total_rows. A larger count is taken as max_rows, and what all heads together have more than total_rows is left out. With causal, a head of fewer than n_tokens rows has queries that see
+ * nothing: the first ones.
+ *
+ * context: from lava_cuda_init.
+ * shape: n_tokens is the number of new queries of each sequence; layer is below 65536.
+ * params: kept_indices, cu_kept and n_base are 0 here: each sequence has its own.
+ * sequences, workspace, status, stream: as for lava_cuda_score. The workspace is lava_cuda_attend_workspace_size bytes. A sequence's
+ *     outputs are the same bits whatever other sequences there are, for the same kinds of tensors.
+ * Errors: as lava_cuda_score.
+ */
+lava_status lava_cuda_attend(const void *context,
+                             const lava_shape *shape,
+                             const lava_attend_params *params,
+                             const struct lava_cuda_attend_sequence *sequences,
+                             uint32_t n_sequences,
+                             void *workspace,
+                             size_t workspace_size,
+                             uint64_t *status,
+                             void *stream,
+                             lava_error *error);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -31,11 +31,13 @@ fn lava_cuda_h() {
         "cbindgen_cuda.toml",
         &[
             "cuda.rs",
+            "cuda/score.rs",
             "cuda/stats.rs",
             "cuda/budgets.rs",
             "cuda/select.rs",
             "cuda/cascade.rs",
             "cuda/compact.rs",
+            "cuda/attend.rs",
         ],
     );
 }

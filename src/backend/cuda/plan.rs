@@ -405,7 +405,18 @@ macro_rules! empty {
         })*
     };
 }
-empty!(EntropyArgs, PreferenceArgs, MeanArgs, BudgetArgs, SelectArgs, GlobalArgs, CascadeArgs, CompactArgs);
+empty!(
+    ScoreArgs,
+    AttendArgs,
+    EntropyArgs,
+    PreferenceArgs,
+    MeanArgs,
+    BudgetArgs,
+    SelectArgs,
+    GlobalArgs,
+    CascadeArgs,
+    CompactArgs
+);
 
 const _: () = {
     assert!(size_of::<DeviceTensor>() == 48);

@@ -119,11 +119,10 @@ pub unsafe extern "C" fn lava_cuda_entropy(
 ) -> lava_status {
     unsafe {
         run(error, || {
-            let cuda = current(context)?;
+            let call = Call::new(context, workspace, workspace_size, status, stream)?;
             let longest = read_struct(shape, c"shape")?.check()?;
             let mut batch = entropy_args(&longest, n_sequences)?;
-            check_pointer(status, c"status")?;
-            batch.status = status;
+            batch.status = call.status;
             let sequence = |i| {
                 let s = nth(sequences, i)?;
                 ensure(s.reserved == 0, ErrorKind::Argument, c"reserved")?;
@@ -131,7 +130,7 @@ pub unsafe extern "C" fn lava_cuda_entropy(
                 check_scores(s.scores, &shape)?;
                 check_pointer(s.entropy, c"entropy")?;
                 check_optional(s.mass, c"mass")?;
-                with_status(workspace, workspace_size, status)
+                call.memory()
                     .reads(s.scores, shape.prefix_entries() as usize, c"scores")
                     .writes(s.entropy, 1, c"entropy")
                     .writes(s.mass, 1, c"mass")
@@ -144,7 +143,7 @@ pub unsafe extern "C" fn lava_cuda_entropy(
                     layer: s.layer,
                 })
             };
-            cuda.run(&mut batch, n_sequences as usize, &sequence, workspace, workspace_size, stream)
+            call.run(batch, n_sequences, &sequence)
         })
     }
 }
@@ -171,10 +170,9 @@ pub unsafe extern "C" fn lava_cuda_layer_budgets(
 ) -> lava_status {
     unsafe {
         run(error, || {
-            let cuda = current(context)?;
+            let call = Call::new(context, workspace, workspace_size, status, stream)?;
             check_n_sequences(n_sequences)?;
-            check_pointer(status, c"status")?;
-            let mut batch = BudgetArgs { status, n_items: n_sequences, ..BudgetArgs::EMPTY };
+            let batch = BudgetArgs { status, n_items: n_sequences, ..BudgetArgs::EMPTY };
             let sequence = |i| {
                 let s = nth(sequences, i)?;
                 let n = s.n_layers as usize;
@@ -183,7 +181,7 @@ pub unsafe extern "C" fn lava_cuda_layer_budgets(
                 check_pointer(s.capacities, c"capacities")?;
                 check_optional(s.minimums, c"minimums")?;
                 check_pointer(s.budgets, c"budgets")?;
-                with_status(workspace, workspace_size, status)
+                call.memory()
                     .reads(s.weights, n, c"weights")
                     .reads(s.capacities, n, c"capacities")
                     .reads(s.minimums, n, c"minimums")
@@ -199,7 +197,7 @@ pub unsafe extern "C" fn lava_cuda_layer_budgets(
                     round_up: 0,
                 })
             };
-            cuda.run(&mut batch, n_sequences as usize, &sequence, workspace, workspace_size, stream)
+            call.run(batch, n_sequences, &sequence)
         })
     }
 }
@@ -256,13 +254,12 @@ pub unsafe extern "C" fn lava_cuda_global_budgets(
 ) -> lava_status {
     unsafe {
         run(error, || {
-            let cuda = current(context)?;
+            let call = Call::new(context, workspace, workspace_size, status, stream)?;
             let longest = read_struct(shape, c"shape")?.check()?;
             let params = without_memory(params)?.check(&longest, 1)?;
             crate::select::check_global(&params)?;
             let mut batch = global_args(&longest, n_layers, n_sequences)?;
-            check_pointer(status, c"status")?;
-            batch.status = status;
+            batch.status = call.status;
             let n_heads = n_layers as usize * longest.n_kv_heads;
             let sequence = |i| {
                 let s = nth(sequences, i)?;
@@ -270,7 +267,7 @@ pub unsafe extern "C" fn lava_cuda_global_budgets(
                 check_pointer(s.scores, c"scores")?;
                 check_pointer(s.budgets, c"budgets")?;
                 check_pointer(s.head_weights, c"head_weights")?;
-                with_status(workspace, workspace_size, status)
+                call.memory()
                     .reads(s.scores, n_layers as usize, c"scores")
                     .reads(s.protected_mask, shape.prefix_len(), c"protected_mask")
                     .writes(s.budgets, n_layers as usize, c"budgets")
@@ -286,7 +283,7 @@ pub unsafe extern "C" fn lava_cuda_global_budgets(
                     reserved: 0,
                 })
             };
-            cuda.run(&mut batch, n_sequences as usize, &sequence, workspace, workspace_size, stream)
+            call.run(batch, n_sequences, &sequence)
         })
     }
 }

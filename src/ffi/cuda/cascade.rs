@@ -217,9 +217,8 @@ pub unsafe extern "C" fn lava_cuda_cascade_push(
 ) -> lava_status {
     unsafe {
         run(error, || {
-            let cuda = current(context)?;
+            let call = Call::new(context, workspace, workspace_size, status, stream)?;
             check_n_sequences(n_sequences)?;
-            check_pointer(status, c"status")?;
             let sequence = |i| {
                 let s: lava_cuda_push_sequence = nth(sequences, i)?;
                 ensure(s.reserved == 0, ErrorKind::Argument, c"reserved")?;
@@ -235,7 +234,7 @@ pub unsafe extern "C" fn lava_cuda_cascade_push(
                 }
                 let item = CascadeItem { scores: s.scores, weight: s.weight, ..item_of(&own) };
                 let entries = own.n_kv_heads as usize * own.prefix_len as usize;
-                memory_of(&own, with_status(workspace, workspace_size, status))
+                memory_of(&own, call.memory())
                     .reads(s.scores, entries, c"scores")
                     .reads(s.weight, 1, c"weight")
                     .writes(own.state as *mut u8, item.state_size(), c"state")
@@ -246,7 +245,7 @@ pub unsafe extern "C" fn lava_cuda_cascade_push(
             for i in 0..n_sequences as usize {
                 batch = batch.with(&sequence(i)?);
             }
-            cuda.run(&mut batch, n_sequences as usize, &sequence, workspace, workspace_size, stream)?;
+            call.run(batch, n_sequences, &sequence)?;
             for i in 0..n_sequences as usize {
                 let cascade = nth(sequences, i)?.cascade;
                 let own = opened(cascade)?;

@@ -88,12 +88,11 @@ pub unsafe extern "C" fn lava_cuda_select(
 ) -> lava_status {
     unsafe {
         run(error, || {
-            let cuda = current(context)?;
+            let call = Call::new(context, workspace, workspace_size, status, stream)?;
             let longest = read_struct(shape, c"shape")?.check()?;
             let params = without_memory(params)?.check(&longest, 1)?;
             let mut batch = select_args(&longest, n_sequences)?;
-            check_pointer(status, c"status")?;
-            batch.status = status;
+            batch.status = call.status;
             let sequence = |i| {
                 let s = nth(sequences, i)?;
                 ensure(s.reserved == 0, ErrorKind::Argument, c"reserved")?;
@@ -106,7 +105,7 @@ pub unsafe extern "C" fn lava_cuda_select(
                 check_pointer(s.cu_kept, c"cu_kept")?;
                 check_optional(s.selection, c"selection")?;
                 // How many entries are written is known on the device alone; the windows are the least.
-                with_status(workspace, workspace_size, status)
+                call.memory()
                     .reads(s.scores, shape.prefix_entries() as usize, c"scores")
                     .reads(s.budget, 1, c"budget")
                     .reads(s.protected_mask, shape.prefix_len(), c"protected_mask")
@@ -132,7 +131,7 @@ pub unsafe extern "C" fn lava_cuda_select(
                     reserved: 0,
                 })
             };
-            cuda.run(&mut batch, n_sequences as usize, &sequence, workspace, workspace_size, stream)
+            call.run(batch, n_sequences, &sequence)
         })
     }
 }

@@ -1,8 +1,10 @@
 //! Beside scores: how a window looks at the prefix, and one set for all heads.
 
 use super::*;
-use crate::backend::cuda::plan::{MeanArgs, MeanItem, PreferenceArgs, PreferenceItem, SPREAD};
-use crate::params::{GroupReduce, Pool};
+use crate::backend::cuda::plan::{
+    MeanArgs, MeanItem, PreferenceArgs, PreferenceItem, SPREAD, ScoreArgs, ScoreSequence,
+};
+use crate::params::{GroupReduce, Pool, ValueWeight};
 use crate::score::check_tau;
 
 /// One sequence of lava_cuda_attention_stats. Zero what is not used.
@@ -112,10 +114,9 @@ pub unsafe extern "C" fn lava_cuda_attention_stats(
 ) -> lava_status {
     unsafe {
         run(error, || {
-            let cuda = current(context)?;
+            let call = Call::new(context, workspace, workspace_size, status, stream)?;
             let (shape, mut batch) = stats_args(shape, params, n_sequences)?;
-            check_pointer(status, c"status")?;
-            batch.status = status;
+            batch.status = call.status;
             let has_lse = !read_struct(sequences, c"sequences")?.lse.is_null();
             batch.has_lse = has_lse.into();
             let sequence = |i| {
@@ -131,12 +132,11 @@ pub unsafe extern "C" fn lava_cuda_attention_stats(
                     lse: s.lse,
                     scores: core::ptr::null_mut(),
                 };
-                let memory = with_status(workspace, workspace_size, status);
-                let memory = memory.writes(s.stats, 2 * shape.n_kv_heads, c"stats");
+                let memory = call.memory().writes(s.stats, 2 * shape.n_kv_heads, c"stats");
                 let read = score_sequence(&own, &inputs, has_lse, false, memory)?;
                 Ok(ScoreSequence { scores: s.stats as *mut f32, ..read })
             };
-            cuda.run(&mut batch, n_sequences as usize, &sequence, workspace, workspace_size, stream)
+            call.run(batch, n_sequences, &sequence)
         })
     }
 }
@@ -168,26 +168,24 @@ pub unsafe extern "C" fn lava_cuda_preference(
 ) -> lava_status {
     unsafe {
         run(error, || {
-            let cuda = current(context)?;
+            let call = Call::new(context, workspace, workspace_size, status, stream)?;
             let shape = read_struct(shape, c"shape")?.check()?;
             check_batch(&shape, n_sequences)?;
             check_tau(tau1, tau2)?;
-            check_pointer(status, c"status")?;
             let (n_items, n_kv_heads) = (n_sequences, shape.n_kv_heads as u32);
-            let mut batch =
-                PreferenceArgs { status, tau1, tau2, n_items, n_kv_heads, ..PreferenceArgs::EMPTY };
+            let batch = PreferenceArgs { status, tau1, tau2, n_items, n_kv_heads, ..PreferenceArgs::EMPTY };
             let sequence = |i| {
                 let s = nth(sequences, i)?;
                 ensure(s.layer <= 0xffff, ErrorKind::Argument, c"layer")?;
                 check_pointer(s.stats, c"stats")?;
                 check_pointer(s.weight, c"weight")?;
-                with_status(workspace, workspace_size, status)
+                call.memory()
                     .reads(s.stats, 2 * shape.n_kv_heads, c"stats")
                     .writes(s.weight, 1, c"weight")
                     .check()?;
                 Ok(PreferenceItem { stats: s.stats, weight: s.weight, layer: s.layer, reserved: 0 })
             };
-            cuda.run(&mut batch, n_sequences as usize, &sequence, workspace, workspace_size, stream)
+            call.run(batch, n_sequences, &sequence)
         })
     }
 }
@@ -214,11 +212,10 @@ pub unsafe extern "C" fn lava_cuda_mean_over_heads(
 ) -> lava_status {
     unsafe {
         run(error, || {
-            let cuda = current(context)?;
+            let call = Call::new(context, workspace, workspace_size, status, stream)?;
             let longest = read_struct(shape, c"shape")?.check()?;
             check_batch(&longest, n_sequences)?;
-            check_pointer(status, c"status")?;
-            let mut batch = MeanArgs {
+            let batch = MeanArgs {
                 status,
                 n_items: n_sequences,
                 n_kv_heads: longest.n_kv_heads as u32,
@@ -230,12 +227,10 @@ pub unsafe extern "C" fn lava_cuda_mean_over_heads(
                 ensure(s.reserved == 0, ErrorKind::Argument, c"reserved")?;
                 let shape = shorter(&longest, s.n_tokens, s.layer)?;
                 check_scores(s.scores, &shape)?;
-                with_status(workspace, workspace_size, status)
-                    .writes(s.scores, shape.prefix_entries() as usize, c"scores")
-                    .check()?;
+                call.memory().writes(s.scores, shape.prefix_entries() as usize, c"scores").check()?;
                 Ok(MeanItem { scores: s.scores, prefix_len: shape.prefix_len() as u32, layer: s.layer })
             };
-            cuda.run(&mut batch, n_sequences as usize, &sequence, workspace, workspace_size, stream)
+            call.run(batch, n_sequences, &sequence)
         })
     }
 }
