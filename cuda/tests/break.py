@@ -32,7 +32,7 @@ BREAKS = [
     ("pool.cu", "", "block_sum(sum, memory) / prefix", "block_sum(sum, memory) / (prefix + 1)", "score", "plain"),
     ("pool.cu", "", "if (i >= prefix) score = 0;", "if (i > prefix) score = 0;", "score", "plain"),
     ("plan_attention.h", "", "&used, heads * rows);", "&used, heads * rows - 20);", "score", "plain"),
-    ("entropy.cuh", "double(values[at + i])", SYNC, "", "shares", "tsan"),
+    ("entropy.cuh", "sum += from[i];", SYNC, "", "shares", "tsan"),
     ("entropy.cuh", "", "1.0 / 15.0", "1.0 / 14.0", "shares", "plain"),
     ("budget.cuh", "", "remainder[j] == remainder[i] && j < i", "remainder[j] == remainder[i] && j > i", "shares", "plain"),
     ("budget.cuh", "", "remainder >= divisor", "remainder > divisor", "shares", "plain"),
