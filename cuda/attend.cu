@@ -186,8 +186,9 @@ template <class T, int D> __device__ void attend_item(const Cache &cache, const 
     const auto fetch = [&](uint32_t step) {
         if (step < steps) {
             T *const to = shared + step % STAGES * 2 * TILE;
-            fetch_rows<D, STEP>(to, cache.sequence.k, cache.head, first + step * STEP, end, lane, 32);
-            fetch_rows<D, STEP>(to + TILE, cache.sequence.v, cache.head, first + step * STEP, end, lane, 32);
+            // Looked up each time: at 256 dimensions there is no register left to keep it in.
+            fetch_rows<D, STEP>(to, Rows<T>(cache.sequence.k, cache.head), first + step * STEP, end, lane, 32);
+            fetch_rows<D, STEP>(to + TILE, Rows<T>(cache.sequence.v, cache.head), first + step * STEP, end, lane, 32);
         }
         copy_commit();
     };

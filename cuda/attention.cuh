@@ -48,19 +48,31 @@ struct Logits {
 /// pieces lie in different banks.
 template <int D> constexpr int PITCH = D + 8;
 
-/// Asks for rows `first` .. `first + N` of a head, by `n_threads` threads of which this one is `thread`; zeros from row `end` on.
+/// A head's rows: where the first is, worked out once for all tiles. The way from one to the next is looked up, for registers are dear.
+template <class T> struct Rows {
+    const T *data;
+    const int64_t &apart;
+
+    __device__ Rows(const lava_device_tensor &t, uint32_t head) : data(row_of<const T>(t, head, 0)), apart(t.stride_token) {}
+};
+
+/// Asks for rows `first` .. `first + N` of a head, by `n_threads` threads of which this one is `thread`; zeros from row `end` on. A
+/// thread goes down the same columns, so an address is the one before and a step; it has an even number of rows.
 template <int D, int N, class T>
-__device__ void fetch_rows(T *to, const lava_device_tensor &from, uint32_t head, uint32_t first, uint32_t end, uint32_t thread,
-                           uint32_t n_threads) {
-    constexpr uint32_t PIECES = D / 8;
-    const T *rows = row_of<const T>(from, head, first);
-    for (uint32_t i = thread; i < N * PIECES; i += n_threads) {
-        const uint32_t row = i / PIECES, piece = i % PIECES * 8;
-        T *const at = to + row * PITCH<D> + piece;
-        if (first + row < end)
-            copy_async(at, rows + int64_t(row) * from.stride_token + piece);
-        else
-            *reinterpret_cast<uint4 *>(at) = uint4{0, 0, 0, 0};
+__device__ void fetch_rows(T *to, const Rows<T> &from, uint32_t first, uint32_t end, uint32_t thread, uint32_t n_threads) {
+    constexpr uint32_t PIECES = D / 8, ACROSS = PIECES > 16 ? 32 : PIECES > 8 ? 16 : 8;
+    const uint32_t own = thread / ACROSS, step = n_threads / ACROSS, c = thread % ACROSS * 8;
+    if (PIECES < ACROSS && c >= D) return;
+    const int64_t apart = step * from.apart;
+    const T *at = from.data + int64_t(first + own) * from.apart + c;
+    T *into = to + own * PITCH<D> + c;
+    // Where the compiler knows how often, and there are registers for the addresses.
+#pragma unroll (N <= 16 && D <= 128 ? 4 : 1)
+    for (uint32_t row = own; row < N; row += 2 * step) {
+        copy_async(into, at, first + row < end);
+        copy_async(into + step * PITCH<D>, at + apart, first + row + step < end);
+        at += 2 * apart;
+        into += 2 * step * PITCH<D>;
     }
 }
 

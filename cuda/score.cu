@@ -85,13 +85,13 @@ __device__ void stream_keys(const Range &range, unsigned char *shared, Visitor &
     T *const stages = reinterpret_cast<T *>(shared);
     const uint32_t warp = threadIdx.x / 32, row_warps = args.row_warps, share = warp / row_warps;
     const uint32_t at_once = row_warps * M, tiles = range.tiles();
-    const uint32_t steps = tiles * ((range.row_tiles() + at_once - 1) / at_once);
+    const uint32_t row_tiles = range.row_tiles(), steps = tiles * ((row_tiles + at_once - 1) / at_once);
+    const Rows<T> keys(range.sequence.k, range.head);
     // Of the step `step`, whose tile is `tile` or that many tiles more than there are.
     const auto fetch = [&](uint32_t step, uint32_t tile) {
         if (step < steps) {
             while (tile >= tiles) tile -= tiles;
-            fetch_rows<D, KEYS>(stages + step % STAGES * STAGE, range.sequence.k, range.head, range.first + tile * KEYS, range.end,
-                                threadIdx.x, blockDim.x);
+            fetch_rows<D, KEYS>(stages + step % STAGES * STAGE, keys, range.first + tile * KEYS, range.end, threadIdx.x, blockDim.x);
         }
         copy_commit();
     };
@@ -109,7 +109,7 @@ __device__ void stream_keys(const Range &range, unsigned char *shared, Visitor &
         __syncthreads();
         fetch(step + STAGES - 1, tile + STAGES - 1); // to where the tile was that all are done with
         visitor.before(step, tile, row_tile - warp % row_warps * M);
-        if (row_tile < range.row_tiles()) {
+        if (row_tile < row_tiles) {
             const bool all_see = range.all_see(key);
             for (uint32_t part = share * 16; part < KEYS; part += args.key_split * 16) {
                 float x[M][2][4];
