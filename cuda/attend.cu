@@ -211,7 +211,7 @@ template <class T, int D> __device__ void attend_item(const Cache &cache, const 
 #pragma unroll
         for (int n = 0; n < 2; n++) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) poison = fmaf(x[0][n][i], 0.0f, poison);
+            for (int i = 0; i < 4; i++) look_for_fault(poison, x[0][n][i]);
             logits.apply(x[0][n]);
         }
         uint32_t weights[4], rests[4];
@@ -309,7 +309,7 @@ __device__ inline void attend_item_any(const Cache &cache, const Work &work) {
             float dot[1] = {0};
             for (uint32_t c = 0; row + lane < end && c < args.head_dim_k; c++)
                 dot[0] = fmaf(element(s.q, head, t, c), element(s.k, cache.head, row + lane, c), dot[0]);
-            poison = fmaf(dot[0], 0.0f, poison);
+            look_for_fault(poison, dot[0]);
             logits.apply(dot);
             const float x = row + lane < end ? dot[0] : UNSEEN;
             float most = x;
@@ -368,7 +368,7 @@ __device__ inline void attend_merge(const lava_attend_args &args) {
         float sum = 0;
         for (uint32_t item = 0; item < n_items; item++)
             sum = fmaf(first[item * stride + c], exp2_fast(first[item * stride + dim] - softmax.max), sum);
-        poison = fmaf(sum, 0.0f, poison);
+        look_for_fault(poison, sum);
         row_of<float>(cache.sequence.out, head, t)[c * cache.sequence.out.stride_dim] = sum * inverse;
     }
     if (poison != 0) cache.fault(LAVA_FAULT_V);

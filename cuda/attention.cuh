@@ -34,14 +34,17 @@ struct Logits {
 
     __device__ Logits(float scale, float softcap) : factor(softcap > 0 ? scale / softcap : scale * LOG2_E), softcap(softcap) {}
     template <int N> __device__ void apply(float (&dots)[N]) const {
-        if (softcap > 0) {
+        cap(dots);
 #pragma unroll
-            for (int i = 0; i < N; i++) dots[i] = softcap * LOG2_E * tanhf(dots[i] * factor);
-        } else {
-#pragma unroll
-            for (int i = 0; i < N; i++) dots[i] *= factor;
-        }
+        for (int i = 0; i < N; i++) dots[i] *= slope();
     }
+    /// The same but for a factor, `slope`, which a fused multiply-add takes along for nothing.
+    template <int N> __device__ void cap(float (&dots)[N]) const {
+        if (!(softcap > 0)) return;
+#pragma unroll
+        for (int i = 0; i < N; i++) dots[i] = tanhf(dots[i] * factor);
+    }
+    __device__ float slope() const { return softcap > 0 ? softcap * LOG2_E : factor; }
 };
 
 /// Elements of a row of `D` 16-bit elements in shared memory. Rows start an odd number of 16 bytes apart, so that eight rows'
@@ -100,6 +103,9 @@ __device__ void dot_products(float (&dots)[M][2][4], const uint32_t (&q)[M][D / 
         }
     }
 }
+
+/// Becomes NaN if `x` is infinite or NaN, and stays it. A product costs half of what a comparison does.
+__device__ inline void look_for_fault(float &poison, float x) { poison = fmaf(x, 0.0f, poison); }
 
 /// A maximum and a sum of powers of two less it.
 struct Softmax {

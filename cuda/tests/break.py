@@ -18,12 +18,12 @@ SYNC = "__syncthreads();"
 BREAKS = [
     # file, anchor, old, new, test, build
     ("score.cuh", "", "uint64_t(first_key) + KEYS <= uint64_t(prefix()) + 1", "uint64_t(first_key) + KEYS <= uint64_t(prefix()) + 2", "score", "plain"),
-    ("score.cuh", "", "key <= position", "key < position", "score", "plain"),
-    ("score.cuh", "", "uint64_t(key) + args.sliding_window > position", "uint64_t(key) + args.sliding_window >= position", "score", "plain"),
+    ("score.cuh", "", "prefix() + j + 1", "prefix() + j", "score", "plain"),
+    ("score.cuh", "", "min(up_to, args.sliding_window)", "min(up_to, args.sliding_window + 1)", "score", "plain"),
     ("score.cu", "", "rows[m][half].merge_lanes(2);", "", "score", "plain"),
     ("score.cu", "", "column.sum = carry[0];", "", "score", "plain"),
     ("values.cuh", "", "most = fmaxf(most, norms[i]);", "if (i < 3) most = fmaxf(most, norms[i]);", "score", "plain"),
-    ("score.cu", "", "if (checks) look_for_faults(faulty, x);", "", "score", "plain"),
+    ("score.cu", "", "if (checks) look_for_faults(poison, x);", "", "score", "plain"),
     ("score.cu", "", "copy_wait<STAGES - 2>();", "copy_wait<STAGES - 1>();", "score", "plain"),
     ("score.cu", "copy_wait<STAGES - 2>();", SYNC, "", "score", "tsan"),
     ("score.cu", "stream_keys<T, D>(range, shared, columns);", SYNC, "", "score", "tsan"),
