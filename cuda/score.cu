@@ -116,7 +116,7 @@ __device__ void stream_keys(const Range &range, unsigned char *shared, Visitor &
             for (uint32_t part = share * 16; part < KEYS; part += args.key_split * 16) {
                 float x[M][2][4];
                 dot_products<T, D, M>(x, q, stages + step % STAGES * STAGE + part * PITCH<D>);
-                visitor.visit(x, row_tile, step, key, part, all_see);
+                visitor.visit(x, row_tile, key, part, all_see);
             }
         }
         if (++tile == tiles) {
@@ -166,7 +166,7 @@ template <int M> struct Statistics {
             for (int half = 0; half < 2; half++) rows[m][half] = Softmax();
     }
     __device__ void before(uint32_t, uint32_t, uint32_t) {}
-    __device__ void visit(float (&x)[M][2][4], uint32_t row_tile, uint32_t, uint32_t key, uint32_t part, bool all_see) {
+    __device__ void visit(float (&x)[M][2][4], uint32_t row_tile, uint32_t key, uint32_t part, bool all_see) {
         look_for_faults(poison, x);
         to_exponents(x, range, logits, row_tile, key + part, all_see);
         const float slope = logits.slope();
@@ -261,15 +261,11 @@ template <int M> struct Columns {
     const Logits logits;
     /// [2 steps, sums and perhaps squares, row tiles of a round, KEYS].
     float *const sums;
-    /// Of a step's, the one that is this thread's if its warp looks at the first keys.
-    uint32_t own;
+    /// Of this step's, the one that is this thread's if its warp looks at the first keys.
+    float *own = nullptr;
     float lse[M][2], poison = 0;
 
-    __device__ Columns(const Range &range, float *shared) : range(range), logits(logits_of(range.args)), sums(shared) {
-        const uint32_t lane = threadIdx.x % 32, number = M == 2 ? lane / 4 : lane / 8;
-        const uint32_t tile = threadIdx.x / 32 % range.args.row_warps * M + number / 4;
-        own = tile * KEYS + number / 2 % 2 * 8 + lane % 4 * 2 + number % 2;
-    }
+    __device__ Columns(const Range &range, float *shared) : range(range), logits(logits_of(range.args)), sums(shared) {}
 
     __device__ uint32_t at_once() const { return lava_score_row_tiles_at_once(&range.args); }
     __device__ bool squares() const { return lava_score_has_squares(&range.args); }
@@ -288,7 +284,7 @@ template <int M> struct Columns {
             for (int half = 0; half < 2; half++)
                 lse[m][half] = row_tile + m < range.row_tiles() ? from[(row_tile + m) * ROWS + own_row(half)] : INFINITY;
     }
-    __device__ void visit(float (&x)[M][2][4], uint32_t row_tile, uint32_t step, uint32_t key, uint32_t part, bool all_see) {
+    __device__ void visit(float (&x)[M][2][4], uint32_t row_tile, uint32_t key, uint32_t part, bool all_see) {
         if (range.args.has_lse) look_for_faults(poison, x);
         to_exponents(x, range, logits, row_tile, key + part, all_see);
         const float slope = logits.slope();
@@ -306,7 +302,7 @@ template <int M> struct Columns {
                 }
         const bool writes = M == 2 || threadIdx.x / 4 % 2 == 0;
         const float sum = sum_over_rows(one);
-        if (writes) sums_of(step, 0)[own + part] = sum;
+        if (writes) own[part] = sum;
         if (!squares()) return;
 #pragma unroll
         for (int m = 0; m < M; m++)
@@ -315,12 +311,18 @@ template <int M> struct Columns {
 #pragma unroll
                 for (int i = 0; i < 2; i++) two[4 * m + 2 * n + i] = x[m][n][i] * x[m][n][i] + x[m][n][i + 2] * x[m][n][i + 2];
         const float sum_of_squares = sum_over_rows(two);
-        if (writes) sums_of(step, 1)[own + part] = sum_of_squares;
+        if (writes) own[at_once() * KEYS + part] = sum_of_squares;
     }
     __device__ void end(uint32_t, uint32_t) {}
+    __device__ void before(uint32_t step, uint32_t tile, uint32_t first_row_tile) {
+        const uint32_t lane = threadIdx.x % 32, number = M == 2 ? lane / 4 : lane / 8;
+        const uint32_t of_round = threadIdx.x / 32 % range.args.row_warps * M + number / 4;
+        own = sums_of(step, 0) + of_round * KEYS + number / 2 % 2 * 8 + lane % 4 * 2 + number % 2;
+        add_up(step, tile, first_row_tile);
+    }
 
     /// The step before this one, whose sums are there for all threads.
-    __device__ void before(uint32_t step, uint32_t tile, uint32_t first_row_tile) {
+    __device__ void add_up(uint32_t step, uint32_t tile, uint32_t first_row_tile) const {
         // Other warps each time, for a processor's quarters have the same warps of all blocks.
         const uint32_t i = (threadIdx.x + step * KEYS) & (blockDim.x - 1);
         if (step == 0 || i >= KEYS) return;
