@@ -42,7 +42,7 @@ BREAKS = [
     ("choose.cuh", "", "if (lane() == 0) kept_of[warp()] = __popc(keeps);\n            __syncthreads();", "if (lane() == 0) kept_of[warp()] = __popc(keeps);", "select", "tsan"),
     ("cascade.cu", "", "n == a.n_layers ? Rounding::EXACT : Rounding::UP, memory", "Rounding::EXACT, memory", "select", "plain"),
     ("compact.cu", "", "__syncthreads(); // the tile is read", "", "compact", "tsan"),
-    ("compact.cu", "", "while (row >= cu[head + 1]) head++;", "if (row >= cu[head + 1]) head++;", "compact", "plain"),
+    ("compact.cu", "", "while (row >= end_of_head) {", "if (row >= end_of_head) {", "compact", "plain"),
     ("attend.cu", "", "row >= seen[half].y", "row > seen[half].y", "attend", "plain"),
     ("attend.cu", "", "position(middle) + args.sliding_window <= own", "position(middle) + args.sliding_window < own", "attend", "plain"),
     ("attend.cu", "", "rests[half + 2 * n] = pack<T>(rest<T>(a), rest<T>(b));", "rests[half + 2 * n] = 0;", "attend", "plain"),
