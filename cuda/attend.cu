@@ -18,15 +18,17 @@ constexpr uint32_t QUERIES = LAVA_ATTEND_QUERIES, STEP = LAVA_ATTEND_KEYS;
 struct Cache {
     const lava_attend_args &args;
     const lava_attend_sequence &sequence;
-    uint32_t index, head, n_rows;
+    uint32_t head, n_rows;
 
     __device__ Cache(const lava_attend_args &args, uint32_t flat)
         : args(args), sequence(LAVA_ITEM(args, flat / args.n_kv_heads)),
-          index(flat / args.n_kv_heads), head(flat % args.n_kv_heads), n_rows(sequence.n_rows[head]) {}
+          head(flat % args.n_kv_heads), n_rows(sequence.n_rows[head]) {}
 
     __device__ uint32_t n_items() const { return (n_rows + args.rows_per_item - 1) / args.rows_per_item; }
     __device__ uint32_t group() const { return args.n_q_heads / args.n_kv_heads; }
-    __device__ void fault(uint32_t what) const { report(args.status, args.layer, index, head, what); }
+    __device__ void fault(uint32_t what) const {
+        report(args.status, args.layer, args.items == nullptr ? 0 : uint32_t(&sequence - args.items), head, what);
+    }
 
     /// Position of a row in the text.
     __device__ uint64_t position(uint32_t row) const {
@@ -155,23 +157,13 @@ template <class T, int D> __device__ void attend_item(const Cache &cache, const 
     constexpr int STAGES = D > 128 ? 2 : 3, TILE = STEP * PITCH<D>;
     const lava_attend_args &args = cache.args;
     const uint32_t lane = threadIdx.x % 32, group = cache.group(), n_queries = lava_attend_queries(&args);
-    const Logits logits(args.scale, args.softcap);
 
-    // A warp's queries in registers: rows lane / 4 and that plus 8.
-    uint32_t q[1][D / 16][4];
+    // A warp's queries: rows lane / 4 and that plus 8.
     uint2 seen[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const uint32_t query = work.first_query + lane / 4 + 8 * half;
-        const bool real = query < n_queries;
-        const uint32_t t = real ? query / group : 0, head = cache.head * group + (real ? query % group : 0);
-        seen[half] = real ? cache.seen(t) : uint2{cache.n_rows, 0};
-#pragma unroll
-        for (int step = 0; step < D / 16; step++)
-#pragma unroll
-            for (int upper = 0; upper < 2; upper++)
-                q[0][step][half + 2 * upper] =
-                    real ? element_pair(cache.sequence.q, head, t, 16 * step + 8 * upper + lane % 4 * 2) : 0;
+        seen[half] = query < n_queries ? cache.seen(query / group) : uint2{cache.n_rows, 0};
     }
     // Rows that one of them sees.
     uint32_t first = seen[0].x < seen[1].x ? seen[0].x : seen[1].x, end = seen[0].y > seen[1].y ? seen[0].y : seen[1].y;
@@ -194,6 +186,15 @@ template <class T, int D> __device__ void attend_item(const Cache &cache, const 
     };
     for (uint32_t step = 0; step + 1 < STAGES; step++) fetch(step);
 
+    // The queries, in registers; they come while the first rows do.
+    uint32_t q[1][D / 16][4];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const uint32_t query = work.first_query + lane / 4 + 8 * half;
+        const bool real = query < n_queries;
+        load_query<D>(q[0], half, cache.sequence.q, cache.head * group + (real ? query % group : 0), real ? query / group : 0, real);
+    }
+    const Logits logits(args.scale, args.softcap);
     Softmax softmax[2];
     float sums[D / 8][4], poison = 0;
 #pragma unroll

@@ -22,10 +22,22 @@ __device__ inline float element(const lava_device_tensor &t, uint32_t head, uint
     }
 }
 
-/// Two 16-bit elements as the tensor cores take them, the lower index in the lower half.
-__device__ inline uint32_t element_pair(const lava_device_tensor &t, uint32_t head, uint64_t row, uint32_t c) {
-    const uint16_t *at = row_of<const uint16_t>(t, head, row) + c * t.stride_dim;
-    return at[0] | uint32_t(at[t.stride_dim]) << 16;
+/// A lane's elements of a row of queries as the tensor cores take them, two in a register, the lower index in the lower half. `half`: whether
+/// it is the row of the tile's upper or lower eight. Zeros where there is no such row.
+template <int D>
+__device__ void load_query(uint32_t (&q)[D / 16][4], int half, const lava_device_tensor &from, uint32_t head, uint32_t row, bool real) {
+    const int64_t apart = from.stride_dim;
+    const uint16_t *const at = row_of<const uint16_t>(from, head, row) + threadIdx.x % 4 * 2 * apart;
+    const auto fill = [&](auto two_from) {
+#pragma unroll
+        for (int step = 0; step < D / 16; step++)
+#pragma unroll
+            for (int upper = 0; upper < 2; upper++) q[step][half + 2 * upper] = two_from(16 * step + 8 * upper);
+    };
+    if (!real) fill([](int) { return 0u; });
+    // One load for two elements, where they lie so.
+    else if (apart == 1 && reinterpret_cast<uintptr_t>(at) % 4 == 0) fill([&](int c) { return *reinterpret_cast<const uint32_t *>(at + c); });
+    else fill([&](int c) { return at[c * apart] | uint32_t(at[(c + 1) * apart]) << 16; });
 }
 
 /// What becomes of q·k: an exponent of two.

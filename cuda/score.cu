@@ -22,35 +22,22 @@ template <int D> constexpr int HELD = D > 128 ? 1 : 2;
 
 /// The queries of `M` row tiles, as the tensor cores take them, times -1 if the scale is negative: then a larger dot product is a larger
 /// logit. Rows that fill a window up are zero.
-template <class T, int D, int M>
+template <int D, int M>
 __device__ void load_queries(uint32_t (&q)[M][D / 16][4], const Range &range, uint32_t row_tile) {
-    const uint32_t padded = range.padded(), pair = threadIdx.x % 4 * 2;
-    const lava_device_tensor &from = range.sequence.q;
-    const uint32_t signs = range.args.scale < 0 ? 0x80008000u : 0;
-    // One load for two elements, where they lie so.
-    const bool pairs = from.stride_dim == 1 && from.stride_token % 2 == 0 && from.stride_head % 2 == 0 &&
-                       reinterpret_cast<uintptr_t>(from.data) % 4 == 0;
+    const uint32_t padded = range.padded(), rows = range.row_tiles() * ROWS, signs = range.args.scale < 0 ? 0x80008000u : 0;
 #pragma unroll
-    for (int m = 0; m < M; m++)
+    for (int m = 0; m < M; m++) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const uint32_t row = (row_tile + m) * ROWS + own_row(half), j = row % padded;
-            const bool real = row < range.row_tiles() * ROWS && j < range.args.window;
-            const uint32_t head = range.head * range.group() + (real ? row / padded : 0);
-            const T *const at = row_of<const T>(from, head, real ? j : 0);
-#pragma unroll
-            for (int step = 0; step < D / 16; step++)
-#pragma unroll
-                for (int upper = 0; upper < 2; upper++) {
-                    const uint32_t c = 16 * step + 8 * upper + pair;
-                    uint32_t two = 0;
-                    if (real && pairs)
-                        two = *reinterpret_cast<const uint32_t *>(at + c);
-                    else if (real)
-                        two = element_pair(from, head, j, c);
-                    q[m][step][half + 2 * upper] = two ^ signs;
-                }
+            const bool real = row < rows && j < range.args.window;
+            load_query<D>(q[m], half, range.sequence.q, range.head * range.group() + (real ? row / padded : 0), real ? j : 0, real);
         }
+#pragma unroll
+        for (int step = 0; step < D / 16; step++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) q[m][step][i] ^= signs;
+    }
 }
 
 /// Dot products become exponents of two but for the factor `logits.slope()`, UNSEEN where a row does not look.
@@ -104,7 +91,7 @@ __device__ void stream_keys(const Range &range, unsigned char *shared, Visitor &
     for (uint32_t step = 0; step < steps; step++) {
         const uint32_t key = range.first + tile * KEYS;
         if (tile == 0) {
-            load_queries<T, D>(q, range, row_tile);
+            load_queries<D>(q, range, row_tile);
             visitor.begin(row_tile);
         }
         copy_wait<STAGES - 2>();
