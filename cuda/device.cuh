@@ -68,6 +68,20 @@ template <class T> __device__ inline T block_sum(T x, T *memory) {
     return sum;
 }
 
+/// Sum over the block's threads below this one. `memory`: one entry per warp; behind a barrier it may be used again.
+template <class T> __device__ inline T sum_before(T x, T *memory) {
+    T through = x;
+    for (unsigned by = 1; by < 32; by *= 2) {
+        const T lower = __shfl_up_sync(ALL, through, by);
+        if (lane() >= by) through += lower;
+    }
+    if (lane() == 31) memory[warp()] = through;
+    __syncthreads();
+    T sum = through - x;
+    for (unsigned w = 0; w < warp(); w++) sum += memory[w];
+    return sum;
+}
+
 /// 16 bytes of global memory that are read once.
 __device__ inline uint4 load_streaming(const uint4 *from) {
 #ifdef __CUDA_ARCH__
