@@ -343,7 +343,10 @@ __device__ inline void attend_item_any(const Cache &cache, const Work &work) {
 
 /// One query: its items' sums, each taken less the largest maximum, in the order of the rows.
 __device__ inline void attend_merge(const lava_attend_args &args) {
-    LAVA_SHARED(uint32_t, counts, 4);
+    constexpr uint32_t THREADS = 128, MOST = 5; // dimensions of a thread: 576 / 128
+    LAVA_SHARED(uint32_t, counts, THREADS / 32);
+    LAVA_SHARED(float, memory, THREADS / 32);
+    LAVA_SHARED(float, weights, THREADS);
     const uint32_t query = blockIdx.x, flat = blockIdx.z * args.n_kv_heads + blockIdx.y, dim = args.head_dim_v;
     const Cache cache(args, flat);
     // The items of the caches before this one.
@@ -357,24 +360,45 @@ __device__ inline void attend_merge(const lava_attend_args &args) {
     const float *const first = partial_of(args, before, query);
     const uint64_t stride = uint64_t(lava_attend_queries(&args)) * (dim + 2);
     const uint32_t n_items = cache.n_items();
-    Softmax softmax;
-    for (uint32_t item = 0; item < n_items; item++) softmax.max = fmaxf(softmax.max, first[item * stride + dim]);
-    for (uint32_t item = 0; item < n_items; item++)
-        softmax.sum += first[item * stride + dim + 1] * exp2_fast(first[item * stride + dim] - softmax.max);
-    const float inverse = softmax.sum > 0 ? 1 / softmax.sum : 0;
+    float most = NOTHING_YET;
+    for (uint32_t item = threadIdx.x; item < n_items; item += blockDim.x) most = fmaxf(most, first[item * stride + dim]);
+    most = warp_max(most);
+    if (threadIdx.x % 32 == 0) memory[threadIdx.x / 32] = most;
+    __syncthreads();
+    most = fmaxf(fmaxf(memory[0], memory[1]), fmaxf(memory[2], memory[3]));
+
+    // Each item's weight is worked out once, by one thread; then a thread has a few dimensions of all.
+    float sums[MOST], weight_sum = 0, poison = 0;
+#pragma unroll
+    for (uint32_t k = 0; k < MOST; k++) sums[k] = 0;
+    for (uint32_t begin = 0; begin < n_items; begin += THREADS) {
+        __syncthreads(); // the last weights are no longer read
+        if (begin + threadIdx.x < n_items) {
+            const float *const its = first + (begin + threadIdx.x) * stride + dim;
+            weights[threadIdx.x] = exp2_fast(its[0] - most);
+            weight_sum = fmaf(its[1], weights[threadIdx.x], weight_sum);
+        }
+        __syncthreads();
+        const float *its = first + begin * stride;
+        for (uint32_t i = 0; i < min(THREADS, n_items - begin); i++, its += stride)
+#pragma unroll
+            for (uint32_t k = 0; k < MOST; k++)
+                if (threadIdx.x + k * THREADS < dim) sums[k] = fmaf(its[threadIdx.x + k * THREADS], weights[i], sums[k]);
+    }
+    weight_sum = block_sum(weight_sum, memory);
+    const float inverse = weight_sum > 0 ? 1 / weight_sum : 0;
 
     const uint32_t t = query / cache.group(), head = cache.head * cache.group() + query % cache.group();
-    float poison = 0;
-    for (uint32_t c = threadIdx.x; c < dim; c += blockDim.x) {
-        float sum = 0;
-        for (uint32_t item = 0; item < n_items; item++)
-            sum = fmaf(first[item * stride + c], exp2_fast(first[item * stride + dim] - softmax.max), sum);
-        look_for_fault(poison, sum);
-        row_of<float>(cache.sequence.out, head, t)[c * cache.sequence.out.stride_dim] = sum * inverse;
+#pragma unroll
+    for (uint32_t k = 0; k < MOST; k++) {
+        const uint32_t c = threadIdx.x + k * THREADS;
+        if (c >= dim) break;
+        look_for_fault(poison, sums[k]);
+        row_of<float>(cache.sequence.out, head, t)[c * cache.sequence.out.stride_dim] = sums[k] * inverse;
     }
     if (poison != 0) cache.fault(LAVA_FAULT_V);
     if (threadIdx.x == 0 && cache.sequence.lse.data != nullptr)
-        *row_of<float>(cache.sequence.lse, head, t) = (softmax.max + log2f(softmax.sum)) * LN_2;
+        *row_of<float>(cache.sequence.lse, head, t) = (most + log2f(weight_sum)) * LN_2;
 }
 
 } // namespace lava

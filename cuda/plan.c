@@ -146,7 +146,8 @@ int32_t lava_plan_attend_is_aligned(const lava_attend_args *a, const lava_attend
 /** As lava_plan_score. total_rows: the most that all heads of all sequences have together; fewer than 2^32 items come of them. */
 size_t lava_plan_attend(lava_attend_args *a, int32_t *instance, const lava_processors *device, uint64_t total_rows, void *workspace) {
     if (lava_attend_shared(a) > device->shared_bytes) *instance = 0;
-    a->rows_per_item = 128;
+    /* Few queries: short items, so that one sequence's reach all processors. Many: an item leaves sums for each of them. */
+    a->rows_per_item = lava_attend_queries(a) <= LAVA_ATTEND_QUERIES ? 64 : 128;
     a->max_items = lava_attend_items(a, total_rows);
     return lava_attend_layout(a, workspace);
 }

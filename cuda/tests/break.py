@@ -50,7 +50,7 @@ BREAKS = [
     ("attend.cu", "", "constexpr float HEADROOM = 11;", "constexpr float HEADROOM = -8;", "attend", "plain"),
     ("attend.cu", "", "counted += all;", "counted += all - 1;", "attend", "plain"),
     ("attend.cu", "copy_wait<STAGES - 2>();", "__syncwarp();", "", "attend", "tsan"),
-    ("attend.cu", "", "sum = fmaf(first[item * stride + c],", "sum = fmaf(first[item * stride + (item ? c : c ^ 1) % dim],", "attend", "plain"),
+    ("attend.cu", "", "weights[i], sums[k]", "weights[i / 2], sums[k]", "attend", "plain"),
     # head_min, head weights, one sort, and the cascade's other ways of sharing
     ("choose.cuh", "uint64_t floor_of", "max(guaranteed, uint64_t(params.head_min))", "guaranteed", "global", "plain"),
     ("choose.cuh", "", "max(control[2], min(params.head_min, prefix_len))", "control[2]", "global", "plain"),
