@@ -150,7 +150,8 @@ template <class T> __device__ void compact_within(const lava_cuda_compact_args &
     LAVA_KERNEL(LAVA_CUDA_COMPACT_THREADS) lava_compact_##bits(const __grid_constant__ lava_cuda_compact_args a) {        \
         lava::compact<T>(a);                                                                                              \
     }                                                                                                                     \
-    LAVA_KERNEL(LAVA_CUDA_COMPACT_THREADS) lava_compact_within_##bits(const __grid_constant__ lava_cuda_compact_args a) { \
+    extern "C" __global__ void __launch_bounds__(LAVA_CUDA_COMPACT_THREADS, 3) /* left alone it spills */                 \
+        lava_compact_within_##bits(const __grid_constant__ lava_cuda_compact_args a) {                                    \
         lava::compact_within<T>(a);                                                                                       \
     }
 LAVA_COMPACT(16, uint16_t)
