@@ -17,7 +17,7 @@
 #include "budget.cuh"
 
 /// Left alone, the compiler saves registers for more blocks than the shared memory lets be there, and spills.
-#define LAVA_SELECT_KERNEL extern "C" __global__ void __launch_bounds__(LAVA_CUDA_SELECT_THREADS, 3)
+#define LAVA_SELECT_KERNEL extern "C" __global__ void __launch_bounds__(LAVA_CUDA_SELECT_THREADS, 2)
 
 namespace lava {
 
@@ -84,10 +84,10 @@ template <class Source> struct Choice {
     __device__ uint32_t key(const Head &of, uint32_t i) const {
         return is_protected(of.position(i)) ? PROTECTED : order_key(of.scores[i]);
     }
-    /// Calls `f(key)` for each of a head's entries `first` up to `end`, by its thread. Of four of them all scores are on their way before the
+    /// Calls `f(key)` for each of a head's entries `first` up to `end`, by its thread. Of eight of them all scores are on their way before the
     /// first is looked at, protected or not: memory is far away.
     template <class F> __device__ void for_keys(const Head &of, uint32_t first, uint32_t end, F f) const {
-        constexpr uint32_t AT_ONCE = 4, APART = LAVA_CUDA_SELECT_THREADS;
+        constexpr uint32_t AT_ONCE = 8, APART = LAVA_CUDA_SELECT_THREADS;
         for (uint32_t at = first + threadIdx.x; at < end; at += AT_ONCE * APART) {
             float score[AT_ONCE];
             uint32_t position[AT_ONCE];
