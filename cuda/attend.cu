@@ -345,7 +345,8 @@ __device__ inline void attend_item_any(const Cache &cache, const Work &work) {
 __device__ inline void attend_merge(const lava_attend_args &args) {
     constexpr uint32_t THREADS = 128, MOST = 5; // dimensions of a thread: 576 / 128
     LAVA_SHARED(uint32_t, counts, THREADS / 32);
-    LAVA_SHARED(float, memory, THREADS / 32);
+    LAVA_SHARED(float, maxima, THREADS / 32);
+    LAVA_SHARED(float, sums_of_warps, THREADS / 32);
     LAVA_SHARED(float, weights, THREADS);
     const uint32_t query = blockIdx.x, flat = blockIdx.z * args.n_kv_heads + blockIdx.y, dim = args.head_dim_v;
     const Cache cache(args, flat);
@@ -363,9 +364,9 @@ __device__ inline void attend_merge(const lava_attend_args &args) {
     float most = NOTHING_YET;
     for (uint32_t item = threadIdx.x; item < n_items; item += blockDim.x) most = fmaxf(most, first[item * stride + dim]);
     most = warp_max(most);
-    if (threadIdx.x % 32 == 0) memory[threadIdx.x / 32] = most;
+    if (threadIdx.x % 32 == 0) maxima[threadIdx.x / 32] = most;
     __syncthreads();
-    most = fmaxf(fmaxf(memory[0], memory[1]), fmaxf(memory[2], memory[3]));
+    most = fmaxf(fmaxf(maxima[0], maxima[1]), fmaxf(maxima[2], maxima[3]));
 
     // Each item's weight is worked out once, by one thread; then a thread has a few dimensions of all.
     float sums[MOST], weight_sum = 0, poison = 0;
@@ -385,7 +386,7 @@ __device__ inline void attend_merge(const lava_attend_args &args) {
             for (uint32_t k = 0; k < MOST; k++)
                 if (threadIdx.x + k * THREADS < dim) sums[k] = fmaf(its[threadIdx.x + k * THREADS], weights[i], sums[k]);
     }
-    weight_sum = block_sum(weight_sum, memory);
+    weight_sum = block_sum(weight_sum, sums_of_warps);
     const float inverse = weight_sum > 0 ? 1 / weight_sum : 0;
 
     const uint32_t t = query / cache.group(), head = cache.head * cache.group() + query % cache.group();
