@@ -18,15 +18,17 @@ constexpr uint32_t QUERIES = LAVA_ATTEND_QUERIES, STEP = LAVA_ATTEND_KEYS;
 struct Cache {
     const lava_attend_args &args;
     const lava_attend_sequence &sequence;
-    uint32_t index, head, n_rows;
+    uint32_t head, n_rows;
 
     __device__ Cache(const lava_attend_args &args, uint32_t flat)
         : args(args), sequence(LAVA_ITEM(args, flat / args.n_kv_heads)),
-          index(flat / args.n_kv_heads), head(flat % args.n_kv_heads), n_rows(min(sequence.n_rows[head], sequence.max_rows)) {}
+          head(flat % args.n_kv_heads), n_rows(min(sequence.n_rows[head], sequence.max_rows)) {}
 
     __device__ uint32_t n_items() const { return (n_rows + args.rows_per_item - 1) / args.rows_per_item; }
     __device__ uint32_t group() const { return args.n_q_heads / args.n_kv_heads; }
-    __device__ void fault(uint32_t what) const { report(args.status, args.layer, index, head, what); }
+    __device__ void fault(uint32_t what) const {
+        report(args.status, args.layer, args.items == nullptr ? 0 : uint32_t(&sequence - args.items), head, what);
+    }
 
     /// Position of a row in the text.
     __device__ uint64_t position(uint32_t row) const {
@@ -157,23 +159,13 @@ template <class T, int D> __device__ void attend_item(const Cache &cache, const 
     constexpr int STAGES = D > 128 ? 2 : 3, TILE = STEP * PITCH<D>;
     const lava_attend_args &args = cache.args;
     const uint32_t lane = threadIdx.x % 32, group = cache.group(), n_queries = lava_attend_queries(&args);
-    const Logits logits(args.scale, args.softcap);
 
-    // A warp's queries in registers: rows lane / 4 and that plus 8.
-    uint32_t q[1][D / 16][4];
+    // A warp's queries: rows lane / 4 and that plus 8.
     uint2 seen[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const uint32_t query = work.first_query + lane / 4 + 8 * half;
-        const bool real = query < n_queries;
-        const uint32_t t = real ? query / group : 0, head = cache.head * group + (real ? query % group : 0);
-        seen[half] = real ? cache.seen(t) : uint2{cache.n_rows, 0};
-#pragma unroll
-        for (int step = 0; step < D / 16; step++)
-#pragma unroll
-            for (int upper = 0; upper < 2; upper++)
-                q[0][step][half + 2 * upper] =
-                    real ? element_pair(cache.sequence.q, head, t, 16 * step + 8 * upper + lane % 4 * 2) : 0;
+        seen[half] = query < n_queries ? cache.seen(query / group) : uint2{cache.n_rows, 0};
     }
     // Rows that one of them sees.
     uint32_t first = seen[0].x < seen[1].x ? seen[0].x : seen[1].x, end = seen[0].y > seen[1].y ? seen[0].y : seen[1].y;
@@ -188,13 +180,23 @@ template <class T, int D> __device__ void attend_item(const Cache &cache, const 
     const auto fetch = [&](uint32_t step) {
         if (step < steps) {
             T *const to = shared + step % STAGES * 2 * TILE;
-            fetch_rows<D, STEP>(to, cache.sequence.k, cache.head, first + step * STEP, end, lane, 32);
-            fetch_rows<D, STEP>(to + TILE, cache.sequence.v, cache.head, first + step * STEP, end, lane, 32);
+            // Looked up each time: at 256 dimensions there is no register left to keep it in.
+            fetch_rows<D, STEP>(to, Rows<T>(cache.sequence.k, cache.head), first + step * STEP, end, lane, 32);
+            fetch_rows<D, STEP>(to + TILE, Rows<T>(cache.sequence.v, cache.head), first + step * STEP, end, lane, 32);
         }
         copy_commit();
     };
     for (uint32_t step = 0; step + 1 < STAGES; step++) fetch(step);
 
+    // The queries, in registers; they come while the first rows do.
+    uint32_t q[1][D / 16][4];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const uint32_t query = work.first_query + lane / 4 + 8 * half;
+        const bool real = query < n_queries;
+        load_query<D>(q[0], half, cache.sequence.q, cache.head * group + (real ? query % group : 0), real ? query / group : 0, real);
+    }
+    const Logits logits(args.scale, args.softcap);
     Softmax softmax[2];
     float sums[D / 8][4], poison = 0;
 #pragma unroll
@@ -212,7 +214,7 @@ template <class T, int D> __device__ void attend_item(const Cache &cache, const 
 #pragma unroll
         for (int n = 0; n < 2; n++) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) poison = fmaf(x[0][n][i], 0.0f, poison);
+            for (int i = 0; i < 4; i++) look_for_fault(poison, x[0][n][i]);
             logits.apply(x[0][n]);
         }
         uint32_t weights[4], rests[4];
@@ -310,7 +312,7 @@ __device__ inline void attend_item_any(const Cache &cache, const Work &work) {
             float dot[1] = {0};
             for (uint32_t c = 0; row + lane < end && c < args.head_dim_k; c++)
                 dot[0] = fmaf(element(s.q, head, t, c), element(s.k, cache.head, row + lane, c), dot[0]);
-            poison = fmaf(dot[0], 0.0f, poison);
+            look_for_fault(poison, dot[0]);
             logits.apply(dot);
             const float x = row + lane < end ? dot[0] : UNSEEN;
             float most = x;
@@ -343,7 +345,11 @@ __device__ inline void attend_item_any(const Cache &cache, const Work &work) {
 
 /// One query: its items' sums, each taken less the largest maximum, in the order of the rows.
 __device__ inline void attend_merge(const lava_attend_args &args) {
-    LAVA_SHARED(uint32_t, counts, 4);
+    constexpr uint32_t THREADS = 128, MOST = 5; // dimensions of a thread: 576 / 128
+    LAVA_SHARED(uint32_t, counts, THREADS / 32);
+    LAVA_SHARED(float, maxima, THREADS / 32);
+    LAVA_SHARED(float, sums_of_warps, THREADS / 32);
+    LAVA_SHARED(float, weights, THREADS);
     const uint32_t query = blockIdx.x, flat = blockIdx.z * args.n_kv_heads + blockIdx.y, dim = args.head_dim_v;
     const Cache cache(args, flat);
     // The items of the caches before this one.
@@ -357,24 +363,45 @@ __device__ inline void attend_merge(const lava_attend_args &args) {
     const float *const first = partial_of(args, before, query);
     const uint64_t stride = uint64_t(lava_attend_queries(&args)) * (dim + 2);
     const uint32_t room = args.max_items - min(args.max_items, before), n_items = min(cache.n_items(), room);
-    Softmax softmax;
-    for (uint32_t item = 0; item < n_items; item++) softmax.max = fmaxf(softmax.max, first[item * stride + dim]);
-    for (uint32_t item = 0; item < n_items; item++)
-        softmax.sum += first[item * stride + dim + 1] * exp2_fast(first[item * stride + dim] - softmax.max);
-    const float inverse = softmax.sum > 0 ? 1 / softmax.sum : 0;
+    float most = NOTHING_YET;
+    for (uint32_t item = threadIdx.x; item < n_items; item += blockDim.x) most = fmaxf(most, first[item * stride + dim]);
+    most = warp_max(most);
+    if (threadIdx.x % 32 == 0) maxima[threadIdx.x / 32] = most;
+    __syncthreads();
+    most = fmaxf(fmaxf(maxima[0], maxima[1]), fmaxf(maxima[2], maxima[3]));
+
+    // Each item's weight is worked out once, by one thread; then a thread has a few dimensions of all.
+    float sums[MOST], weight_sum = 0, poison = 0;
+#pragma unroll
+    for (uint32_t k = 0; k < MOST; k++) sums[k] = 0;
+    for (uint32_t begin = 0; begin < n_items; begin += THREADS) {
+        __syncthreads(); // the last weights are no longer read
+        if (begin + threadIdx.x < n_items) {
+            const float *const its = first + (begin + threadIdx.x) * stride + dim;
+            weights[threadIdx.x] = exp2_fast(its[0] - most);
+            weight_sum = fmaf(its[1], weights[threadIdx.x], weight_sum);
+        }
+        __syncthreads();
+        const float *its = first + begin * stride;
+        for (uint32_t i = 0; i < min(THREADS, n_items - begin); i++, its += stride)
+#pragma unroll
+            for (uint32_t k = 0; k < MOST; k++)
+                if (threadIdx.x + k * THREADS < dim) sums[k] = fmaf(its[threadIdx.x + k * THREADS], weights[i], sums[k]);
+    }
+    weight_sum = block_sum(weight_sum, sums_of_warps);
+    const float inverse = weight_sum > 0 ? 1 / weight_sum : 0;
 
     const uint32_t t = query / cache.group(), head = cache.head * cache.group() + query % cache.group();
-    float poison = 0;
-    for (uint32_t c = threadIdx.x; c < dim; c += blockDim.x) {
-        float sum = 0;
-        for (uint32_t item = 0; item < n_items; item++)
-            sum = fmaf(first[item * stride + c], exp2_fast(first[item * stride + dim] - softmax.max), sum);
-        poison = fmaf(sum, 0.0f, poison);
-        row_of<float>(cache.sequence.out, head, t)[c * cache.sequence.out.stride_dim] = sum * inverse;
+#pragma unroll
+    for (uint32_t k = 0; k < MOST; k++) {
+        const uint32_t c = threadIdx.x + k * THREADS;
+        if (c >= dim) break;
+        look_for_fault(poison, sums[k]);
+        row_of<float>(cache.sequence.out, head, t)[c * cache.sequence.out.stride_dim] = sums[k] * inverse;
     }
     if (poison != 0) cache.fault(LAVA_FAULT_V);
     if (threadIdx.x == 0 && cache.sequence.lse.data != nullptr)
-        *row_of<float>(cache.sequence.lse, head, t) = (softmax.max + log2f(softmax.sum)) * LN_2;
+        *row_of<float>(cache.sequence.lse, head, t) = (most + log2f(weight_sum)) * LN_2;
 }
 
 } // namespace lava

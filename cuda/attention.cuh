@@ -22,10 +22,22 @@ __device__ inline float element(const lava_device_tensor &t, uint32_t head, uint
     }
 }
 
-/// Two 16-bit elements as the tensor cores take them, the lower index in the lower half.
-__device__ inline uint32_t element_pair(const lava_device_tensor &t, uint32_t head, uint64_t row, uint32_t c) {
-    const uint16_t *at = row_of<const uint16_t>(t, head, row) + c * t.stride_dim;
-    return at[0] | uint32_t(at[t.stride_dim]) << 16;
+/// A lane's elements of a row of queries as the tensor cores take them, two in a register, the lower index in the lower half. `half`: whether
+/// it is the row of the tile's upper or lower eight. Zeros where there is no such row.
+template <int D>
+__device__ void load_query(uint32_t (&q)[D / 16][4], int half, const lava_device_tensor &from, uint32_t head, uint32_t row, bool real) {
+    const int64_t apart = from.stride_dim;
+    const uint16_t *const at = row_of<const uint16_t>(from, head, row) + threadIdx.x % 4 * 2 * apart;
+    const auto fill = [&](auto two_from) {
+#pragma unroll
+        for (int step = 0; step < D / 16; step++)
+#pragma unroll
+            for (int upper = 0; upper < 2; upper++) q[step][half + 2 * upper] = two_from(16 * step + 8 * upper);
+    };
+    if (!real) fill([](int) { return 0u; });
+    // One load for two elements, where they lie so.
+    else if (apart == 1 && reinterpret_cast<uintptr_t>(at) % 4 == 0) fill([&](int c) { return *reinterpret_cast<const uint32_t *>(at + c); });
+    else fill([&](int c) { return at[c * apart] | uint32_t(at[(c + 1) * apart]) << 16; });
 }
 
 /// What becomes of q·k: an exponent of two.
@@ -34,33 +46,48 @@ struct Logits {
 
     __device__ Logits(float scale, float softcap) : factor(softcap > 0 ? scale / softcap : scale * LOG2_E), softcap(softcap) {}
     template <int N> __device__ void apply(float (&dots)[N]) const {
-        if (softcap > 0) {
+        cap(dots);
 #pragma unroll
-            for (int i = 0; i < N; i++) dots[i] = softcap * LOG2_E * tanhf(dots[i] * factor);
-        } else {
-#pragma unroll
-            for (int i = 0; i < N; i++) dots[i] *= factor;
-        }
+        for (int i = 0; i < N; i++) dots[i] *= slope();
     }
+    /// The same but for a factor, `slope`, which a fused multiply-add takes along for nothing.
+    template <int N> __device__ void cap(float (&dots)[N]) const {
+        if (!(softcap > 0)) return;
+#pragma unroll
+        for (int i = 0; i < N; i++) dots[i] = tanhf(dots[i] * factor);
+    }
+    __device__ float slope() const { return softcap > 0 ? softcap * LOG2_E : factor; }
 };
 
 /// Elements of a row of `D` 16-bit elements in shared memory. Rows start an odd number of 16 bytes apart, so that eight rows'
 /// pieces lie in different banks.
 template <int D> constexpr int PITCH = D + 8;
 
-/// Asks for rows `first` .. `first + N` of a head, by `n_threads` threads of which this one is `thread`; zeros from row `end` on.
+/// A head's rows: where the first is, worked out once for all tiles. The way from one to the next is looked up, for registers are dear.
+template <class T> struct Rows {
+    const T *data;
+    const int64_t &apart;
+
+    __device__ Rows(const lava_device_tensor &t, uint32_t head) : data(row_of<const T>(t, head, 0)), apart(t.stride_token) {}
+};
+
+/// Asks for rows `first` .. `first + N` of a head, by `n_threads` threads of which this one is `thread`; zeros from row `end` on. A
+/// thread goes down the same columns, so an address is the one before and a step; it has an even number of rows.
 template <int D, int N, class T>
-__device__ void fetch_rows(T *to, const lava_device_tensor &from, uint32_t head, uint32_t first, uint32_t end, uint32_t thread,
-                           uint32_t n_threads) {
-    constexpr uint32_t PIECES = D / 8;
-    const T *rows = row_of<const T>(from, head, first);
-    for (uint32_t i = thread; i < N * PIECES; i += n_threads) {
-        const uint32_t row = i / PIECES, piece = i % PIECES * 8;
-        T *const at = to + row * PITCH<D> + piece;
-        if (first + row < end)
-            copy_async(at, rows + int64_t(row) * from.stride_token + piece);
-        else
-            *reinterpret_cast<uint4 *>(at) = uint4{0, 0, 0, 0};
+__device__ void fetch_rows(T *to, const Rows<T> &from, uint32_t first, uint32_t end, uint32_t thread, uint32_t n_threads) {
+    constexpr uint32_t PIECES = D / 8, ACROSS = PIECES > 16 ? 32 : PIECES > 8 ? 16 : 8;
+    const uint32_t own = thread / ACROSS, step = n_threads / ACROSS, c = thread % ACROSS * 8;
+    if (PIECES < ACROSS && c >= D) return;
+    const int64_t apart = step * from.apart;
+    const T *at = from.data + int64_t(first + own) * from.apart + c;
+    T *into = to + own * PITCH<D> + c;
+    // Where the compiler knows how often, and there are registers for the addresses.
+#pragma unroll (N <= 16 && D <= 128 ? 4 : 1)
+    for (uint32_t row = own; row < N; row += 2 * step) {
+        copy_async(into, at, first + row < end);
+        copy_async(into + step * PITCH<D>, at + apart, first + row + step < end);
+        at += 2 * apart;
+        into += 2 * step * PITCH<D>;
     }
 }
 
@@ -88,6 +115,9 @@ __device__ void dot_products(float (&dots)[M][2][4], const uint32_t (&q)[M][D / 
         }
     }
 }
+
+/// Becomes NaN if `x` is infinite or NaN, and stays it. A product costs half of what a comparison does.
+__device__ inline void look_for_fault(float &poison, float x) { poison = fmaf(x, 0.0f, poison); }
 
 /// A maximum and a sum of powers of two less it.
 struct Softmax {

@@ -17,7 +17,7 @@
 #include "budget.cuh"
 
 /// Left alone, the compiler saves registers for more blocks than the shared memory lets be there, and spills.
-#define LAVA_SELECT_KERNEL extern "C" __global__ void __launch_bounds__(LAVA_CUDA_SELECT_THREADS, 3)
+#define LAVA_SELECT_KERNEL extern "C" __global__ void __launch_bounds__(LAVA_CUDA_SELECT_THREADS, 2)
 
 namespace lava {
 
@@ -84,6 +84,24 @@ template <class Source> struct Choice {
     __device__ uint32_t key(const Head &of, uint32_t i) const {
         return is_protected(of.position(i)) ? PROTECTED : order_key(of.scores[i]);
     }
+    /// Calls `f(key)` for each of a head's entries `first` up to `end`, by its thread. Of eight of them all scores are on their way before the
+    /// first is looked at, protected or not: memory is far away.
+    template <class F> __device__ void for_keys(const Head &of, uint32_t first, uint32_t end, F f) const {
+        constexpr uint32_t AT_ONCE = 8, APART = LAVA_CUDA_SELECT_THREADS;
+        for (uint32_t at = first + threadIdx.x; at < end; at += AT_ONCE * APART) {
+            float score[AT_ONCE];
+            uint32_t position[AT_ONCE];
+#pragma unroll
+            for (uint32_t k = 0; k < AT_ONCE; k++) {
+                const uint32_t i = min(at + k * APART, end - 1);
+                score[k] = of.scores[i];
+                position[k] = of.position(i);
+            }
+#pragma unroll
+            for (uint32_t k = 0; k < AT_ONCE; k++)
+                if (at + k * APART < end) f(is_protected(position[k]) ? PROTECTED : order_key(score[k]));
+        }
+    }
     /// Entries that each head keeps before any compete. Behind begin_choice, and where nothing was evicted.
     __device__ uint32_t minimum() const { return max(control[2], min(params.head_min, prefix_len)); }
 
@@ -103,7 +121,7 @@ template <class Source> struct Choice {
 /// behind it; all blocks have met behind it.
 template <class Source> __device__ void kth_largest(const Choice<Source> &c, bool per_head, uint32_t *key, uint32_t *ties) {
     LAVA_SHARED(uint32_t, local, LAVA_CUDA_BUCKETS);
-    LAVA_SHARED(uint32_t, sums, LAVA_CUDA_SELECT_THREADS);
+    LAVA_SHARED(uint32_t, sums, LAVA_CUDA_SELECT_THREADS / 32);
     for (uint32_t b = threadIdx.x; b < LAVA_CUDA_BUCKETS; b += blockDim.x) local[b] = 0;
     for (uint32_t fixed = 0; fixed < 32;) {
         const uint32_t bits = min(11u, 32 - fixed), shift = 32 - fixed - bits, mask = (1u << bits) - 1;
@@ -120,13 +138,12 @@ template <class Source> __device__ void kth_largest(const Choice<Source> &c, boo
         __syncthreads();
         c.for_tiles([&](uint32_t, uint32_t h, const Head &head, uint32_t first, uint32_t end) {
             const uint32_t field = per_head ? h : 0, prefix = key[field], highest = per_head ? UINT32_MAX : c.taken_key[h];
-            for (uint32_t i = first + threadIdx.x; i < end; i += blockDim.x) {
-                const uint32_t k = c.key(head, i);
+            c.for_keys(head, first, end, [&](uint32_t k) {
                 if (matches(k, prefix) && k <= highest) atomicAdd(&local[k >> shift & mask], 1u);
-            }
+            });
             if (!per_head && first == 0 && threadIdx.x == 0 && matches(highest, prefix))
                 atomicAdd(&c.histogram[highest >> shift & mask], 0u - c.taken_ties[h]);
-            if (per_head) flush(field);
+            if (per_head && first < end) flush(field);
         });
         if (!per_head) flush(0);
         c.meet();
@@ -141,11 +158,9 @@ template <class Source> __device__ void kth_largest(const Choice<Source> &c, boo
                 histogram[top - b] = 0;
                 own += count[b];
             }
-            sums[threadIdx.x] = own;
+            uint32_t before = sum_before(own, sums);
             const uint32_t wanted = ties[field], prefix = fixed == 0 ? 0 : key[field] << bits;
-            __syncthreads();
-            uint32_t before = 0;
-            for (uint32_t t = 0; t < threadIdx.x; t++) before += sums[t];
+            __syncthreads(); // all have read what one of them writes
             if (wanted == 0) {
                 if (threadIdx.x == 0) key[field] = prefix | mask;
             } else {
@@ -172,9 +187,10 @@ template <class Source> __device__ void begin_choice(const Choice<Source> &c) {
     if (c.block == 0)
         for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) c.above[h] = c.equal[h] = 0;
     c.for_tiles([&](uint32_t, uint32_t h, const Head &head, uint32_t first, uint32_t end) {
-        for (uint32_t i = first + threadIdx.x; i < end; i += blockDim.x)
-            // The lowest head at fault: the largest complement.
-            if (!is_finite(head.scores[i])) atomicMax(&c.control[1], UINT32_MAX - h);
+        bool faulty = false;
+        for (uint32_t i = first + threadIdx.x; i < end; i += blockDim.x) faulty |= !is_finite(head.scores[i]);
+        // The lowest head at fault: the largest complement.
+        if (faulty) atomicMax(&c.control[1], UINT32_MAX - h);
         if (h != 0) return;
         uint32_t n = 0;
         for (uint32_t i = first + threadIdx.x; i < end; i += blockDim.x) n += c.is_protected(head.position(i));
@@ -227,11 +243,10 @@ template <class Source> __device__ void compete(const Choice<Source> &c, uint64_
     c.for_tiles([&](uint32_t, uint32_t h, const Head &head, uint32_t first, uint32_t end) {
         const uint32_t highest = c.taken_key[h];
         uint32_t above = 0, equal = 0;
-        for (uint32_t i = first + threadIdx.x; i < end; i += blockDim.x) {
-            const uint32_t key = c.key(head, i);
+        c.for_keys(head, first, end, [&](uint32_t key) {
             above += key > threshold && key <= highest;
             equal += key == threshold && key <= highest;
-        }
+        });
         above = block_sum(above, warps);
         equal = block_sum(equal, warps);
         if (threadIdx.x == 0) {
@@ -329,12 +344,12 @@ template <class Source, class Emit> __device__ void write_kept(const Choice<Sour
     LAVA_SHARED(uint32_t, kept_of, LAVA_CUDA_SELECT_THREADS / 32);
     LAVA_SHARED(double, masses, LAVA_CUDA_SELECT_THREADS / 32);
     c.for_tiles([&](uint32_t t, uint32_t h, const Head &head, uint32_t first, uint32_t end) {
+        const uint32_t cut = c.cut_key[h];
         uint32_t above = 0, equal = 0;
-        for (uint32_t i = first + threadIdx.x; i < end; i += blockDim.x) {
-            const uint32_t key = c.key(head, i);
-            above += key > c.cut_key[h];
-            equal += key == c.cut_key[h];
-        }
+        c.for_keys(head, first, end, [&](uint32_t key) {
+            above += key > cut;
+            equal += key == cut;
+        });
         above = block_sum(above, warps);
         equal = block_sum(equal, warps);
         if (threadIdx.x == 0) c.tile[2 * t] = above, c.tile[2 * t + 1] = equal;
@@ -349,9 +364,10 @@ template <class Source, class Emit> __device__ void write_kept(const Choice<Sour
         const uint32_t cut = c.cut_key[h], ties = c.cut_ties[h];
         uint32_t place = above + min(equal_before, ties);
         double mass = 0.0, kept_mass = 0.0;
+        uint32_t next = first + threadIdx.x < end ? c.key(head, first + threadIdx.x) : 0;
         for (uint32_t step = first; step < end; step += blockDim.x) {
-            const uint32_t i = step + threadIdx.x, below = (1u << lane()) - 1;
-            const uint32_t key = i < end ? c.key(head, i) : 0;
+            const uint32_t i = step + threadIdx.x, below = (1u << lane()) - 1, key = next;
+            next = i + blockDim.x < end ? c.key(head, i + blockDim.x) : 0; // comes while the ranks are counted
             const bool is_equal = i < end && key == cut;
             const uint32_t equals = __ballot_sync(ALL, is_equal);
             if (lane() == 0) equal_of[warp()] = __popc(equals);

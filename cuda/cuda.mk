@@ -14,7 +14,7 @@ CU_TESTS := emu wrappers shares select global compact score attend
 # A source may ask for options of its own, behind "// nvcc:" (build.rs looks there too).
 CU_FLAGS = -std=c++17 -O3 $(shell sed -n 's|^// nvcc: ||p' $(CU)/$(1).cu)
 
-.PHONY: cuda cuda-resources cuda-test cuda-tsan cuda-asan cuda-break
+.PHONY: cuda cuda-resources cuda-sass cuda-test cuda-tsan cuda-asan cuda-break
 
 # One fatbin per source file: machine code for each architecture and PTX for those to come.
 cuda: $(foreach name,$(CU_NAMES),$(CU_HOME)/$(name).fatbin)
@@ -22,6 +22,11 @@ cuda: $(foreach name,$(CU_NAMES),$(CU_HOME)/$(name).fatbin)
 
 cuda-resources: $(CU_CUBINS)
 	@python3 $(CU)/resources.py update $(CU_KIT) $(CU_CUBINS)
+
+# What the hottest loops are made of, of the architectures in CU_SASS.
+CU_SASS ?= sm_80 sm_90a
+cuda-sass: $(foreach name,$(CU_NAMES),$(foreach arch,$(CU_SASS),$(CU_HOME)/$(name).$(arch).cubin))
+	@python3 $(CU)/sass.py $(CU_KIT) $^
 
 $(CU_KIT)/.fetched: $(CU)/requirements.txt
 	@echo "fetching nvcc from PyPI (100 MB)"

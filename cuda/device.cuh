@@ -68,6 +68,20 @@ template <class T> __device__ inline T block_sum(T x, T *memory) {
     return sum;
 }
 
+/// Sum over the block's threads below this one. `memory`: one entry per warp; behind a barrier it may be used again.
+template <class T> __device__ inline T sum_before(T x, T *memory) {
+    T through = x;
+    for (unsigned by = 1; by < 32; by *= 2) {
+        const T lower = __shfl_up_sync(ALL, through, by);
+        if (lane() >= by) through += lower;
+    }
+    if (lane() == 31) memory[warp()] = through;
+    __syncthreads();
+    T sum = through - x;
+    for (unsigned w = 0; w < warp(); w++) sum += memory[w];
+    return sum;
+}
+
 /// 16 bytes of global memory that are read once.
 __device__ inline uint4 load_streaming(const uint4 *from) {
 #ifdef __CUDA_ARCH__
@@ -87,15 +101,17 @@ template <class T> __device__ inline void load_piece(float (&x)[16 / sizeof(T)],
 
 // ---- Asynchronous copies -----------------------------------------------------------------------------------------------
 
-/// Starts a copy of 16 bytes, both sides aligned to 16.
-__device__ inline void copy_async(void *to, const void *from) {
+/// Starts a copy of 16 bytes, both sides aligned to 16. Not `real`: zeros come, and `from` is not looked at.
+__device__ inline void copy_async(void *to, const void *from, bool real) {
 #ifdef __CUDA_ARCH__
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(uint32_t(__cvta_generic_to_shared(to))), "l"(from) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(uint32_t(__cvta_generic_to_shared(to))), "l"(from),
+                 "r"(real ? 16 : 0)
+                 : "memory");
 #elif defined(LAVA_EMU)
     emu::Copies &copies = emu::copies();
     if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16) emu::fail("a copy of 16 bytes is not aligned");
     if (copies.n == emu::Copies::MOST) emu::fail("more asynchronous copies than the emulation holds");
-    copies.queue[copies.n++] = {to, from};
+    copies.queue[copies.n++] = {to, real ? from : nullptr};
 #endif
 }
 /// Ends a group of copies.
@@ -119,7 +135,8 @@ template <int LEFT> __device__ inline void copy_wait() {
     const int done = copies.ends[over - 1];
     for (int i = 0; i < done; i++)
         for (int word = 0; word < 4; word++)
-            static_cast<uint32_t *>(copies.queue[i].to)[word] = static_cast<const uint32_t *>(copies.queue[i].from)[word];
+            static_cast<uint32_t *>(copies.queue[i].to)[word] =
+                copies.queue[i].from == nullptr ? 0 : static_cast<const uint32_t *>(copies.queue[i].from)[word];
     for (int i = done; i < copies.n; i++) copies.queue[i - done] = copies.queue[i];
     copies.n -= done;
     for (int i = over; i < copies.n_groups; i++) copies.ends[i - over] = copies.ends[i] - done;

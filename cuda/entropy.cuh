@@ -31,36 +31,37 @@ __device__ inline double natural_log(double x) {
     return double(k) * 0.693147180559945309417232121458 + 2.0 * s * p;
 }
 
-constexpr uint32_t ENTROPY_TILE = 1024;
+/// Entries whose terms a block computes at the same time, one by each thread but warp 0's. A multiple of 8, as the running sums want it.
+constexpr uint32_t ENTROPY_TILE = LAVA_CUDA_ENTROPY_THREADS - 32;
+/// From one array to the next: eight threads' numbers of one lie in other banks than those of the other.
+constexpr uint32_t ENTROPY_PITCH = ENTROPY_TILE + 8;
 
 /// One head by one block: sums[0] = Σ S·ln S, sums[1] = ΣS. False, for all threads, if a score is negative, NaN or infinite.
 __device__ inline bool entropy_of_head(const float *scores, uint32_t n, double *sums) {
-    LAVA_SHARED(double, terms, 2 * ENTROPY_TILE);
-    LAVA_SHARED(float, values, 2 * ENTROPY_TILE);
+    LAVA_SHARED(double, tiles, 4 * ENTROPY_PITCH); // of two tiles: terms, then scores
     LAVA_SHARED(double, lanes, 16);
     LAVA_SHARED(unsigned, bad, 1);
     if (threadIdx.x == 0) *bad = 0;
     __syncthreads();
     double sum = 0.0;
-    const uint32_t n_tiles = (n + ENTROPY_TILE - 1) / ENTROPY_TILE;
+    const uint32_t n_tiles = (n + ENTROPY_TILE - 1) / ENTROPY_TILE, own = threadIdx.x - 32;
+    float next = warp() != 0 && own < n ? scores[own] : 0;
     // The tile whose terms are computed while the one before it is added up. Warp 0 adds, and computes nothing.
     for (uint32_t tile = 0; tile <= n_tiles; tile++) {
-        if (warp() != 0 && tile < n_tiles) {
-            double *const to = terms + tile % 2 * ENTROPY_TILE;
-            float *const also = values + tile % 2 * ENTROPY_TILE;
-            for (uint32_t i = threadIdx.x - 32; i < ENTROPY_TILE && tile * ENTROPY_TILE + i < n; i += blockDim.x - 32) {
-                const float score = scores[tile * ENTROPY_TILE + i];
-                if (!(score >= 0.0f && is_finite(score))) atomicOr(bad, 1u);
-                const double s = score;
-                to[i] = s * natural_log(s > 0.0 ? s : 1.0);
-                also[i] = score;
-            }
+        const uint64_t i = uint64_t(tile) * ENTROPY_TILE + own;
+        if (warp() != 0 && i < n) {
+            double *const terms = tiles + tile % 2 * 2 * ENTROPY_PITCH, *const values = terms + ENTROPY_PITCH;
+            const float score = next;
+            if (i + ENTROPY_TILE < n) next = scores[i + ENTROPY_TILE]; // comes while this one's logarithm is computed
+            if (!(score >= 0.0f && is_finite(score))) atomicOr(bad, 1u);
+            const double s = score;
+            terms[own] = s * natural_log(s > 0.0 ? s : 1.0);
+            values[own] = s;
         } else if (threadIdx.x < 16 && tile > 0) {
-            const uint32_t before = tile - 1, end = min(ENTROPY_TILE, n - before * ENTROPY_TILE), at = before % 2 * ENTROPY_TILE;
-            if (threadIdx.x < 8)
-                for (uint32_t i = threadIdx.x; i < end; i += 8) sum += terms[at + i];
-            else
-                for (uint32_t i = threadIdx.x - 8; i < end; i += 8) sum += double(values[at + i]);
+            const uint32_t before = tile - 1, end = min(ENTROPY_TILE, n - before * ENTROPY_TILE);
+            // One loop for both sums: two in one warp would run one behind the other, and this chain of additions is what all wait for.
+            const double *const from = tiles + (before % 2 * 2 + threadIdx.x / 8) * ENTROPY_PITCH;
+            for (uint32_t i = threadIdx.x % 8; i < end; i += 8) sum += from[i];
         }
         __syncthreads();
     }

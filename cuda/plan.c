@@ -165,16 +165,27 @@ int32_t lava_plan_attend_is_aligned(const lava_attend_args *a, const lava_attend
 /** As lava_plan_score. total_rows: the most that all heads of all sequences have together; fewer than 2^32 items come of them. */
 size_t lava_plan_attend(lava_attend_args *a, int32_t *instance, const lava_processors *device, uint64_t total_rows, void *workspace) {
     if (lava_attend_shared(a) > device->shared_bytes) *instance = 0;
-    a->rows_per_item = 128;
+    /* Few queries: short items, so that one sequence's reach all processors. Many: an item leaves sums for each of them. */
+    a->rows_per_item = lava_attend_queries(a) <= LAVA_ATTEND_QUERIES ? 64 : 128;
     a->max_items = lava_attend_items(a, total_rows);
     return lava_attend_layout(a, workspace);
 }
 
-/** The launches of a planned attention: 2. */
+/** Blocks of attend_rows that a processor holds: shared memory decides, of which CUDA takes 1 KB for each, or the launch bounds do. */
+static uint32_t attend_blocks(const lava_attend_args *a, int32_t instance, const lava_processors *device) {
+    const uint32_t by_registers = !instance ? 4 : a->head_dim_k > 128 ? 2 : 3;
+    const uint32_t by_memory = instance ? (device->shared_bytes + 1024) / (lava_attend_shared(a) + 1024) : by_registers;
+    return by_memory < 1 ? 1 : by_memory < by_registers ? by_memory : by_registers;
+}
+
+/**
+ * The launches of a planned attention: 2. As many blocks as are there at once, for their warps go round; one more would begin when all
+ * are done. With few items each gets a block, and so a processor, of its own.
+ */
 uint32_t lava_plan_attend_launches(const lava_attend_args *a, int32_t instance, int32_t dtype, const lava_processors *device,
                                    lava_launch *launches) {
     const uint64_t chunks = (lava_attend_queries(a) + LAVA_ATTEND_QUERIES - 1) / LAVA_ATTEND_QUERIES;
-    const uint64_t most = 4 * (uint64_t) device->count, wanted = (a->max_items * chunks + LAVA_ATTEND_WARPS - 1) / LAVA_ATTEND_WARPS;
+    const uint64_t most = (uint64_t) attend_blocks(a, instance, device) * device->count, wanted = a->max_items * chunks;
     lava_launch *next = launches;
     next = add(next, ATTEND_ROWS + which(instance, dtype, a->head_dim_k), (uint32_t) (wanted < most ? wanted : most), 1, 1,
                32 * LAVA_ATTEND_WARPS, instance ? lava_attend_shared(a) : 0);

@@ -27,7 +27,7 @@
 enum {
     LAVA_CUDA_MAX_HEADS = 1024, /* KV heads of a selection */
     LAVA_CUDA_MAX_LAYERS = 1024,
-    LAVA_CUDA_ENTROPY_THREADS = 256,
+    LAVA_CUDA_ENTROPY_THREADS = 1024,
     LAVA_CUDA_BUDGET_THREADS = 128,
     LAVA_CUDA_SELECT_THREADS = 256,
     LAVA_CUDA_SELECT_TILE = 2048, /* entries that a block goes through together */

@@ -25,7 +25,7 @@
  *
  * The two launches of an attention:
  *
- *     attend_rows     any number of blocks, a few per processor         32 * LAVA_ATTEND_WARPS
+ *     attend_rows     any number of blocks: as many as run at once      32 * LAVA_ATTEND_WARPS
  *     attend_merge    n_new * group_size, n_kv_heads, n_sequences       128
  *
  * SPDX-License-Identifier: MIT OR Apache-2.0

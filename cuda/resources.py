@@ -32,20 +32,19 @@ def read_log(path):
     return rows
 
 
-def tensor_cores(tools, cubin):
-    """HMMA instructions of each kernel."""
-    counts, kernel = {}, None
+def disassemble(tools, cubin):
+    """[(address, instruction)] of each kernel."""
+    code, kernel = {}, None
     # cuobjdump looks for nvdisasm, which comes beside it.
     environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}"}
     command = [f"{tools}/cuobjdump", "-sass", cubin]
     sass = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
     for line in sass.splitlines():
         if found := re.search(r"Function : (\w+)", line):
-            kernel = found[1]
-            counts[kernel] = 0
-        elif "HMMA" in line and kernel:
-            counts[kernel] += 1
-    return counts
+            kernel = code.setdefault(found[1], [])
+        elif (found := re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", line)) and kernel is not None:
+            kernel.append((int(found[1], 16), found[2].strip()))
+    return code
 
 
 def main(mode, root, *cubins):
@@ -54,7 +53,8 @@ def main(mode, root, *cubins):
         rows += read_log(cubin.with_suffix(".log"))
         if not cubin.name.startswith(("score.", "attend.")):
             continue
-        for kernel, n in tensor_cores(f"{root}/bin", cubin).items():
+        for kernel, code in disassemble(f"{root}/bin", cubin).items():
+            n = sum("HMMA" in instruction for _, instruction in code)
             wants = re.search(r"_b?f16_", kernel) is not None
             if wants != (n > 0):
                 faults.append(f"{kernel} in {cubin.name}: {n} tensor-core instructions")

@@ -4,10 +4,10 @@
 //     score_lse        their merge in the order of the ranges, or the caller's log-sum-exp; resets the value maxima
 //     score_columns    for each key: the sum over the window of exp2(logit - lse), reduced over the group; value norms (values.cuh)
 //
-// pool.cu makes scores of them, where it is asked for behind output.cu. A block takes one range of keys of one KV head; its warps hold all of the head's query rows in registers,
-// in rounds if there are too many, and tiles of 64 keys stream through shared memory. Keys cross the memory bus at most twice: the second
-// pass goes backwards through the blocks, so that it begins with what the first one left in the L2 cache. The values are read by every
-// other block of the second pass, whose own work is arithmetic more than memory.
+// pool.cu makes scores of them, behind output.cu where it is asked for. A block takes one range of keys of one KV head; its warps hold all
+// of the head's query rows in registers, in rounds if there are too many, and tiles of 64 keys stream through shared memory. Keys cross
+// the memory bus at most twice: the second pass goes backwards through the blocks, so that it begins with what the first one left in the
+// L2 cache. The values are read by every other block of the second pass, whose own work is arithmetic more than memory.
 //
 // Every sum has an order that does not depend on the schedule.
 #include "values.cuh"
@@ -20,38 +20,27 @@ __device__ inline uint32_t own_row(uint32_t half) { return threadIdx.x % 32 / 4 
 /// Row tiles that a warp holds in registers.
 template <int D> constexpr int HELD = D > 128 ? 1 : 2;
 
-/// The queries of `M` row tiles, as the tensor cores take them. Rows that fill a window up are zero.
-template <class T, int D, int M>
+/// The queries of `M` row tiles, as the tensor cores take them, times -1 if the scale is negative: then a larger dot product is a larger
+/// logit. Rows that fill a window up are zero.
+template <int D, int M>
 __device__ void load_queries(uint32_t (&q)[M][D / 16][4], const Range &range, uint32_t row_tile) {
-    const uint32_t padded = range.padded(), pair = threadIdx.x % 4 * 2;
-    const lava_device_tensor &from = range.sequence.q;
-    // One load for two elements, where they lie so.
-    const bool pairs = from.stride_dim == 1 && from.stride_token % 2 == 0 && from.stride_head % 2 == 0 &&
-                       reinterpret_cast<uintptr_t>(from.data) % 4 == 0;
+    const uint32_t padded = range.padded(), rows = range.row_tiles() * ROWS, signs = range.args.scale < 0 ? 0x80008000u : 0;
 #pragma unroll
-    for (int m = 0; m < M; m++)
+    for (int m = 0; m < M; m++) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const uint32_t row = (row_tile + m) * ROWS + own_row(half), j = row % padded;
-            const bool real = row < range.row_tiles() * ROWS && j < range.args.window;
-            const uint32_t head = range.head * range.group() + (real ? row / padded : 0);
-            const T *const at = row_of<const T>(from, head, real ? j : 0);
-#pragma unroll
-            for (int step = 0; step < D / 16; step++)
-#pragma unroll
-                for (int upper = 0; upper < 2; upper++) {
-                    const uint32_t c = 16 * step + 8 * upper + pair;
-                    uint32_t two = 0;
-                    if (real && pairs)
-                        two = *reinterpret_cast<const uint32_t *>(at + c);
-                    else if (real)
-                        two = element_pair(from, head, j, c);
-                    q[m][step][half + 2 * upper] = two;
-                }
+            const bool real = row < rows && j < range.args.window;
+            load_query<D>(q[m], half, range.sequence.q, range.head * range.group() + (real ? row / padded : 0), real ? j : 0, real);
         }
+#pragma unroll
+        for (int step = 0; step < D / 16; step++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) q[m][step][i] ^= signs;
+    }
 }
 
-/// Dot products become exponents of two, UNSEEN where a row does not look.
+/// Dot products become exponents of two but for the factor `logits.slope()`, UNSEEN where a row does not look.
 template <int M>
 __device__ void to_exponents(float (&x)[M][2][4], const Range &range, const Logits &logits, uint32_t row_tile, uint32_t key,
                              bool all_see) {
@@ -59,25 +48,25 @@ __device__ void to_exponents(float (&x)[M][2][4], const Range &range, const Logi
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
-        for (int n = 0; n < 2; n++) logits.apply(x[m][n]);
+        for (int n = 0; n < 2; n++) logits.cap(x[m][n]);
     if (all_see) return;
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const uint32_t j = ((row_tile + m) * ROWS + own_row(half)) % padded;
+            const uint2 seen = range.seen(((row_tile + m) * ROWS + own_row(half)) % padded);
 #pragma unroll
             for (int n = 0; n < 2; n++)
 #pragma unroll
                 for (int i = 0; i < 2; i++)
-                    if (!range.sees(j, own_key + 8 * n + i)) x[m][n][2 * half + i] = UNSEEN;
+                    if (own_key + 8 * n + i - seen.x >= seen.y) x[m][n][2 * half + i] = UNSEEN;
         }
 }
 
 /// What both passes have in common: a range's keys go through shared memory, tile by tile, once for every round of row tiles.
 ///
-/// `visitor` is told of a round's begin and end (with the first row tile of the warp), of each step's begin (all of the block's
-/// threads are past the step before), and is given the dot products of 16 keys at a time.
+/// `visitor` is told of a round's begin and end (with the first row tile of the warp), of each step's begin and of the last one's end (all
+/// of the block's threads are past the step before), and is given the dot products of 16 keys at a time.
 template <class T, int D, class Visitor>
 __device__ void stream_keys(const Range &range, unsigned char *shared, Visitor &visitor) {
     constexpr int M = HELD<D>, STAGES = D > 128 ? 2 : 3, STAGE = KEYS * PITCH<D>;
@@ -85,13 +74,13 @@ __device__ void stream_keys(const Range &range, unsigned char *shared, Visitor &
     T *const stages = reinterpret_cast<T *>(shared);
     const uint32_t warp = threadIdx.x / 32, row_warps = args.row_warps, share = warp / row_warps;
     const uint32_t at_once = row_warps * M, tiles = range.tiles();
-    const uint32_t steps = tiles * ((range.row_tiles() + at_once - 1) / at_once);
+    const uint32_t row_tiles = range.row_tiles(), steps = tiles * ((row_tiles + at_once - 1) / at_once);
+    const Rows<T> keys(range.sequence.k, range.head);
     // Of the step `step`, whose tile is `tile` or that many tiles more than there are.
     const auto fetch = [&](uint32_t step, uint32_t tile) {
         if (step < steps) {
             while (tile >= tiles) tile -= tiles;
-            fetch_rows<D, KEYS>(stages + step % STAGES * STAGE, range.sequence.k, range.head, range.first + tile * KEYS, range.end,
-                                threadIdx.x, blockDim.x);
+            fetch_rows<D, KEYS>(stages + step % STAGES * STAGE, keys, range.first + tile * KEYS, range.end, threadIdx.x, blockDim.x);
         }
         copy_commit();
     };
@@ -102,19 +91,19 @@ __device__ void stream_keys(const Range &range, unsigned char *shared, Visitor &
     for (uint32_t step = 0; step < steps; step++) {
         const uint32_t key = range.first + tile * KEYS;
         if (tile == 0) {
-            load_queries<T, D>(q, range, row_tile);
+            load_queries<D>(q, range, row_tile);
             visitor.begin(row_tile);
         }
         copy_wait<STAGES - 2>();
         __syncthreads();
         fetch(step + STAGES - 1, tile + STAGES - 1); // to where the tile was that all are done with
         visitor.before(step, tile, row_tile - warp % row_warps * M);
-        if (row_tile < range.row_tiles()) {
+        if (row_tile < row_tiles) {
             const bool all_see = range.all_see(key);
             for (uint32_t part = share * 16; part < KEYS; part += args.key_split * 16) {
                 float x[M][2][4];
                 dot_products<T, D, M>(x, q, stages + step % STAGES * STAGE + part * PITCH<D>);
-                visitor.visit(x, row_tile, step, key, part, all_see);
+                visitor.visit(x, row_tile, key, part, all_see);
             }
         }
         if (++tile == tiles) {
@@ -124,16 +113,20 @@ __device__ void stream_keys(const Range &range, unsigned char *shared, Visitor &
         }
     }
     copy_wait<0>();
+    __syncthreads();
+    visitor.before(steps, tile, row_tile - warp % row_warps * M);
 }
 
-/// Whether one of the dot products is not finite.
-template <int M> __device__ void look_for_faults(bool &faulty, const float (&x)[M][2][4]) {
+/// The logits of the queries as load_queries gives them.
+__device__ inline Logits logits_of(const lava_score_args &args) { return Logits(fabsf(args.scale), args.softcap); }
+
+template <int M> __device__ void look_for_faults(float &poison, const float (&x)[M][2][4]) {
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
         for (int n = 0; n < 2; n++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) faulty |= !(fabsf(x[m][n][i]) < INFINITY);
+            for (int i = 0; i < 4; i++) look_for_fault(poison, x[m][n][i]);
 }
 
 // ------------------------------------------------------------------------------------------------------- first pass
@@ -150,9 +143,9 @@ template <int M> struct Statistics {
     const Range &range;
     const Logits logits;
     Softmax rows[M][2];
-    bool faulty = false;
+    float poison = 0;
 
-    __device__ explicit Statistics(const Range &range) : range(range), logits(range.args.scale, range.args.softcap) {}
+    __device__ explicit Statistics(const Range &range) : range(range), logits(logits_of(range.args)) {}
     __device__ void begin(uint32_t) {
 #pragma unroll
         for (int m = 0; m < M; m++)
@@ -160,9 +153,10 @@ template <int M> struct Statistics {
             for (int half = 0; half < 2; half++) rows[m][half] = Softmax();
     }
     __device__ void before(uint32_t, uint32_t, uint32_t) {}
-    __device__ void visit(float (&x)[M][2][4], uint32_t row_tile, uint32_t, uint32_t key, uint32_t part, bool all_see) {
-        look_for_faults(faulty, x);
+    __device__ void visit(float (&x)[M][2][4], uint32_t row_tile, uint32_t key, uint32_t part, bool all_see) {
+        look_for_faults(poison, x);
         to_exponents(x, range, logits, row_tile, key + part, all_see);
+        const float slope = logits.slope();
         // The last tile's rows behind the end are zeros, which the last row of the window does not see either.
 #pragma unroll
         for (int m = 0; m < M; m++)
@@ -171,9 +165,9 @@ template <int M> struct Statistics {
                 const float a = x[m][0][2 * half], b = x[m][0][2 * half + 1];
                 const float c = x[m][1][2 * half], d = x[m][1][2 * half + 1];
                 Softmax &row = rows[m][half];
-                row.raise(fmaxf(fmaxf(a, b), fmaxf(c, d)));
-                row.sum += (exp2_fast(a - row.max) + exp2_fast(b - row.max)) +
-                           (exp2_fast(c - row.max) + exp2_fast(d - row.max));
+                row.raise(slope * fmaxf(fmaxf(a, b), fmaxf(c, d)));
+                row.sum += (exp2_fast(fmaf(a, slope, -row.max)) + exp2_fast(fmaf(b, slope, -row.max))) +
+                           (exp2_fast(fmaf(c, slope, -row.max)) + exp2_fast(fmaf(d, slope, -row.max)));
             }
     }
     __device__ void end(uint32_t row_tile, uint32_t share) {
@@ -197,7 +191,7 @@ template <class T, int D> __device__ void stats(const lava_score_args &args) {
     if (head.prefix() == 0 || range.first == range.end) return;
     Statistics<HELD<D>> statistics(range);
     stream_keys<T, D>(range, shared, statistics);
-    if (statistics.faulty) head.fault(LAVA_FAULT_Q_OR_K);
+    if (statistics.poison != 0) head.fault(LAVA_FAULT_Q_OR_K);
 }
 
 // ------------------------------------------------------------------------------------------------------ second pass
@@ -239,22 +233,18 @@ template <int M> struct Columns {
     const Logits logits;
     /// [2 steps, kinds, row tiles of a round, KEYS].
     float *const sums;
+    /// Of this step's, the one that is this thread's if its warp looks at the first keys.
+    float *own = nullptr;
+    float lse[M][2], poison = 0;
+
+    __device__ Columns(const Range &range, float *shared) : range(range), logits(logits_of(range.args)), sums(shared) {}
+
+    __device__ uint32_t at_once() const { return lava_score_row_tiles_at_once(&range.args); }
+    __device__ uint32_t kinds() const { return lava_score_kinds(&range.args); }
+    __device__ float *sums_of(uint32_t step, uint32_t kind) const { return sums + (step % 2 * kinds() + kind) * at_once() * KEYS; }
     /// What a key's sums were at the end of the last round: [keys of the range, 4]. Only where there are several rounds.
-    float *const carried;
-    const uint32_t at_once, kinds;
-    const bool checks;
-    float lse[M][2];
-    bool faulty = false;
-    uint32_t last_step = 0, last_tile = 0, last_first = 0;
+    __device__ float *carried() const { return sums + 2 * kinds() * at_once() * KEYS; }
 
-    __device__ Columns(const Range &range, float *shared)
-        : range(range), logits(range.args.scale, range.args.softcap), sums(shared),
-          carried(shared + 2 * lava_score_kinds(&range.args) * lava_score_row_tiles_at_once(&range.args) * KEYS),
-          at_once(lava_score_row_tiles_at_once(&range.args)), kinds(lava_score_kinds(&range.args)), checks(range.args.has_lse) {}
-
-    __device__ float *sums_of(uint32_t step, uint32_t kind, uint32_t tile) const {
-        return sums + ((step % 2 * kinds + kind) * at_once + tile) * KEYS;
-    }
     __device__ void begin(uint32_t row_tile) {
         const float *const from = range.args.row_lse + range.flat() * lava_score_rows(&range.args);
 #pragma unroll
@@ -263,23 +253,12 @@ template <int M> struct Columns {
             for (int half = 0; half < 2; half++)
                 lse[m][half] = row_tile + m < range.row_tiles() ? from[(row_tile + m) * ROWS + own_row(half)] : INFINITY;
     }
-    __device__ void before(uint32_t step, uint32_t tile, uint32_t first_row_tile) {
-        if (step > 0) add_up();
-        last_step = step;
-        last_tile = tile;
-        last_first = first_row_tile;
-    }
-    __device__ void visit(float (&x)[M][2][4], uint32_t row_tile, uint32_t step, uint32_t key, uint32_t part, bool all_see) {
-        if (checks) look_for_faults(faulty, x);
+    __device__ void visit(float (&x)[M][2][4], uint32_t row_tile, uint32_t key, uint32_t part, bool all_see) {
+        if (range.args.has_lse) look_for_faults(poison, x);
         to_exponents(x, range, logits, row_tile, key + part, all_see);
-        const uint32_t lane = threadIdx.x % 32, number = M == 2 ? lane / 4 : lane / 8;
-        const uint32_t at = part + number / 2 % 2 * 8 + lane % 4 * 2 + number % 2, tile = (row_tile + number / 4) & (at_once - 1); // a power of two
-        const bool writes = M == 2 || lane / 4 % 2 == 0;
-        const auto tell = [&](float (&of_keys)[4 * M], uint32_t kind) {
-            const float sum = sum_over_eight<16>(of_keys);
-            if (writes) sums_of(step, kind, tile)[at] = sum;
-        };
-        if (kinds == 3) {
+        const float slope = logits.slope();
+        const bool writes = M == 2 || threadIdx.x / 4 % 2 == 0;
+        if (kinds() == 3) {
             float three[4 * M];
 #pragma unroll
             for (int m = 0; m < M; m++)
@@ -287,8 +266,9 @@ template <int M> struct Columns {
                 for (int n = 0; n < 2; n++)
 #pragma unroll
                     for (int i = 0; i < 2; i++)
-                        three[4 * m + 2 * n + i] = surprise(x[m][n][i] - lse[m][0]) + surprise(x[m][n][i + 2] - lse[m][1]);
-            tell(three, 2);
+                        three[4 * m + 2 * n + i] = surprise(fmaf(x[m][n][i], slope, -lse[m][0])) + surprise(fmaf(x[m][n][i + 2], slope, -lse[m][1]));
+            const float entropy = sum_over_eight<16>(three);
+            if (writes) own[2 * at_once() * KEYS + part] = entropy;
         }
         float one[4 * M], two[4 * M];
 #pragma unroll
@@ -297,46 +277,65 @@ template <int M> struct Columns {
             for (int n = 0; n < 2; n++)
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
-                    const float a = exp2_fast(x[m][n][i] - lse[m][0]), b = exp2_fast(x[m][n][i + 2] - lse[m][1]);
+                    float &a = x[m][n][i], &b = x[m][n][i + 2];
+                    a = exp2_fast(fmaf(a, slope, -lse[m][0]));
+                    b = exp2_fast(fmaf(b, slope, -lse[m][1]));
                     one[4 * m + 2 * n + i] = a + b;
-                    two[4 * m + 2 * n + i] = a * a + b * b;
                 }
-        tell(one, 0);
-        if (kinds > 1) tell(two, 1);
+        const float sum = sum_over_eight<16>(one);
+        if (writes) own[part] = sum;
+        if (kinds() == 1) return;
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int n = 0; n < 2; n++)
+#pragma unroll
+                for (int i = 0; i < 2; i++) two[4 * m + 2 * n + i] = x[m][n][i] * x[m][n][i] + x[m][n][i + 2] * x[m][n][i + 2];
+        const float sum_of_squares = sum_over_eight<16>(two);
+        if (writes) own[at_once() * KEYS + part] = sum_of_squares;
     }
     __device__ void end(uint32_t, uint32_t) {}
+    __device__ void before(uint32_t step, uint32_t tile, uint32_t first_row_tile) {
+        const uint32_t lane = threadIdx.x % 32, number = M == 2 ? lane / 4 : lane / 8;
+        const uint32_t of_round = threadIdx.x / 32 % range.args.row_warps * M + number / 4;
+        own = sums_of(step, 0) + of_round * KEYS + number / 2 % 2 * 8 + lane % 4 * 2 + number % 2;
+        add_up(step, tile, first_row_tile);
+    }
 
-    /// The step before: its sums are there for all threads.
-    __device__ void add_up() {
+    /// The step before this one, whose sums are there for all threads.
+    __device__ void add_up(uint32_t step, uint32_t tile, uint32_t first_row_tile) const {
+        // Other warps each time, for a processor's quarters have the same warps of all blocks.
+        const uint32_t i = (threadIdx.x + step * KEYS) & (blockDim.x - 1);
+        if (step == 0 || i >= KEYS) return;
+        const uint32_t first = tile == 0 ? first_row_tile - at_once() : first_row_tile;
+        const uint32_t in_range = (tile == 0 ? range.tiles() - 1 : tile - 1) * KEYS + i, key = range.first + in_range;
+        if (key >= range.end || key >= range.n_columns()) return;
         const uint32_t tiles_of_head = range.padded() / ROWS, all = range.row_tiles();
-        const uint32_t first = last_first, rest = all - first;
-        const uint32_t here = rest < at_once ? rest : at_once;
-        for (uint32_t i = threadIdx.x; i < KEYS; i += blockDim.x) {
-            const uint32_t in_range = last_tile * KEYS + i, key = range.first + in_range;
-            if (key >= range.end || key >= range.n_columns()) continue;
-            float *const carry = carried + 4 * in_range;
-            ColumnSums column;
-            if (first > 0) {
-                column.sum = carry[0];
-                column.squares = carry[1];
-                column.group = carry[2];
-                column.entropy = carry[3];
-            }
-            uint32_t h = first / tiles_of_head, of_head = first % tiles_of_head;
-            for (uint32_t t = 0; t < here; t++) {
-                const bool last = ++of_head == tiles_of_head;
-                column.add(range, key, sums_of(last_step, 0, t)[i], kinds > 1 ? sums_of(last_step, 1, t)[i] : 0.0f,
-                           kinds > 2 ? sums_of(last_step, 2, t)[i] : 0.0f, h, last);
-                if (last) h++, of_head = 0;
-            }
-            if (first + here == all) {
-                column.write(range, key);
-            } else {
-                carry[0] = column.sum;
-                carry[1] = column.squares;
-                carry[2] = column.group;
-                carry[3] = column.entropy;
-            }
+        const uint32_t here = min(all - first, at_once());
+        float *const carry = carried() + 4 * in_range;
+        ColumnSums column;
+        uint32_t h = 0, of_head = 0;
+        if (first > 0) {
+            column.sum = carry[0];
+            column.squares = carry[1];
+            column.group = carry[2];
+            column.entropy = carry[3];
+            h = first / tiles_of_head, of_head = first % tiles_of_head;
+        }
+        const float *one = sums_of(step - 1, 0) + i;
+        const uint32_t apart = at_once() * KEYS;
+        for (uint32_t t = 0; t < here; t++, one += KEYS) {
+            const bool last = ++of_head == tiles_of_head;
+            column.add(range, key, one[0], kinds() > 1 ? one[apart] : 0.0f, kinds() > 2 ? one[2 * apart] : 0.0f, h, last);
+            if (last) h++, of_head = 0;
+        }
+        if (first + here == all) {
+            column.write(range, key);
+        } else {
+            carry[0] = column.sum;
+            carry[1] = column.squares;
+            carry[2] = column.group;
+            carry[3] = column.entropy;
         }
     }
 };
@@ -371,9 +370,7 @@ template <class T, int D> __device__ void columns(const lava_score_args &args) {
     constexpr int STAGES = D > 128 ? 2 : 3;
     Columns<HELD<D>> columns(range, reinterpret_cast<float *>(shared + STAGES * KEYS * PITCH<D> * sizeof(T)));
     stream_keys<T, D>(range, shared, columns);
-    __syncthreads();
-    columns.add_up();
-    if (columns.faulty) job.head.fault(LAVA_FAULT_Q_OR_K);
+    if (columns.poison != 0) job.head.fault(LAVA_FAULT_Q_OR_K);
 }
 
 // ------------------------------------------------------------------------------- any type, dimension and strides
@@ -417,7 +414,8 @@ __device__ inline void any_exponents(float (&x)[8], const Range &range, const Lo
     logits.apply(x);
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        if (!range.sees((row_tile * ROWS + upper + i) % padded, first_key + own)) x[i] = UNSEEN;
+        const uint2 seen = range.seen((row_tile * ROWS + upper + i) % padded);
+        if (first_key + own - seen.x >= seen.y) x[i] = UNSEEN;
     }
 }
 

@@ -40,11 +40,11 @@ struct Head {
         const bool behind = uint64_t(first_key) + KEYS <= uint64_t(prefix()) + 1;
         return behind && (args.sliding_window == 0 || uint64_t(first_key) + args.sliding_window >= n_tokens());
     }
-    /// Whether row `j` of a window sees a key.
-    __device__ bool sees(uint32_t j, uint32_t key) const {
-        const uint64_t position = uint64_t(prefix()) + j;
-        return j < args.window && key <= position &&
-               (args.sliding_window == 0 || uint64_t(key) + args.sliding_window > position);
+    /// The keys that row `j` of a window sees: the first, and how many.
+    __device__ uint2 seen(uint32_t j) const {
+        if (j >= args.window) return uint2{0, 0};
+        const uint32_t up_to = prefix() + j + 1, hidden = args.sliding_window == 0 ? 0 : up_to - min(up_to, args.sliding_window);
+        return uint2{hidden, up_to - hidden};
     }
 };
 

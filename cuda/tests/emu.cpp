@@ -28,7 +28,7 @@ static void copies() {
     LAVA_DYNAMIC_SHARED(memory);
     uint32_t *const to = reinterpret_cast<uint32_t *>(memory) + 4 * threadIdx.x;
     to[0] = 7;
-    lava::copy_async(to, out.data() + 4 * threadIdx.x);
+    lava::copy_async(to, out.data() + 4 * threadIdx.x, true);
     lava::copy_commit();
     const uint32_t early = to[0];
     lava::copy_wait<0>();
@@ -49,7 +49,7 @@ static void unlike() { if (threadIdx.x % 32 < 16) lava::warp_sum(1); else __sync
 static void waits_for_nobody() { lava::meet_blocks(&out[0], 3); }
 static void not_waited_for() {
     LAVA_DYNAMIC_SHARED(memory);
-    lava::copy_async(memory, out.data());
+    lava::copy_async(memory, out.data(), true);
 }
 
 static void run(void (*kernel)(), unsigned seed, uint32_t blocks = 4) {

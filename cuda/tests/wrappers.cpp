@@ -5,6 +5,7 @@
 using namespace test;
 
 constexpr uint32_t ROW = 24; // elements from a row in shared memory to the next
+constexpr uint32_t ABSENT = 5; // a row that is copied from nowhere
 
 struct Args {
     const uint16_t *a, *b; // [16, 16], [8, 16]: rows of the left side, columns of the right one
@@ -23,7 +24,8 @@ LAVA_KERNEL(32) wrappers(const __grid_constant__ Args args) {
     // Two pieces of each row: twelve groups of four lanes.
     for (uint32_t i = lane(); i < 48; i += 32) {
         const uint32_t row = i / 2, piece = i % 2 * 8;
-        copy_async(rows + row * ROW + piece, (row < 16 ? args.a + row * 16 : args.b + (row - 16) * 16) + piece);
+        const uint16_t *const from = (row < 16 ? args.a + row * 16 : args.b + (row - 16) * 16) + piece;
+        copy_async(rows + row * ROW + piece, row == ABSENT ? nullptr : from, row != ABSENT);
     }
     copy_commit();
     copy_wait<0>();
@@ -67,6 +69,7 @@ int main() {
         for (size_t i = 0; i < 32; i++) x[i] = 40 * random.normal();
         x[0] = -INFINITY, x[1] = 0, x[2] = -126, x[3] = -150, x[4] = 127;
         launch(wrappers, 1, 1, 1, 32, 0, seed, Args{a.data(), b.data(), c.data(), products.data(), matrices.data(), x.data(), powers.data(), is_bf16});
+        for (uint32_t i = 0; i < 16; i++) a[ABSENT * 16 + i] = 0;
         for (uint32_t r = 0; r < 16; r++)
             for (uint32_t k = 0; k < 8; k++) {
                 double sum = c[r * 8 + k], size = fabs(sum);
