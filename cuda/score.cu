@@ -468,11 +468,13 @@ __device__ inline void columns_any(const lava_score_args &args) {
             any_exponents(x, range, logits, row_tile, first, faulty);
 #pragma unroll
             for (int i = 0; i < 8; i++) {
-                const float power = x[i] - lse[row_tile * ROWS + upper + i], a = exp2_fast(power);
+                x[i] -= lse[row_tile * ROWS + upper + i];
+                const float a = exp2_fast(x[i]);
                 one += a;
                 two += a * a;
-                three += surprise(power);
             }
+#pragma unroll
+            for (int i = 0; i < 8 && args.attention == SPREAD; i++) three += surprise(x[i]);
             sums[threadIdx.x] = one;
             squares[threadIdx.x] = two;
             entropies[threadIdx.x] = three;
