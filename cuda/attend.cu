@@ -156,7 +156,7 @@ template <> __device__ inline uint32_t pack<__nv_bfloat16>(float lower, float up
 template <class T> __device__ float rest(float x) { return x - widen(T(x)); }
 
 template <class T, int D> __device__ void attend_item(const Cache &cache, const Work &work, T *shared) {
-    constexpr int STAGES = D > 128 ? 2 : 3, TILE = STEP * PITCH<D>;
+    constexpr int STAGES = D > 80 ? 2 : 3, TILE = STEP * PITCH<D>;
     const lava_attend_args &args = cache.args;
     const uint32_t lane = threadIdx.x % 32, group = cache.group(), n_queries = lava_attend_queries(&args);
 
@@ -286,7 +286,7 @@ template <class T, int D> __device__ void attend_item(const Cache &cache, const 
 
 template <class T, int D> __device__ void attend_rows(const lava_attend_args &args) {
     LAVA_DYNAMIC_SHARED(shared);
-    constexpr int STAGES = D > 128 ? 2 : 3, OF_WARP = STAGES * 2 * STEP * PITCH<D>;
+    constexpr int STAGES = D > 80 ? 2 : 3, OF_WARP = STAGES * 2 * STEP * PITCH<D>;
     T *const own = reinterpret_cast<T *>(shared) + threadIdx.x / 32 * OF_WARP;
     for_each_item(args, [&](const Cache &cache, const Work &work) { attend_item<T, D>(cache, work, own); });
 }

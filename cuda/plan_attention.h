@@ -366,8 +366,11 @@ static inline int lava_attend_is_aligned(const lava_attend_args *a, const lava_a
            lava_rows_are_aligned(&s->v, a->head_dim_v);
 }
 
-/** Steps of a warp on their way from memory at the same time. */
-LAVA_PLAN uint32_t lava_attend_stages(uint32_t head_dim_k) { return head_dim_k > 128 ? 2 : 3; }
+/**
+ * Steps of a warp on their way from memory at the same time, and being worked on. Up to 128 dimensions three blocks have room for theirs on
+ * the largest GPUs, and one on the smallest.
+ */
+LAVA_PLAN uint32_t lava_attend_stages(uint32_t head_dim_k) { return head_dim_k > 80 ? 2 : 3; }
 
 /** Bytes of dynamic shared memory of attend_rows_<type>_<dim>. */
 LAVA_PLAN uint32_t lava_attend_shared(const lava_attend_args *a) {
