@@ -24,7 +24,7 @@ struct State {
     uint32_t *old_cu, *new_cu; // [n_layers, n_kv_heads + 1]
     float *old_scores, *new_scores;
     uint32_t *old_positions, *new_positions, *rows;
-    double *head_sums;
+    double *piece_sums;
     uint32_t *failed;
     __device__ explicit State(const lava_cuda_cascade_args &args)
         : a(LAVA_ITEM(args, blockIdx.z)), status(args.status), workspace(args.workspace + blockIdx.z * args.workspace_each) {
@@ -39,7 +39,7 @@ struct State {
         old_scores = at(old_scores, l.scores) + second * l.capacity, new_scores = at(new_scores, l.scores) + !second * l.capacity;
         old_positions = at(old_positions, l.positions) + second * l.capacity, new_positions = at(new_positions, l.positions) + !second * l.capacity;
         rows = at(rows, l.rows);
-        head_sums = at(head_sums, l.head_sums);
+        piece_sums = at(piece_sums, l.piece_sums);
         failed = at(failed, l.failed);
         weights = at(weights, l.weights);
     }
@@ -114,13 +114,15 @@ LAVA_KERNEL(LAVA_CUDA_BUDGET_THREADS) lava_cascade_begin(const __grid_constant__
     if (threadIdx.x == 0 && minimum * a.n_layers > min(a.total, entries * a.n_layers)) fail_cascade(s, 0, 0, LAVA_FAULT_BUDGET);
 }
 
-LAVA_KERNEL(LAVA_CUDA_ENTROPY_THREADS) lava_cascade_heads(const __grid_constant__ lava_cuda_cascade_args args) {
+LAVA_KERNEL(LAVA_CUDA_ENTROPY_THREADS) lava_cascade_pieces(const __grid_constant__ lava_cuda_cascade_args args) {
     using namespace lava;
     const State s(args);
     const lava_cuda_cascade_item &a = s.a;
-    const uint32_t head = blockIdx.x;
-    if (head >= a.n_kv_heads) return;
-    if (!entropy_of_head(a.scores + uint64_t(head) * a.prefix_len, a.prefix_len, s.head_sums + 2 * head) && threadIdx.x == 0)
+    const uint32_t head = blockIdx.y, first = blockIdx.x * LAVA_CUDA_PIECE;
+    if (head >= a.n_kv_heads || first >= a.prefix_len) return;
+    double *const sums = s.piece_sums + head * lava_cuda_piece_sums(1, a.prefix_len) + 2 * blockIdx.x;
+    const uint32_t n = min(uint32_t(LAVA_CUDA_PIECE), a.prefix_len - first);
+    if (!entropy_of_piece(a.scores + uint64_t(head) * a.prefix_len + first, n, sums) && threadIdx.x == 0)
         fail_cascade(s, a.layer, head, LAVA_FAULT_SCORES);
 }
 
@@ -131,10 +133,9 @@ LAVA_KERNEL(LAVA_CUDA_BUDGET_THREADS) lava_cascade_share(const __grid_constant__
     const lava_cuda_cascade_item &a = s.a;
     if (*s.failed) return;
     const uint32_t n = a.layer + 1;
-    if (threadIdx.x == 0) {
-        entropy_of_layer(s.head_sums, a.n_kv_heads, a.prefix_len, s.entropies + a.layer, s.masses + a.layer);
+    entropy_of_layer(s.piece_sums, a.n_kv_heads, a.prefix_len, s.entropies + a.layer, s.masses + a.layer);
+    if (threadIdx.x == 0)
         s.weights[a.layer] = a.layer_budgets == LAYERS_ENTROPY ? s.entropies[a.layer] : a.layer_budgets == LAYERS_WEIGHTS ? *a.weight : 1.0;
-    }
     uint32_t *const control = reinterpret_cast<uint32_t *>(s.workspace);
     for (uint32_t i = threadIdx.x; i < n * (LAVA_CUDA_CONTROL_BYTES / 4); i += blockDim.x) control[i] = 0;
     if (is_global(a)) return;

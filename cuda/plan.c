@@ -19,7 +19,7 @@ _Static_assert(offsetof(lava_attend_sequence, n_base) == 272, "plan.rs: AttendSe
 _Static_assert(sizeof(lava_attend_args) == 360, "plan.rs: AttendArgs");
 _Static_assert(offsetof(lava_attend_args, layer) == 288, "plan.rs: AttendArgs");
 _Static_assert(offsetof(lava_attend_args, partial) == 344, "plan.rs: AttendArgs");
-_Static_assert(sizeof(lava_cuda_entropy_item) == 32 && sizeof(lava_cuda_entropy_args) == 64, "plan.rs: EntropyArgs");
+_Static_assert(sizeof(lava_cuda_entropy_item) == 32 && sizeof(lava_cuda_entropy_args) == 72, "plan.rs: EntropyArgs");
 _Static_assert(sizeof(lava_cuda_preference_item) == 24 && sizeof(lava_cuda_preference_args) == 64, "plan.rs: PreferenceArgs");
 _Static_assert(sizeof(lava_cuda_mean_item) == 16 && sizeof(lava_cuda_mean_args) == 48, "plan.rs: MeanArgs");
 _Static_assert(sizeof(lava_cuda_budget_item) == 48 && sizeof(lava_cuda_budget_args) == 72, "plan.rs: BudgetArgs");
@@ -28,7 +28,7 @@ _Static_assert(offsetof(lava_cuda_select_item, prefix_len) == 72 && sizeof(lava_
 _Static_assert(sizeof(lava_cuda_compact_item) == 136 && sizeof(lava_cuda_compact_args) == 168, "plan.rs: CompactArgs");
 _Static_assert(sizeof(lava_cuda_global_item) == 72 && sizeof(lava_cuda_global_args) == 112, "plan.rs: GlobalArgs");
 _Static_assert(sizeof(lava_cuda_cascade_item) == 88 && offsetof(lava_cuda_cascade_item, layer) == 56, "plan.rs: CascadeItem");
-_Static_assert(sizeof(lava_cuda_cascade_args) == 136, "plan.rs: CascadeArgs");
+_Static_assert(sizeof(lava_cuda_cascade_args) == 144, "plan.rs: CascadeArgs");
 _Static_assert(sizeof(lava_upload_args) == 4016 && sizeof(lava_upload_args) <= 4096, "plan.rs: UploadArgs");
 
 /** Kernels that come for any tensors and for f16 and bf16 of the dimensions of lava_score_has_instance. */
@@ -52,7 +52,7 @@ enum {
     MEAN_HEADS,
     ATTEND_MERGE,
     UPLOAD,
-    ENTROPY_HEADS,
+    ENTROPY_PIECES,
     ENTROPY_LAYER,
     SHARE_LAYERS,
     SELECT_BEGIN,
@@ -64,7 +64,7 @@ enum {
     COMPACT_WITHIN_16,
     COMPACT_WITHIN_32,
     CASCADE_BEGIN,
-    CASCADE_HEADS,
+    CASCADE_PIECES,
     CASCADE_SHARE,
     CASCADE_PLAN,
     CASCADE_WRITE,
@@ -75,13 +75,14 @@ enum {
 const char *const lava_plan_kernels[] = {
     ALL_OF("lava_score_stats"), ALL_OF("lava_score_columns"), ALL_OF("lava_attend_rows"), "lava_score_lse",
     "lava_score_values", "lava_score_output", "lava_score_change", "lava_score_pool", "lava_score_smooth", "lava_stats_sum",
-    "lava_stats_preference", "lava_mean_heads", "lava_attend_merge", "lava_upload", "lava_entropy_heads", "lava_entropy_layer", "lava_share_layers",
+    "lava_stats_preference", "lava_mean_heads", "lava_attend_merge", "lava_upload", "lava_entropy_pieces", "lava_entropy_layer", "lava_share_layers",
     "lava_select_begin", "lava_select_entries", "lava_global_begin", "lava_share_globally", "lava_compact_16", "lava_compact_32", "lava_compact_within_16",
-    "lava_compact_within_32", "lava_cascade_begin", "lava_cascade_heads", "lava_cascade_share", "lava_cascade_plan",
+    "lava_compact_within_32", "lava_cascade_begin", "lava_cascade_pieces", "lava_cascade_share", "lava_cascade_plan",
     "lava_cascade_write",
 };
 _Static_assert(sizeof(lava_plan_kernels) / sizeof(lava_plan_kernels[0]) == N_KERNELS, "a name for each number");
 _Static_assert(N_KERNELS == 60, "plan.rs: N_KERNELS");
+_Static_assert(LAVA_CUDA_PIECE == 1024, "plan.rs: entropy::PIECE");
 _Static_assert(LAVA_CUDA_SELECT_THREADS == 256, "plan.rs: SELECT_THREADS");
 
 typedef struct lava_launch {
@@ -203,12 +204,12 @@ lava_launch lava_plan_upload(void) {
 
 size_t lava_plan_entropy(lava_cuda_entropy_args *a, void *workspace) {
     a->workspace = (double *) workspace;
-    return lava_cuda_entropy_workspace(a->n_items, a->n_kv_heads);
+    return lava_cuda_entropy_workspace(a->n_items, a->n_kv_heads, a->max_prefix);
 }
 
 uint32_t lava_plan_entropy_launches(const lava_cuda_entropy_args *a, lava_launch *launches) {
-    lava_launch *next = add(launches, ENTROPY_HEADS, a->n_kv_heads, a->n_items, 1, LAVA_CUDA_ENTROPY_THREADS, 0);
-    next = add(next, ENTROPY_LAYER, a->n_items, 1, 1, 32, 0);
+    lava_launch *next = add(launches, ENTROPY_PIECES, lava_cuda_pieces(a->max_prefix), a->n_kv_heads, a->n_items, LAVA_CUDA_ENTROPY_THREADS, 0);
+    next = add(next, ENTROPY_LAYER, a->n_items, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0);
     return (uint32_t) (next - launches);
 }
 
@@ -288,6 +289,7 @@ void lava_plan_cascade_with(lava_cuda_cascade_args *a, const lava_cuda_cascade_i
     a->max_layers = (uint32_t) lava_cuda_max(a->max_layers, item->layer + 1);
     a->max_heads = (uint32_t) lava_cuda_max(a->max_heads, item->n_kv_heads);
     a->max_tiles = (uint32_t) lava_cuda_max(a->max_tiles, tiles);
+    a->max_pieces = (uint32_t) lava_cuda_max(a->max_pieces, lava_cuda_pieces(item->prefix_len));
     a->workspace_each = lava_cuda_max(a->workspace_each, lava_cuda_cascade_workspace(item));
 }
 
@@ -304,7 +306,7 @@ uint32_t lava_plan_cascade_begin(lava_launch *launches) {
 /** The launches of a push, 4. */
 uint32_t lava_plan_cascade_push(const lava_cuda_cascade_args *a, const lava_processors *device, lava_launch *launches) {
     const uint32_t n_blocks = blocks_of(device->cascade_blocks, a->max_layers * a->n_items, a->max_tiles);
-    lava_launch *next = add(launches, CASCADE_HEADS, a->max_heads, 1, a->n_items, LAVA_CUDA_ENTROPY_THREADS, 0);
+    lava_launch *next = add(launches, CASCADE_PIECES, a->max_pieces, a->max_heads, a->n_items, LAVA_CUDA_ENTROPY_THREADS, 0);
     next = add(next, CASCADE_SHARE, 1, 1, a->n_items, LAVA_CUDA_BUDGET_THREADS, 0);
     next = add_selection(next, CASCADE_PLAN, n_blocks, a->max_layers, a->n_items);
     next = add_selection(next, CASCADE_WRITE, n_blocks, a->max_layers, a->n_items);

@@ -27,7 +27,8 @@
 enum {
     LAVA_CUDA_MAX_HEADS = 1024, /* KV heads of a selection */
     LAVA_CUDA_MAX_LAYERS = 1024,
-    LAVA_CUDA_ENTROPY_THREADS = 1024,
+    LAVA_CUDA_PIECE = 1024, /* scores of a head that are summed by themselves, as in src/entropy.rs */
+    LAVA_CUDA_ENTROPY_THREADS = 256,
     LAVA_CUDA_BUDGET_THREADS = 128,
     LAVA_CUDA_SELECT_THREADS = 256,
     LAVA_CUDA_SELECT_TILE = 2048, /* entries that a block goes through together */
@@ -99,12 +100,15 @@ typedef struct lava_upload_args {
 /* ---- Entropy ------------------------------------------------------------------------------------------------------ */
 
 /*
- * The entropy of a layer with a fault in its scores, which lava_entropy_heads tells, and the preference of one that has none: a NaN that
+ * The entropy of a layer with a fault in its scores, which lava_entropy_pieces tells, and the preference of one that has none: a NaN that
  * sharing kernels do not tell again, for they know neither the sequence nor the head.
  */
 #define LAVA_NO_ENTROPY 0x7ff80000acedbad5ull
 
-/* lava_entropy_heads: grid (n_kv_heads, n_items), LAVA_CUDA_ENTROPY_THREADS threads. lava_entropy_layer: grid (n_items), 32 threads. */
+/*
+ * lava_entropy_pieces: grid (lava_cuda_pieces(max_prefix), n_kv_heads, n_items), LAVA_CUDA_ENTROPY_THREADS threads. lava_entropy_layer: grid
+ * (n_items), LAVA_CUDA_BUDGET_THREADS threads.
+ */
 typedef struct lava_cuda_entropy_item {
     const float *scores; /* [n_kv_heads, prefix_len] */
     double *entropy;     /* receives one number */
@@ -115,10 +119,19 @@ typedef struct lava_cuda_entropy_args {
     const lava_cuda_entropy_item *items;
     lava_cuda_entropy_item one;
     uint64_t *status;
-    double *workspace; /* [n_items, n_kv_heads, 2]: lava_cuda_entropy_workspace bytes */
-    uint32_t n_items, n_kv_heads;
+    double *workspace; /* [n_items, lava_cuda_piece_sums]: lava_cuda_entropy_workspace bytes */
+    uint32_t n_items, n_kv_heads, max_prefix, reserved;
 } lava_cuda_entropy_args;
-LAVA_PLAN uint64_t lava_cuda_entropy_workspace(uint32_t n_items, uint32_t n_kv_heads) { return (uint64_t) n_items * n_kv_heads * 16; }
+LAVA_PLAN uint32_t lava_cuda_pieces(uint32_t prefix_len) {
+    return (uint32_t) (((uint64_t) prefix_len + LAVA_CUDA_PIECE - 1) / LAVA_CUDA_PIECE);
+}
+/* Doubles for a layer's pieces, [n_kv_heads, pieces, 2], with room for the sums of heads that have none. */
+LAVA_PLAN uint64_t lava_cuda_piece_sums(uint32_t n_kv_heads, uint32_t prefix_len) {
+    return (uint64_t) n_kv_heads * lava_cuda_max(lava_cuda_pieces(prefix_len), 1) * 2;
+}
+LAVA_PLAN uint64_t lava_cuda_entropy_workspace(uint32_t n_items, uint32_t n_kv_heads, uint32_t max_prefix) {
+    return n_items * lava_cuda_piece_sums(n_kv_heads, max_prefix) * 8;
+}
 
 /* ---- Other weights of a layer, and the mean of its heads ------------------------------------------------------------ */
 
@@ -265,7 +278,7 @@ LAVA_PLAN uint64_t lava_cuda_global_workspace(uint32_t n_items, uint32_t n_layer
  *     lava_cascade_begin   grid 1, LAVA_CUDA_BUDGET_THREADS threads, once, before the first push; looks at no pointer but status,
  *                          state and those of params
  * Then for each layer, with item.layer = 0, 1, ... (the host counts; nothing is read back):
- *     lava_cascade_heads   grid (max_heads, 1, n_items), LAVA_CUDA_ENTROPY_THREADS threads
+ *     lava_cascade_pieces  grid (max_pieces, max_heads, n_items), LAVA_CUDA_ENTROPY_THREADS threads
  *     lava_cascade_share   grid (1, 1, n_items), LAVA_CUDA_BUDGET_THREADS threads
  *     lava_cascade_plan    grid (n_blocks, max_layers, n_items), LAVA_CUDA_SELECT_THREADS threads, cooperative if n_blocks > 1
  *     lava_cascade_write   the same
@@ -288,7 +301,8 @@ typedef struct lava_cuda_cascade_args {
     uint64_t *status;
     unsigned char *workspace; /* n_items * workspace_each bytes, the latter lava_cuda_cascade_workspace of an item; needs no contents */
     uint64_t workspace_each;
-    uint32_t n_items, max_layers, max_heads, max_tiles; /* the most of an item: layer + 1, n_kv_heads, lava_cuda_choice_tiles */
+    uint32_t n_items;
+    uint32_t max_layers, max_heads, max_tiles, max_pieces, reserved; /* the most of an item: layer + 1, n_kv_heads, lava_cuda_choice_tiles ... */
 } lava_cuda_cascade_args;
 /* Of any of its pushes. */
 LAVA_PLAN uint64_t lava_cuda_cascade_workspace(const lava_cuda_cascade_item *a) {
@@ -301,7 +315,7 @@ typedef struct lava_cuda_cascade_layout {
     uint64_t cu;                /* u32 [2, n_layers, n_kv_heads + 1]: rows per head, in either copy */
     uint64_t scores, positions; /* [2, capacity] */
     uint64_t rows;              /* u32 [capacity]: which rows of those before the push are kept */
-    uint64_t head_sums;         /* f64 [n_kv_heads, 2] */
+    uint64_t piece_sums;        /* f64 [lava_cuda_piece_sums] */
     uint64_t failed;            /* u32 */
     uint64_t weights;           /* f64 [n_layers]: by which layers share the total */
     uint64_t size, capacity;
@@ -329,8 +343,8 @@ LAVA_PLAN lava_cuda_cascade_layout lava_cuda_cascade_place(const lava_cuda_casca
     l.scores = l.cu + 2 * layers * (heads + 1) * 4;
     l.positions = l.scores + 2 * l.capacity * 4;
     l.rows = l.positions + 2 * l.capacity * 4;
-    l.head_sums = lava_cuda_round_up(l.rows + l.capacity * 4, 16);
-    l.failed = l.head_sums + heads * 16;
+    l.piece_sums = lava_cuda_round_up(l.rows + l.capacity * 4, 16);
+    l.failed = l.piece_sums + lava_cuda_piece_sums(a->n_kv_heads, a->prefix_len) * 8;
     l.weights = l.failed + 16;
     l.size = lava_cuda_round_up(l.weights + layers * 8, 16);
     return l;

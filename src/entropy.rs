@@ -5,7 +5,8 @@
 //! ```
 //!
 //! The right-hand form needs one pass and no second array. All in f64, with sums in one fixed order and a logarithm of
-//! our own without fused operations: the entropy decides budgets, so it must have the same bits on every machine.
+//! our own without fused operations: the entropy decides budgets, so it must have the same bits on every machine. The order
+//! is one that a machine of any width can keep: eight running sums for each thousand scores, then their sums one by one.
 //! (The authors' released code computes it in the model's dtype, which gives values above 1 in bf16 and NaN in f16.)
 
 use crate::error::{Error, ErrorKind, Result, ensure};
@@ -21,6 +22,9 @@ pub struct LayerEntropy {
 
 /// Side-by-side sums, so that a compiler can vectorise without changing the order.
 const LANES: usize = 8;
+
+/// Scores of a head that are summed by themselves, so that a GPU can take them all at once (`cuda/plan.h`: `LAVA_CUDA_PIECE`).
+pub(crate) const PIECE: usize = 1024;
 
 /// Entropy of `scores`, `[n_kv_heads, prefix_len]`. An error names the head of a score that is negative, NaN or infinite.
 pub fn entropy(scores: &[f32], n_kv_heads: usize, prefix_len: usize) -> Result<LayerEntropy> {
@@ -51,9 +55,13 @@ pub(crate) fn mass(scores: &[f32], prefix_len: usize) -> f64 {
     scores.chunks(prefix_len.max(1)).fold(0.0, |mass, head| mass + lane_sum(head, |s| s))
 }
 
-fn lane_sum(head: &[f32], f: impl Fn(f64) -> f64) -> f64 {
+fn lane_sum(head: &[f32], f: impl Fn(f64) -> f64 + Copy) -> f64 {
+    head.chunks(PIECE).fold(0.0, |sum, piece| sum + piece_sum(piece, f))
+}
+
+fn piece_sum(piece: &[f32], f: impl Fn(f64) -> f64) -> f64 {
     let mut l = [0.0f64; LANES];
-    let blocks = head.chunks_exact(LANES);
+    let blocks = piece.chunks_exact(LANES);
     let rest = blocks.remainder();
     for block in blocks {
         for i in 0..LANES {

@@ -220,6 +220,7 @@ struct Pushes {
         for (size_t i = 0; i < list.size(); i++) {
             const lava_cuda_cascade_item &item = items[i] = list[i];
             a.max_layers = std::max(a.max_layers, item.layer + 1), a.max_heads = std::max(a.max_heads, item.n_kv_heads);
+            a.max_pieces = std::max(a.max_pieces, lava_cuda_pieces(item.prefix_len));
             a.workspace_each = std::max(a.workspace_each, lava_cuda_cascade_workspace(&item));
         }
         workspace.reset(new Buffer<unsigned char>(a.n_items * a.workspace_each));
@@ -227,7 +228,7 @@ struct Pushes {
     }
     void begin(unsigned seed) { launch(lava_cascade_begin, 1, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0, seed, a); }
     void push(uint32_t n_blocks, unsigned seed) {
-        launch(lava_cascade_heads, a.max_heads, 1, a.n_items, LAVA_CUDA_ENTROPY_THREADS, 0, seed, a);
+        launch(lava_cascade_pieces, a.max_pieces, a.max_heads, a.n_items, LAVA_CUDA_ENTROPY_THREADS, 0, seed, a);
         launch(lava_cascade_share, 1, 1, a.n_items, LAVA_CUDA_BUDGET_THREADS, 0, seed, a);
         launch(lava_cascade_plan, n_blocks, a.max_layers, a.n_items, LAVA_CUDA_SELECT_THREADS, 0, seed, a, 0);
         launch(lava_cascade_write, n_blocks, a.max_layers, a.n_items, LAVA_CUDA_SELECT_THREADS, 0, seed, a, 0);
@@ -306,7 +307,7 @@ static void check_cascade_faults() {
             scores[25] = a.layer == bad_layer ? bad_score : 1.0f;
             neighbour.next_scores();
             const lava_cuda_cascade_layout l = lava_cuda_cascade_place(&a);
-            if (a.layer == bad_layer) before.assign(state.data() + l.starts, state.data() + l.head_sums);
+            if (a.layer == bad_layer) before.assign(state.data() + l.starts, state.data() + l.piece_sums);
             Pushes({neighbour.item, a}, status.data()).push(2, 1);
             if (a.layer >= bad_layer) CHECK(memcmp(before.data(), state.data() + l.starts, before.size()) == 0, "a push behind the fault did something");
             neighbour.check();

@@ -1,5 +1,8 @@
 // lava_entropy, lava_layer_budgets and lava_mean_over_heads: the bits of the CPU library.
 #include "test.h"
+
+#include <algorithm>
+
 #include "../entropy.cu"
 #include "../budgets.cu"
 #include "../mean.cu"
@@ -16,6 +19,8 @@ static void check_entropy(uint32_t heads, const std::vector<uint32_t> &lengths, 
     std::vector<std::unique_ptr<Buffer<float>>> scores;
     Buffer<lava_cuda_entropy_item> list(lengths.size());
     a.items = list.data(), a.n_items = uint32_t(lengths.size()), a.n_kv_heads = heads;
+    a.max_prefix = *std::max_element(lengths.begin(), lengths.end());
+    const uint32_t pieces = lava_cuda_pieces(a.max_prefix);
     for (uint32_t i = 0; i < a.n_items; i++) {
         scores.emplace_back(new Buffer<float>(size_t(heads) * lengths[i]));
         for (size_t e = 0; e < scores[i]->size(); e++) {
@@ -24,12 +29,12 @@ static void check_entropy(uint32_t heads, const std::vector<uint32_t> &lengths, 
         }
         list[i] = {scores[i]->data(), &entropy[i], &mass[i], lengths[i], i};
     }
-    Buffer<double> workspace(lava_cuda_entropy_workspace(a.n_items, heads) / 8);
+    Buffer<double> workspace(lava_cuda_entropy_workspace(a.n_items, heads, a.max_prefix) / 8);
     Buffer<uint64_t> status(1, 0xFF);
     a.workspace = workspace.data(), a.status = status.data();
     for (unsigned seed = 0; seed < n_seeds(); seed++) {
-        launch(lava_entropy_heads, heads, a.n_items, 1, LAVA_CUDA_ENTROPY_THREADS, 0, seed, a);
-        launch(lava_entropy_layer, a.n_items, 1, 1, 32, 0, seed, a);
+        launch(lava_entropy_pieces, pieces, heads, a.n_items, LAVA_CUDA_ENTROPY_THREADS, 0, seed, a);
+        launch(lava_entropy_layer, a.n_items, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0, seed, a);
         for (uint32_t i = 0; i < a.n_items; i++) {
             const lava_shape shape = lava_shape_init(lengths[i] + 1, heads, heads, 1, 1, 1);
             double e = -1, m = -1;
@@ -44,7 +49,7 @@ static void check_entropy(uint32_t heads, const std::vector<uint32_t> &lengths, 
     for (const float bad : {-1.0f, NAN, INFINITY}) {
         (*scores[0])[size_t(heads) * lengths[0] - 1] = bad;
         status[0] = LAVA_NO_FAULT;
-        launch(lava_entropy_heads, heads, a.n_items, 1, LAVA_CUDA_ENTROPY_THREADS, 0, 0, a);
+        launch(lava_entropy_pieces, pieces, heads, a.n_items, LAVA_CUDA_ENTROPY_THREADS, 0, 0, a);
         CHECK(status[0] == lava_fault(LAVA_FAULT_SCORES, 0, 0, heads - 1), "status %llx", (unsigned long long) status[0]);
     }
 }

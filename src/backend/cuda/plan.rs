@@ -150,6 +150,8 @@ pub struct EntropyArgs {
     pub workspace: *mut c_void,
     pub n_items: u32,
     pub n_kv_heads: u32,
+    pub max_prefix: u32,
+    pub reserved: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -306,7 +308,7 @@ pub struct CascadeArgs {
     pub workspace_each: u64,
     pub n_items: u32,
     /// `with` sets these.
-    pub most: [u32; 3],
+    pub most: [u32; 5],
 }
 
 /// Where a layer's part of a cascade's state is; all on the device.
@@ -427,7 +429,7 @@ const _: () = {
     assert!(size_of::<AttendSequence>() == 280 && offset_of!(AttendSequence, n_base) == 272);
     assert!(size_of::<AttendArgs>() == 360 && offset_of!(AttendArgs, layer) == 288);
     assert!(offset_of!(AttendArgs, partial) == 344);
-    assert!(size_of::<EntropyItem>() == 32 && size_of::<EntropyArgs>() == 64);
+    assert!(size_of::<EntropyItem>() == 32 && size_of::<EntropyArgs>() == 72);
     assert!(size_of::<PreferenceItem>() == 24 && size_of::<PreferenceArgs>() == 64);
     assert!(size_of::<MeanItem>() == 16 && size_of::<MeanArgs>() == 48);
     assert!(size_of::<BudgetItem>() == 48 && size_of::<BudgetArgs>() == 72);
@@ -436,8 +438,9 @@ const _: () = {
     assert!(size_of::<CompactItem>() == 136 && size_of::<CompactArgs>() == 168);
     assert!(size_of::<GlobalItem>() == 72 && size_of::<GlobalArgs>() == 112);
     assert!(size_of::<CascadeItem>() == 88 && offset_of!(CascadeItem, layer) == 56);
-    assert!(size_of::<CascadeArgs>() == 136);
+    assert!(size_of::<CascadeArgs>() == 144);
     assert!(size_of::<UploadArgs>() == 4016);
+    assert!(crate::entropy::PIECE == 1024);
 };
 
 /// A C string literal.

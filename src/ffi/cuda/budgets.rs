@@ -306,5 +306,5 @@ fn global_args(shape: &Shape, n_layers: u32, n_sequences: u32) -> Result<GlobalA
 fn entropy_args(shape: &Shape, n_sequences: u32) -> Result<EntropyArgs> {
     check_batch(shape, n_sequences)?;
     let (n_items, n_kv_heads) = (n_sequences, shape.n_kv_heads as u32);
-    Ok(EntropyArgs { n_items, n_kv_heads, ..EntropyArgs::EMPTY })
+    Ok(EntropyArgs { n_items, n_kv_heads, max_prefix: shape.prefix_len() as u32, ..EntropyArgs::EMPTY })
 }
