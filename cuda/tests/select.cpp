@@ -179,6 +179,8 @@ struct Cascade {
     void next_scores() {
         fill(random, scores.data(), scores.size(), int(random.below(2)));
         for (size_t i = 0; i < scores.size(); i++) scores[i] = powf(scores[i], float(1 + 6 * (item.layer % 3))); // of unlike entropy
+        // Now and then a head that would keep nothing, were it not promised something.
+        if (random.below(2) == 0) for (size_t i = 0; i < prefix; i++) scores[scores.size() - prefix + i] *= 1e-4f;
         weight[0] = random.below(3) == 0 ? 0.0 : fabs(double(random.normal()));
     }
     /// Behind the push of item.layer, which is the CPU's too then.
@@ -371,7 +373,7 @@ int main() {
         }
     check_cascade_faults();
     for (const uint32_t n_blocks : {1u, 3u}) check_cascades_together(n_blocks, seed++);
-    // What random options may miss: each way of sharing alone, and head weights that differ from layer to layer.
+    // What random options may miss: each way of sharing alone, head weights that differ from layer to layer, and promises.
     for (const int by : {LAVA_LAYERS_ENTROPY, LAVA_LAYERS_EQUAL, LAVA_LAYERS_WEIGHTS, LAVA_LAYERS_GLOBAL}) {
         lava_select_params alone = lava_select_params_init();
         alone.layer_budgets = by;
@@ -379,6 +381,10 @@ int main() {
         Buffer<double> own(5 * 2);
         for (uint32_t i = 0; i < 10; i++) own[i] = 1 + (7 * i) % 10;
         alone.head_weights = own.data();
+        if (by != LAVA_LAYERS_GLOBAL) check_cascade(2, 5, 90, 2, 350, alone, 2, seed++);
+        // Heads with next to no weight have what they are promised.
+        for (uint32_t i = 0; i < 10; i++) own[i] = i % 2 ? 1 : 1e-6;
+        alone.head_min = 9;
         if (by != LAVA_LAYERS_GLOBAL) check_cascade(2, 5, 90, 2, 350, alone, 2, seed++);
     }
     for (const int by : {LAVA_LAYERS_ENTROPY, LAVA_LAYERS_EQUAL, LAVA_LAYERS_WEIGHTS, LAVA_LAYERS_GLOBAL})
