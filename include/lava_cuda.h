@@ -435,7 +435,8 @@ typedef struct lava_cuda_cascade_layer {
      */
     uint32_t reserved;
     /**
-     * One number: kept_indices and rows of this layer begin so many entries behind the pointers below. rows_offset of lava_cuda_compact.
+     * One number: kept_indices and rows of this layer begin so many entries behind the pointers below. rows_offset of lava_cuda_compact,
+     * kept_offset of lava_cuda_attend.
      */
     const uint64_t *offset;
     /**
@@ -663,7 +664,7 @@ lava_status lava_cuda_score_workspace_size(const void *context,
  *     is past this one.
  * status: device memory; see the top.
  * stream: a CUstream or cudaStream_t of the context, NULL for its default stream.
- * Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, OVERFLOW, DTYPE, UNSUPPORTED, STATE,
+ * Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, OVERFLOW, DTYPE, STATE,
  *     CONTEXT: nothing was launched. LAUNCH: some launches may have been. Any thread that has the context.
  */
 lava_status lava_cuda_score(const void *context,

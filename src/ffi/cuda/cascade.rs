@@ -53,7 +53,8 @@ pub struct lava_cuda_cascade_layer {
     pub struct_size: u32,
     /// 0.
     pub reserved: u32,
-    /// One number: kept_indices and rows of this layer begin so many entries behind the pointers below. rows_offset of lava_cuda_compact.
+    /// One number: kept_indices and rows of this layer begin so many entries behind the pointers below. rows_offset of lava_cuda_compact,
+    /// kept_offset of lava_cuda_attend.
     pub offset: *const u64,
     /// True token positions kept by each head, ascending, window included.
     pub kept_indices: *const u32,

@@ -70,7 +70,7 @@ pub unsafe extern "C" fn lava_cuda_score_workspace_size(
 ///     is past this one.
 /// status: device memory; see the top.
 /// stream: a CUstream or cudaStream_t of the context, NULL for its default stream.
-/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, OVERFLOW, DTYPE, UNSUPPORTED, STATE,
+/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, OVERFLOW, DTYPE, STATE,
 ///     CONTEXT: nothing was launched. LAUNCH: some launches may have been. Any thread that has the context.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_score(
