@@ -719,7 +719,7 @@ def time_decisions(lava, table, generator, n, n_layers, ratio):
     of_torch = timed([lambda s=s: torch_score(*s) for s in layers], 3) * n_layers
     for evict in (False, True):
         run = Prefill(lava, layers, n_layers, total, 3, evict=evict)
-        table.row(f"prefill, {n_layers} layers{', evicting after each' if evict else ', deciding'}", timed([run], 3), n_bytes, of_torch)
+        table.row(f"prefill, {n_layers} layers, {ratio:.0%}{', evicting after each' if evict else ', deciding'}", timed([run], 3), n_bytes, of_torch)
         lava.finish()
 
 
@@ -731,7 +731,8 @@ def times(lava, generator):
         time_scores(lava, table, generator, n, d, dtype)
     for batch, kept, d in [(16, 1024, 128), (1, 1024, 128), (16, 4096, 128), (64, 1024, 128), (16, 1024, 64)]:
         time_attention(lava, table, generator, batch, kept, d, torch.bfloat16)
-    time_decisions(lava, table, generator, 32768, 32, 0.2)
+    for ratio in (1 / 32, 0.2):
+        time_decisions(lava, table, generator, 32768, 32, ratio)
 
 
 def main():
