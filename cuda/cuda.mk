@@ -153,7 +153,7 @@ cuda-gpu: $(CU_KIT)/.fetched $(CU_HOME)/fake/libcuda.so.1 $(foreach test,$(CU_GP
 $(CU_GPU)/%: $(CU)/tests/%.cpp $(CU_TEST_NEEDS)
 	@mkdir -p $(CU_GPU)
 	@echo "nvcc $*"
-	@$(NVCC) -std=c++17 -O3 $(if $(filter shares select,$*),-fmad=false) -gencode arch=compute_80,code=[sm_80,compute_80] \
+	@$(NVCC) -std=c++17 -O3 $(if $(filter shares select global,$*),-fmad=false) -gencode arch=compute_80,code=[sm_80,compute_80] \
 		-gencode arch=compute_90a,code=sm_90a -L $(CU_KIT)/lib -x cu $< -o $@ -Xlinker $(LIB) -lm -lpthread -ldl
 
 # What the tests are worth: removes barriers and turns rules around, one at a time, and wants a test to say so.
