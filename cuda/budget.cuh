@@ -30,14 +30,13 @@ __device__ inline uint32_t first_faulty_weight(const double *weights, uint32_t n
     return first;
 }
 
-/// Sum over the block, for all threads. `memory`: one entry per thread.
-template <class T> __device__ inline T block_total(T x, T *memory) {
-    memory[threadIdx.x] = x;
-    __syncthreads();
-    T sum = 0;
-    for (unsigned i = 0; i < blockDim.x; i++) sum += memory[i];
-    __syncthreads();
-    return sum;
+/// 128 bits go through a shuffle in halves.
+template <> __device__ inline i128 warp_sum(i128 x) {
+    for (int by = 16; by > 0; by /= 2) {
+        const uint64_t low = __shfl_xor_sync(ALL, uint64_t(x), by), high = __shfl_xor_sync(ALL, uint64_t(u128(x) >> 64), by);
+        x += i128(u128(high) << 64 | low);
+    }
+    return x;
 }
 
 /// Quotient and remainder, bit for bit: that of 128-bit numbers is a call, around which registers would spill. The divisor is below 2^63,
@@ -72,7 +71,7 @@ __device__ void round_shares(Rounding rounding, uint64_t denominator, uint64_t t
         out[i] = share.quotient + (rounding == Rounding::UP && share.remainder != 0);
         floors += share.quotient;
     }
-    const uint64_t left = total - block_total(floors, memory); // synchronises: all remainders are there
+    const uint64_t left = total - block_sum(floors, memory); // synchronises: all remainders are there
     if (rounding == Rounding::UP) return;
     for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) {
         if (remainder[i] == NOT_OPEN) continue;
@@ -87,15 +86,15 @@ __device__ void round_shares(Rounding rounding, uint64_t denominator, uint64_t t
 /// What sharing needs: a few numbers for each sharer, layers or heads, and for each thread.
 struct ShareMemory {
     uint64_t *weight, *remainder, *share; // [n]
-    uint64_t *sums;                       // [threads]
-    i128 *wide;                           // [threads]
+    uint64_t *sums;                       // [warps]
+    i128 *wide;                           // [warps]
 };
 #define LAVA_SHARE_MEMORY(name, n, threads)                                                                               \
     LAVA_SHARED(uint64_t, name##_weight, n);                                                                              \
     LAVA_SHARED(uint64_t, name##_remainder, n);                                                                           \
     LAVA_SHARED(uint64_t, name##_share, n);                                                                               \
-    LAVA_SHARED(uint64_t, name##_sums, threads);                                                                          \
-    LAVA_SHARED(lava::i128, name##_wide, threads);                                                                        \
+    LAVA_SHARED(uint64_t, name##_sums, (threads) / 32);                                                                   \
+    LAVA_SHARED(lava::i128, name##_wide, (threads) / 32);                                                                 \
     const lava::ShareMemory name = {name##_weight, name##_remainder, name##_share, name##_sums, name##_wide}
 
 /// Shares `total` among `n` in proportion to their weights, into m.share: as src/budget.rs does, by one block. Weights are finite and
@@ -125,9 +124,9 @@ __device__ void water_fill(uint32_t n, const double *weights, Capacity capacity,
             if (m.share[i] == OPEN) sum += m.weight[i], n_open++;
             else fixed += m.share[i];
         }
-        const uint64_t rest = total - block_total(fixed, m.sums);
-        sum = block_total(sum, m.sums);
-        n_open = block_total(n_open, m.sums);
+        const uint64_t rest = total - block_sum(fixed, m.sums);
+        sum = block_sum(sum, m.sums);
+        n_open = block_sum(n_open, m.sums);
         const bool equal = sum == 0; // all zero: equal weights
         if (equal) sum = n_open;
         const auto share = [&](uint32_t i) { return u128(rest) * (equal ? 1 : m.weight[i]); };
@@ -139,7 +138,7 @@ __device__ void water_fill(uint32_t n, const double *weights, Capacity capacity,
             const u128 low = u128(minimum(i)) * sum, high = u128(capacity(i)) * sum, own = share(i);
             excess += i128(own < low ? low : own > high ? high : own) - i128(own);
         }
-        excess = block_total(excess, m.wide);
+        excess = block_sum(excess, m.wide);
         uint64_t n_fixed = 0;
         for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) {
             if (m.share[i] != OPEN) continue;
@@ -147,7 +146,7 @@ __device__ void water_fill(uint32_t n, const double *weights, Capacity capacity,
             if (excess >= 0 && own < u128(minimum(i)) * sum) m.share[i] = minimum(i), n_fixed++;
             else if (excess <= 0 && own > u128(capacity(i)) * sum) m.share[i] = capacity(i), n_fixed++;
         }
-        if (block_total(n_fixed, m.sums) != 0) continue;
+        if (block_sum(n_fixed, m.sums) != 0) continue;
         if (n_open != 0) round_shares(rounding, sum, rest, n, share, m.share, m.remainder, m.sums);
         __syncthreads();
         return;

@@ -93,7 +93,7 @@ __device__ inline Choice<LayersSoFar> layer_of(const State &s, uint32_t layer) {
 
 LAVA_KERNEL(LAVA_CUDA_BUDGET_THREADS) lava_cascade_begin(const __grid_constant__ lava_cuda_cascade_args args) {
     using namespace lava;
-    LAVA_SHARED(uint64_t, sums, LAVA_CUDA_BUDGET_THREADS);
+    LAVA_SHARED(uint64_t, sums, LAVA_CUDA_BUDGET_THREADS / 32);
     LAVA_SHARED(uint32_t, first, 1);
     const State s(args);
     const lava_cuda_cascade_item &a = s.a;
@@ -108,7 +108,7 @@ LAVA_KERNEL(LAVA_CUDA_BUDGET_THREADS) lava_cascade_begin(const __grid_constant__
     uint64_t n = 0;
     for (uint32_t i = threadIdx.x; i < a.prefix_len; i += blockDim.x)
         n += i < a.params.n_sink || (a.params.protected_mask != nullptr && a.params.protected_mask[i] != 0);
-    const uint64_t each = max(block_total(n, sums), uint64_t(min(a.params.head_min, a.prefix_len)));
+    const uint64_t each = max(block_sum(n, sums), uint64_t(min(a.params.head_min, a.prefix_len)));
     const uint64_t minimum = each * a.n_kv_heads, entries = uint64_t(a.n_kv_heads) * a.prefix_len;
     for (uint32_t l = threadIdx.x; l < a.n_layers; l += blockDim.x) s.minimums[l] = minimum, s.capacities[l] = entries;
     if (threadIdx.x == 0 && minimum * a.n_layers > min(a.total, entries * a.n_layers)) fail_cascade(s, 0, 0, LAVA_FAULT_BUDGET);
@@ -178,8 +178,11 @@ LAVA_SELECT_KERNEL lava_cascade_write(const __grid_constant__ lava_cuda_cascade_
     const uint32_t layer = blockIdx.y, heads = a.n_kv_heads;
     if (*s.failed || layer > a.layer) return;
     const Choice<LayersSoFar> c = layer_of(s, layer);
+    LAVA_SHARED(uint64_t, sums, LAVA_CUDA_SELECT_THREADS / 32);
+    LAVA_SHARED(double, masses, LAVA_CUDA_SELECT_THREADS / 32);
     uint64_t start = 0;
-    for (uint32_t l = 0; l < layer; l++) start += s.new_cu[uint64_t(l) * (heads + 1) + heads];
+    for (uint32_t l = threadIdx.x; l < layer; l += blockDim.x) start += s.new_cu[uint64_t(l) * (heads + 1) + heads];
+    start = block_sum(start, sums);
     const uint32_t *const cu = s.new_cu + uint64_t(layer) * (heads + 1);
     write_kept(c, c.control + 8, [&](uint32_t h, const Head &head, uint32_t row, uint32_t place) {
         const uint64_t to = start + cu[h] + place;
@@ -187,9 +190,11 @@ LAVA_SELECT_KERNEL lava_cascade_write(const __grid_constant__ lava_cuda_cascade_
         s.new_positions[to] = head.position(row);
         s.rows[to] = row;
     });
-    if (c.block != 0 || threadIdx.x != 0) return;
+    if (c.block != 0) return;
+    const double kept_mass = mass_of_tiles(c, 1, masses);
+    if (threadIdx.x != 0) return;
     const uint64_t kept = cu[heads] - uint64_t(heads) * a.window_rows;
     s.new_starts[layer] = start;
     s.budgets[layer] = kept;
-    s.shares[layer] = evicted_share(kept == s.capacities[layer], s.masses[layer], mass_of_tiles(c, 1));
+    s.shares[layer] = evicted_share(kept == s.capacities[layer], s.masses[layer], kept_mass);
 }

@@ -403,11 +403,11 @@ template <class Source, class Emit> __device__ void write_kept(const Choice<Sour
     meet_blocks(counter, c.n_blocks);
 }
 
-/// Sum over the tiles in order: of all scores (0) or of the kept ones (1).
-template <class Source> __device__ double mass_of_tiles(const Choice<Source> &c, int which) {
+/// Sum over the tiles by one block, for all of its threads: of all scores (0) or of the kept ones (1). `memory`: one entry per warp.
+template <class Source> __device__ double mass_of_tiles(const Choice<Source> &c, int which, double *memory) {
     double mass = 0.0;
-    for (uint32_t t = 0; t < c.n_heads * c.tiles_per_head; t++) mass += c.tile_mass[2 * t + which];
-    return mass;
+    for (uint32_t t = threadIdx.x; t < c.n_heads * c.tiles_per_head; t += blockDim.x) mass += c.tile_mass[2 * t + which];
+    return block_sum(mass, memory);
 }
 
 __device__ inline double evicted_share(bool everything_kept, double mass, double kept_mass) {

@@ -68,6 +68,7 @@ __device__ inline void entropy_of_layer(double *sums, uint32_t n_kv_heads, uint3
     for (uint32_t h = threadIdx.x; h < n_kv_heads; h += blockDim.x) {
         double *const its = sums + h * apart;
         double weighted = 0.0, total = 0.0;
+#pragma unroll 8 // the loads are on their way together, the sums in order
         for (uint32_t p = 0; p < pieces; p++) weighted += its[2 * p], total += its[2 * p + 1];
         its[0] = weighted, its[1] = total;
     }

@@ -23,10 +23,11 @@ LAVA_SELECT_KERNEL lava_select_entries(const __grid_constant__ lava_cuda_select_
     choose(c, c.minimum(), budget, Rounding::EXACT);
     if (c.block == 0 && threadIdx.x == 0) write_counts(c.counts, c.n_heads, c.window_rows, item.cu_kept);
     write_kept(c, c.control, [&](uint32_t h, const Head &, uint32_t row, uint32_t place) { item.kept_indices[item.cu_kept[h] + place] = row; });
-    if (c.block == 0 && threadIdx.x == 0 && item.selection != nullptr) {
-        const uint64_t rows = item.cu_kept[c.n_heads], kept = rows - uint64_t(c.n_heads) * c.window_rows;
-        const double mass = mass_of_tiles(c, 0);
-        const bool everything = kept == uint64_t(c.n_heads) * c.prefix_len;
-        *item.selection = {sizeof *item.selection, everything, rows, kept, mass, evicted_share(everything, mass, mass_of_tiles(c, 1))};
-    }
+    if (c.block != 0 || item.selection == nullptr) return;
+    LAVA_SHARED(double, masses, LAVA_CUDA_SELECT_THREADS / 32);
+    const double mass = mass_of_tiles(c, 0, masses), kept_mass = mass_of_tiles(c, 1, masses);
+    if (threadIdx.x != 0) return;
+    const uint64_t rows = item.cu_kept[c.n_heads], kept = rows - uint64_t(c.n_heads) * c.window_rows;
+    const bool everything = kept == uint64_t(c.n_heads) * c.prefix_len;
+    *item.selection = {sizeof *item.selection, everything, rows, kept, mass, evicted_share(everything, mass, kept_mass)};
 }

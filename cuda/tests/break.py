@@ -60,6 +60,7 @@ BREAKS = [
     ("entropy.cuh", "", "p < pieces; p++", "p < min(pieces, 2u); p++", "shares", "plain"),
     ("entropy.cuh", "", "1.0 / 15.0", "1.0 / 14.0", "shares", "plain"),
     ("budget.cuh", "", "remainder[j] == remainder[i] && j < i", "remainder[j] == remainder[i] && j > i", "shares", "plain"),
+    ("budget.cuh", "", "u128(high) << 64 | low", "low", "shares", "plain"),
     ("budget.cuh", "", "remainder >= divisor", "remainder > divisor", "shares", "plain"),
     ("device.cuh", "inline void meet_blocks", "if (n_blocks > 1 && threadIdx.x == 0) {", "if (false) {", "select", "plain"),
     ("choose.cuh", "", "atomicAdd(&c.histogram[highest >> shift & mask], 0u - c.taken_ties[h]);", ";", "select", "plain"),
@@ -100,7 +101,7 @@ BREAKS = [
     ("cascade.cu", "", "*a.weight : 1.0", "*a.weight : s.entropies[a.layer]", "select", "plain"),
     ("cascade.cu", "", "c.params.head_weights += uint64_t(layer) * a.n_kv_heads;", ";", "select", "plain"),
     ("cascade.cu", "", "c.head.first = first, ", "c.head.first = 0, ", "select", "plain"),
-    ("cascade.cu", "const uint64_t each", "max(block_total(n, sums), uint64_t(min(a.params.head_min, a.prefix_len)))", "block_total(n, sums)", "select", "plain"),
+    ("cascade.cu", "const uint64_t each", "max(block_sum(n, sums), uint64_t(min(a.params.head_min, a.prefix_len)))", "block_sum(n, sums)", "select", "plain"),
 ]
 
 
