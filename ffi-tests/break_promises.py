@@ -145,7 +145,7 @@ ROWS = [
     ("GPU: a cascade takes n_layers pushes", "ffi/cuda/cascade.rs",
      "ensure(own.n_pushed < own.n_layers, ErrorKind::State, c\"cascade\")?;", "", "path"),
     ("GPU: weights are for a cascade by weights", "ffi/cuda/cascade.rs",
-     "ensure(weighted || weight.is_null(), ErrorKind::Argument, c\"weight\")?;", "", "path"),
+     "ensure(weighted || s.weight.is_null(), ErrorKind::Argument, c\"weight\")?;", "", "path"),
     ("GPU: caches of other kinds in one call", "ffi/cuda/compact.rs",
      "filter(|found| found.kind == kind)", "filter(|_| true)", "path"),
     ("GPU: where a layer lies after a push", "../cuda/plan.c", "now = (a->layer + 1) % 2", "now = a->layer % 2", "path"),
