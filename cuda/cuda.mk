@@ -61,7 +61,7 @@ cuda-test: cuda-plain cuda-tsan cuda-asan
 .PHONY: cuda-plain
 cuda-plain: $(foreach test,$(CU_TESTS),$(CU_HOME)/test-$(test))
 	@set -e; for test in $(CU_TESTS); do LAVA_SEEDS=2 $(CU_HOME)/test-$$test; done
-# All cases take ten minutes and four (SAMPLE=1): of each check the first and one of so many are in `make test`.
+# All cases take many minutes (SAMPLE=1): of each check the first and one of so many are in `make test`.
 cuda-tsan: SAMPLE ?= 16
 cuda-asan: SAMPLE ?= 4
 cuda-tsan: $(foreach test,$(CU_TESTS),$(CU_HOME)/tsan-$(test))

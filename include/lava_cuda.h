@@ -916,7 +916,7 @@ lava_status lava_cuda_cascade_state_size(const lava_shape *shape,
  * Bytes of device memory that lava_cuda_cascade_push needs as a workspace, enough for every layer.
  *
  * context: from lava_cuda_init.
- * cascade: from lava_cuda_cascade_init; of those of a call the one of the longest sequence, if nothing else about them differs.
+ * cascade: from lava_cuda_cascade_init. A call with unlike ones needs the largest size that one of them gives.
  * n_sequences: as for lava_cuda_cascade_push.
  * size: receives the bytes; untouched on error.
  * Errors: NULL, STRUCT_SIZE, ARGUMENT, STATE. Any thread.
@@ -1049,7 +1049,8 @@ lava_status lava_cuda_attend_workspace_size(const void *context,
  * lava_attend for a batch of sequences, each with as many new queries and a compressed cache of its own.
  *
  * The counts n_rows are read on the device, when the kernels run: a captured graph stays good while caches grow, up to max_rows and
- * total_rows. A larger count is taken as max_rows, and what all heads together have more than total_rows is left out. With causal, a head of fewer than n_tokens rows has queries that see
+ * total_rows. A larger count is taken as max_rows. Where all together have more rows than that, nothing is written behind the workspace,
+ * but outputs are not to be used. With causal, a head of fewer than n_tokens rows has queries that see
  * nothing: the first ones.
  *
  * context: from lava_cuda_init.

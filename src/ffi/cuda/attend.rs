@@ -74,7 +74,8 @@ pub unsafe extern "C" fn lava_cuda_attend_workspace_size(
 /// lava_attend for a batch of sequences, each with as many new queries and a compressed cache of its own.
 ///
 /// The counts n_rows are read on the device, when the kernels run: a captured graph stays good while caches grow, up to max_rows and
-/// total_rows. A larger count is taken as max_rows, and what all heads together have more than total_rows is left out. With causal, a head of fewer than n_tokens rows has queries that see
+/// total_rows. A larger count is taken as max_rows. Where all together have more rows than that, nothing is written behind the workspace,
+/// but outputs are not to be used. With causal, a head of fewer than n_tokens rows has queries that see
 /// nothing: the first ones.
 ///
 /// context: from lava_cuda_init.

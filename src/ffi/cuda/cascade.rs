@@ -124,7 +124,7 @@ pub unsafe extern "C" fn lava_cuda_cascade_state_size(
 /// Bytes of device memory that lava_cuda_cascade_push needs as a workspace, enough for every layer.
 ///
 /// context: from lava_cuda_init.
-/// cascade: from lava_cuda_cascade_init; of those of a call the one of the longest sequence, if nothing else about them differs.
+/// cascade: from lava_cuda_cascade_init. A call with unlike ones needs the largest size that one of them gives.
 /// n_sequences: as for lava_cuda_cascade_push.
 /// size: receives the bytes; untouched on error.
 /// Errors: NULL, STRUCT_SIZE, ARGUMENT, STATE. Any thread.
