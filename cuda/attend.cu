@@ -156,7 +156,7 @@ template <> __device__ inline uint32_t pack<__nv_bfloat16>(float lower, float up
 template <class T> __device__ float rest(float x) { return x - widen(T(x)); }
 
 template <class T, int D> __device__ void attend_item(const Cache &cache, const Work &work, T *shared) {
-    constexpr int STAGES = D > 80 ? 2 : 3, TILE = STEP * PITCH<D>;
+    constexpr int STAGES = LAVA_ATTEND_STAGES(D), TILE = STEP * PITCH<D>;
     const lava_attend_args &args = cache.args;
     const uint32_t lane = threadIdx.x % 32, group = cache.group(), n_queries = lava_attend_queries(&args);
 
@@ -286,7 +286,7 @@ template <class T, int D> __device__ void attend_item(const Cache &cache, const 
 
 template <class T, int D> __device__ void attend_rows(const lava_attend_args &args) {
     LAVA_DYNAMIC_SHARED(shared);
-    constexpr int STAGES = D > 80 ? 2 : 3, OF_WARP = STAGES * 2 * STEP * PITCH<D>;
+    constexpr int STAGES = LAVA_ATTEND_STAGES(D), OF_WARP = STAGES * 2 * STEP * PITCH<D>;
     T *const own = reinterpret_cast<T *>(shared) + threadIdx.x / 32 * OF_WARP;
     for_each_item(args, [&](const Cache &cache, const Work &work) { attend_item<T, D>(cache, work, own); });
 }
@@ -407,7 +407,7 @@ __device__ inline void attend_merge(const lava_attend_args &args) {
 } // namespace lava
 
 #define LAVA_ATTEND_KERNEL(name, T, D)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(32 * LAVA_ATTEND_WARPS, D > 128 ? 2 : 3)                                  \
+    extern "C" __global__ void __launch_bounds__(32 * LAVA_ATTEND_WARPS, LAVA_ATTEND_BLOCKS(D))                             \
         lava_attend_rows_##name(const __grid_constant__ lava_attend_args args) {                                           \
         lava::attend_rows<T, D>(args);                                                                                     \
     }
@@ -422,7 +422,7 @@ LAVA_ATTEND_KERNEL(bf16_96, __nv_bfloat16, 96)
 LAVA_ATTEND_KERNEL(bf16_128, __nv_bfloat16, 128)
 LAVA_ATTEND_KERNEL(bf16_256, __nv_bfloat16, 256)
 
-extern "C" __global__ void __launch_bounds__(32 * LAVA_ATTEND_WARPS, 4)
+extern "C" __global__ void __launch_bounds__(32 * LAVA_ATTEND_WARPS, LAVA_ATTEND_ANY_BLOCKS)
     lava_attend_rows_any(const __grid_constant__ lava_attend_args args) {
     lava::for_each_item(args, [](const lava::Cache &cache, const lava::Work &work) { lava::attend_item_any(cache, work); });
 }

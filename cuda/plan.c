@@ -83,6 +83,8 @@ const char *const lava_plan_kernels[] = {
 _Static_assert(sizeof(lava_plan_kernels) / sizeof(lava_plan_kernels[0]) == N_KERNELS, "a name for each number");
 _Static_assert(N_KERNELS == 60, "plan.rs: N_KERNELS");
 _Static_assert(LAVA_CUDA_PIECE == 1024, "plan.rs: entropy::PIECE");
+_Static_assert(LAVA_SCORE_SPREAD == 5, "plan.rs: SPREAD");
+_Static_assert(LAVA_NO_HEAD == 0xfffff, "ffi/cuda.rs: NO_HEAD");
 _Static_assert(LAVA_CUDA_SELECT_THREADS == 256, "plan.rs: SELECT_THREADS");
 
 typedef struct lava_launch {
@@ -174,7 +176,7 @@ size_t lava_plan_attend(lava_attend_args *a, int32_t *instance, const lava_proce
 
 /** Blocks of attend_rows that a processor holds: shared memory decides, of which CUDA takes 1 KB for each, or the launch bounds do. */
 static uint32_t attend_blocks(const lava_attend_args *a, int32_t instance, const lava_processors *device) {
-    const uint32_t by_registers = !instance ? 4 : a->head_dim_k > 128 ? 2 : 3;
+    const uint32_t by_registers = instance ? LAVA_ATTEND_BLOCKS(a->head_dim_k) : LAVA_ATTEND_ANY_BLOCKS;
     const uint32_t by_memory = instance ? (device->shared_bytes + 1024) / (lava_attend_shared(a) + 1024) : by_registers;
     return by_memory < 1 ? 1 : by_memory < by_registers ? by_memory : by_registers;
 }

@@ -249,11 +249,11 @@ static inline int lava_score_is_aligned(const lava_score_args *a, const lava_sco
 }
 
 /** Tiles of 16 rows that one warp of an instance holds in registers. */
-LAVA_PLAN uint32_t lava_score_row_tiles_of_warp(uint32_t head_dim_k) { return head_dim_k > 128 ? 1 : 2; }
+#define LAVA_SCORE_TILES_OF_WARP(head_dim_k) ((head_dim_k) > 128 ? 1 : 2)
 
 /** Sets row_warps and key_split. `instance`: not score_*_any. */
 static inline void lava_score_split(lava_score_args *a, int instance) {
-    const uint32_t per_warp = lava_score_row_tiles_of_warp(a->head_dim_k), tiles = lava_score_rows(a) / LAVA_SCORE_ROWS;
+    const uint32_t per_warp = LAVA_SCORE_TILES_OF_WARP(a->head_dim_k), tiles = lava_score_rows(a) / LAVA_SCORE_ROWS;
     const uint32_t wanted = (tiles + per_warp - 1) / per_warp;
     a->row_warps = a->key_split = 2; /* what score_*_any are made for */
     if (!instance) return;
@@ -265,16 +265,16 @@ static inline void lava_score_split(lava_score_args *a, int instance) {
 LAVA_PLAN uint32_t lava_score_threads(const lava_score_args *a) { return 32 * a->row_warps * a->key_split; }
 
 /** Tiles of keys on their way from memory at the same time, and being worked on. */
-LAVA_PLAN uint32_t lava_score_stages(uint32_t head_dim_k) { return head_dim_k > 128 ? 2 : 3; }
+#define LAVA_SCORE_STAGES(head_dim_k) ((head_dim_k) > 128 ? 2 : 3)
 
 /** Bytes of dynamic shared memory of score_stats_*: the tiles, their rows 16 bytes apart from each other. */
 LAVA_PLAN uint32_t lava_score_stats_shared(const lava_score_args *a) {
-    return lava_score_stages(a->head_dim_k) * LAVA_SCORE_KEYS * (a->head_dim_k + 8) * 2;
+    return LAVA_SCORE_STAGES(a->head_dim_k) * LAVA_SCORE_KEYS * (a->head_dim_k + 8) * 2;
 }
 
 /** Row tiles that the warps of a block hold together. */
 LAVA_PLAN uint32_t lava_score_row_tiles_at_once(const lava_score_args *a) {
-    return a->row_warps * lava_score_row_tiles_of_warp(a->head_dim_k);
+    return a->row_warps * LAVA_SCORE_TILES_OF_WARP(a->head_dim_k);
 }
 
 /** The same of score_columns_*: also two buffers of sums per row tile and key, and what is carried from round to round. */
@@ -370,11 +370,15 @@ static inline int lava_attend_is_aligned(const lava_attend_args *a, const lava_a
  * Steps of a warp on their way from memory at the same time, and being worked on. Up to 128 dimensions three blocks have room for theirs on
  * the largest GPUs, and one on the smallest.
  */
-LAVA_PLAN uint32_t lava_attend_stages(uint32_t head_dim_k) { return head_dim_k > 80 ? 2 : 3; }
+#define LAVA_ATTEND_STAGES(head_dim_k) ((head_dim_k) > 80 ? 2 : 3)
+
+/** Blocks of attend_rows that a processor holds, as far as registers go: what the kernels' launch bounds ask for. */
+#define LAVA_ATTEND_BLOCKS(head_dim_k) ((head_dim_k) > 128 ? 2 : 3)
+#define LAVA_ATTEND_ANY_BLOCKS 4
 
 /** Bytes of dynamic shared memory of attend_rows_<type>_<dim>. */
 LAVA_PLAN uint32_t lava_attend_shared(const lava_attend_args *a) {
-    return LAVA_ATTEND_WARPS * lava_attend_stages(a->head_dim_k) * LAVA_ATTEND_KEYS * 2 * (a->head_dim_k + 8) * 2;
+    return LAVA_ATTEND_WARPS * LAVA_ATTEND_STAGES(a->head_dim_k) * LAVA_ATTEND_KEYS * 2 * (a->head_dim_k + 8) * 2;
 }
 
 #endif

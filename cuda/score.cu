@@ -18,7 +18,7 @@ namespace lava {
 __device__ inline uint32_t own_row(uint32_t half) { return threadIdx.x % 32 / 4 + 8 * half; }
 
 /// Row tiles that a warp holds in registers.
-template <int D> constexpr int HELD = D > 128 ? 1 : 2;
+template <int D> constexpr int HELD = LAVA_SCORE_TILES_OF_WARP(D);
 
 /// The queries of `M` row tiles, as the tensor cores take them, times -1 if the scale is negative: then a larger dot product is a larger
 /// logit. Rows that fill a window up are zero.
@@ -69,7 +69,7 @@ __device__ void to_exponents(float (&x)[M][2][4], const Range &range, const Logi
 /// of the block's threads are past the step before), and is given the dot products of 16 keys at a time.
 template <class T, int D, class Visitor>
 __device__ void stream_keys(const Range &range, unsigned char *shared, Visitor &visitor) {
-    constexpr int M = HELD<D>, STAGES = D > 128 ? 2 : 3, STAGE = KEYS * PITCH<D>;
+    constexpr int M = HELD<D>, STAGES = LAVA_SCORE_STAGES(D), STAGE = KEYS * PITCH<D>;
     const lava_score_args &args = range.args;
     T *const stages = reinterpret_cast<T *>(shared);
     const uint32_t warp = threadIdx.x / 32, row_warps = args.row_warps, share = warp / row_warps;
@@ -367,7 +367,7 @@ template <class T, int D> __device__ void columns(const lava_score_args &args) {
     if (job.done) return;
     const Range range = job.range();
     if (range.first == range.end) return;
-    constexpr int STAGES = D > 128 ? 2 : 3;
+    constexpr int STAGES = LAVA_SCORE_STAGES(D);
     Columns<HELD<D>> columns(range, reinterpret_cast<float *>(shared + STAGES * KEYS * PITCH<D> * sizeof(T)));
     stream_keys<T, D>(range, shared, columns);
     if (columns.poison != 0) job.head.fault(LAVA_FAULT_Q_OR_K);
