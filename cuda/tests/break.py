@@ -97,6 +97,7 @@ BREAKS = [
     ("cascade.cu", "", "blockIdx.z * args.workspace_each", "0", "select", "plain"),
     ("cascade.cu", "", "layer, blockIdx.z, head, what", "layer, 0, head, what", "select", "plain"),
     ("cascade.cu", "", "head >= a.n_kv_heads || first", "first", "select", "plain"),
+    ("cascade.cu", "", "fault.what == FAULT_TOLD ? uint32_t(LAVA_FAULT_WEIGHTS) : fault.what", "fault.what", "select", "plain"),
     ("cascade.cu", "", "*a.weight : 1.0", "1.0 : 1.0", "select", "plain"),
     ("cascade.cu", "", "*a.weight : 1.0", "*a.weight : s.entropies[a.layer]", "select", "plain"),
     ("cascade.cu", "", "c.params.head_weights += uint64_t(layer) * a.n_kv_heads;", ";", "select", "plain"),

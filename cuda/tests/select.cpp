@@ -318,7 +318,11 @@ static void check_cascade_faults() {
     };
     a.layer_budgets = LAVA_LAYERS_WEIGHTS;
     CHECK(run(3, 1, 1) == LAVA_NO_FAULT, "nothing is wrong");
-    for (const double bad : {-1.0, double(NAN), double(INFINITY)}) CHECK(run(1, bad, 1) == lava_fault(LAVA_FAULT_WEIGHTS, 1, 1, LAVA_NO_HEAD), "a weight of %g", bad);
+    // The last is what a preference with a fault leaves.
+    const uint64_t none = LAVA_NO_ENTROPY;
+    double no_weight;
+    memcpy(&no_weight, &none, sizeof no_weight);
+    for (const double bad : {-1.0, double(NAN), double(INFINITY), no_weight}) CHECK(run(1, bad, 1) == lava_fault(LAVA_FAULT_WEIGHTS, 1, 1, LAVA_NO_HEAD), "a weight of %g", bad);
     for (const int by : {LAVA_LAYERS_ENTROPY, LAVA_LAYERS_EQUAL, LAVA_LAYERS_WEIGHTS, LAVA_LAYERS_GLOBAL}) {
         a.layer_budgets = uint32_t(by);
         CHECK(run(1, 1, -1.0f) == lava_fault(LAVA_FAULT_SCORES, 1, 1, 1), "a negative score");
