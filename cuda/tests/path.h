@@ -38,6 +38,13 @@ void settle(void);
 void begin_capture(void);
 void *end_capture(void);
 
+/* The status word of the calls that are looked at together: with no fault yet, and what it says of those since the last time. */
+extern uint64_t *status;
+void begin_status(void);
+int says(lava_status want, const char *argument, uint32_t layer, uint32_t sequence, uint32_t head);
+#define expect_fault(...) CHECK(says(__VA_ARGS__))
+#define expect_fine() expect_fault(LAVA_OK, "", LAVA_NONE, LAVA_NONE, LAVA_NONE)
+
 /* In [-2, 2), exact in all three types. */
 float number(void);
 size_t element_size(lava_dtype dtype);

@@ -5,8 +5,6 @@
 
 enum { HEADS = 2, WINDOW = 4, MOST = 3 };
 
-static uint64_t *status;
-
 /* Scores of a layer: not negative, with plateaus and ties. */
 static float *some_scores(uint32_t prefix) {
     size_t n = (size_t) HEADS * prefix;
@@ -24,18 +22,6 @@ static void *numbers(size_t n, size_t bytes) {
     memset(memory, 0xa5, n * bytes);
     return memory;
 }
-
-/* What the status word says of the calls so far. */
-static void expect_fault(lava_status want, const char *argument, uint32_t layer, uint32_t sequence) {
-    uint32_t found = 0;
-    lava_error error = lava_error_init();
-    settle();
-    CHECK(lava_cuda_result(*status, &found, &error) == want);
-    if (want != LAVA_OK) CHECK(strcmp(error.argument, argument) == 0 && error.layer == layer);
-    CHECK(found == sequence);
-    *status = UINT64_MAX;
-}
-static void expect_fine(void) { expect_fault(LAVA_OK, "", 0, LAVA_NONE); }
 
 static void told(const char *family, const char *what) { printf("  %-7s %-52s the CPU's bits\n", family, what); }
 
@@ -69,7 +55,7 @@ static void entropies(void) {
     }
     ((float *) list[2].scores)[9] = -1;
     OK(ENTROPY(MOST));
-    expect_fault(LAVA_ERR_NONFINITE, "scores", 5, 2);
+    expect_fault(LAVA_ERR_NONFINITE, "scores", 5, 2, 0);
     /* Sharing by it does not tell another story, though it knows neither the sequence nor the head. */
     lava_cuda_budget_sequence by_it;
     memset(&by_it, 0, sizeof(by_it));
@@ -82,7 +68,7 @@ static void entropies(void) {
     *(uint64_t *) by_it.capacities = 10;
     OK(ENTROPY(MOST));
     OK(lava_cuda_layer_budgets(context, &by_it, 1, NULL, 0, status, stream, &error));
-    expect_fault(LAVA_ERR_NONFINITE, "scores", 5, 2);
+    expect_fault(LAVA_ERR_NONFINITE, "scores", 5, 2, 0);
     CHECK(*by_it.budgets == UINT64_MAX - 1);
     release((void *) by_it.capacities), release(by_it.budgets);
     size--;
@@ -143,12 +129,12 @@ static void budgets(void) {
     CHECK(results[0] + results[1] + results[2] + results[3] + results[4] == 111);
     weights[LAYERS + 2] = NAN;
     OK(BUDGETS(2));
-    expect_fault(LAVA_ERR_NONFINITE, "weights", 2, 1);
+    expect_fault(LAVA_ERR_NONFINITE, "weights", 2, 1, LAVA_NONE);
     weights[LAYERS + 2] = 1;
     list[1].total = 34;
     REFUSED(LAVA_ERR_BUDGET, "total", lava_layer_budgets(LAYERS, list[1].weights, list[1].capacities, minimums, 34, results, &error));
     OK(BUDGETS(2));
-    expect_fault(LAVA_ERR_BUDGET, "total", 0, 1);
+    expect_fault(LAVA_ERR_BUDGET, "total", 0, 1, LAVA_NONE);
     list[1].n_layers = 1025;
     REFUSED(LAVA_ERR_SHAPE, "n_layers", BUDGETS(2));
     list[1].n_layers = LAYERS;
@@ -295,11 +281,11 @@ static void refused_selections(void) {
 
     params.n_sink = 6;
     OK(SELECT);
-    expect_fault(LAVA_ERR_BUDGET, "total", 9, 0);
+    expect_fault(LAVA_ERR_BUDGET, "total", 9, 0, LAVA_NONE);
     params.n_sink = 0;
     scores[25] = INFINITY;
     OK(SELECT);
-    expect_fault(LAVA_ERR_NONFINITE, "scores", 9, 0);
+    expect_fault(LAVA_ERR_NONFINITE, "scores", 9, 0, 1);
     CHECK(s.kept[0] == 0xa5a5a5a5u && s.cu[0] == 0xa5a5a5a5u);
     told("select", "what is refused, and what is found");
     release(budget), release(scores), release(s.kept), release(s.cu), release(s.report), release(workspace);
@@ -371,7 +357,7 @@ static void one_sort(void) {
     one.total = 3, params.head_min = 1;
     OK(GLOBAL);
     OK(lava_cuda_select(context, &shape, &params, list, LAYERS, select_workspace, select_size, status, stream, &error));
-    expect_fault(LAVA_ERR_BUDGET, "total", 0, 0);
+    expect_fault(LAVA_ERR_BUDGET, "total", 0, 0, LAVA_NONE);
     params.head_floor = LAVA_FLOOR_AFFINE;
     REFUSED(LAVA_ERR_ARGUMENT, "head_floor", GLOBAL);
     params = lava_select_params_default();
@@ -740,14 +726,13 @@ static void refused_cascades(void) {
     CHECK(cascade.n_pushed == 0);
     scores[3] = NAN;
     OK(PUSH(scores, NULL, needed));
-    expect_fault(LAVA_ERR_NONFINITE, "scores", 0, 0);
+    expect_fault(LAVA_ERR_NONFINITE, "scores", 0, 0, 0);
     told("prefill", "what is refused, and what is found");
     release(state), release(scores), release(weight), release(workspace);
 }
 
 void decisions(void) {
-    status = allocate(8);
-    *status = UINT64_MAX;
+    begin_status();
     entropies();
     budgets();
     selections();

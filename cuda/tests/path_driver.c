@@ -74,3 +74,17 @@ void *end_capture(void) {
     CU(cuGraphLaunch, executable, stream);
     return executable;
 }
+
+uint64_t *status;
+void begin_status(void) {
+    status = allocate(sizeof(*status));
+    *status = UINT64_MAX;
+}
+int says(lava_status want, const char *argument, uint32_t layer, uint32_t sequence, uint32_t head) {
+    uint32_t found = 0;
+    lava_error error = lava_error_init();
+    settle();
+    lava_status got = lava_cuda_result(*status, &found, &error);
+    *status = UINT64_MAX;
+    return got == want && found == sequence && strcmp(error.argument, argument) == 0 && error.layer == layer && error.head == head;
+}

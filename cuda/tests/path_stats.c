@@ -6,19 +6,6 @@
 enum { SEQUENCES = 3, WINDOW = 6, Q_HEADS = 4, HEADS = 2, DIM = 64 };
 
 static const uint32_t lengths[SEQUENCES] = {150, WINDOW, 71};
-static uint64_t *status;
-
-/* What the status word says of the calls since the last time. */
-static void expect(lava_status want, const char *argument, uint32_t layer, uint32_t sequence, uint32_t head) {
-    uint32_t found = 0;
-    lava_error error = lava_error_init();
-    settle();
-    CHECK(lava_cuda_result(*status, &found, &error) == want);
-    CHECK(found == sequence && strcmp(error.argument, argument) == 0 && error.layer == layer && error.head == head);
-    *status = UINT64_MAX;
-}
-static void expect_fine(void) { expect(LAVA_OK, "", LAVA_NONE, LAVA_NONE, LAVA_NONE); }
-
 static void preferences(lava_dtype dtype, int has_lse) {
     lava_tensor t[SEQUENCES][3], copies[SEQUENCES][3];
     lava_cuda_stats_sequence list[SEQUENCES];
@@ -105,7 +92,7 @@ static void preferences(lava_dtype dtype, int has_lse) {
     OK(STATS);
     OK(PREFERENCE(tau1));
     OK(SHARES);
-    expect(LAVA_ERR_NONFINITE, "q", 4, 2, 1);
+    expect_fault(LAVA_ERR_NONFINITE, "q", 4, 2, 1);
     CHECK(budgets[0] == UINT64_MAX - 1);
     memcpy(element, saved, 4);
     OK(STATS);
@@ -113,7 +100,7 @@ static void preferences(lava_dtype dtype, int has_lse) {
     stats[5] = NAN;
     OK(PREFERENCE(tau1));
     OK(SHARES);
-    expect(LAVA_ERR_NONFINITE, "stats", 4, 1, LAVA_NONE);
+    expect_fault(LAVA_ERR_NONFINITE, "stats", 4, 1, LAVA_NONE);
     CHECK(budgets[0] == UINT64_MAX - 1);
 
     /* What is refused. */
@@ -169,7 +156,7 @@ static void means(void) {
     printf("  stats   %-52s the CPU's bits\n", "mean over the heads of three sequences");
     list[2].scores[lengths[2] - WINDOW] = NAN;
     OK(MEAN);
-    expect(LAVA_ERR_NONFINITE, "scores", 9, 2, 1);
+    expect_fault(LAVA_ERR_NONFINITE, "scores", 9, 2, 1);
     list[0].reserved = 1;
     REFUSED(LAVA_ERR_ARGUMENT, "reserved", MEAN);
     list[0].reserved = 0;
@@ -191,8 +178,7 @@ static void means(void) {
 }
 
 void statistics(void) {
-    status = allocate(8);
-    *status = UINT64_MAX;
+    begin_status();
     preferences(LAVA_F32, 0);
     preferences(LAVA_BF16, 1);
     means();
