@@ -509,6 +509,11 @@ static void neighbours(void) {
         uint32_t n = 0;
         for (int i = 0; i < N; i++)
             if (i == 0 || turn > 0) list[n++] = push_of(&cascades[i], scores[i][turn - (i > 0)], i == 0 ? weight : NULL);
+        /* One is at fault: none is pushed. */
+        list[n - 1].reserved = 1;
+        REFUSED(LAVA_ERR_ARGUMENT, "reserved", lava_cuda_cascade_push(context, list, n, workspace, needed, status, stream, &error));
+        list[n - 1].reserved = 0;
+        CHECK(cascades[0].n_pushed == turn && cascades[1].n_pushed == (turn > 0 ? turn - 1 : 0));
         OK(lava_cuda_cascade_push(context, list, n, workspace, needed, status, stream, &error));
         expect_fine();
         for (int i = 0; i < N; i++) {
@@ -527,7 +532,6 @@ static void neighbours(void) {
             }
         }
     }
-    /* One that is complete: none is pushed. */
     REFUSED(LAVA_ERR_STATE, "cascade", lava_cuda_cascade_push(context, list, N, workspace, needed, status, stream, &error));
     told("cascade", "three sequences side by side, at unlike layers");
     for (int i = 0; i < N; i++) {
