@@ -8,7 +8,6 @@
 Needs PyTorch; nothing else, and no network. The structs are read from the headers, so they are the library's own.
 """
 import argparse
-import contextlib
 import ctypes
 import math
 import pathlib
