@@ -1,8 +1,8 @@
 // Compress while prefilling: after each layer's scores all layers so far share the total anew, on the GPU. plan.h has the launches.
 //
 // As src/cascade.rs: budgets are rounded up until the last layer is there, so that they only shrink, and the kept sets end as those
-// of all layers at once. The kept entries' scores and positions are there twice: a push reads one copy and writes the other. A launch
-// has cascades of any shapes side by side, each at a layer of its own.
+// of all layers at once. The kept entries' scores, positions and rows are there twice: a push reads one copy and writes the other. A
+// launch has cascades of any shapes side by side, each at a layer of its own.
 //
 // No fused operations: the CPU's bits are the goal.
 // nvcc: -fmad=false
@@ -21,9 +21,9 @@ struct State {
     double *entropies, *weights, *masses, *shares;
     uint64_t *budgets, *capacities, *minimums;
     uint64_t *old_starts, *new_starts;
-    uint32_t *old_cu, *new_cu; // [n_layers, n_kv_heads + 1]
+    uint32_t *old_cu, *new_cu, *cu_rows; // [n_layers, n_kv_heads + 1]
     float *old_scores, *new_scores;
-    uint32_t *old_positions, *new_positions, *rows;
+    uint32_t *old_positions, *new_positions, *old_rows, *new_rows;
     double *piece_sums;
     uint32_t *failed;
     __device__ explicit State(const lava_cuda_cascade_args &args)
@@ -38,7 +38,8 @@ struct State {
         old_cu = at(old_cu, l.cu) + second * layers * heads, new_cu = at(new_cu, l.cu) + !second * layers * heads;
         old_scores = at(old_scores, l.scores) + second * l.capacity, new_scores = at(new_scores, l.scores) + !second * l.capacity;
         old_positions = at(old_positions, l.positions) + second * l.capacity, new_positions = at(new_positions, l.positions) + !second * l.capacity;
-        rows = at(rows, l.rows);
+        old_rows = at(old_rows, l.rows) + second * l.capacity, new_rows = at(new_rows, l.rows) + !second * l.capacity;
+        cu_rows = at(cu_rows, l.cu_rows);
         piece_sums = at(piece_sums, l.piece_sums);
         failed = at(failed, l.failed);
         weights = at(weights, l.weights);
@@ -166,9 +167,6 @@ LAVA_SELECT_KERNEL lava_cascade_plan(const __grid_constant__ lava_cuda_cascade_a
     if (c.block != 0) return;
     for (uint32_t l = threadIdx.x; l < c.n_heads / heads; l += blockDim.x)
         write_counts(c.counts + l * heads, heads, a.window_rows, s.new_cu + uint64_t(layer + l) * (heads + 1));
-    if (is_global(a) || layer == a.layer)
-        for (uint32_t h = threadIdx.x; h <= heads; h += blockDim.x)
-            s.old_cu[uint64_t(a.layer) * (heads + 1) + h] = h * (a.prefix_len + a.window_rows);
 }
 
 LAVA_SELECT_KERNEL lava_cascade_write(const __grid_constant__ lava_cuda_cascade_args args) {
@@ -183,14 +181,19 @@ LAVA_SELECT_KERNEL lava_cascade_write(const __grid_constant__ lava_cuda_cascade_
     uint64_t start = 0;
     for (uint32_t l = threadIdx.x; l < layer; l += blockDim.x) start += s.new_cu[uint64_t(l) * (heads + 1) + heads];
     start = block_sum(start, sums);
-    const uint32_t *const cu = s.new_cu + uint64_t(layer) * (heads + 1);
+    const uint64_t counts = uint64_t(layer) * (heads + 1);
+    const uint32_t *const cu = s.new_cu + counts;
+    // Whether the caller's cache holds what was kept before this push, or all of the new layer; else rows are of what it held earlier.
+    const bool is_new = layer == a.layer, evicted = is_new || a.layer % a.evict_every == 0;
     write_kept(c, c.control + 8, [&](uint32_t h, const Head &head, uint32_t row, uint32_t place) {
         const uint64_t to = start + cu[h] + place;
         s.new_scores[to] = row >= head.len ? 0.0f : head.scores[row];
         s.new_positions[to] = head.position(row);
-        s.rows[to] = row;
+        s.new_rows[to] = evicted ? row : s.old_rows[head.positions + row - s.old_positions];
     });
     if (c.block != 0) return;
+    for (uint32_t h = threadIdx.x; evicted && h <= heads; h += blockDim.x)
+        s.cu_rows[counts + h] = is_new ? h * (a.prefix_len + a.window_rows) : s.old_cu[counts + h];
     const double kept_mass = mass_of_tiles(c, 1, masses);
     if (threadIdx.x != 0) return;
     const uint64_t kept = cu[heads] - uint64_t(heads) * a.window_rows;

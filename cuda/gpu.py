@@ -113,6 +113,10 @@ class Cuda:
     def stream(self):
         return torch.cuda.current_stream().cuda_stream
 
+    def second_stream(self):
+        """Before the current one where both have work: what goes there is small."""
+        return torch.cuda.Stream(priority=-1)
+
     def wait(self):
         torch.cuda.synchronize()
 
@@ -130,6 +134,9 @@ class Fake(Cuda):
             assert code == 0, code
 
     def stream(self):
+        return None
+
+    def second_stream(self):
         return None
 
     def wait(self):
@@ -479,21 +486,25 @@ class Compact:
 
 
 class Prefill:
-    """Score and push, layer by layer; nothing comes back in between. Layers lend the caches in turn, to fit smaller GPUs."""
+    """Score and push, layer by layer; nothing comes back in between. All layers so far are evicted after so many pushes, or never (0).
 
-    def __init__(self, lava, layers, n_layers, total, kind, window=WINDOW, evict=True):
-        self.lava, self.n_layers, self.total, self.evict = lava, n_layers, total, evict
+    second: a stream for the pushes and evictions, beside which the next layer is scored. No eviction touches a cache before its layer is
+    scored, so each layer has to have a cache and scores of its own.
+    """
+
+    def __init__(self, lava, layers, total, kind, window=WINDOW, evict_every=1, second=None):
+        self.lava, self.n_layers, self.total, self.evict_every, self.second = lava, len(layers), total, evict_every, second
         device = lava.gpu.device
         self.runs = [Score(lava, [s], window, attention=1, value_weight=2, smoothing=1) for s in layers]
         self.shape = self.runs[0].shape
-        self.params = lava.struct("select_params", layer_budgets=kind)
-        size = lava.size("cuda_cascade_state_size", self.shape, n_layers, ctypes.c_uint64(total), self.params)
+        self.params = lava.struct("select_params", layer_budgets=kind, evict_every=evict_every)
+        size = lava.size("cuda_cascade_state_size", self.shape, self.n_layers, ctypes.c_uint64(total), self.params)
         self.state = torch.empty(size, dtype=torch.uint8, device=device)
         self.cascade = lava.struct("cuda_cascade")
         self.start()
         size = lava.size("cuda_cascade_workspace_size", lava.context, self.cascade, 1)
         self.workspace = torch.empty(size, dtype=torch.uint8, device=device)
-        self.compact_workspace = torch.empty(lava.size("cuda_compact_workspace_size", lava.context, n_layers), dtype=torch.uint8, device=device)
+        self.compact_workspace = torch.empty(lava.size("cuda_compact_workspace_size", lava.context, self.n_layers), dtype=torch.uint8, device=device)
 
     def start(self):
         lava = self.lava
@@ -505,25 +516,42 @@ class Prefill:
         return place
 
     def __call__(self):
-        lava = self.lava
         self.start()
-        for l in range(self.n_layers):
-            run = self.runs[l % len(self.runs)]
+        for l, run in enumerate(self.runs):
             run()
-            push = lava.array([lava.struct("cuda_push_sequence", cascade=ctypes.addressof(self.cascade), scores=run.scores[0].data_ptr())])
-            lava.launch("cuda_cascade_push", lava.context, push, 1, self.workspace, self.workspace.numel())
-            if self.evict:
-                self.evict_layers(l + 1)
+            if self.second is None:
+                self.push_layer(l)
+                continue
+            self.second.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.second):
+                self.push_layer(l)
+        if self.second is not None:
+            torch.cuda.current_stream().wait_stream(self.second)
+
+    def push_layer(self, l):
+        lava = self.lava
+        push = lava.array([lava.struct("cuda_push_sequence", cascade=ctypes.addressof(self.cascade), scores=self.runs[l].scores[0].data_ptr())])
+        lava.launch("cuda_cascade_push", lava.context, push, 1, self.workspace, self.workspace.numel())
+        if self.evict_every and (l + 1 == self.n_layers or (l + 1) % self.evict_every == 0):
+            self.evict_layers(l + 1)
 
     def evict_layers(self, n):
         """Every layer so far, in place, each head's rows to its front."""
         lava, items, keep = self.lava, [], []
         for l in range(n):
-            place, tensors = self.layer(l), self.runs[l % len(self.runs)].tensors[0]
+            place, tensors = self.layer(l), self.runs[l].tensors[0]
             k, v = (ctypes.addressof(t) for t in tensors[1:3])
             keep.append(place)
             items.append(lava.struct("cuda_compact_sequence", max_rows=self.shape.n_tokens, k_src=k, v_src=v, k_dst=k, v_dst=v, rows=place.rows, cu_kept=place.cu_kept, rows_offset=place.offset))
         lava.launch("cuda_compact", lava.context, self.shape, lava.array(items), n, self.compact_workspace, self.compact_workspace.numel())
+
+
+def prefills(lava, n_layers):
+    """The ways of a prefill: names, and options of Prefill."""
+    second = lava.gpu.second_stream()
+    for stream, beside in [(None, "")] + ([(second, ", beside scoring")] if second is not None else []):
+        for every, name in {0: "deciding", 1: "evicting each time", 4: "evicting every 4", n_layers: "evicting at the end"}.items():
+            yield name + beside, {"evict_every": every, "second": stream}
 
 
 def check_decisions(lava, checks, generator, prefix, n_layers):
@@ -567,9 +595,9 @@ def check_decisions(lava, checks, generator, prefix, n_layers):
         checks.tell(f"compaction {NAMES[dtype]}", same, f"{sum(x.numel() for x in kept)} rows")
 
     layers = [layer(lava.gpu, generator, prefix + WINDOW, 8, n_kv, 64, torch.bfloat16) for _ in range(n_layers)]
-    before = [(k.clone(), v.clone()) for _, k, v in layers]
-    for evict in (False, True):
-        run = Prefill(lava, layers, n_layers, total, 3, evict=evict)
+    for name, options in prefills(lava, n_layers):
+        own = [(q, k.clone(), v.clone()) for q, k, v in layers]
+        run = Prefill(lava, own, total, 3, **options)
         run()
         lava.finish()
         all_scores = torch.stack([r.scores[0] for r in run.runs])
@@ -583,10 +611,10 @@ def check_decisions(lava, checks, generator, prefix, n_layers):
             offset = int(read(place.offset, 1, torch.int64))
             same &= torch.equal(read(place.cu_kept, n_kv + 1, torch.int32).cpu(), want_cu)
             same &= torch.equal(read(place.kept_indices, want.numel(), torch.int32, 4 * offset).cpu(), want)
-            for h in range(n_kv if evict else 0):
+            for h in range(n_kv if options["evict_every"] else 0):
                 rows = want[want_cu[h] : want_cu[h + 1]].long().to(device)
-                same &= all(torch.equal(now[: rows.numel(), h], then[rows, h]) for now, then in zip(layers[l][1:], before[l]))
-        checks.tell(f"prefill of {n_layers} layers{', evicting in place' if evict else ''}", same, f"{total} entries in the end")
+                same &= all(torch.equal(now[: rows.numel(), h], then[rows, h]) for now, then in zip(own[l][1:], layers[l][1:]))
+        checks.tell(f"prefill of {n_layers} layers, {name}", same, f"{total} entries in the end")
 
 
 # ----------------------------------------------------------------------------------------------------------------- times ----
@@ -691,7 +719,7 @@ def time_attention(lava, table, generator, batch, kept, d, dtype):
 
 
 def time_decisions(lava, table, generator, n, n_layers, ratio):
-    """32 layers of 8 heads, an eighth of the caches in memory by turns."""
+    """32 layers of 8 heads; copies of a quarter of them, as random numbers take their time."""
     n_kv, d, dtype = 8, 128, torch.bfloat16
     prefix = n - WINDOW
     scores = [torch.rand(n_kv, prefix, generator=generator).to("cuda") for _ in range(n_layers)]
@@ -717,9 +745,10 @@ def time_decisions(lava, table, generator, n, n_layers, ratio):
 
     n_bytes = n_layers * 2 * n * n_kv * d * 2
     of_torch = timed([lambda s=s: torch_score(*s) for s in layers], 3) * n_layers
-    for evict in (False, True):
-        run = Prefill(lava, layers, n_layers, total, 3, evict=evict)
-        table.row(f"prefill, {n_layers} layers, {ratio:.0%}{', evicting after each' if evict else ', deciding'}", timed([run], 3), n_bytes, of_torch)
+    layers = [tuple(x.clone() for x in layers[l % len(layers)]) for l in range(n_layers)]
+    for name, options in prefills(lava, n_layers):
+        run = Prefill(lava, layers, total, 3, **options)
+        table.row(f"prefill {n_layers} layers, {ratio:.0%}, {name}", timed([run], 3), n_bytes, of_torch)
         lava.finish()
 
 
@@ -750,7 +779,7 @@ def main():
     check_statistics(lava, checks, generator, 300 if options.fake else 5000)
     check_mean(lava, checks, generator, 700)
     check_attention(lava, checks, generator, 70 if options.fake else 3000)
-    check_decisions(lava, checks, generator, 300 if options.fake else 30000, 4)
+    check_decisions(lava, checks, generator, 300 if options.fake else 30000, 6)
     if checks.failed:
         sys.exit(f"{checks.failed} checks failed")
     if not options.fake and not options.check:

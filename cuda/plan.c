@@ -27,8 +27,8 @@ _Static_assert(sizeof(lava_cuda_select_params) == 32 && sizeof(lava_cuda_select_
 _Static_assert(offsetof(lava_cuda_select_item, prefix_len) == 72 && sizeof(lava_cuda_select_args) == 128, "plan.rs: SelectArgs");
 _Static_assert(sizeof(lava_cuda_compact_item) == 136 && sizeof(lava_cuda_compact_args) == 168, "plan.rs: CompactArgs");
 _Static_assert(sizeof(lava_cuda_global_item) == 72 && sizeof(lava_cuda_global_args) == 112, "plan.rs: GlobalArgs");
-_Static_assert(sizeof(lava_cuda_cascade_item) == 88 && offsetof(lava_cuda_cascade_item, layer) == 56, "plan.rs: CascadeItem");
-_Static_assert(sizeof(lava_cuda_cascade_args) == 144, "plan.rs: CascadeArgs");
+_Static_assert(sizeof(lava_cuda_cascade_item) == 96 && offsetof(lava_cuda_cascade_item, layer) == 56, "plan.rs: CascadeItem");
+_Static_assert(sizeof(lava_cuda_cascade_args) == 152, "plan.rs: CascadeArgs");
 _Static_assert(sizeof(lava_upload_args) == 4016 && sizeof(lava_upload_args) <= 4096, "plan.rs: UploadArgs");
 
 /** Kernels that come for any tensors and for f16 and bf16 of the dimensions of lava_score_has_instance. */
@@ -326,11 +326,10 @@ typedef struct lava_cascade_place {
 void lava_plan_cascade_get(const lava_cuda_cascade_item *a, uint32_t layer, lava_cascade_place *out) {
     const lava_cuda_cascade_layout l = lava_cuda_cascade_place(a);
     const uint64_t now = (a->layer + 1) % 2, layers = a->n_layers, heads = a->n_kv_heads + 1;
-    const uint32_t *const cu = (const uint32_t *) (a->state + l.cu);
     out->kept_indices = (const uint32_t *) (a->state + l.positions) + now * l.capacity;
-    out->rows = (const uint32_t *) (a->state + l.rows);
-    out->cu_kept = cu + (now * layers + layer) * heads;
-    out->cu_rows = cu + ((1 - now) * layers + layer) * heads;
+    out->rows = (const uint32_t *) (a->state + l.rows) + now * l.capacity;
+    out->cu_kept = (const uint32_t *) (a->state + l.cu) + (now * layers + layer) * heads;
+    out->cu_rows = (const uint32_t *) (a->state + l.cu_rows) + layer * heads;
     out->offset = (const uint64_t *) (a->state + l.starts) + now * layers + layer;
     out->budget = (const uint64_t *) (a->state + l.budgets) + layer;
     out->entropy = (const double *) (a->state + l.entropies) + layer;

@@ -272,8 +272,8 @@ LAVA_PLAN uint64_t lava_cuda_global_workspace(uint32_t n_items, uint32_t n_layer
 /* ---- Cascade ------------------------------------------------------------------------------------------------------ */
 
 /*
- * State of a cascade: lava_cuda_cascade_state bytes, aligned to 16, which the caller owns. Positions and scores of what is kept
- * are there twice; a push reads one copy and writes the other, so that all layers move at once.
+ * State of a cascade: lava_cuda_cascade_state bytes, aligned to 16, which the caller owns. Positions, scores and rows of what is
+ * kept are there twice; a push reads one copy and writes the other, so that all layers move at once.
  *
  *     lava_cascade_begin   grid 1, LAVA_CUDA_BUDGET_THREADS threads, once, before the first push; looks at no pointer but status,
  *                          state and those of params
@@ -293,6 +293,8 @@ typedef struct lava_cuda_cascade_item {
     uint64_t total;
     uint32_t layer, n_layers, n_kv_heads, prefix_len, window_rows;
     uint32_t layer_budgets; /* LAVA_LAYERS_; with _GLOBAL as for lava_share_globally: no affine floor, no head weights */
+    uint32_t evict_every;   /* at least 1: the caller compacts after so many pushes */
+    uint32_t reserved;
     const double *weight;   /* LAVA_LAYERS_WEIGHTS: one number on the device, of the layer that is pushed. Else not looked at */
 } lava_cuda_cascade_item;
 typedef struct lava_cuda_cascade_args {
@@ -313,14 +315,15 @@ typedef struct lava_cuda_cascade_layout {
     uint64_t entropies, masses, shares, budgets, capacities, minimums; /* [n_layers] */
     uint64_t starts;            /* u64 [2, n_layers]: first row of each layer, in either copy */
     uint64_t cu;                /* u32 [2, n_layers, n_kv_heads + 1]: rows per head, in either copy */
+    uint64_t cu_rows;           /* u32 [n_layers, n_kv_heads + 1]: rows per head in the caller's cache */
     uint64_t scores, positions; /* [2, capacity] */
-    uint64_t rows;              /* u32 [capacity]: which rows of those before the push are kept */
+    uint64_t rows;              /* u32 [2, capacity]: which rows of the caller's cache they are */
     uint64_t piece_sums;        /* f64 [lava_cuda_piece_sums] */
     uint64_t failed;            /* u32 */
     uint64_t weights;           /* f64 [n_layers]: by which layers share the total */
     uint64_t size, capacity;
 } lava_cuda_cascade_layout;
-/* After the push of layer l, copy (l + 1) % 2 is what is kept, and cu of copy l % 2 what was before (of layer l itself: all rows). */
+/* After the push of layer l, copy (l + 1) % 2 is what is kept. */
 LAVA_PLAN lava_cuda_cascade_layout lava_cuda_cascade_place(const lava_cuda_cascade_item *a) {
     lava_cuda_cascade_layout l;
     const uint64_t layers = a->n_layers, heads = a->n_kv_heads, entries = heads * a->prefix_len;
@@ -340,10 +343,11 @@ LAVA_PLAN lava_cuda_cascade_layout lava_cuda_cascade_place(const lava_cuda_casca
     l.minimums = l.capacities + layers * 8;
     l.starts = l.minimums + layers * 8;
     l.cu = l.starts + 2 * layers * 8;
-    l.scores = l.cu + 2 * layers * (heads + 1) * 4;
+    l.cu_rows = l.cu + 2 * layers * (heads + 1) * 4;
+    l.scores = l.cu_rows + layers * (heads + 1) * 4;
     l.positions = l.scores + 2 * l.capacity * 4;
     l.rows = l.positions + 2 * l.capacity * 4;
-    l.piece_sums = lava_cuda_round_up(l.rows + l.capacity * 4, 16);
+    l.piece_sums = lava_cuda_round_up(l.rows + 2 * l.capacity * 4, 16);
     l.failed = l.piece_sums + lava_cuda_piece_sums(a->n_kv_heads, a->prefix_len) * 8;
     l.weights = l.failed + 16;
     l.size = lava_cuda_round_up(l.weights + layers * 8, 16);

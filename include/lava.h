@@ -429,9 +429,11 @@ typedef struct lava_select_params {
      */
     int32_t layer_budgets;
     /**
-     * Must be 0.
+     * Pushes of a cascade from one eviction to the next: the caller compacts all layers so far after pushes evict_every,
+     * 2 * evict_every, ... and after the last one, and at no other time. 0 and 1: after each push; n_layers or more: only at the
+     * end. What is kept does not depend on it. Not used by lava_select and lava_global_budgets.
      */
-    uint32_t reserved;
+    uint32_t evict_every;
 } lava_select_params;
 
 /**
@@ -474,7 +476,7 @@ typedef struct lava_cascade_layer {
      */
     uint32_t struct_size;
     /**
-     * 1 if the last push evicted nothing from this layer: no row moves.
+     * 1 if nothing of this layer has been evicted since the caller last compacted it: no row moves.
      */
     uint32_t unchanged;
     /**
@@ -486,11 +488,12 @@ typedef struct lava_cascade_layer {
      */
     const uint32_t *cu_kept;
     /**
-     * For lava_compact: which rows of those the cache held before this push are kept.
+     * For lava_compact: which rows are kept of those that the caller's cache holds, as the last eviction left it (see evict_every
+     * of lava_select_params). Of a layer pushed since then: token positions.
      */
     const uint32_t *rows;
     /**
-     * Exclusive prefix sum of the row counts before this push, n_kv_heads + 1 entries.
+     * Exclusive prefix sum of the row counts of that cache, n_kv_heads + 1 entries.
      */
     const uint32_t *cu_rows;
     /**
@@ -1056,7 +1059,8 @@ lava_status lava_cascade_state_size(const struct lava_shape *shape,
  * shape: n_tokens, n_kv_heads and window, the same for every layer.
  * n_layers: layers that will be pushed.
  * total: prefix entries to keep over all layers; see lava_total_entries.
- * params: floors, sinks, the protected mask, head weights, and how the layers share the total. All is copied.
+ * params: floors, sinks, the protected mask, head weights, how the layers share the total, and how often the caller evicts. All is
+ *     copied.
  * state: lava_cascade_state_size bytes, aligned to LAVA_WORKSPACE_ALIGN. The caller owns it and may drop it, start it
  *     again or copy it at any time: it holds no resources and no pointers.
  * Errors: as lava_cascade_state_size, and ALIGNMENT, OVERLAP, WORKSPACE. Any thread, but one call on a state at a time.
@@ -1072,7 +1076,8 @@ lava_status lava_cascade_init(const struct lava_shape *shape,
 /**
  * Takes in the next layer's scores and decides anew what every layer so far keeps.
  *
- * After it, lava_cascade_get says for each layer 0 to l which rows the caller's cache is to keep; lava_compact moves them.
+ * After it, lava_cascade_get says for each layer 0 to l which rows the caller's cache is to keep; lava_compact moves them, at once or
+ * as often as evict_every of lava_select_params says.
  * After the last of n_layers pushes the kept sets are exactly, bit for bit, those of lava_layer_budgets and lava_select
  * on all layers at once. Before it, a layer may hold one entry more than its share, so all together at most total + l
  * prefix entries, plus what a head floor may still ask for (alpha of that, and one per head and layer).
@@ -1103,7 +1108,7 @@ lava_status lava_cascade_push_weighted(void *state,
                                        struct lava_error *error);
 
 /**
- * What layer `layer` keeps after the last push, and how to get there from what the caller's cache held before it.
+ * What layer `layer` keeps after the last push, and how to get there from what the caller's cache holds.
  *
  * out: receives pointers into the state, good until the next push; untouched on error. What they lead to may be read by
  *     several threads at a time. That it lies outside the state is not checked.

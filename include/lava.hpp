@@ -445,11 +445,11 @@ inline void compact(const lava_shape &shape, const const_tensor &k_src, const co
 
 /** A layer of a cascade after a push: views into the cascade, good until its next push or its end. */
 struct cascade_layer {
-    bool unchanged;                            /**< the last push evicted nothing here: no row moves */
+    bool unchanged;                            /**< nothing evicted here since the caller's last eviction: no row moves */
     span<const std::uint32_t> kept_indices;    /**< token positions, as kept::indices */
     span<const std::uint32_t> cu_kept;         /**< n_kv_heads + 1 */
-    span<const std::uint32_t> rows;            /**< for compact: rows of what the cache held before the push, as kept_indices */
-    span<const std::uint32_t> cu_rows;         /**< for compact: n_kv_heads + 1, the rows that the cache held then */
+    span<const std::uint32_t> rows;            /**< for compact: rows of the caller's cache, as kept_indices */
+    span<const std::uint32_t> cu_rows;         /**< for compact: n_kv_heads + 1, the rows of that cache */
     std::uint64_t budget;                      /**< prefix entries kept */
     double entropy;                            /**< the layer's weight, as entropy() tells it */
     double mass;                               /**< sum of all its scores */
@@ -463,7 +463,8 @@ struct cascade_layer {
  */
 class cascade {
 public:
-    /** shape: the same for all of n_layers layers. total: prefix entries to keep over all. params are copied. */
+    /** shape: the same for all of n_layers layers. total: prefix entries to keep over all. params are copied;
+        their evict_every says after which pushes the caller evicts. */
     cascade(const lava_shape &shape, std::uint32_t n_layers, std::uint64_t total,
             const lava_select_params &params = lava_select_params_init())
         : n_heads_(shape.n_kv_heads), n_scores_(n_scores(shape)) {

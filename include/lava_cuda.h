@@ -375,9 +375,9 @@ typedef struct lava_cuda_cascade {
      */
     uint32_t head_min;
     /**
-     * 0.
+     * As in lava_select_params, but at least 1.
      */
-    uint32_t reserved;
+    uint32_t evict_every;
     /**
      * As given to lava_cuda_cascade_init.
      */
@@ -448,11 +448,11 @@ typedef struct lava_cuda_cascade_layer {
      */
     const uint32_t *cu_kept;
     /**
-     * For lava_cuda_compact: which rows of those the cache held before this push are kept.
+     * For lava_cuda_compact: which rows are kept of those that the caller's cache holds; see lava_cascade_layer.
      */
     const uint32_t *rows;
     /**
-     * Exclusive prefix sum of the row counts before this push, n_kv_heads + 1 entries.
+     * Exclusive prefix sum of the row counts of that cache, n_kv_heads + 1 entries.
      */
     const uint32_t *cu_rows;
     /**

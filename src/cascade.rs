@@ -11,9 +11,9 @@
 //! - A smaller top-b is a subset of a larger one, ties included, since the tie rule is a total order.
 //! - Where the heads of all layers compete, the threshold only rises as layers arrive; earlier layers win ties.
 //!
-//! The caller moves the rows: after each push, [`Cascade::layer`] says for each layer which of the rows that the caller's
-//! cache holds now are to be kept. Peak memory of K and V: the final total, plus one layer's full cache, plus the
-//! entries in waiting.
+//! The caller moves the rows: after each push, or after every so many ([`CascadeParams::evict_every`]), [`Cascade::layer`]
+//! says for each layer which of the rows that the caller's cache holds now are to be kept. Peak memory of K and V: the final
+//! total, plus the full cache of each layer pushed since the last eviction, plus the entries in waiting.
 //!
 //! Source: arXiv 2509.09754, section 4.3.
 
@@ -37,6 +37,10 @@ pub struct CascadeParams<'a> {
     pub layer_budgets: LayerBudgets,
     /// Floors, sinks and the protected mask, the same for every layer. `head_weights` are `[n_layers, n_kv_heads]`.
     pub select: SelectParams<'a>,
+    /// Pushes from one eviction to the next: the caller compacts all layers so far after pushes `evict_every`,
+    /// `2 * evict_every`, ... and after the last one, and at no other time. 0 and 1: after each. What is kept does not depend
+    /// on it.
+    pub evict_every: usize,
 }
 
 impl CascadeParams<'_> {
@@ -110,8 +114,9 @@ mod header {
     pub const HEAD_MIN: usize = 11;
     pub const HAS_WEIGHTS: usize = 12;
     pub const LAYER_BUDGETS: usize = 13;
-    /// "lavacsc2"
-    pub const MAGIC_VALUE: u64 = u64::from_le_bytes(*b"lavacsc2");
+    pub const EVICT_EVERY: usize = 14;
+    /// "lavacsc3"
+    pub const MAGIC_VALUE: u64 = u64::from_le_bytes(*b"lavacsc3");
 }
 
 /// A cascade in the caller's memory.
@@ -130,10 +135,11 @@ pub struct Cascade<'a> {
     starts: &'a mut [u64],
     /// `[n_layers, n_kv_heads + 1]`: rows per head now.
     cu_kept: &'a mut [u32],
-    /// `[n_layers, n_kv_heads + 1]`: rows per head before the last push.
+    /// `[n_layers, n_kv_heads + 1]`: rows per head in the caller's cache.
     cu_rows: &'a mut [u32],
     scores: &'a mut [f32],
     kept_indices: &'a mut [u32],
+    /// Which rows of the caller's cache they are.
     rows: &'a mut [u32],
     buffers: Buffers<'a>,
 }
@@ -145,10 +151,10 @@ pub struct CascadeLayer<'a> {
     pub kept_indices: &'a [u32],
     /// Exclusive prefix sum of the counts, `n_kv_heads + 1` entries.
     pub cu_kept: &'a [u32],
-    /// Which of the rows that the head had before this push are kept: what `compact` is to gather. For the layer just
-    /// pushed these are token positions.
+    /// Which of the rows that the caller's cache holds since the last eviction are kept: what `compact` is to gather. For a
+    /// layer pushed since then these are token positions.
     pub rows: &'a [u32],
-    /// Prefix sum of the row counts before this push.
+    /// Prefix sum of the row counts of that cache.
     pub cu_rows: &'a [u32],
     /// Prefix entries kept now; after the last push exactly the layer's budget.
     pub budget: u64,
@@ -195,7 +201,7 @@ struct AllLayers<'a> {
     scores: &'a [f32],
     positions: &'a [u32],
     starts: &'a [u64],
-    cu_rows: &'a [u32],
+    cu: &'a [u32],
     window_rows: usize,
     new: Dense<'a>,
 }
@@ -205,7 +211,7 @@ impl AllLayers<'_> {
     #[inline(always)]
     fn first_row(&self, head: usize) -> usize {
         let (layer, head) = (head / self.heads, head % self.heads);
-        self.starts[layer] as usize + self.cu_rows[layer * (self.heads + 1) + head] as usize
+        self.starts[layer] as usize + self.cu[layer * (self.heads + 1) + head] as usize
     }
 }
 
@@ -218,7 +224,7 @@ impl Entries for AllLayers<'_> {
         if layer == self.layer {
             return self.new.len(in_layer);
         }
-        let cu = &self.cu_rows[layer * (self.heads + 1) + in_layer..][..2];
+        let cu = &self.cu[layer * (self.heads + 1) + in_layer..][..2];
         (cu[1] - cu[0]) as usize - self.window_rows
     }
     #[inline(always)]
@@ -307,6 +313,7 @@ impl<'a> Cascade<'a> {
         cascade.header[HEAD_MIN] = params.select.head_min as u64;
         cascade.header[HAS_WEIGHTS] = params.select.head_weights.is_some() as u64;
         cascade.header[LAYER_BUDGETS] = params.layer_budgets as u64;
+        cascade.header[EVICT_EVERY] = params.evict_every as u64;
         cascade.header[MAGIC] = MAGIC_VALUE;
         Ok(cascade)
     }
@@ -355,6 +362,7 @@ impl<'a> Cascade<'a> {
             total: head[TOTAL],
             layer_budgets,
             select,
+            evict_every: size(head[EVICT_EVERY])?,
         };
         let (mask, weights) = take_copies(carver, &params)?;
         let params = over_copies(&params, (mask, weights));
@@ -456,9 +464,9 @@ impl<'a> Cascade<'a> {
             .map_err(at)?;
         }
 
-        for l in 0..layer {
-            let cu_range = self.cu_range(l);
-            self.cu_rows[cu_range.clone()].copy_from_slice(&self.cu_kept[cu_range]);
+        if self.evicts_after(layer) {
+            let earlier = ..self.cu_range(layer).start;
+            self.cu_rows[earlier].copy_from_slice(&self.cu_kept[earlier]);
         }
         if is_global(&self.params) {
             self.plan_global(layer, scores, rounding);
@@ -482,7 +490,7 @@ impl<'a> Cascade<'a> {
             scores: self.scores,
             positions: self.kept_indices,
             starts: self.starts,
-            cu_rows: self.cu_rows,
+            cu: self.cu_kept,
             window_rows: params.window_rows(),
             new: Dense {
                 scores,
@@ -501,19 +509,25 @@ impl<'a> Cascade<'a> {
         layer * width..(layer + 1) * width
     }
 
+    /// Whether the caller evicts behind the `n`-th push, before the next one.
+    fn evicts_after(&self, n: usize) -> bool {
+        n.is_multiple_of(self.params.evict_every.max(1))
+    }
+
     /// Compresses an earlier layer further and moves what is left of it to row `to`. Returns the row behind it.
     fn shrink(&mut self, layer: usize, rounding: Rounding, mut to: usize) -> usize {
         let cu_range = self.cu_range(layer);
+        let evicted = self.evicts_after(self.n_pushed());
         let heads = self.params.shape.n_kv_heads;
         let window_rows = self.params.window_rows();
         let select = self.select_of(layer);
         let from = self.starts[layer] as usize;
-        let cu_rows = &self.cu_rows[cu_range.clone()];
-        let n_rows = cu_rows[heads] as usize;
+        let cu_kept = &mut self.cu_kept[cu_range];
+        let n_rows = cu_kept[heads] as usize;
         let entries = Ragged {
             scores: &self.scores[from..from + n_rows],
             positions: &self.kept_indices[from..from + n_rows],
-            cu: cu_rows,
+            cu: cu_kept,
             window_rows,
             select,
         };
@@ -526,9 +540,10 @@ impl<'a> Cascade<'a> {
         self.starts[layer] = to as u64;
         let start = to;
         let mut kept_mass = 0.0;
-        let cu_kept = &mut self.cu_kept[cu_range];
+        let mut end = 0;
         for head in 0..heads {
-            let (begin, end) = (cu_rows[head] as usize, cu_rows[head + 1] as usize);
+            let begin = end;
+            end = cu_kept[head + 1] as usize;
             let mut keep = self.buffers.keeper(first_head + head);
             for row in 0..end - begin {
                 // `to` never passes `at`: rows move towards the front only.
@@ -536,7 +551,8 @@ impl<'a> Cascade<'a> {
                 let (score, position) = (self.scores[at], self.kept_indices[at]);
                 let in_window = row >= end - begin - window_rows;
                 if in_window || keep(entry_key(score, select.protects(position as usize))) {
-                    (self.scores[to], self.kept_indices[to], self.rows[to]) = (score, position, row as u32);
+                    self.rows[to] = if evicted { row as u32 } else { self.rows[at] };
+                    (self.scores[to], self.kept_indices[to]) = (score, position);
                     kept_mass += if in_window { 0.0 } else { score as f64 };
                     to += 1;
                 }

@@ -559,6 +559,7 @@ proptest! {
             Just(LayerBudgets::Entropy), Just(LayerBudgets::Equal), Just(LayerBudgets::Weights), Just(LayerBudgets::Global)
         ],
         weights in prop::collection::vec(prop_oneof![Just(0.0), 0.0..2.0f64], 7), weighed: bool,
+        evict_every in prop_oneof![0usize..8, Just(u32::MAX as usize)],
     ) {
         let global = layer_budgets == LayerBudgets::Global;
         let head_floor = if global && head_floor == HeadFloor::Affine { HeadFloor::Guaranteed } else { head_floor };
@@ -571,7 +572,7 @@ proptest! {
         let all = (n_layers * heads * prefix) as u64;
         let least = (n_layers * heads * select_params.minimum(prefix)) as u64;
         let total = ((fill * all as f64) as u64).max(least);
-        let params = CascadeParams { shape, n_layers, total, layer_budgets, select: select_params };
+        let params = CascadeParams { shape, n_layers, total, layer_budgets, select: select_params, evict_every };
         let mut memory = aligned(cascade::state_size(&params).unwrap());
         let mut cascade = Cascade::new(&params, &mut carver(&mut memory)).unwrap();
         // Layers of very unlike entropy: some almost constant, some with a single score.
@@ -580,7 +581,7 @@ proptest! {
             if (seed >> l) & 3 == 0 { let keep = l % scores.len(); for (i, s) in scores.iter_mut().enumerate() { if i != keep { *s *= 1e-6; } } }
             scores
         }).collect();
-        // The positions that the caller's cache holds, moved along by `rows` alone.
+        // The positions that the caller's cache holds, moved along by `rows` alone, and only when it is time.
         let mut held: Vec<Vec<Vec<u32>>> = vec![];
         for (l, scores) in layers.iter().enumerate() {
             match layer_budgets {
@@ -588,13 +589,17 @@ proptest! {
                 _ => cascade.push(scores).unwrap(),
             }
             held.push(vec![(0..shape.n_tokens as u32).collect(); heads]);
+            let evicts = l + 1 == n_layers || (l + 1) % evict_every.max(1) == 0;
             for (j, layer_held) in held.iter_mut().enumerate() {
                 let now = cascade.layer(j).unwrap();
                 for (g, head) in layer_held.iter_mut().enumerate() {
                     let range = now.cu_kept[g] as usize..now.cu_kept[g + 1] as usize;
                     prop_assert_eq!((now.cu_rows[g + 1] - now.cu_rows[g]) as usize, head.len());
-                    *head = now.rows[range.clone()].iter().map(|&r| head[r as usize]).collect();
-                    prop_assert_eq!(&now.kept_indices[range], &head[..]);
+                    let kept: Vec<u32> = now.rows[range.clone()].iter().map(|&r| head[r as usize]).collect();
+                    prop_assert_eq!(&now.kept_indices[range], &kept[..]);
+                    if evicts {
+                        *head = kept;
+                    }
                 }
             }
             if head_floor == HeadFloor::None && head_min == 0 && !weighed {

@@ -299,6 +299,7 @@ pub fn run_cascade<T: Number>(
         total,
         layer_budgets: LayerBudgets::Entropy,
         select: SelectParams::default(),
+        evict_every: 1,
     };
     let mut state = vec![0u128; state_size(&params).expect("valid").div_ceil(16)];
     // Before the last push up to an entry per layer waits.

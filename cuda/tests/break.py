@@ -114,6 +114,9 @@ BREAKS = [
     ("cascade.cu", "", "*a.weight : 1.0", "*a.weight : s.entropies[a.layer]", "select", "plain"),
     ("cascade.cu", "", "c.params.head_weights += uint64_t(layer) * a.n_kv_heads;", ";", "select", "plain"),
     ("cascade.cu", "", "c.head.first = first, ", "c.head.first = 0, ", "select", "plain"),
+    ("cascade.cu", "", "evicted ? row : s.old_rows[head.positions + row - s.old_positions]", "row", "select", "plain"),
+    ("cascade.cu", "", "is_new || a.layer % a.evict_every == 0", "true", "select", "plain"),
+    ("cascade.cu", "", "evicted && h <= heads", "h <= heads", "select", "plain"),
     ("cascade.cu", "const uint64_t each", "max(block_sum(n, sums), uint64_t(min(a.params.head_min, a.prefix_len)))", "block_sum(n, sums)", "select", "plain"),
 ]
 

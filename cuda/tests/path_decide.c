@@ -490,7 +490,7 @@ static void neighbours(void) {
     for (int i = 0; i < N; i++) {
         lava_shape shape = lava_shape_init(prefixes[i] + WINDOW, HEADS, HEADS, 1, 1, WINDOW);
         lava_select_params params = lava_select_params_init();
-        if (i == 0) params.layer_budgets = LAVA_LAYERS_WEIGHTS, params.n_sink = 3;
+        if (i == 0) params.layer_budgets = LAVA_LAYERS_WEIGHTS, params.n_sink = 3, params.evict_every = 2;
         size_t size = 0, own = 0;
         OK(lava_cuda_cascade_state_size(&shape, layers[i], totals[i], &params, &size, &error));
         state[i] = numbers(size, 1);
@@ -529,6 +529,8 @@ static void neighbours(void) {
                 OK(lava_cuda_cascade_get(&cascades[i], layer, &got, &error));
                 CHECK(memcmp(want.cu_kept, got.cu_kept, 4 * (HEADS + 1)) == 0);
                 CHECK(memcmp(want.kept_indices, got.kept_indices + *got.offset, 4 * (size_t) want.cu_kept[HEADS]) == 0);
+                CHECK(memcmp(want.cu_rows, got.cu_rows, 4 * (HEADS + 1)) == 0);
+                CHECK(memcmp(want.rows, got.rows + *got.offset, 4 * (size_t) want.cu_kept[HEADS]) == 0);
             }
         }
     }
@@ -550,6 +552,11 @@ typedef struct model_layer {
     float *scores;
     double *weight;
 } model_layer;
+
+/* Whether the caller evicts behind the n-th push. */
+static int evicts_after(uint32_t n, const lava_select_params *params) {
+    return n == LAYERS || n % (params->evict_every > 1 ? params->evict_every : 1) == 0;
+}
 
 /* Score, push, evict in place, for each layer; then a decoding step over the last: all of it one graph, and one wait. */
 static void prefill(const char *what, lava_select_params params, int weighted) {
@@ -607,6 +614,7 @@ static void prefill(const char *what, lava_select_params params, int weighted) {
         OK(lava_cuda_score(context, &own, &scoring, &s, 1, workspaces[0], sizes[0], status, stream, &error));
         lava_cuda_push_sequence push = push_of(&cascade, model[l].scores, weighted ? model[l].weight : NULL);
         OK(lava_cuda_cascade_push(context, &push, 1, workspaces[1], sizes[1], status, stream, &error));
+        if (!evicts_after(l + 1, &params)) continue;
         lava_cuda_compact_sequence list[LAYERS];
         for (uint32_t i = 0; i <= l; i++) {
             last[i].struct_size = sizeof(last[i]);
@@ -637,7 +645,7 @@ static void prefill(const char *what, lava_select_params params, int weighted) {
     for (uint32_t l = 0; l < LAYERS; l++) {
         if (weighted) OK(lava_cascade_push_weighted(cpu, cpu_size, model[l].scores, *model[l].weight, &error));
         else OK(lava_cascade_push(cpu, cpu_size, model[l].scores, &error));
-        for (uint32_t i = 0; i <= l; i++) {
+        for (uint32_t i = 0; i <= l && evicts_after(l + 1, &params); i++) {
             lava_cascade_layer its = lava_cascade_layer_init();
             OK(lava_cascade_get(cpu, cpu_size, i, &its, &error));
             OK(lava_compact(&shape, &model[i].k_cpu, &model[i].v_cpu, its.cu_rows, its.rows, its.cu_kept, &model[i].k_cpu, &model[i].v_cpu, 0, 1, &error));
@@ -749,7 +757,13 @@ void decisions(void) {
     prefill("four layers alike, with a floor and sinks", params, 0);
     params.layer_budgets = LAVA_LAYERS_WEIGHTS, params.head_min = 3;
     prefill("four layers by weights", params, 1);
-    prefill("four layers in one sort, the default preset", lava_select_params_default(), 0);
+    params = lava_select_params_default();
+    prefill("four layers in one sort, the default preset", params, 0);
+    params.evict_every = 3;
+    prefill("the same, evicting after three and in the end", params, 0);
+    params = lava_select_params_init();
+    params.evict_every = UINT32_MAX;
+    prefill("four layers by entropy, evicting in the end", params, 0);
     refused_cascades();
     release(status);
 }

@@ -171,6 +171,7 @@ struct Cascade {
         item.params = on_device(params);
         item.layer_budgets = uint32_t(params.layer_budgets);
         item.weight = weight.data(), item.scores = scores.data();
+        item.evict_every = std::max(params.evict_every, 1u);
         item.total = total, item.n_layers = layers, item.n_kv_heads = heads, item.prefix_len = prefix, item.window_rows = window;
         state.reset(new Buffer<unsigned char>(lava_cuda_cascade_state(&item)));
         item.state = state->data();
@@ -190,12 +191,12 @@ struct Cascade {
                                                                                : lava_cascade_push(cpu.get(), size, scores.data(), nullptr);
         CHECK(pushed == LAVA_OK, "the CPU refuses: %d", pushed);
         const lava_cuda_cascade_layout l = lava_cuda_cascade_place(&item);
-        const uint64_t now = (layer + 1) % 2, before = layer % 2;
+        const uint64_t now = (layer + 1) % 2;
         const auto word = [&](uint64_t at) { return reinterpret_cast<uint32_t *>(state->data() + at); };
         for (uint32_t i = 0; i <= layer; i++) {
             lava_cascade_layer want = lava_cascade_layer_init();
             lava_cascade_get(cpu.get(), size, i, &want, nullptr);
-            const uint32_t *cu = word(l.cu) + (now * layers + i) * (heads + 1), *cu_rows = word(l.cu) + (before * layers + i) * (heads + 1);
+            const uint32_t *cu = word(l.cu) + (now * layers + i) * (heads + 1), *cu_rows = word(l.cu_rows) + i * (heads + 1);
             const uint64_t start = reinterpret_cast<uint64_t *>(state->data() + l.starts)[now * layers + i];
             const auto number = [&](uint64_t at) { return reinterpret_cast<double *>(state->data() + at)[i]; };
             const bool same_counts = memcmp(cu, want.cu_kept, 4 * (heads + 1)) == 0;
@@ -205,7 +206,7 @@ struct Cascade {
             if (!same_counts) continue;
             CHECK(start + cu[heads] <= l.capacity, "more rows than there is room for");
             CHECK(memcmp(word(l.positions) + now * l.capacity + start, want.kept_indices, 4 * cu[heads]) == 0, "layer %u after push %u: kept_indices", i, layer);
-            CHECK(memcmp(word(l.rows) + start, want.rows, 4 * cu[heads]) == 0, "layer %u after push %u: rows", i, layer);
+            CHECK(memcmp(word(l.rows) + now * l.capacity + start, want.rows, 4 * cu[heads]) == 0, "layer %u after push %u: rows", i, layer);
         }
     }
 };
@@ -268,6 +269,7 @@ static void check_cascades_together(uint32_t n_blocks, uint64_t seed) {
     SAMPLE;
     lava_select_params by_weights = lava_select_params_init();
     by_weights.layer_budgets = LAVA_LAYERS_WEIGHTS, by_weights.n_sink = 2;
+    by_weights.evict_every = 2;
     Cascade long_one(2, 4, 2100, 4, 3000, lava_select_params_init(), seed), of_none(1, 3, 0, 2, 0, by_weights, seed);
     Cascade of_more(5, 5, 40, 1, 300, lava_select_params_default(), seed), by_weight(3, 2, 70, 3, 100, by_weights, seed);
     push_all({&long_one, &of_none, &of_more, &by_weight}, n_blocks, seed);
@@ -279,7 +281,7 @@ static void check_random_cascade(int layer_budgets, uint32_t n_blocks, uint64_t 
     const uint32_t heads = 1 + random.below(3), layers = 1 + random.below(5), prefix = random.below(8) == 0 ? random.below(3) : 10 + random.below(120);
     Options options(random, layers * heads, prefix);
     lava_select_params &p = options.params;
-    p.layer_budgets = layer_budgets;
+    p.layer_budgets = layer_budgets, p.evict_every = random.below(layers + 2);
     if (layer_budgets == LAVA_LAYERS_GLOBAL) p.head_weights = nullptr, p.head_floor = int(random.below(2));
     const uint32_t all = layers * heads * prefix, least = layers * heads * options.least;
     check_cascade(heads, layers, prefix, 1 + random.below(4), least + random.below(all - least + 1) / (1 + random.below(4)), p, n_blocks, seed);
@@ -293,7 +295,7 @@ static void check_cascade_faults() {
     Buffer<uint64_t> status(1);
     Buffer<double> weight(1), head_weights(layers * heads);
     lava_cuda_cascade_item a = {};
-    a.total = 60, a.n_layers = layers, a.n_kv_heads = heads, a.prefix_len = prefix, a.window_rows = 1;
+    a.evict_every = 1, a.total = 60, a.n_layers = layers, a.n_kv_heads = heads, a.prefix_len = prefix, a.window_rows = 1;
     a.scores = scores.data(), a.weight = weight.data();
     const auto run = [&](uint32_t bad_layer, double bad_weight, float bad_score) {
         Buffer<unsigned char> state(lava_cuda_cascade_state(&a));
@@ -382,6 +384,11 @@ int main() {
         lava_select_params alone = lava_select_params_init();
         alone.layer_budgets = by;
         check_cascade(2, 5, 90, 2, 350, alone, 2, seed++);
+        for (const uint32_t every : {2u, 3u, ~0u}) {
+            alone.evict_every = every;
+            check_cascade(2, 5, 90, 2, 350, alone, every == 2 ? 1 : 2, seed++);
+        }
+        alone.evict_every = 0;
         Buffer<double> own(5 * 2);
         for (uint32_t i = 0; i < 10; i++) own[i] = 1 + (7 * i) % 10;
         alone.head_weights = own.data();

@@ -17,6 +17,7 @@ struct Case {
     alpha: f64,
     sinks: u32,
     mask: bool,
+    evict_every: u32,
     /// Per layer: 0 zeros, 1 all equal, 2 one spike, else random on so many steps, which makes ties.
     kinds: Vec<u32>,
     seed: u64,
@@ -30,11 +31,12 @@ prop_compose! {
         alpha in prop_oneof![Just(0.0), Just(0.2), Just(1.0), 0.0..1.0f64],
         sinks in prop_oneof![Just(0u32), 0u32..6],
         mask: bool,
+        evict_every in prop_oneof![0u32..8, Just(u32::MAX)],
         kinds in prop::collection::vec(prop_oneof![Just(0u32), Just(1), Just(2), Just(4), Just(1000)], 7),
         seed: u64,
     ) -> Case {
         let (prefix, window, heads, layers) = sizes;
-        Case { prefix, window, heads, layers, kept, floor, alpha, sinks, mask, kinds, seed }
+        Case { prefix, window, heads, layers, kept, floor, alpha, sinks, mask, evict_every, kinds, seed }
     }
 }
 
@@ -94,6 +96,7 @@ fn check(case: &Case) {
     let (shape, mask) = (case.shape(), case.mask());
     let mut params = select_params();
     (params.head_floor, params.alpha, params.n_sink) = (case.floor, case.alpha, case.sinks);
+    params.evict_every = case.evict_every;
     if case.mask {
         params.protected_mask = mask.as_ptr();
     }
@@ -115,27 +118,33 @@ fn check(case: &Case) {
 
     let mut caches: Vec<(Laid, Laid)> = Vec::new();
     let mut grids = Vec::new();
+    // Layers that have been compacted; those behind them are dense still: every head has all its tokens.
+    let mut n_compacted = 0;
     for layer in 0..case.layers {
         let scores = case.scores(layer);
         state(&|s, e| unsafe { lava_cascade_push(s, size, scores.as_ptr(), e) });
         let data = Layer::random(case.seed ^ 77 ^ layer as u64, shape);
         caches.push((data.k.lay(), data.v.lay()));
         grids.push(data);
+        let n_pushed = layer + 1;
+        let evicts = n_pushed == case.layers || n_pushed % case.evict_every.max(1) as usize == 0;
         let mut held = 0;
         for (l, cache) in caches.iter_mut().enumerate() {
             let got = get(&memory, l, case.heads);
             held += got.report.budget;
             assert_eq!(got.report.budget, (got.indices.len() - case.window * case.heads) as u64);
-            let ragged = |dim| Laid::empty(Layout::ragged(&got.cu, dim), got.indices.len(), 1, dim);
-            let moved = (ragged(3), ragged(2));
-            // The layer just pushed is dense still: every head has all its tokens.
-            let cu_rows = (l < layer).then_some(&got.cu_rows[..]);
-            if l == layer {
+            let cu_rows = (l < n_compacted).then_some(&got.cu_rows[..]);
+            if cu_rows.is_none() {
                 let dense: Vec<u32> = (0..=case.heads as u32).map(|h| h * shape.n_tokens).collect();
                 assert_eq!(got.cu_rows, dense);
             }
             let unchanged = got.cu == got.cu_rows;
             assert_eq!(got.report.unchanged == 1, unchanged);
+            if !evicts {
+                continue;
+            }
+            let ragged = |dim| Laid::empty(Layout::ragged(&got.cu, dim), got.indices.len(), 1, dim);
+            let moved = (ragged(3), ragged(2));
             compact(
                 &shape,
                 [&cache.0.tensor(), &cache.1.tensor()],
@@ -147,6 +156,7 @@ fn check(case: &Case) {
             .unwrap();
             *cache = moved;
         }
+        n_compacted = if evicts { n_pushed } else { n_compacted };
         if case.floor == LAVA_FLOOR_NONE {
             assert!(held <= total + layer as u64 + 1, "{held} held of {total} after layer {layer}");
         }
@@ -186,4 +196,29 @@ proptest! {
     fn a_cascade_ends_where_all_at_once_ends(case in cases()) {
         check(&case);
     }
+}
+
+/// A caller of an earlier version, whose options end before evict_every, evicts after each push, whatever lies behind them.
+#[test]
+fn options_without_evict_every() {
+    let (shape, scores) = (shape(20, (2, 2), (3, 2), 2), vec![0.5f32; 36]);
+    let held = |struct_size: usize, evict_every: u32| {
+        let params = lava_select_params { struct_size: struct_size as u32, evict_every, ..select_params() };
+        let size =
+            number(|size, e| unsafe { lava_cascade_state_size(&shape, 2, 30, &params, size, e) }).unwrap();
+        let state = Memory::new(size);
+        call(|e| unsafe { lava_cascade_init(&shape, 2, 30, &params, state.ptr(), size, e) }).unwrap();
+        for _ in 0..2 {
+            call(|e| unsafe { lava_cascade_push(state.ptr(), size, scores.as_ptr(), e) }).unwrap();
+        }
+        get(&state, 0, 2).cu_rows[2]
+    };
+    // Of the first of two layers: what is kept after its own push, 30 entries, or all.
+    let (kept, all) = (30 + 4, 40);
+    let whole = size_of::<lava_select_params>();
+    assert_eq!(
+        [held(whole, 0), held(whole, 1), held(whole, 2), held(whole, u32::MAX)],
+        [kept, kept, all, all]
+    );
+    assert_eq!([held(32, 2), held(44, 2)], [kept, kept]);
 }

@@ -84,7 +84,7 @@ fn layouts_in_c_are_those_of_the_bindings() {
         }
         lava_tensor { struct_size, dtype, data, size, stride_token, stride_head, stride_dim, row_start }
         lava_select_params {
-            struct_size, head_floor, alpha, protected_mask, n_sink, head_min, head_weights, layer_budgets, reserved
+            struct_size, head_floor, alpha, protected_mask, n_sink, head_min, head_weights, layer_budgets, evict_every
         }
         lava_selection { struct_size, everything_kept, n_kept, budget, mass, evicted_share }
         lava_cascade_layer {

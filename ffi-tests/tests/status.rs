@@ -748,7 +748,7 @@ const SELECT_PARAMS: [Row; 12] = [
     ("alpha negative", |w| set_alpha(w, -0.1), LAVA_ERR_ARGUMENT, "alpha"),
     ("alpha above 1", |w| set_alpha(w, 1.1), LAVA_ERR_ARGUMENT, "alpha"),
     ("alpha NaN, not used", |w| w.at::<lava_select_params>("params").alpha = f64::NAN, LAVA_OK, ""),
-    ("reserved", |w| w.at::<lava_select_params>("params").reserved = 1, LAVA_ERR_ARGUMENT, "reserved"),
+    ("how often, a cascade's", |w| w.at::<lava_select_params>("params").evict_every = u32::MAX, LAVA_OK, ""),
     ("a sink fits", |w| w.at::<lava_select_params>("params").n_sink = 1, LAVA_OK, ""),
     ("all sinks", |w| w.at::<lava_select_params>("params").n_sink = u32::MAX, LAVA_ERR_BUDGET, ""),
     ("a minimum fits", |w| w.at::<lava_select_params>("params").head_min = 1, LAVA_OK, ""),

@@ -261,7 +261,7 @@ impl World<'_, '_> {
             head_min: self.number(0) as u32,
             head_weights: weights,
             layer_budgets: self.number(0) as i32,
-            reserved: self.odd() as u32,
+            evict_every: self.number(0) as u32,
         };
         self.structure(params, May::Read)
     }

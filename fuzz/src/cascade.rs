@@ -1,5 +1,5 @@
 //! A cascade ends in the same bits as all layers at once. On the way its state is copied elsewhere, given scores that are
-//! refused, dropped and started again; and the caller's cache, token numbers here, follows the rows that it names.
+//! refused, dropped and started again; and the caller's cache, token numbers here, follows the rows that it names, when it is time.
 
 use crate::choices::Choices;
 use crate::memory::{Block, POISON};
@@ -15,6 +15,7 @@ struct Case {
     shape: Shape,
     options: Options,
     total: u64,
+    evict_every: u32,
     layers: Vec<Vec<f32>>,
 }
 
@@ -36,7 +37,18 @@ impl Case {
         let all = heads * prefix * layers;
         let total = (least + c.below(all - least + 1)) as u64;
         let total = if c.once_in(16) { u64::MAX } else { total };
-        Self { shape, options, total, layers: (0..layers).map(|_| scores(c, prefix * heads)).collect() }
+        let evict_every = c.pick(&[0, 1, 2, 3, 5, u32::MAX]);
+        Self {
+            shape,
+            options,
+            total,
+            evict_every,
+            layers: (0..layers).map(|_| scores(c, prefix * heads)).collect(),
+        }
+    }
+
+    fn params(&self) -> lava_select_params {
+        lava_select_params { evict_every: self.evict_every, ..self.options.c() }
     }
 
     fn size(&self) -> usize {
@@ -48,7 +60,7 @@ impl Case {
                 &c_shape(&self.shape),
                 n,
                 self.total,
-                &self.options.c(),
+                &self.params(),
                 &mut size,
                 &mut error,
             )
@@ -59,7 +71,7 @@ impl Case {
 
     fn init(&self, state: &Block) {
         let (n, mut error) = (self.layers.len() as u32, no_error());
-        let (shape, params) = (c_shape(&self.shape), self.options.c());
+        let (shape, params) = (c_shape(&self.shape), self.params());
         // SAFETY: see `size`.
         let status = unsafe {
             lava_cascade_init(&shape, n, self.total, &params, state.ptr(), state.len(), &mut error)
@@ -154,6 +166,8 @@ pub fn run(data: &[u8]) {
         }
         assert_eq!(case.push(c, &state, scores).0, LAVA_OK);
         caches.push(vec![(0..n_tokens as u32).collect(); heads]);
+        let n_pushed = l + 1;
+        let evicts = n_pushed == n_layers || n_pushed.is_multiple_of(case.evict_every.max(1) as usize);
         let mut held = 0;
         for (i, cache) in caches.iter_mut().enumerate() {
             let got = get(&state, i, heads);
@@ -164,8 +178,11 @@ pub fn run(data: &[u8]) {
                 let own = got.cu[h] as usize..got.cu[h + 1] as usize;
                 let rows = &got.rows[own.clone()];
                 assert!(rows.windows(2).all(|w| w[0] < w[1]));
-                *head = rows.iter().map(|&r| head[r as usize]).collect();
-                assert_eq!(*head, got.indices[own], "layer {i}, head {h}");
+                let kept: Vec<u32> = rows.iter().map(|&r| head[r as usize]).collect();
+                assert_eq!(kept, got.indices[own], "layer {i}, head {h}");
+                if evicts {
+                    *head = kept;
+                }
             }
             assert_eq!(got.report.unchanged == 1, got.cu == got.cu_rows);
             assert_eq!(got.report.budget as usize, got.indices.len() - heads * window);

@@ -69,7 +69,7 @@ impl Options {
             head_min: self.params.head_min as u32,
             head_weights: null(),
             layer_budgets: LAVA_LAYERS_ENTROPY,
-            reserved: 0,
+            evict_every: 0,
         }
     }
 }

@@ -824,7 +824,8 @@ unsafe fn cascade_params<'a>(
         let n_layers = n_layers as usize;
         ensure(n_layers > 0 && n_layers <= budget::MAX_LAYERS, ErrorKind::Shape, c"n_layers")?;
         let select = params.check(&shape, n_layers)?;
-        Ok(CascadeParams { shape, n_layers, total, layer_budgets: params.layers()?, select })
+        let (layer_budgets, evict_every) = (params.layers()?, params.evict_every as usize);
+        Ok(CascadeParams { shape, n_layers, total, layer_budgets, select, evict_every })
     }
 }
 
@@ -857,7 +858,8 @@ pub unsafe extern "C" fn lava_cascade_state_size(
 /// shape: n_tokens, n_kv_heads and window, the same for every layer.
 /// n_layers: layers that will be pushed.
 /// total: prefix entries to keep over all layers; see lava_total_entries.
-/// params: floors, sinks, the protected mask, head weights, and how the layers share the total. All is copied.
+/// params: floors, sinks, the protected mask, head weights, how the layers share the total, and how often the caller evicts. All is
+///     copied.
 /// state: lava_cascade_state_size bytes, aligned to LAVA_WORKSPACE_ALIGN. The caller owns it and may drop it, start it
 ///     again or copy it at any time: it holds no resources and no pointers.
 /// Errors: as lava_cascade_state_size, and ALIGNMENT, OVERLAP, WORKSPACE. Any thread, but one call on a state at a time.
@@ -897,7 +899,8 @@ unsafe fn reopen<'a>(state: *mut c_void, state_size: usize) -> Result<Cascade<'a
 
 /// Takes in the next layer's scores and decides anew what every layer so far keeps.
 ///
-/// After it, lava_cascade_get says for each layer 0 to l which rows the caller's cache is to keep; lava_compact moves them.
+/// After it, lava_cascade_get says for each layer 0 to l which rows the caller's cache is to keep; lava_compact moves them, at once or
+/// as often as evict_every of lava_select_params says.
 /// After the last of n_layers pushes the kept sets are exactly, bit for bit, those of lava_layer_budgets and lava_select
 /// on all layers at once. Before it, a layer may hold one entry more than its share, so all together at most total + l
 /// prefix entries, plus what a head floor may still ask for (alpha of that, and one per head and layer).
@@ -950,7 +953,7 @@ unsafe fn push(state: *mut c_void, state_size: usize, scores: *const f32, weight
     }
 }
 
-/// What layer `layer` keeps after the last push, and how to get there from what the caller's cache held before it.
+/// What layer `layer` keeps after the last push, and how to get there from what the caller's cache holds.
 ///
 /// out: receives pointers into the state, good until the next push; untouched on error. What they lead to may be read by
 ///     several threads at a time. That it lies outside the state is not checked.

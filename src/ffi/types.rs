@@ -260,8 +260,10 @@ pub struct lava_select_params {
     pub head_weights: *const f64,
     /// One of LAVA_LAYERS_: how the layers of a cascade share its total. Not used by lava_select and lava_global_budgets.
     pub layer_budgets: i32,
-    /// Must be 0.
-    pub reserved: u32,
+    /// Pushes of a cascade from one eviction to the next: the caller compacts all layers so far after pushes evict_every,
+    /// 2 * evict_every, ... and after the last one, and at no other time. 0 and 1: after each push; n_layers or more: only at the
+    /// end. What is kept does not depend on it. Not used by lava_select and lava_global_budgets.
+    pub evict_every: u32,
 }
 
 /// What lava_select did.
@@ -291,15 +293,16 @@ pub struct lava_selection {
 pub struct lava_cascade_layer {
     /// sizeof(lava_cascade_layer), set by the caller.
     pub struct_size: u32,
-    /// 1 if the last push evicted nothing from this layer: no row moves.
+    /// 1 if nothing of this layer has been evicted since the caller last compacted it: no row moves.
     pub unchanged: u32,
     /// True token positions kept by each head, ascending, window included.
     pub kept_indices: *const u32,
     /// Exclusive prefix sum of the kept counts, n_kv_heads + 1 entries.
     pub cu_kept: *const u32,
-    /// For lava_compact: which rows of those the cache held before this push are kept.
+    /// For lava_compact: which rows are kept of those that the caller's cache holds, as the last eviction left it (see evict_every
+    /// of lava_select_params). Of a layer pushed since then: token positions.
     pub rows: *const u32,
-    /// Exclusive prefix sum of the row counts before this push, n_kv_heads + 1 entries.
+    /// Exclusive prefix sum of the row counts of that cache, n_kv_heads + 1 entries.
     pub cu_rows: *const u32,
     /// Prefix entries kept. After the last push exactly the layer's budget; before, at most one more than its share plus
     /// what a head floor may still ask for.
@@ -377,7 +380,7 @@ layout! {
     lava_shape: 32, 32 { struct_size @ 0, layer @ 4, n_tokens @ 8, n_q_heads @ 12, n_kv_heads @ 16, head_dim_k @ 20, head_dim_v @ 24, window @ 28 }
     lava_tensor: 56, 56 { struct_size @ 0, dtype @ 4, data @ 8, size @ 16, stride_token @ 24, stride_head @ 32, stride_dim @ 40, row_start @ 48 }
     lava_score_params: 56, 32 { struct_size @ 0, pool @ 4, pool_kernel @ 8, group_reduce @ 12, value_span @ 16, sliding_window @ 20, scale @ 24, softcap @ 28, attention @ 32, value_weight @ 36, gamma @ 40, decay @ 44, weight @ 48, smoothing @ 52 }
-    lava_select_params: 48, 32 { struct_size @ 0, head_floor @ 4, alpha @ 8, protected_mask @ 16, n_sink @ 24, head_min @ 28, head_weights @ 32, layer_budgets @ 40, reserved @ 44 }
+    lava_select_params: 48, 32 { struct_size @ 0, head_floor @ 4, alpha @ 8, protected_mask @ 16, n_sink @ 24, head_min @ 28, head_weights @ 32, layer_budgets @ 40, evict_every @ 44 }
     lava_selection: 40, 40 { struct_size @ 0, everything_kept @ 4, n_kept @ 8, budget @ 16, mass @ 24, evicted_share @ 32 }
     lava_cascade_layer: 72, 72 { struct_size @ 0, unchanged @ 4, kept_indices @ 8, cu_kept @ 16, rows @ 24, cu_rows @ 32, budget @ 40, entropy @ 48, mass @ 56, evicted_share @ 64 }
     lava_attend_params: 40, 40 { struct_size @ 0, causal @ 4, scale @ 8, softcap @ 12, sliding_window @ 16, n_base @ 20, kept_indices @ 24, cu_kept @ 32 }
@@ -446,7 +449,6 @@ impl lava_select_params {
     /// # Safety
     /// `protected_mask` must be NULL or readable over the prefix, `head_weights` NULL or readable over the heads of `n_layers` layers.
     pub(super) unsafe fn check<'a>(&self, shape: &Shape, n_layers: usize) -> Result<SelectParams<'a>> {
-        ensure(self.reserved == 0, ErrorKind::Argument, c"reserved")?;
         let floors = [HeadFloor::None, HeadFloor::Guaranteed, HeadFloor::Affine];
         let n_heads =
             shape.n_kv_heads.checked_mul(n_layers).ok_or(Error::new(ErrorKind::Overflow, c"n_layers"))?;

@@ -295,6 +295,8 @@ pub struct CascadeItem {
     pub prefix_len: u32,
     pub window_rows: u32,
     pub layer_budgets: u32,
+    pub evict_every: u32,
+    pub reserved: u32,
     pub weight: *const f64,
 }
 
@@ -437,8 +439,8 @@ const _: () = {
     assert!(offset_of!(SelectItem, prefix_len) == 72 && size_of::<SelectArgs>() == 128);
     assert!(size_of::<CompactItem>() == 136 && size_of::<CompactArgs>() == 168);
     assert!(size_of::<GlobalItem>() == 72 && size_of::<GlobalArgs>() == 112);
-    assert!(size_of::<CascadeItem>() == 88 && offset_of!(CascadeItem, layer) == 56);
-    assert!(size_of::<CascadeArgs>() == 144);
+    assert!(size_of::<CascadeItem>() == 96 && offset_of!(CascadeItem, layer) == 56);
+    assert!(size_of::<CascadeArgs>() == 152);
     assert!(size_of::<UploadArgs>() == 4016);
     assert!(crate::entropy::PIECE == 1024);
 };

@@ -32,8 +32,8 @@ pub struct lava_cuda_cascade {
     pub n_sink: u32,
     /// As in lava_select_params.
     pub head_min: u32,
-    /// 0.
-    pub reserved: u32,
+    /// As in lava_select_params, but at least 1.
+    pub evict_every: u32,
     /// As given to lava_cuda_cascade_init.
     pub total: u64,
     /// As in lava_select_params, on the device.
@@ -60,9 +60,9 @@ pub struct lava_cuda_cascade_layer {
     pub kept_indices: *const u32,
     /// Exclusive prefix sum of the kept counts, n_kv_heads + 1 entries.
     pub cu_kept: *const u32,
-    /// For lava_cuda_compact: which rows of those the cache held before this push are kept.
+    /// For lava_cuda_compact: which rows are kept of those that the caller's cache holds; see lava_cascade_layer.
     pub rows: *const u32,
-    /// Exclusive prefix sum of the row counts before this push, n_kv_heads + 1 entries.
+    /// Exclusive prefix sum of the row counts of that cache, n_kv_heads + 1 entries.
     pub cu_rows: *const u32,
     /// One number each; see lava_cascade_layer.
     pub budget: *const u64,
@@ -93,7 +93,7 @@ pub struct lava_cuda_push_sequence {
 
 layout! {
     lava_cuda_push_sequence: 32, 32 { struct_size @ 0, reserved @ 4, cascade @ 8, scores @ 16, weight @ 24 }
-    lava_cuda_cascade: 80, 80 { struct_size @ 0, n_pushed @ 4, n_layers @ 8, n_kv_heads @ 12, prefix_len @ 16, window_rows @ 20, layer_budgets @ 24, head_floor @ 28, alpha_billionths @ 32, n_sink @ 36, head_min @ 40, reserved @ 44, total @ 48, protected_mask @ 56, head_weights @ 64, state @ 72 }
+    lava_cuda_cascade: 80, 80 { struct_size @ 0, n_pushed @ 4, n_layers @ 8, n_kv_heads @ 12, prefix_len @ 16, window_rows @ 20, layer_budgets @ 24, head_floor @ 28, alpha_billionths @ 32, n_sink @ 36, head_min @ 40, evict_every @ 44, total @ 48, protected_mask @ 56, head_weights @ 64, state @ 72 }
     lava_cuda_cascade_layer: 80, 80 { struct_size @ 0, reserved @ 4, offset @ 8, kept_indices @ 16, cu_kept @ 24, rows @ 32, cu_rows @ 40, budget @ 48, entropy @ 56, mass @ 64, evicted_share @ 72 }
 }
 
@@ -311,7 +311,8 @@ unsafe fn new(
     let on_host =
         lava_select_params { protected_mask: core::ptr::null(), head_weights: core::ptr::null(), ..given };
     let select = unsafe { on_host.check(&shape, 1)? };
-    CascadeParams { shape, n_layers: n_layers as usize, total, layer_budgets, select }.validate()?;
+    let (layers, evict_every) = (n_layers as usize, given.evict_every as usize);
+    CascadeParams { shape, n_layers: layers, total, layer_budgets, select, evict_every }.validate()?;
     check_selection(&shape)?;
     let device = device_params(&select);
     Ok(lava_cuda_cascade {
@@ -326,7 +327,7 @@ unsafe fn new(
         alpha_billionths: device.alpha_billionths,
         n_sink: device.n_sink,
         head_min: device.head_min,
-        reserved: 0,
+        evict_every: given.evict_every.max(1),
         total,
         protected_mask: given.protected_mask,
         head_weights: given.head_weights,
@@ -343,7 +344,7 @@ unsafe fn opened(cascade: *const lava_cuda_cascade) -> Result<lava_cuda_cascade>
         && heads.contains(&own.n_kv_heads)
         && own.n_pushed <= own.n_layers
         && !own.state.is_null()
-        && own.reserved == 0;
+        && own.evict_every > 0;
     ensure(fine, ErrorKind::State, c"cascade")?;
     Ok(own)
 }
@@ -378,6 +379,8 @@ fn item_of(own: &lava_cuda_cascade) -> CascadeItem {
         prefix_len: own.prefix_len,
         window_rows: own.window_rows,
         layer_budgets: own.layer_budgets as u32,
+        evict_every: own.evict_every,
+        reserved: 0,
         weight: core::ptr::null(),
     }
 }
