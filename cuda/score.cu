@@ -138,6 +138,9 @@ __device__ inline float2 *partial_of(const Head &head, uint32_t part) {
     return reinterpret_cast<float2 *>(args.partial) + (head.flat() * parts + part) * lava_score_rows(&args);
 }
 
+/// A logit may be this much above what its row takes for the maximum: powers of two have room, and most tiles raise nothing then.
+constexpr float SLACK = 8;
+
 /// Each thread keeps statistics of its own rows and keys; lanes with the same rows meet at the end of a round only.
 template <int M> struct Statistics {
     const Range &range;
@@ -158,16 +161,27 @@ template <int M> struct Statistics {
         to_exponents(x, range, logits, row_tile, key + part, all_see);
         const float slope = logits.slope();
         // The last tile's rows behind the end are zeros, which the last row of the window does not see either.
+        float most[M][2];
+        bool rises = false;
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                const float a = x[m][0][2 * half], b = x[m][0][2 * half + 1];
-                const float c = x[m][1][2 * half], d = x[m][1][2 * half + 1];
-                Softmax &row = rows[m][half];
-                row.raise(slope * fmaxf(fmaxf(a, b), fmaxf(c, d)));
-                row.sum += (exp2_fast(fmaf(a, slope, -row.max)) + exp2_fast(fmaf(b, slope, -row.max))) +
-                           (exp2_fast(fmaf(c, slope, -row.max)) + exp2_fast(fmaf(d, slope, -row.max)));
+                most[m][half] = fmaxf(fmaxf(x[m][0][2 * half], x[m][0][2 * half + 1]), fmaxf(x[m][1][2 * half], x[m][1][2 * half + 1]));
+                rises |= fmaf(most[m][half], slope, -rows[m][half].max) > SLACK;
+            }
+        if (rises) {
+#pragma unroll
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int half = 0; half < 2; half++) rows[m][half].raise(slope * most[m][half]);
+        }
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const auto power = [&](int n, int i) { return exp2_fast(fmaf(x[m][n][2 * half + i], slope, -rows[m][half].max)); };
+                rows[m][half].sum += (power(0, 0) + power(0, 1)) + (power(1, 0) + power(1, 1));
             }
     }
     __device__ void end(uint32_t row_tile, uint32_t share) {

@@ -22,6 +22,8 @@ BREAKS = [
     ("score.cuh", "", "prefix() + j + 1", "prefix() + j", "score", "plain"),
     ("score.cuh", "", "min(up_to, args.sliding_window)", "min(up_to, args.sliding_window + 1)", "score", "plain"),
     ("score.cu", "", "rows[m][half].merge_lanes(2);", "", "score", "plain"),
+    ("score.cu", "", "SLACK = 8;", "SLACK = 300;", "score", "plain"),
+    ("score.cu", "", "rises |= fmaf", "rises = fmaf", "score", "plain"),
     ("score.cu", "", "column.sum = carry[0];", "", "score", "plain"),
     ("values.cuh", "", "most = fmaxf(most, norms[i]);", "if (i < 3) most = fmaxf(most, norms[i]);", "score", "plain"),
     ("score.cu", "", "if (range.args.has_lse) look_for_faults(poison, x);", "", "score", "plain"),

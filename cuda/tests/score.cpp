@@ -35,6 +35,8 @@ struct Case {
     lava_score_params params = lava_score_params_init();
     /// Token 66 + h of head h has all attention, but for what a logit of less_by lower leaves to the others, and a value of 0. 0: not so.
     float less_by = 0;
+    /// Logits rise by about this much from each token to the next, up to token 100.
+    float rise = 0;
     Case(const char *name) : name(name) {}
     template <class Change> Case with(Change change) const {
         Case other = *this;
@@ -42,6 +44,8 @@ struct Case {
         return other;
     }
 };
+
+float scale_of(const Case &c) { return c.params.scale != 0 ? c.params.scale : 1 / std::sqrt(float(c.dim_k)); }
 
 struct Sequence {
     Numbers q, k, v, lse;
@@ -51,6 +55,10 @@ struct Sequence {
         q.fill(random, c.size * 2);
         k.fill(random, c.size * 2);
         v.fill(random, 1);
+        for (uint32_t h = 0; c.rise > 0 && h < c.n_kv_heads; h++)
+            for (uint32_t i = 0; i < n; i++) k.set(h, i, 0, i < 100 ? c.rise * float(i) / scale_of(c) : 0);
+        for (uint32_t h = 0; c.rise > 0 && h < c.n_q_heads; h++)
+            for (uint32_t j = 0; j < c.window; j++) q.set(h, j, 0, 1);
         for (uint32_t h = 0; c.less_by > 0 && h < c.n_kv_heads; h++)
             for (uint32_t i = 0; i < n; i++)
                 for (uint32_t e = 0; e < std::max(c.dim_k, c.dim_v); e++) {
@@ -63,8 +71,6 @@ struct Sequence {
                 for (uint32_t e = 0; e < c.dim_k; e++) q.set(h, j, e, 8);
     }
 };
-
-float scale_of(const Case &c) { return c.params.scale != 0 ? c.params.scale : 1 / std::sqrt(float(c.dim_k)); }
 
 /// What doubles say of a sequence.
 struct Look {
@@ -430,6 +436,8 @@ int main(int argc, char **argv) {
     add("softcap 2", [](Case &c) { c.params.softcap = 2; });
     add("scale negative", [](Case &c) { c.params.scale = -0.2f; });
     add("logits in the hundreds", [](Case &c) { c.params.scale = 4; });
+    add("logits rising by 128 from tile to tile", [](Case &c) { c.rise = 2, c.keys_per_range = 128; });
+    add("logits rising slowly", [](Case &c) { c.rise = 0.5f, c.keys_per_range = 128; });
     add("lse given", [](Case &c) { c.lse = true; });
     add("lse given, softcap, sliding window", [](Case &c) { c.lse = true, c.params.softcap = 5, c.params.sliding_window = 60; });
     add("values over all tokens, f32", [](Case &c) { c.params.value_span = LAVA_VALUES_ALL, c.dtype_v = LAVA_F32; });
