@@ -1,18 +1,23 @@
 #!/usr/bin/env python3
 """The library on a GPU: every stage against float64, then how long each takes, beside PyTorch on the same GPU.
 
-    gpu.py LIBLAVA.SO            checks, then the table
-    gpu.py LIBLAVA.SO --check    checks alone
-    gpu.py LIBLAVA.SO --fake     checks alone, on memory of the host: libcuda is tests/fake_driver.cpp, by LD_LIBRARY_PATH
+    gpu.py LIBLAVA.SO [--check | --times] [--only WORD]
+
+Each section is a process of its own: neither a fault of the GPU nor a hang costs another section its rows. Sections that failed are named at
+the end, and the status is 1 then. --fake: small ones on memory of the host, where libcuda is tests/fake_driver.cpp, by LD_LIBRARY_PATH;
+the times are of no meaning there.
 
 Needs PyTorch; nothing else, and no network. The structs are read from the headers, so they are the library's own.
 """
 import argparse
 import ctypes
 import math
+import multiprocessing
+import os
 import pathlib
 import re
 import sys
+import time
 
 import torch
 
@@ -110,6 +115,9 @@ class Cuda:
         torch.cuda.init()
         torch.zeros(1, device="cuda")  # makes the device's context the thread's
 
+    def name(self):
+        return torch.cuda.get_device_name()
+
     def stream(self):
         return torch.cuda.current_stream().cuda_stream
 
@@ -123,6 +131,32 @@ class Cuda:
     def full(self, n, value, dtype):
         return torch.full((n,), value, dtype=dtype, device=self.device)
 
+    def sets(self, n_bytes):
+        """So many inputs of so many bytes that none is in the L2 cache any more when its turn comes again."""
+        return range(max(4, math.ceil(4 * torch.cuda.get_device_properties().L2_cache_size / n_bytes)))
+
+    def timed(self, calls, rounds=10, restore=lambda: None):
+        """Seconds of one of the calls, which go round. As a graph: Python is not measured. restore: what they have changed."""
+        for call in calls:
+            call()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for call in calls:
+                call()
+        graph.replay()
+        best = math.inf
+        for _ in range(3):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            restore()
+            begin.record()
+            for _ in range(rounds):
+                graph.replay()
+            end.record()
+            end.synchronize()
+            best = min(best, begin.elapsed_time(end) / 1e3 / rounds / len(calls))
+        return best
+
 
 class Fake(Cuda):
     device = "cpu"
@@ -133,6 +167,9 @@ class Fake(Cuda):
         for code in (self.c.cuInit(0), self.c.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0), self.c.cuCtxSetCurrent(context)):
             assert code == 0, code
 
+    def name(self):
+        return "no GPU, so no times"
+
     def stream(self):
         return None
 
@@ -141,6 +178,17 @@ class Fake(Cuda):
 
     def wait(self):
         assert self.c.cuStreamSynchronize(None) == 0
+
+    def sets(self, n_bytes):
+        return range(2)
+
+    def timed(self, calls, rounds=10, restore=lambda: None):
+        restore()
+        begun = time.perf_counter()
+        for call in calls:
+            call()
+        self.wait()
+        return (time.perf_counter() - begun) / len(calls)
 
 
 # --------------------------------------------------------------------------------------------------------------- the stages ----
@@ -222,8 +270,8 @@ def output_change(a, v):
     return a / (1 - a) * torch.cdist(a @ v, v, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def random(gpu, generator, *shape, dtype, size=1.0):
-    return (torch.randn(*shape, generator=generator) * size).to(dtype).to(gpu.device)
+def random(gpu, generator, *shape, dtype):
+    return torch.randn(*shape, generator=generator, device=gpu.device).to(dtype)
 
 
 def layer(gpu, generator, n, n_q_heads, n_kv_heads, d, dtype, window=WINDOW):
@@ -232,7 +280,7 @@ def layer(gpu, generator, n, n_q_heads, n_kv_heads, d, dtype, window=WINDOW):
 
 
 class Checks:
-    def __init__(self):
+    def __init__(self, lava):
         self.failed = 0
 
     def near(self, name, got, want, bound, relative=True):
@@ -255,20 +303,22 @@ def score_bound(q, k, params, window, dim_v):
     return 2 * kind * U * ((4 * math.sqrt(d) + 8) * size + n / 16 + window + dim_v + 200)
 
 
-def check_scores(lava, checks, generator, n):
-    default = {"attention": 1, "value_weight": 2, "smoothing": 1}
-    for dtype in DTYPES:
-        for d in (64, 80, 96, 128, 256, 72):
-            for name, options in {"LAVa": {}, "default": default, "lse": {"with_lse": True}, "CAOTE": {"value_weight": 3, "pool_kernel": 1}, "window": {"sliding_window": 40, "softcap": 8.0}}.items():
-                if name != "LAVa" and d not in (128, 72):
-                    continue
-                inputs = [layer(lava.gpu, generator, m, 8, 2, d, dtype) for m in (n, n // 3 + 1)]
-                run = Score(lava, inputs, **options)
-                run()
-                lava.finish()
-                for (q, k, v), scores in zip(inputs, run.scores):
-                    want = score_reference(q, k, v, run.params)
-                    checks.near(f"score {NAMES[dtype]} {d} {name}, {k.shape[0]} tokens", scores, want, score_bound(q, k, run.params, WINDOW, d))
+DEFAULT = {"attention": 1, "value_weight": 2, "smoothing": 1}
+CAOTE = {"value_weight": 3, "pool_kernel": 1}
+
+
+def check_scores(lava, checks, generator, dtype, n):
+    for d in (64, 80, 96, 128, 256, 72):
+        for name, options in {"LAVa": {}, "default": DEFAULT, "lse": {"with_lse": True}, "CAOTE": CAOTE, "window": {"sliding_window": 40, "softcap": 8.0}}.items():
+            if name != "LAVa" and d not in (128, 72):
+                continue
+            inputs = [layer(lava.gpu, generator, m, 8, 2, d, dtype) for m in (n, n // 3 + 1)]
+            run = Score(lava, inputs, **options)
+            run()
+            lava.finish()
+            for (q, k, v), scores in zip(inputs, run.scores):
+                want = score_reference(q, k, v, run.params)
+                checks.near(f"score {NAMES[dtype]} {d} {name}, {k.shape[0]} tokens", scores, want, score_bound(q, k, run.params, WINDOW, d))
 
 
 class Statistics:
@@ -323,7 +373,7 @@ def check_statistics(lava, checks, generator, n):
 
 
 def check_mean(lava, checks, generator, n):
-    scores = [torch.rand(4, m, generator=generator).to(lava.gpu.device) for m in (n, n // 3 + 1)]
+    scores = [torch.rand(4, m, generator=generator, device=lava.gpu.device) for m in (n, n // 3 + 1)]
     shape = lava.struct("shape", n_tokens=n + WINDOW, n_q_heads=4, n_kv_heads=4, head_dim_k=1, head_dim_v=1, window=WINDOW)
     want = [(((x[0].double() + x[1]) + x[2]) + x[3]).div(4).float().expand(4, -1) for x in scores]
     items = lava.array([lava.struct("cuda_mean_sequence", n_tokens=x.shape[1] + WINDOW, scores=x.data_ptr()) for x in scores])
@@ -371,28 +421,27 @@ def ragged(gpu, generator, counts, d, dtype):
     return (*(random(gpu, generator, sum(counts), d, dtype=dtype) for _ in range(2)), counts)
 
 
-def check_attention(lava, checks, generator, rows):
-    for dtype in DTYPES:
-        for d in (64, 80, 96, 128, 256, 72):
-            counts = [[rows, rows // 3], [5, rows // 2]]
-            caches = [ragged(lava.gpu, generator, c, d, dtype) for c in counts]
-            queries = [random(lava.gpu, generator, 2, 8, d, dtype=dtype) for _ in counts]
-            run = Attend(lava, queries, caches)
-            run()
-            lava.finish()
-            for i, (q, (k, v, c), out) in enumerate(zip(queries, caches, run.outs)):
-                want, first, size = torch.empty_like(out, dtype=torch.float64), 0, 0.0
-                for h, n in enumerate(c):
-                    keys, values = (x[first : first + n].double() for x in (k, v))
-                    first += n
-                    heads = slice(4 * h, 4 * h + 4)
-                    x = torch.einsum("tgd,nd->tgn", q[:, heads].double(), keys) * d**-0.5
-                    size = max(size, (q.double().norm(dim=-1).max() * keys.norm(dim=-1).max() * d**-0.5).item())
-                    x[0, :, -1] = -math.inf
-                    want[:, heads] = torch.einsum("tgn,nd->tgd", torch.softmax(x, -1), values)
-                pieces = 0 if dtype == torch.float32 else 2.0**-17
-                bound = 2 * (U * (2 * (4 * math.sqrt(d) + 8) * size + max(c) + 40) + pieces) * v.double().abs().max().item()
-                checks.near(f"attend {NAMES[dtype]} {d}, rows {c}", out, want, bound, relative=False)
+def check_attention(lava, checks, generator, dtype, rows):
+    for d in (64, 80, 96, 128, 256, 72):
+        counts = [[rows, rows // 3], [5, rows // 2]]
+        caches = [ragged(lava.gpu, generator, c, d, dtype) for c in counts]
+        queries = [random(lava.gpu, generator, 2, 8, d, dtype=dtype) for _ in counts]
+        run = Attend(lava, queries, caches)
+        run()
+        lava.finish()
+        for i, (q, (k, v, c), out) in enumerate(zip(queries, caches, run.outs)):
+            want, first, size = torch.empty_like(out, dtype=torch.float64), 0, 0.0
+            for h, n in enumerate(c):
+                keys, values = (x[first : first + n].double() for x in (k, v))
+                first += n
+                heads = slice(4 * h, 4 * h + 4)
+                x = torch.einsum("tgd,nd->tgn", q[:, heads].double(), keys) * d**-0.5
+                size = max(size, (q.double().norm(dim=-1).max() * keys.norm(dim=-1).max() * d**-0.5).item())
+                x[0, :, -1] = -math.inf
+                want[:, heads] = torch.einsum("tgn,nd->tgd", torch.softmax(x, -1), values)
+            pieces = 0 if dtype == torch.float32 else 2.0**-17
+            bound = 2 * (U * (2 * (4 * math.sqrt(d) + 8) * size + max(c) + 40) + pieces) * v.double().abs().max().item()
+            checks.near(f"attend {NAMES[dtype]} {d}, rows {c}", out, want, bound, relative=False)
 
 
 class Decide:
@@ -557,7 +606,8 @@ def prefills(lava, n_layers):
 def check_decisions(lava, checks, generator, prefix, n_layers):
     device, n_kv = lava.gpu.device, 4
     # Plateaus and ties, as max-pooling leaves them.
-    scores = [torch.nn.functional.max_pool1d((torch.rand(n_kv, prefix, generator=generator) * 50).floor() / (1 + l), 7, 1, 3).to(device) for l in range(n_layers)]
+    numbers = [(torch.rand(n_kv, prefix, generator=generator, device=device) * 50).floor() / (1 + l) for l in range(n_layers)]
+    scores = [torch.nn.functional.max_pool1d(x, 7, 1, 3) for x in numbers]
     total = n_layers * n_kv * prefix // 5
     run = Decide(lava, scores, total)
     run()
@@ -582,18 +632,24 @@ def check_decisions(lava, checks, generator, prefix, n_layers):
     same = all(torch.equal(run.cu[l].cpu(), cu[l]) and torch.equal(run.kept[l, : kept[l].numel()].cpu(), kept[l]) for l in range(n_layers))
     checks.tell("kept sets by entropy", same, f"{n_layers} layers of {n_kv} heads")
 
+
+def check_compaction(lava, checks, generator, n, n_layers):
+    device, n_kv = lava.gpu.device, 4
+    masks = [torch.rand(n_kv, n, generator=generator, device=device) < 0.2 for _ in range(n_layers)]
+    kept = [x.nonzero()[:, 1].to(torch.int32) for x in masks]
+    cu = [torch.nn.functional.pad(x.sum(1).cumsum(0), (1, 0)).to(torch.int32) for x in masks]
     for dtype in DTYPES:
-        caches = [tuple(random(lava.gpu, generator, prefix + WINDOW, n_kv, d, dtype=dtype) for d in (128, 72)) for _ in range(n_layers)]
-        on_device = [x.to(device) for x in kept], [x.to(device) for x in cu]
-        move = Compact(lava, caches, *on_device)
+        caches = [tuple(random(lava.gpu, generator, n, n_kv, d, dtype=dtype) for d in (128, 72)) for _ in range(n_layers)]
+        move = Compact(lava, caches, kept, cu)
         move()
         lava.finish()
-        same = True
-        for (k, v), out, its, counts in zip(caches, move.outs, *on_device):
-            heads = torch.repeat_interleave(torch.arange(n_kv, device=device), counts.diff().long())
-            same &= torch.equal(out[0], k[its.long(), heads]) and torch.equal(out[1], v[its.long(), heads])
+        same = all(torch.equal(out, x.transpose(0, 1)[mask]) for cache, outs, mask in zip(caches, move.outs, masks) for x, out in zip(cache, outs))
         checks.tell(f"compaction {NAMES[dtype]}", same, f"{sum(x.numel() for x in kept)} rows")
 
+
+def check_prefills(lava, checks, generator, prefix, n_layers):
+    device, n_kv = lava.gpu.device, 4
+    total = n_layers * n_kv * prefix // 5
     layers = [layer(lava.gpu, generator, prefix + WINDOW, 8, n_kv, 64, torch.bfloat16) for _ in range(n_layers)]
     for name, options in prefills(lava, n_layers):
         own = [(q, k.clone(), v.clone()) for q, k, v in layers]
@@ -620,28 +676,6 @@ def check_decisions(lava, checks, generator, prefix, n_layers):
 # ----------------------------------------------------------------------------------------------------------------- times ----
 
 
-def timed(calls, rounds=10):
-    """Seconds of one of the calls, which go round so that none finds its input in the cache. As a graph: Python is not measured."""
-    for call in calls:
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    best = math.inf
-    for _ in range(3):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        graph.replay()
-        begin.record()
-        for _ in range(rounds):
-            graph.replay()
-        end.record()
-        end.synchronize()
-        best = min(best, begin.elapsed_time(end) / 1e3 / rounds / len(calls))
-    return best
-
-
 def torch_score(q, k, v):
     """LAVa's scoring in PyTorch, all heads at once, keys and values never repeated."""
     w, n_q, d = q.shape
@@ -654,136 +688,284 @@ def torch_score(q, k, v):
     return pooled * v[: n - w].abs().sum(-1, dtype=torch.float32).amax(0)[:, None]
 
 
-def torch_attend(q, k, v, mask):
-    """Decoding over caches padded to the longest head: [batch, heads, rows, d]."""
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+def attend_ragged(queries, caches):
+    """A call: decoding in PyTorch over rows as they are, each head of each sequence a sequence of its own, its group's queries side by side."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    q = torch.cat([q.view(-1, 1, q.shape[2]) for q in queries])
+    k, v = (torch.cat([cache[x] for cache in caches]).unsqueeze(1) for x in (0, 1))
+    counts = torch.tensor([n for cache in caches for n in cache[2]], device=q.device)
+    cu_k = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
+    group = q.shape[0] // counts.numel()
+    cu_q = torch.arange(counts.numel() + 1, device=q.device, dtype=torch.int32) * group
+    longest = int(counts.max())
+    return lambda: varlen_attn(q, k, v, cu_q, cu_k, group, longest)
+
+
+def attend_padded(queries, caches, backend):
+    """A call: decoding in PyTorch over caches padded to the longest head, a group's queries side by side: no head is repeated."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    n_kv, (_, n_q, d), batch = len(caches[0][2]), queries[0].shape, len(caches)
+    dtype, device = queries[0].dtype, queries[0].device
+    longest = (max(max(counts) for _, _, counts in caches) + 15) // 16 * 16
+    q = torch.cat(queries).view(batch, n_kv, n_q // n_kv, d)
+    k, v = (torch.zeros(batch, n_kv, longest, d, dtype=dtype, device=device) for _ in range(2))
+    mask = torch.full((batch, n_kv, 1, longest), -math.inf, dtype=dtype, device=device)
+    for b, (keys, values, counts) in enumerate(caches):
+        for h, (own_keys, own_values) in enumerate(zip(keys.split(counts), values.split(counts))):
+            n = counts[h]
+            k[b, h, :n], v[b, h, :n], mask[b, h, :, :n] = own_keys, own_values, 0
+    mask = mask.expand(-1, -1, n_q // n_kv, -1)
+
+    def call():
+        with sdpa_kernel(getattr(SDPBackend, backend)):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    return call
+
+
+TORCH_ATTENDS = {"ragged, varlen_attn": attend_ragged} | {
+    f"padded {{}}, {name}": lambda *to, backend=backend: attend_padded(*to, backend)
+    for backend, name in {"EFFICIENT_ATTENTION": "efficient", "CUDNN_ATTENTION": "cuDNN", "MATH": "math"}.items()
+}
+
+
+def check_baselines(lava, checks, generator, n):
+    """That PyTorch is timed at the same work: within the rounding of its products in bf16."""
+    dtype, params = torch.bfloat16, lava.struct("score_params", pool_kernel=7)
+    q, k, v = layer(lava.gpu, generator, n, 8, 2, 64, dtype)
+    checks.near("PyTorch's scores", torch_score(q, k, v), score_reference(q, k, v, params), 0.1)
+    queries = [random(lava.gpu, generator, 1, 8, 64, dtype=dtype) for _ in range(2)]
+    caches = [ragged(lava.gpu, generator, counts, 64, dtype) for counts in ([n, n // 3], [5, n // 2])]
+    run = Attend(lava, queries, caches)
+    run()
+    lava.finish()
+    for name, way in TORCH_ATTENDS.items():
+        try:
+            got = way(queries, caches)()
+        except Exception as error:
+            print(f"  PyTorch refuses: {name}: {first_line(error)}", flush=True)
+            continue
+        checks.near(f"PyTorch's attention, {name.format('')}", got.flatten(), torch.cat(run.outs).double().flatten(), 0.03, relative=False)
 
 
 class Table:
-    def __init__(self, bandwidth):
-        self.bandwidth = bandwidth
-        print(f"\n{'':<44} {'time':>10} {'moved':>9} {'floor':>10} {'ratio':>6} {'PyTorch':>10} {'factor':>7}")
+    """Rows of times. What raises costs its own row, or PyTorch's cell of it."""
 
-    def row(self, name, seconds, n_bytes, of_torch=None):
-        floor = n_bytes / self.bandwidth
-        text = f"{name:<44} {seconds * 1e6:>7.1f} us {n_bytes / 1e6:>6.1f} MB {floor * 1e6:>7.1f} us {seconds / floor:>6.2f}"
-        if of_torch is not None:
-            text += f" {of_torch * 1e6:>7.1f} us {of_torch / seconds:>6.1f}x"
+    def __init__(self, lava):
+        self.lava, self.failed = lava, 0
+
+    def fastest(self, ways, rounds=10):
+        """Of PyTorch's ways, each what makes a list of calls: seconds of the fastest, and its name."""
+        best = (math.inf, "")
+        for name, make in ways.items():
+            try:
+                best = min(best, (self.lava.gpu.timed(make(), rounds), name))
+            except Exception as error:
+                print(f"  PyTorch refuses: {name}: {first_line(error)}", flush=True)
+        return best
+
+    def row(self, name, make, n_bytes, of_torch=None, **options):
+        """Of what makes a list of calls of the library."""
+        try:
+            seconds = self.lava.gpu.timed(make(), **options)
+            self.lava.finish()
+        except Exception as error:
+            self.failed += 1
+            print(f"{name:<58} FAILED: {first_line(error)}", flush=True)
+            return
+        floor = n_bytes / copy_speed.value
+        text = f"{name:<58} {seconds * 1e6:>8.1f} us {n_bytes / 1e6:>7.1f} MB {floor * 1e6:>8.1f} us {seconds / floor:>6.2f}"
+        if of_torch is not None and of_torch[0] < math.inf:
+            text += f" {of_torch[0] * 1e6:>9.1f} us {of_torch[0] / seconds:>6.1f}x  {of_torch[1]}"
         print(text, flush=True)
 
 
-def copy_bandwidth():
-    """Bytes read and written in a second by a copy of 1 GiB."""
-    a = torch.empty(2**28, dtype=torch.float32, device="cuda")
+def first_line(error):
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+
+
+# Bytes that a copy reads and writes in a second, from the first section of the times.
+fork = multiprocessing.get_context("fork")
+copy_speed = fork.Value("d", math.nan)
+
+
+def time_copy(lava, table, generator, n_bytes):
+    a = torch.zeros(n_bytes // 4, dtype=torch.float32, device=lava.gpu.device)
     b = torch.empty_like(a)
-    return 2 * a.numel() * 4 / timed([lambda: b.copy_(a)])
+    copy_speed.value = 2 * n_bytes / lava.gpu.timed([lambda: b.copy_(a)])
+    print(f"{lava.gpu.name()}, a copy's bytes read and written: {copy_speed.value / 1e9:.0f} GB/s")
+    print("moved: keys and values once (statistics: keys); floor: that at the copy's speed; PyTorch: eager, the fastest of its ways, f32 without TF32")
+    print(f"{'':<58} {'time':>11} {'moved':>10} {'floor':>11} {'ratio':>6} {'PyTorch':>12} {'factor':>7}")
 
 
-def time_scores(lava, table, generator, n, d, dtype):
-    sets = [layer(lava.gpu, generator, n, 32, 8, d, dtype) for _ in range(4)]
-    n_bytes = sum(x.numel() * x.element_size() for x in sets[0][1:])
-    of_torch = timed([lambda s=s: torch_score(*s) for s in sets], 3)
-    for name, options in {"": {}, ", lse given": {"with_lse": True}, ", default preset": {"attention": 1, "value_weight": 2, "smoothing": 1}, ", CAOTE": {"value_weight": 3, "pool_kernel": 1}}.items():
-        runs = [Score(lava, [s], **options) for s in sets]
-        table.row(f"score {NAMES[dtype]} d={d} N={n}{name}", timed(runs), n_bytes, of_torch if "value_weight" not in options else None)
-        lava.finish()
-    stats = [Statistics(lava, [s], 1.0, 1.0) for s in sets]
-    table.row(f"statistics {NAMES[dtype]} d={d} N={n}", timed(stats), n_bytes // 2)
-    lava.finish()
+def time_scores(lava, table, generator, heads, n, d, dtype):
+    n_bytes = 2 * n * heads[1] * d * dtype.itemsize
+    sets = [layer(lava.gpu, generator, n, *heads, d, dtype) for _ in lava.gpu.sets(n_bytes)]
+    of_torch = table.fastest({"eager": lambda: [lambda s=s: torch_score(*s) for s in sets]}, 3)
+    name = f"{NAMES[dtype]} d={d} N={n}"
+    for option, options in {"": {}, ", lse given": {"with_lse": True}, ", default preset": DEFAULT, ", CAOTE": CAOTE}.items():
+        table.row(f"score {name}{option}", lambda: [Score(lava, [s], **options) for s in sets], n_bytes, of_torch if "value_weight" not in options else None)
+    table.row(f"statistics {name}", lambda: [Statistics(lava, [s], 1.0, 1.0) for s in sets], n_bytes // 2)
 
 
-def time_attention(lava, table, generator, batch, kept, d, dtype):
-    """8 KV heads that share 8 * kept rows unevenly."""
-    parts = [torch.randn(8, generator=generator).exp() for _ in range(batch)]
-    counts = [[max(1, int(x)) for x in (p / p.sum() * 8 * kept)] for p in parts]
+def time_attention(lava, table, generator, heads, batch, kept, d, dtype):
+    """KV heads that share `kept` rows of a head unevenly."""
+    n_q, n_kv = heads
+    parts = [torch.randn(n_kv, generator=generator, device=lava.gpu.device).exp() for _ in range(batch)]
+    counts = [[max(1, int(x)) for x in (p / p.sum() * n_kv * kept).tolist()] for p in parts]
+    rows = sum(map(sum, counts))
+    n_bytes = 2 * rows * d * dtype.itemsize
     sets = []
-    for _ in range(4):
-        caches = [ragged(lava.gpu, generator, c, d, dtype) for c in counts]
-        sets.append(([random(lava.gpu, generator, 1, 32, d, dtype=dtype) for _ in counts], caches))
-    n_bytes = 2 * sum(map(sum, counts)) * d * torch.finfo(dtype).bits // 8
-    longest = max(map(max, counts))
-    padded = []
-    for queries, caches in sets:
-        k, v = (torch.zeros(batch, 8, longest, d, dtype=dtype, device="cuda") for _ in range(2))
-        mask = torch.zeros(batch, 8, 1, longest, dtype=torch.bool, device="cuda")
-        for b, (keys, values, c) in enumerate(caches):
-            first = 0
-            for h, n in enumerate(c):
-                k[b, h, :n], v[b, h, :n], mask[b, h, :, :n] = keys[first : first + n], values[first : first + n], True
-                first += n
-        padded.append((torch.stack(queries).transpose(1, 2), k, v, mask.repeat_interleave(4, 1)))
-    of_torch = timed([lambda p=p: torch_attend(*p) for p in padded])
-    runs = [Attend(lava, *s) for s in sets]
-    table.row(f"attend {NAMES[dtype]} d={d} batch {batch}, {kept} of a head", timed(runs), n_bytes, of_torch)
-    lava.finish()
+    for _ in lava.gpu.sets(n_bytes):
+        queries = [random(lava.gpu, generator, 1, n_q, d, dtype=dtype) for _ in counts]
+        sets.append((queries, [ragged(lava.gpu, generator, c, d, dtype) for c in counts]))
+    padding = batch * n_kv * max(map(max, counts)) / rows
+    ways = {name.format(f"{padding:.1f}x"): lambda way=way: [way(*s) for s in sets] for name, way in TORCH_ATTENDS.items()}
+    name = f"attend {NAMES[dtype]} d={d} batch {batch}, {kept} of a head"
+    table.row(name, lambda: [Attend(lava, *s) for s in sets], n_bytes, table.fastest(ways))
 
 
-def time_decisions(lava, table, generator, n, n_layers, ratio):
-    """32 layers of 8 heads; copies of a quarter of them, as random numbers take their time."""
-    n_kv, d, dtype = 8, 128, torch.bfloat16
-    prefix = n - WINDOW
-    scores = [torch.rand(n_kv, prefix, generator=generator).to("cuda") for _ in range(n_layers)]
-    total = int(n_layers * n_kv * prefix * ratio)
+def time_decisions(lava, table, generator, heads, n, n_layers, ratio):
+    prefix, n_kv = n - WINDOW, heads[1]
     n_bytes = n_layers * n_kv * prefix * 4
-    of_torch = timed([lambda: torch.topk(torch.cat([x.flatten() for x in scores]), total)], 3)
-    run = Decide(lava, scores, total)
-    table.row(f"one sort, {n_layers} layers N={n}", timed([run.budget]), n_bytes, of_torch)
-    table.row(f"select, {n_layers} layers", timed([run.select]), n_bytes)
-    run = Decide(lava, scores, total, layers="entropy")
-    table.row(f"entropy and budgets, {n_layers} layers", timed([run.budget]), n_bytes)
-    run()
-    lava.finish()
+    total = int(n_layers * n_kv * prefix * ratio)
+    sets = [torch.rand(n_layers, n_kv, prefix, generator=generator, device=lava.gpu.device) for _ in lava.gpu.sets(n_bytes)]
+    of_torch = table.fastest({"topk": lambda: [lambda x=x: torch.topk(x.flatten(), total, sorted=False) for x in sets]}, 3)
+    runs = [Decide(lava, list(x), total) for x in sets]
+    name = f"{n_layers} layers N={n}, {ratio:.0%}"
+    table.row(f"one sort, {name}", lambda: [run.budget for run in runs], n_bytes)
+    table.row(f"select, {name}", lambda: [run.select for run in runs], n_bytes)
+    table.row(f"one sort and select, {name}", lambda: runs, 2 * n_bytes, of_torch)
+    table.row(f"entropy and budgets, {name}", lambda: [Decide(lava, list(x), total, layers="entropy").budget for x in sets], n_bytes)
 
-    layers = [layer(lava.gpu, generator, n, 32, n_kv, d, dtype) for _ in range(n_layers // 4)]
-    kept = [run.kept[l, : int(run.cu[l, -1])].contiguous() for l in range(len(layers))]
-    cu = [run.cu[l] for l in range(len(layers))]
-    moves = [Compact(lava, [s[1:]], [x], [c]) for s, x, c in zip(layers, kept, cu)]
-    n_bytes = 2 * 2 * 2 * d * sum(x.numel() for x in kept) // len(kept)
-    heads = [torch.repeat_interleave(torch.arange(n_kv, device="cuda"), c.diff().long()) for c in cu]
-    of_torch = timed([lambda s=s, x=x, h=h: (s[1][x.long(), h], s[2][x.long(), h]) for s, x, h in zip(layers, kept, heads)])
-    table.row(f"compact one layer, {ratio:.0%} kept (read and write)", timed(moves), n_bytes, of_torch)
 
-    n_bytes = n_layers * 2 * n * n_kv * d * 2
-    of_torch = timed([lambda s=s: torch_score(*s) for s in layers], 3) * n_layers
-    layers = [tuple(x.clone() for x in layers[l % len(layers)]) for l in range(n_layers)]
+def time_compaction(lava, table, generator, heads, n, ratio):
+    n_kv, d, dtype, device = heads[1], 128, torch.bfloat16, lava.gpu.device
+    n_bytes = int(2 * 2 * n_kv * n * ratio * d * dtype.itemsize)
+    caches, kept, cu, rows = [], [], [], []
+    for _ in lava.gpu.sets(n_bytes):
+        caches.append([random(lava.gpu, generator, n, n_kv, d, dtype=dtype) for _ in range(2)])
+        mask = torch.rand(n_kv, n, generator=generator, device=device) < ratio
+        head, token = mask.nonzero(as_tuple=True)
+        kept.append(token.to(torch.int32))
+        cu.append(torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0)).to(torch.int32))
+        rows.append((token, head, token * n_kv + head))
+    ways = {
+        "index": lambda: [lambda c=c, r=r: [x[r[0], r[1]] for x in c] for c, r in zip(caches, rows)],
+        "index_select": lambda: [lambda c=c, r=r: [x.flatten(0, 1).index_select(0, r[2]) for x in c] for c, r in zip(caches, rows)],
+    }
+    moves = lambda: [Compact(lava, [c], [k], [u]) for c, k, u in zip(caches, kept, cu)]
+    table.row(f"compact one layer N={n}, {ratio:.0%} (read and write)", moves, n_bytes, table.fastest(ways))
+
+
+def time_prefill(lava, table, generator, heads, n, n_layers, ratio):
+    """Layers of which a quarter are different: random numbers take their memory too. Caches that were evicted are as they were before the next."""
+    n_kv, d, dtype = heads[1], 128, torch.bfloat16
+    then = [layer(lava.gpu, generator, n, *heads, d, dtype) for _ in range(max(n_layers // 4, 1))]
+    of_torch = table.fastest({"scores alone": lambda: [lambda s=s: torch_score(*s) for s in then]}, 3)
+    of_torch = (of_torch[0] * n_layers, of_torch[1])
+    now = [(q, k.clone(), v.clone()) for q, k, v in (then[l % len(then)] for l in range(n_layers))]
+
+    def restore():
+        for l, (_, *cache) in enumerate(now):
+            for x, was in zip(cache, then[l % len(then)][1:]):
+                x.copy_(was)
+
+    total = int(n_layers * n_kv * (n - WINDOW) * ratio)
+    n_bytes = n_layers * 2 * n * n_kv * d * dtype.itemsize
     for name, options in prefills(lava, n_layers):
-        run = Prefill(lava, layers, total, 3, **options)
-        table.row(f"prefill {n_layers} layers, {ratio:.0%}, {name}", timed([run], 3), n_bytes, of_torch)
-        lava.finish()
+        restore()
+        table.row(f"prefill {n_layers} layers, {ratio:.0%}, {name}", lambda: [Prefill(lava, now, total, 3, **options)], n_bytes, of_torch, rounds=1, restore=restore)
 
 
-def times(lava, generator):
-    bandwidth = copy_bandwidth()
-    print(f"\n{torch.cuda.get_device_name()}, copy {bandwidth / 1e9:.0f} GB/s; moved: keys and values once (statistics: keys); floor: that at the copy's speed")
-    table = Table(bandwidth)
-    for n, d, dtype in [(32768, 128, torch.bfloat16), (32768, 128, torch.float16), (32768, 64, torch.bfloat16), (32768, 256, torch.bfloat16), (8192, 128, torch.bfloat16), (131072, 128, torch.bfloat16), (32768, 128, torch.float32)]:
-        time_scores(lava, table, generator, n, d, dtype)
-    for batch, kept, d in [(16, 1024, 128), (1, 1024, 128), (16, 4096, 128), (64, 1024, 128), (16, 1024, 64)]:
-        time_attention(lava, table, generator, batch, kept, d, torch.bfloat16)
+# -------------------------------------------------------------------------------------------------------------- sections ----
+
+
+def check_sections(fake):
+    """Names and what they call, each with a library, Checks, a generator."""
+    rows = {True: (300, 70, 6 * 50), False: (5000, 3000, 30000)}[fake]
+    for dtype in DTYPES:
+        yield f"scores {NAMES[dtype]}", lambda *to, dtype=dtype: check_scores(*to, dtype, rows[0])
+    yield "statistics", lambda *to: check_statistics(*to, rows[0])
+    yield "mean", lambda *to: check_mean(*to, 700)
+    for dtype in DTYPES:
+        yield f"attention {NAMES[dtype]}", lambda *to, dtype=dtype: check_attention(*to, dtype, rows[1])
+    yield "decisions", lambda *to: check_decisions(*to, rows[2], 6)
+    yield "compaction", lambda *to: check_compaction(*to, rows[2], 6)
+    yield "prefills", lambda *to: check_prefills(*to, rows[2], 6)
+    yield "PyTorch", lambda *to: check_baselines(*to, rows[0])
+
+
+def time_sections(fake):
+    """As check_sections, with a Table. The likeliest to be asked for come first."""
+    f32, f16, bf16 = DTYPES
+    heads, n, n_layers = ((8, 2), 100, 5) if fake else ((32, 8), 32768, 32)
+    scores = [(n, 128, bf16), (n, 128, f16), (n, 64, bf16), (n, 256, bf16), (8192, 128, bf16), (131072, 128, bf16), (n, 128, f32)]
+    attention = [(16, 1024, 128), (1, 1024, 128), (16, 4096, 128), (64, 1024, 128), (16, 1024, 64)]
+    if fake:
+        scores, attention = [(n, 72, f32)], [(2, 20, 72)]
+    yield "copy", lambda *to: time_copy(*to, 1 << 20 if fake else 1 << 30)
+    yield "scores", lambda *to: time_scores(*to, heads, *scores[0])
     for ratio in (1 / 32, 0.2):
-        time_decisions(lava, table, generator, 32768, 32, ratio)
+        yield f"prefill {ratio:.0%}", lambda *to, ratio=ratio: time_prefill(*to, heads, n, n_layers, ratio)
+    for case in attention:
+        yield "attention", lambda *to, case=case: time_attention(*to, heads, *case, bf16)
+    for ratio in (1 / 32, 0.2):
+        yield f"decisions {ratio:.0%}", lambda *to, ratio=ratio: time_decisions(*to, heads, n, n_layers, ratio)
+        yield f"compaction {ratio:.0%}", lambda *to, ratio=ratio: time_compaction(*to, heads, n, ratio)
+    for case in scores[1:]:
+        yield "scores", lambda *to, case=case: time_scores(*to, heads, *case)
+
+
+def run_here(section, results, options):
+    """In a process of its own."""
+    lava = Library(options.library, Fake() if options.fake else Cuda())
+    out = results(lava)
+    section(lava, out, torch.Generator(device=lava.gpu.device).manual_seed(options.seed))
+    sys.exit(out.failed > 0)
+
+
+def run_apart(sections, results, options):
+    """Names of the sections that failed."""
+    failed = []
+    for name, section in sections:
+        if options.only not in name and name != "copy":
+            continue
+        begun = time.monotonic()
+        process = fork.Process(target=run_here, args=(section, results, options))
+        process.start()
+        process.join(options.limit)
+        hangs = process.is_alive()
+        process.kill()
+        # What hangs in the driver may not even die.
+        process.join(10)
+        how = f"FAILED: over {options.limit:g} s" if hangs else f"FAILED: status {process.exitcode}" if process.exitcode else ""
+        if how:
+            failed.append(name)
+        print(f"-- {name}: {time.monotonic() - begun:.1f} s {how}".rstrip(), flush=True)
+    return failed
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library")
     parser.add_argument("--check", action="store_true", help="no times")
+    parser.add_argument("--times", action="store_true", help="no checks")
+    parser.add_argument("--only", metavar="WORD", default="", help="only sections whose name has it")
+    parser.add_argument("--limit", type=float, default=60, help="seconds that a section may take (60)")
+    parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(3), "little"), help="of all numbers, to repeat a failure")
     parser.add_argument("--fake", action="store_true", help="no GPU: tests/fake_driver.cpp")
     options = parser.parse_args()
-    if not options.fake and not torch.cuda.is_available():
-        sys.exit("no GPU that PyTorch can use")
-    lava = Library(options.library, Fake() if options.fake else Cuda())
-    checks, generator = Checks(), torch.Generator().manual_seed(torch.seed() % 2**32)
-    print(f"against float64, seed {generator.initial_seed()}:")
-    check_scores(lava, checks, generator, 300 if options.fake else 5000)
-    check_statistics(lava, checks, generator, 300 if options.fake else 5000)
-    check_mean(lava, checks, generator, 700)
-    check_attention(lava, checks, generator, 70 if options.fake else 3000)
-    check_decisions(lava, checks, generator, 300 if options.fake else 30000, 6)
-    if checks.failed:
-        sys.exit(f"{checks.failed} checks failed")
-    if not options.fake and not options.check:
-        times(lava, generator)
+    failed = []
+    if not options.times:
+        print(f"against float64, --seed {options.seed}:", flush=True)
+        failed += run_apart(check_sections(options.fake), Checks, options)
+    if not options.check:
+        failed += run_apart(time_sections(options.fake), Table, options)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
