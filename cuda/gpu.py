@@ -797,7 +797,7 @@ def time_copy(lava, table, generator, n_bytes):
     copy_speed.value = 2 * n_bytes / lava.gpu.timed([lambda: b.copy_(a)])
     print(f"{lava.gpu.name()}, a copy's bytes read and written: {copy_speed.value / 1e9:.0f} GB/s")
     print("moved: keys and values once (statistics: keys); floor: that at the copy's speed; PyTorch: eager, the fastest of its ways, f32 without TF32")
-    print(f"{'':<58} {'time':>11} {'moved':>10} {'floor':>11} {'ratio':>6} {'PyTorch':>12} {'factor':>7}")
+    print(f"{'':<58} {'time':>11} {'moved':>10} {'floor':>11} {'ratio':>6} {'PyTorch':>12} {'factor':>7}", flush=True)
 
 
 def time_scores(lava, table, generator, heads, n, d, dtype):
