@@ -18,6 +18,7 @@ import pathlib
 import re
 import sys
 import time
+import traceback
 
 import torch
 
@@ -113,7 +114,7 @@ class Cuda:
 
     def __init__(self):
         torch.cuda.init()
-        torch.zeros(1, device="cuda")  # makes the device's context the thread's
+        torch.zeros(1, device=self.device)  # makes the device's context the thread's
 
     def name(self):
         return torch.cuda.get_device_name()
@@ -921,9 +922,13 @@ def time_sections(fake):
 
 def run_here(section, results, options):
     """In a process of its own."""
-    lava = Library(options.library, Fake() if options.fake else Cuda())
-    out = results(lava)
-    section(lava, out, torch.Generator(device=lava.gpu.device).manual_seed(options.seed))
+    try:
+        lava = Library(options.library, Fake() if options.fake else Cuda())
+        out = results(lava)
+        section(lava, out, torch.Generator(device=lava.gpu.device).manual_seed(options.seed))
+    except Exception:
+        traceback.print_exc(limit=-2)
+        sys.exit(1)
     sys.exit(out.failed > 0)
 
 
