@@ -51,8 +51,8 @@ run_tests() {
 }
 
 # Its sections have a process and a limit each.
-run_checks() { run 300 checks "$python" cuda/gpu.py $built/liblava.so --check --limit 40; }
-run_times() { run 300 times "$python" cuda/gpu.py $built/liblava.so --times --limit 60; }
+run_checks() { run 300 checks "$python" cuda/gpu $built/liblava.so --check; }
+run_times() { run 300 times "$python" cuda/gpu $built/liblava.so --times; }
 
 # under TOOL TEST
 under() {
