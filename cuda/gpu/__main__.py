@@ -16,7 +16,10 @@ import sys
 import time
 import traceback
 
-import torch
+try:
+    import torch
+except ImportError:
+    sys.exit(f"no PyTorch in {sys.executable}: cuda/gpu.sh runs the Python that PYTHON names")
 
 from checks import Checks, check_sections
 from library import Cuda, Fake, Library
