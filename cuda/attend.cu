@@ -275,7 +275,7 @@ template <class T, int D> __device__ void attend_item(const Cache &cache, const 
         float *const to = partial_of(args, work.item, query);
 #pragma unroll
         for (int n = 0; n < D / 8; n++)
-            reinterpret_cast<float2 *>(to)[4 * n + lane % 4] = make_float2(sums[n][2 * half], sums[n][2 * half + 1]);
+            *reinterpret_cast<float2 *>(to + 8 * n + lane % 4 * 2) = make_float2(sums[n][2 * half], sums[n][2 * half + 1]);
         if (lane % 4 == 0) {
             to[D] = softmax[half].max;
             to[D + 1] = sum;
