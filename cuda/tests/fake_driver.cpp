@@ -330,6 +330,7 @@ API cuMemAllocManaged(CUdeviceptr *at, size_t bytes, unsigned) {
     memory[p] = bytes;
     return *at = CUdeviceptr(p), CUDA_SUCCESS;
 }
+API cuMemHostAlloc(void **at, size_t bytes, unsigned) { return cuMemAllocManaged(reinterpret_cast<CUdeviceptr *>(at), bytes, CU_MEM_ATTACH_GLOBAL); }
 API cuMemAlloc_v2(CUdeviceptr *at, size_t bytes) { return cuMemAllocManaged(at, bytes, CU_MEM_ATTACH_GLOBAL); }
 API cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, size_t bytes) {
     if (n_capturing) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
@@ -360,3 +361,4 @@ API cuMemFree_v2(CUdeviceptr at) {
     free(p);
     return CUDA_SUCCESS;
 }
+API cuMemFreeHost(void *at) { return cuMemFree_v2(CUdeviceptr(at)); }

@@ -127,8 +127,9 @@ static void check(uint32_t n_layers, uint32_t heads, const std::vector<uint32_t>
                 const lava_select_params &p = sequence.params;
                 const bool same = memcmp(sequence.budgets.data(), sequence.want_budgets.data(), 8 * n_layers) == 0 && memcmp(sequence.head_weights.data(), sequence.want_weights.data(), 8 * n_layers * heads) == 0;
                 CHECK(same, "%u layers of [%u, %u], total %llu, floor %d of %g, min %u, %u blocks", n_layers, heads, sequence.prefix, (unsigned long long) sequence.total, p.head_floor, p.alpha, p.head_min, n_blocks);
-                // ThreadSanitizer takes eight thousand threads, and the last case's layers are too many for it altogether.
-                const uint32_t fits = is_quick() ? std::min(n_blocks, 24 / n_layers) : n_blocks;
+                // Blocks that wait for each other have to run side by side: a GPU has room for 128. ThreadSanitizer takes eight thousand
+                // threads, and the last case's layers are too many for it altogether.
+                const uint32_t room = is_quick() ? 24 / n_layers : std::max(1u, 128 / n_layers), fits = std::min(n_blocks, room);
                 if (same && s == 0 && fits > 0) check_selection(sequence, n_layers, heads, fits, s);
             }
         }

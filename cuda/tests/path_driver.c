@@ -19,15 +19,28 @@ driver_function driver(const char *name) {
 }
 void *stream, *cuda_context;
 
-/* Memory of both sides. */
+/* Memory of both sides: managed, or the host's where there is none, or with LAVA_PINNED. */
+static int is_pinned(void) {
+    static int pinned = -1;
+    if (pinned >= 0) return pinned;
+    void *managed = NULL;
+    int code = getenv("LAVA_PINNED") ? 0 : driver("cuMemAllocManaged")(&managed, (size_t) 1, 1u);
+    if (code != 0) fprintf(stderr, "cuMemAllocManaged: %d; cuMemHostAlloc instead\n", code);
+    pinned = managed == NULL;
+    if (managed) CU(cuMemFree_v2, managed);
+    return pinned;
+}
 void *allocate(size_t bytes) {
     void *memory = NULL;
-    CU(cuMemAllocManaged, &memory, bytes ? bytes : 1, 1u);
+    if (bytes == 0) bytes = 1;
+    if (is_pinned()) CU(cuMemHostAlloc, &memory, bytes, 3u); /* for every context, mapped */
+    else CU(cuMemAllocManaged, &memory, bytes, 1u);
     CHECK(memory != NULL);
     return memory;
 }
 void release(void *memory) {
-    CU(cuMemFree_v2, memory);
+    if (is_pinned()) CU(cuMemFreeHost, memory);
+    else CU(cuMemFree_v2, memory);
 }
 void settle(void) {
     CU(cuStreamSynchronize, stream);

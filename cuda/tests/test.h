@@ -1,6 +1,7 @@
 // What the kernels' tests share: memory, random numbers, the CPU library's tensors, launches. The same programs are built against
 // the emulation (LAVA_EMU) and by nvcc for a GPU.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -79,22 +80,43 @@ struct Random {
     float normal() { return (uniform() + uniform() + uniform() + uniform()) * 0.87f; }
 };
 
-/// Memory that the kernels see: exactly as long as it is said to be.
+#ifndef LAVA_EMU
+/// What went wrong, and where.
+inline bool is_error(cudaError_t error, const char *call) {
+    if (error != cudaSuccess) fprintf(stderr, "%s: %s\n", call, cudaGetErrorString(error));
+    return error != cudaSuccess;
+}
+/// Whether both sides' memory is the host's: where there is no managed memory, or with LAVA_PINNED.
+inline bool is_pinned() {
+    static const bool pinned = [] {
+        void *managed = nullptr;
+        if (getenv("LAVA_PINNED")) return true;
+        if (is_error(cudaMallocManaged(&managed, 1), "cudaMallocManaged; cudaMallocHost instead")) return true;
+        return is_error(cudaFree(managed), "cudaFree");
+    }();
+    return pinned;
+}
+#endif
+
+/// Memory that the kernels see: exactly as long as it is said to be, so that a sanitizer sees what is behind it.
 template <class T> class Buffer {
 public:
     explicit Buffer(size_t n, int fill = 0xA5) : n(n) {
+        void *all = nullptr;
+        const size_t least = std::max<size_t>(bytes(), 1);
 #ifdef LAVA_EMU
-        memory = static_cast<T *>(aligned_alloc(16, (n * sizeof(T) + 15) / 16 * 16 + (n == 0) * 16));
+        const bool failed = posix_memalign(&all, 16, least) != 0;
 #else
-        if (cudaMallocManaged(&memory, n * sizeof(T) + 16) != cudaSuccess) abort();
+        const bool failed = is_error(is_pinned() ? cudaMallocHost(&all, least) : cudaMallocManaged(&all, least), "memory of both sides");
 #endif
-        memset(static_cast<void *>(memory), fill, n * sizeof(T));
+        if (failed) exit(1);
+        memory = static_cast<T *>(memset(all, fill, bytes()));
     }
     ~Buffer() {
 #ifdef LAVA_EMU
         free(memory);
 #else
-        cudaFree(memory);
+        is_pinned() ? cudaFreeHost(memory) : cudaFree(memory);
 #endif
     }
     Buffer(const Buffer &) = delete;
@@ -185,13 +207,24 @@ void launch(void (*kernel)(const Args), uint32_t x, uint32_t y, uint32_t z, uint
     emu::launch(what, [&] { kernel(args); });
 #else
     (void) seed;
-    if (shared > 48 << 10) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
     void *parameters[] = {const_cast<Args *>(&args)};
     const void *const function = reinterpret_cast<const void *>(kernel);
-    if (resident == 0) cudaLaunchCooperativeKernel(function, dim3(x, y, z), dim3(threads), parameters, shared, nullptr);
-    else cudaLaunchKernel(function, dim3(x, y, z), dim3(threads), parameters, shared, nullptr);
-    const cudaError_t error = cudaDeviceSynchronize();
-    if (error != cudaSuccess) { fprintf(stderr, "%s\n", cudaGetErrorString(error)); exit(1); }
+    const dim3 grid(x, y, z);
+    cudaError_t error = cudaSuccess;
+    if (shared > 48 << 10) error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
+    if (error == cudaSuccess)
+        error = resident == 0 ? cudaLaunchCooperativeKernel(function, grid, dim3(threads), parameters, shared, nullptr)
+                              : cudaLaunchKernel(function, grid, dim3(threads), parameters, shared, nullptr);
+    const bool ran = error == cudaSuccess;
+    if (ran) error = cudaDeviceSynchronize();
+    if (error == cudaSuccess) return;
+    failures++;
+    const char *name = "a kernel";
+    cudaFuncGetName(&name, function);
+    fprintf(stderr, "%s of %u x %u x %u blocks of %u, %zu bytes: %s\n", name, x, y, z, threads, shared, cudaGetErrorString(error));
+    // One that was refused has harmed nothing; behind one that failed nothing runs any more.
+    if (ran) exit(1);
+    cudaGetLastError();
 #endif
 }
 
