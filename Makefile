@@ -77,7 +77,7 @@ package:
 doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
 
-# The reference of lava.h and lava.hpp and the guide, in target/doc-c/html. Doxygen comes from apt if it is not there.
+# The reference of the headers and the guide, in target/doc-c/html. Doxygen comes from apt if it is not there.
 doc-c:
 	@ffi-tests/programs.sh doxygen
 	@mkdir -p target && VERSION=$(VERSION) doxygen include/Doxyfile

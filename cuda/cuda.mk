@@ -140,6 +140,11 @@ $(CU_HOME)/path: $(CU_PATH) $(CU)/tests/path.h include/lava.h include/lava_cuda.
 # examples-c/cuda, linked with the fake driver; on a GPU the same program finds the real one.
 $(CU_HOME)/prefill: examples-c/cuda/prefill.c examples-c/*.h include/lava.h include/lava_cuda.h cuda-lib $(CU_HOME)/fake/libcuda.so.1
 	@$(CC) $(CFLAGS) -I include -isystem $(CU_KIT)/include $< target/cuda-lib/capi/liblava.a $(CU_HOME)/fake/libcuda.so.1 $(LIBS) -o $@
+# lava_cuda.hpp, in both of its languages.
+CU_HPP := $(CU_HOME)/hpp17 $(CU_HOME)/hpp20
+$(CU_HPP): $(CU_HOME)/hpp%: $(CU)/tests/hpp.cpp include/lava.h include/lava.hpp include/lava_cuda.h include/lava_cuda.hpp cuda-lib $(CU_HOME)/fake/libcuda.so.1
+	@$(CXX) -std=c++$* -O2 -Wall -Wextra -Wpedantic -Werror -I include -isystem $(CU_KIT)/include $< target/cuda-lib/capi/liblava.a \
+		$(CU_HOME)/fake/libcuda.so.1 $(LIBS) -o $@
 $(CU_HOME)/path_plain: $(CU_PATH) $(CU)/tests/path.h include/lava.h include/lava_cuda.h cuda-lib-plain
 	@mkdir -p $(CU_HOME)
 	@$(CC) $(CFLAGS) -I include -I $(CU) $(CU_PATH) target/cuda-lib-plain/debug/liblava.a $(LIBS) -o $@
@@ -152,9 +157,11 @@ CU_COUNT = FAKE_PROCESSORS=132 FAKE_PTX=$(CU_KIT)/bin/cuobjdump LD_LIBRARY_PATH=
 cuda-traffic: $(CU_HOME)/traffic $(CU_HOME)/fake/libcuda.so.1
 	@$(CU_COUNT) | tee $(CU)/traffic.txt
 
-cuda-host-test: $(CU_HOME)/path_plain $(CU_HOME)/path $(CU_HOME)/prefill $(CU_HOME)/fake/libcuda.so.1 $(CU_HOME)/old/libcuda.so.1
+cuda-host-test: $(CU_HOME)/path_plain $(CU_HOME)/path $(CU_HOME)/prefill $(CU_HPP) $(CU_HOME)/fake/libcuda.so.1 $(CU_HOME)/old/libcuda.so.1
 	LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path
 	LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/prefill
+	LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/hpp17
+	LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/hpp20
 	@# The kernels as they are in the library, compiled.
 	FAKE_PTX=$(CU_KIT)/bin/cuobjdump LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path
 	@# A GPU of compute capability 8.6 has less shared memory.

@@ -59,9 +59,12 @@ fill() {
 
 put 644 include/lava.h "$includedir"
 put 644 include/lava.hpp "$includedir"
-# Its functions are there with this feature only.
+# Their functions are there with this feature only.
 case "$task ${FEATURES:-}" in
-uninstall* | *cuda*) put 644 include/lava_cuda.h "$includedir" ;;
+uninstall* | *cuda*)
+    put 644 include/lava_cuda.h "$includedir"
+    put 644 include/lava_cuda.hpp "$includedir"
+    ;;
 esac
 put 644 $built/liblava.a "$libdir"
 put 755 $built/liblava.so "$libdir" "liblava.so.$VERSION"

@@ -185,6 +185,37 @@ fn what_was_installed_goes_again_and_nothing_else() {
     assert_eq!(folders, "", "folders of lava's own");
 }
 
+/// FEATURES=cuda has two headers more. The libraries are those without it: the script goes by what it is told.
+#[test]
+fn headers_of_a_feature() {
+    let prefix = scratch("install-feature").join("prefix");
+    run(&mut make("lib", &[]));
+    let script = |task: &str, features: &str| {
+        let mut script = Command::new("sh");
+        script.arg(root().join("packaging/install.sh")).arg(task);
+        script.env("VERSION", version()).env("PREFIX", &prefix).env("FEATURES", features);
+        run(script.env_remove("DESTDIR").env_remove("LIBDIR").env_remove("INCLUDEDIR"));
+    };
+    script("install", "cuda");
+    let mut wanted = expected("lib");
+    wanted.extend(["include/lava_cuda.h", "include/lava_cuda.hpp"].map(str::to_owned));
+    assert_eq!(tree(&prefix), wanted);
+    let source = prefix.with_file_name("engine.cpp");
+    std::fs::write(
+        &source,
+        "#include <lava_cuda.hpp>\nint main() { lava::cuda::context gpu; gpu.destroy(); }\n",
+    )
+    .unwrap();
+    for standard in ["-std=c++17", "-std=c++20"] {
+        let mut compile = Command::new("g++");
+        compile.args([standard, "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", "-I"]);
+        run(compile.arg(prefix.join("include")).arg(&source));
+    }
+    // Whoever uninstalls need not know what was installed.
+    script("uninstall", "");
+    assert_eq!(tree(&prefix), BTreeSet::new());
+}
+
 /// As a distribution does it: staged, with libraries in a folder of their architecture.
 #[test]
 fn a_packagers_stage() {
