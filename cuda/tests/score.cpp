@@ -442,6 +442,7 @@ int main(int argc, char **argv) {
     add("lse given, softcap, sliding window", [](Case &c) { c.lse = true, c.params.softcap = 5, c.params.sliding_window = 60; });
     add("values over all tokens, f32", [](Case &c) { c.params.value_span = LAVA_VALUES_ALL, c.dtype_v = LAVA_F32; });
     add("f16 values, transposed", [](Case &c) { c.dtype_v = LAVA_F16, c.layout_v = TRANSPOSED; });
+    add("a range of 576 keys: more than one round of values", [](Case &c) { c.lengths = {550}, c.keys_per_range = 576; });
     add("values of 5 dimensions", [](Case &c) { c.dim_v = 5; });
     add("values of 200 dimensions", [](Case &c) { c.dim_v = 200; });
     add("no values", [](Case &c) { c.params = lava_score_params_snapkv(); });
