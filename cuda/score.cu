@@ -214,7 +214,7 @@ template <class T, int D> __device__ void stats(const lava_score_args &args) {
 struct ColumnSums {
     float sum = 0, squares = 0, group = 0, entropy = 0;
 
-    /// The next row tile's part; `last`: it is the last one of query head `h` of the group.
+    /// The part of the next row tile or two; `last`: it is the last one of query head `h` of the group.
     __device__ void add(const Head &head, uint32_t key, float more, float more_squares, float more_entropy, uint32_t h, bool last) {
         sum += more;
         squares += more_squares;
@@ -241,11 +241,11 @@ __device__ inline float surprise(float power) {
     return a > 0 ? -a * power : a;
 }
 
-/// Sums over the rows of each tile go to shared memory; a step later, one thread per key adds the tiles up.
+/// Sums over the rows of each tile, or of a warp's two, go to shared memory; a step later, one thread per key adds them up.
 template <int M> struct Columns {
     const Range &range;
     const Logits logits;
-    /// [2 steps, kinds, row tiles of a round, KEYS].
+    /// [2 steps, kinds, sums of a round, KEYS].
     float *const sums;
     /// Of this step's, the one that is this thread's if its warp looks at the first keys.
     float *own = nullptr;
@@ -253,7 +253,17 @@ template <int M> struct Columns {
 
     __device__ Columns(const Range &range, float *shared) : range(range), logits(logits_of(range.args)), sums(shared) {}
 
-    __device__ uint32_t at_once() const { return lava_score_row_tiles_at_once(&range.args); }
+    __device__ uint32_t at_once() const { return lava_score_sums_at_once(&range.args); }
+    /// Whether a warp's two row tiles make one sum.
+    __device__ bool sums_both() const { return M == 2 && lava_score_tiles_of_sum(&range.args) == 2; }
+    /// Of the numbers for each row tile and key, [M, 4], sums over eight lanes: this lane's.
+    __device__ float sum_of(float (&x)[4 * M]) const {
+        if (!sums_both()) return sum_over_eight<16>(x);
+        float both[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) both[i] = x[i] + x[4 * M - 4 + i];
+        return sum_over_eight<16>(both);
+    }
     __device__ uint32_t kinds() const { return lava_score_kinds(&range.args); }
     __device__ float *sums_of(uint32_t step, uint32_t kind) const { return sums + (step % 2 * kinds() + kind) * at_once() * KEYS; }
     /// What a key's sums were at the end of the last round: [keys of the range, 4]. Only where there are several rounds.
@@ -271,7 +281,8 @@ template <int M> struct Columns {
         if (range.args.has_lse) look_for_faults(poison, x);
         to_exponents(x, range, logits, row_tile, key + part, all_see);
         const float slope = logits.slope();
-        const bool writes = M == 2 || threadIdx.x / 4 % 2 == 0;
+        // Where there are fewer sums than lanes, two have the same.
+        const bool writes = (M == 2 && !sums_both()) || threadIdx.x / 4 % 2 == 0;
         if (kinds() == 3) {
             float three[4 * M];
 #pragma unroll
@@ -281,7 +292,7 @@ template <int M> struct Columns {
 #pragma unroll
                     for (int i = 0; i < 2; i++)
                         three[4 * m + 2 * n + i] = surprise(fmaf(x[m][n][i], slope, -lse[m][0])) + surprise(fmaf(x[m][n][i + 2], slope, -lse[m][1]));
-            const float entropy = sum_over_eight<16>(three);
+            const float entropy = sum_of(three);
             if (writes) own[2 * at_once() * KEYS + part] = entropy;
         }
         float one[4 * M], two[4 * M];
@@ -296,7 +307,7 @@ template <int M> struct Columns {
                     b = exp2_fast(fmaf(b, slope, -lse[m][1]));
                     one[4 * m + 2 * n + i] = a + b;
                 }
-        const float sum = sum_over_eight<16>(one);
+        const float sum = sum_of(one);
         if (writes) own[part] = sum;
         if (kinds() == 1) return;
 #pragma unroll
@@ -305,27 +316,27 @@ template <int M> struct Columns {
             for (int n = 0; n < 2; n++)
 #pragma unroll
                 for (int i = 0; i < 2; i++) two[4 * m + 2 * n + i] = x[m][n][i] * x[m][n][i] + x[m][n][i + 2] * x[m][n][i + 2];
-        const float sum_of_squares = sum_over_eight<16>(two);
+        const float sum_of_squares = sum_of(two);
         if (writes) own[at_once() * KEYS + part] = sum_of_squares;
     }
     __device__ void end(uint32_t, uint32_t) {}
     __device__ void before(uint32_t step, uint32_t tile, uint32_t first_row_tile) {
-        const uint32_t lane = threadIdx.x % 32, number = M == 2 ? lane / 4 : lane / 8;
-        const uint32_t of_round = threadIdx.x / 32 % range.args.row_warps * M + number / 4;
+        const uint32_t of_warp = sums_both() ? 1 : M, lane = threadIdx.x % 32, number = of_warp == 2 ? lane / 4 : lane / 8;
+        const uint32_t of_round = threadIdx.x / 32 % range.args.row_warps * of_warp + number / 4;
         own = sums_of(step, 0) + of_round * KEYS + number / 2 % 2 * 8 + lane % 4 * 2 + number % 2;
-        add_up(step, tile, first_row_tile);
+        add_up(step, tile, first_row_tile / lava_score_tiles_of_sum(&range.args));
     }
 
     /// The step before this one, whose sums are there for all threads.
-    __device__ void add_up(uint32_t step, uint32_t tile, uint32_t first_row_tile) const {
+    __device__ void add_up(uint32_t step, uint32_t tile, uint32_t first_sum) const {
         // Other warps each time, for a processor's quarters have the same warps of all blocks.
         const uint32_t i = (threadIdx.x + step * KEYS) & (blockDim.x - 1);
         if (step == 0 || i >= KEYS) return;
-        const uint32_t first = tile == 0 ? first_row_tile - at_once() : first_row_tile;
+        const uint32_t first = tile == 0 ? first_sum - at_once() : first_sum;
         const uint32_t in_range = (tile == 0 ? range.tiles() - 1 : tile - 1) * KEYS + i, key = range.first + in_range;
         if (key >= range.end || key >= range.n_columns()) return;
-        const uint32_t tiles_of_head = range.padded() / ROWS, all = range.row_tiles();
-        const uint32_t here = min(all - first, at_once());
+        const uint32_t together = ROWS * lava_score_tiles_of_sum(&range.args), of_each = range.padded() / together;
+        const uint32_t all = range.group() * of_each, here = min(all - first, at_once());
         float *const carry = carried() + 4 * in_range;
         ColumnSums column;
         uint32_t h = 0, of_head = 0;
@@ -334,12 +345,12 @@ template <int M> struct Columns {
             column.squares = carry[1];
             column.group = carry[2];
             column.entropy = carry[3];
-            h = first / tiles_of_head, of_head = first % tiles_of_head;
+            h = first / of_each, of_head = first % of_each;
         }
         const float *one = sums_of(step - 1, 0) + i;
         const uint32_t apart = at_once() * KEYS;
         for (uint32_t t = 0; t < here; t++, one += KEYS) {
-            const bool last = ++of_head == tiles_of_head;
+            const bool last = ++of_head == of_each;
             column.add(range, key, one[0], kinds() > 1 ? one[apart] : 0.0f, kinds() > 2 ? one[2 * apart] : 0.0f, h, last);
             if (last) h++, of_head = 0;
         }
