@@ -276,7 +276,8 @@ uint32_t lava_plan_compact_launches(const lava_cuda_compact_args *a, int32_t wit
             a->n_items, LAVA_CUDA_COMPACT_THREADS, 0);
     } else {
         /* Nobody here knows how many rows there are: as many blocks as are there at once, and they go round. */
-        const uint64_t pairs = (uint64_t) heads * a->n_items, wanted = (8 * (uint64_t) device->count + pairs - 1) / pairs;
+        const uint64_t pairs = (uint64_t) heads * a->n_items, most = LAVA_CUDA_COMPACT_BLOCKS * (uint64_t) device->count;
+        const uint64_t wanted = (most + pairs - 1) / pairs;
         add(launches, narrow ? COMPACT_16 : COMPACT_32, (uint32_t) wanted, heads, a->n_items, LAVA_CUDA_COMPACT_THREADS, 0);
     }
     return 1;

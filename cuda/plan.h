@@ -34,6 +34,7 @@ enum {
     LAVA_CUDA_SELECT_TILE = 2048, /* entries that a block goes through together */
     LAVA_CUDA_BUCKETS = 2048,
     LAVA_CUDA_COMPACT_THREADS = 256,
+    LAVA_CUDA_COMPACT_BLOCKS = 4, /* of lava_compact_{16,32} that a processor holds */
     LAVA_CUDA_MEAN_THREADS = 256,
     LAVA_CUDA_UPLOAD_THREADS = 512,
     LAVA_CUDA_UPLOAD_WORDS = 500 /* with them the arguments are below 4 KB */
