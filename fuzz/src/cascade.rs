@@ -38,7 +38,13 @@ impl Case {
         let total = (least + c.below(all - least + 1)) as u64;
         let total = if c.once_in(16) { u64::MAX } else { total };
         let evict_every = c.pick(&[0, 1, 2, 3, 5, u32::MAX]);
-        Self { shape, options, total, evict_every, layers: (0..layers).map(|_| scores(c, prefix * heads)).collect() }
+        Self {
+            shape,
+            options,
+            total,
+            evict_every,
+            layers: (0..layers).map(|_| scores(c, prefix * heads)).collect(),
+        }
     }
 
     fn params(&self) -> lava_select_params {
