@@ -43,7 +43,7 @@ uninstall:
 export PREFIX LIBDIR INCLUDEDIR DESTDIR FEATURES
 
 # Each part is a target of its own. .ci/run asks for their names.
-PARTS := lint doc doc-c unit fuzz-smoke cuda-plain cuda-asan cuda-tsan cuda-host-test
+PARTS := lint doc doc-c unit fuzz-smoke cuda-plain cuda-ptx cuda-asan cuda-tsan cuda-host-test
 test: check-tools $(PARTS)
 	@echo "all checks passed"
 parts:

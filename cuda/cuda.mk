@@ -14,7 +14,7 @@ CU_TESTS := emu wrappers shares select global compact score attend
 # A source may ask for options of its own, behind "// nvcc:" (build.rs looks there too).
 CU_FLAGS = -std=c++17 -O3 $(shell sed -n 's|^// nvcc: ||p' $(CU)/$(1).cu)
 
-.PHONY: cuda cuda-resources cuda-sass cuda-test cuda-tsan cuda-asan cuda-break
+.PHONY: cuda cuda-resources cuda-sass cuda-test cuda-tsan cuda-asan cuda-ptx cuda-break
 
 # One fatbin per source file: machine code for each architecture and PTX for those to come.
 cuda: $(foreach name,$(CU_NAMES),$(CU_HOME)/$(name).fatbin)
@@ -49,7 +49,7 @@ $(CU_HOME)/%.ptx: $(CU_SOURCES) $(CU_KIT)/.fetched
 $(CU_HOME)/%.fatbin: $(foreach arch,$(CU_ARCHS),$(CU_HOME)/%.$(arch).cubin) $(CU_HOME)/%.ptx
 	@$(CU_KIT)/bin/fatbinary --create=$@ $(foreach arch,$(CU_ARCHS),--image3=kind=elf,sm=$(arch:sm_%=%),file=$(CU_HOME)/$*.$(arch).cubin) \
 		--image3=kind=ptx,sm=80,file=$(CU_HOME)/$*.ptx
-.PRECIOUS: $(CU_HOME)/%.cubin $(CU_HOME)/%.ptx
+.PRECIOUS: $(CU_HOME)/%.cubin $(CU_HOME)/%.ptx $(CU_HOME)/ptx-obj/%.asan.o
 
 # The kernels under emulation against the CPU library: in several schedules, then once under each sanitizer.
 CU_CXX := $(CXX) -std=c++17 -g -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-unused-parameter -ffp-contract=off -isystem $(CU_KIT)/include
@@ -71,7 +71,7 @@ cuda-asan: $(foreach test,$(CU_TESTS),$(CU_HOME)/asan-$(test))
 	@echo "under AddressSanitizer and UndefinedBehaviorSanitizer, one case of $(SAMPLE):"
 	@set -e; for test in $(CU_TESTS); do LAVA_SAMPLE=$(SAMPLE) LAVA_QUICK=1 LAVA_SEEDS=1 $(CU_HOME)/asan-$$test; done
 
-CU_TEST_NEEDS = $(CU)/tests/test.h $(CU_SOURCES) $(CU)/emu/emu.h $(CU)/emu/emu.cpp $(CU_KIT)/.fetched lib
+CU_TEST_NEEDS = $(CU)/tests/test.h $(CU)/tests/last_words.h $(CU_SOURCES) $(CU)/emu/emu.h $(CU)/emu/emu.cpp $(CU_KIT)/.fetched lib
 $(CU_HOME)/test-%: $(CU)/tests/%.cpp $(CU_TEST_NEEDS)
 	@mkdir -p $(CU_HOME)
 	@$(CU_EMU) -c $(CU)/emu/emu.cpp -o $@.emu.o
@@ -84,6 +84,28 @@ $(CU_HOME)/asan-%: $(CU)/tests/%.cpp $(CU_TEST_NEEDS)
 	@mkdir -p $(CU_HOME)
 	@$(CU_EMU) -DEMU_ASAN -c $(CU)/emu/emu.cpp -o $@.emu.o
 	@$(CU_CXX) -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -DLAVA_EMU -I $(CU) $< $@.emu.o $(LIB) $(LIBS) -o $@
+
+# What nvcc has made of the kernels, run by an interpreter of PTX in place of the emulation: the same tests, and nothing read or written
+# outside of the tests' memory.
+CU_PTX_PARTS := $(patsubst $(CU)/ptx/%.cpp,%,$(wildcard $(CU)/ptx/*.cpp))
+CU_PTX_TESTS := $(filter-out emu,$(CU_TESTS))
+cuda-ptx: $(CU_HOME)/ptx-ptx $(foreach test,$(CU_PTX_TESTS),$(CU_HOME)/ptx-$(test)) $(CU_PTX) $(CU_HOME)/wrappers.ptx
+	@echo "as nvcc has compiled them:"
+	@$(CU_HOME)/ptx-ptx
+	@set -e; for test in $(CU_PTX_TESTS); do LAVA_PTX=$(CU_HOME) LAVA_SEEDS=2 $(CU_HOME)/ptx-$$test; done
+$(CU_HOME)/ptx-obj/%.o: $(CU)/ptx/%.cpp $(CU)/ptx/ptx.h $(CU_KIT)/.fetched
+	@mkdir -p $(@D)
+	@$(CU_CXX) -O2 -fPIC -c $< -o $@
+# Its reads and writes are the kernels', so AddressSanitizer sees those that are outside of a test's memory.
+$(CU_HOME)/ptx-obj/%.asan.o: $(CU)/ptx/%.cpp $(CU)/ptx/ptx.h $(CU_KIT)/.fetched
+	@mkdir -p $(@D)
+	@$(CU_CXX) -O2 -fsanitize=address -c $< -o $@
+$(CU_HOME)/wrappers.ptx: $(CU)/tests/wrappers.cpp $(CU)/tests/test.h $(CU_SOURCES) $(CU_KIT)/.fetched
+	@$(NVCC) -std=c++17 -O3 -arch=compute_80 -ptx -x cu $< -o $@
+CU_PTX_OBJECTS := $(foreach part,$(CU_PTX_PARTS),$(CU_HOME)/ptx-obj/$(part).o)
+$(CU_HOME)/ptx-%: $(CU)/tests/%.cpp $(CU_TEST_NEEDS) $(CU_PTX_OBJECTS:.o=.asan.o)
+	@$(CU_EMU) -DEMU_ASAN -c $(CU)/emu/emu.cpp -o $@.emu.o
+	@$(CU_CXX) -O1 -fsanitize=address -DLAVA_EMU -DLAVA_PTX -I $(CU) $< $@.emu.o $(CU_PTX_OBJECTS:.o=.asan.o) -rdynamic $(LIB) $(LIBS) -o $@
 
 # The path from C through liblava and the driver to the kernels, with no GPU: libcuda is tests/fake_driver.cpp, over the emulation. On a
 # machine with a GPU `make cuda-path` runs the same program against the real one. One architecture: the fake driver does not look into
@@ -103,10 +125,10 @@ cuda-lib-plain:
 $(CU_HOME)/fake/%.o: $(CU)/%.cu $(CU_SOURCES) $(CU)/emu/emu.h $(CU_KIT)/.fetched
 	@mkdir -p $(@D)
 	@$(CU_DRIVER) -Dlava=lava_in_$* -x c++ -c $< -o $@
-$(CU_HOME)/fake/libcuda.so.1: $(CU)/tests/fake_driver.cpp $(CU)/emu/emu.cpp $(foreach name,$(CU_NAMES),$(CU_HOME)/fake/$(name).o)
+$(CU_HOME)/fake/libcuda.so.1: $(CU)/tests/fake_driver.cpp $(CU)/emu/emu.cpp $(foreach name,$(CU_NAMES),$(CU_HOME)/fake/$(name).o) $(CU_PTX_OBJECTS)
 	@mkdir -p $(@D)
 	@$(CU_EMU) -fPIC -c $(CU)/emu/emu.cpp -o $(@D)/emu.o
-	@$(CU_DRIVER) -shared -Wl,-Bsymbolic -Wl,-soname,libcuda.so.1 $< $(@D)/*.o -ldl -o $@
+	@$(CU_DRIVER) -shared -Wl,-Bsymbolic -Wl,-soname,libcuda.so.1 $< $(@D)/*.o $(CU_PTX_OBJECTS) -ldl -o $@
 # A driver that is too old: it has nothing but cuInit.
 $(CU_HOME)/old/libcuda.so.1: $(CU)/tests/old_driver.c
 	@mkdir -p $(@D)
@@ -125,6 +147,8 @@ $(CU_HOME)/path_plain: $(CU_PATH) $(CU)/tests/path.h include/lava.h include/lava
 cuda-host-test: $(CU_HOME)/path_plain $(CU_HOME)/path $(CU_HOME)/prefill $(CU_HOME)/fake/libcuda.so.1 $(CU_HOME)/old/libcuda.so.1
 	LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path
 	LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/prefill
+	@# The kernels as they are in the library, compiled.
+	FAKE_PTX=$(CU_KIT)/bin/cuobjdump LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path
 	@# A GPU of compute capability 8.6 has less shared memory.
 	FAKE_SHARED=101376 LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path
 	@# And one that does not let blocks wait for each other.

@@ -2,7 +2,7 @@
 """What the kernels' tests are worth: breaks the kernels on purpose, one place at a time, in a copy, and wants a test to say so.
 
 Each line names a file, what is replaced (its first occurrence behind an optional anchor), by what, the test (with the part of it that
-is enough), and how the test is built: plain, or under ThreadSanitizer. Run by `make cuda-break`, from the project's root. Minutes.
+is enough), and how the test is built: plain, under ThreadSanitizer, or over what nvcc makes of the kernels (ptx). Run by `make cuda-break`, from the project's root. Minutes.
 Arguments: files and builds, to run their lines alone.
 """
 import os
@@ -13,7 +13,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 WORK = ROOT / "target/cuda/break"
-KIT = ROOT / "target/cuda-toolkit/nvidia/cu13/include"
+KIT = ROOT / "target/cuda-toolkit/nvidia/cu13"
 SYNC = "__syncthreads();"
 
 BREAKS = [
@@ -80,6 +80,18 @@ BREAKS = [
     ("attend.cu", "", "counted += all;", "counted += all - 1;", "attend", "plain"),
     ("attend.cu", "copy_wait<STAGES - 2>();", "__syncwarp();", "", "attend", "tsan"),
     ("attend.cu", "", "weights[i], sums[k]", "weights[i / 2], sums[k]", "attend", "plain"),
+    # what only the compiled kernels show
+    ("device.cuh", "inline float exp2_fast", '"f"(x)', '"f"(-x)', "wrappers", "ptx"),
+    ("device.cuh", "inline void copy_async", "real ? 16 : 0", "16", "wrappers", "ptx"),
+    ("device.cuh", "inline void load_matrices(", '"=r"(to[0]), "=r"(to[1])', '"=r"(to[1]), "=r"(to[0])', "wrappers", "ptx"),
+    ("device.cuh", "inline void load_matrices_transposed(", ".trans", "", "wrappers", "ptx"),
+    ("device.cuh", "inline void multiply(__half", "{%8, %9}", "{%9, %8}", "score", "ptx"),
+    ("device.cuh", "inline void multiply(__nv_bfloat16", "bf16.bf16", "f16.f16", "attend", "ptx"),
+    ("device.cuh", "inline void copy_wait", "wait_group %0", "wait_group 63", "attend", "ptx"),
+    ("device.cuh", "atom.add.acq_rel", "while (now < goal);", "while (false);", "select", "ptx"),
+    ("entropy.cu", "", "// nvcc: -fmad=false", "", "shares", "ptx"),
+    ("select.cu", "", "// nvcc: -fmad=false", "", "select", "ptx"),
+    ("plan_attention.h", "", "&used, heads * rows);", "&used, heads * rows - 20);", "score", "ptx"),
     # head_min, head weights, one sort, and the cascade's other ways of sharing
     ("choose.cuh", "uint64_t floor_of", "max(guaranteed, uint64_t(params.head_min))", "guaranteed", "global", "plain"),
     ("choose.cuh", "", "max(control[2], min(params.head_min, prefix_len))", "control[2]", "global", "plain"),
@@ -109,17 +121,31 @@ BREAKS = [
 ]
 
 
-def build_and_run(source, test, build):
-    flags = ["-fsanitize=thread"] if build == "tsan" else []
-    common = ["g++", "-std=c++17", "-g", "-w", "-ffp-contract=off", "-isystem", KIT]
+def build(source, test, build):
+    """The program, and what it needs in its environment."""
+    sanitizer = {"tsan": "thread", "ptx": "address"}.get(build)
+    flags = [f"-fsanitize={sanitizer}"] if sanitizer else []
+    common = ["g++", "-std=c++17", "-g", "-w", "-ffp-contract=off", "-isystem", KIT / "include"]
     emu = source / "emu.o"
-    own = ["-DEMU_TSAN"] if build == "tsan" else []
+    own = {"tsan": ["-DEMU_TSAN"], "ptx": ["-DEMU_ASAN"]}.get(build, [])
     subprocess.run([*common, *own, "-O1", "-fno-builtin", "-fno-tree-loop-distribute-patterns", "-c", source / "emu/emu.cpp", "-o", emu], check=True)
     program = source / "program"
-    test, *arguments = test.split()
-    subprocess.run([*common, *flags, "-O1", "-DLAVA_EMU", "-I", source, source / f"tests/{test}.cpp", emu,
+    over = ["-DLAVA_PTX", "-rdynamic", *source.glob("ptx/*.cpp")] if build == "ptx" else []
+    subprocess.run([*common, *flags, "-O1", "-DLAVA_EMU", "-I", source, source / f"tests/{test}.cpp", *over, emu,
                     ROOT / "target/capi/capi/liblava.a", "-lm", "-lpthread", "-ldl", "-o", program], check=True)
-    environment = os.environ | {"LAVA_SEEDS": "1" if build == "tsan" else "2", "LAVA_QUICK": "1", "TSAN_OPTIONS": "halt_on_error=1"}
+    if build != "ptx":
+        return program, {}
+    for kernels in [*source.glob("*.cu"), source / "tests/wrappers.cpp"]:
+        options = [line.removeprefix("// nvcc: ") for line in kernels.read_text().splitlines() if line.startswith("// nvcc: ")]
+        subprocess.run([KIT / "bin/nvcc", "-std=c++17", "-O3", *options, "-arch=compute_80", "-ptx", "-x", "cu", kernels, "-o",
+                        source / f"{kernels.stem}.ptx"], check=True)
+    return program, {"LAVA_PTX": str(source)}
+
+
+def build_and_run(source, test, kind):
+    test, *arguments = test.split()
+    program, own = build(source, test, kind)
+    environment = os.environ | own | {"LAVA_SEEDS": "1" if kind == "tsan" else "2", "LAVA_QUICK": "1", "TSAN_OPTIONS": "halt_on_error=1"}
     try:
         result = subprocess.run([program, *arguments], capture_output=True, text=True, env=environment, timeout=900)
     except subprocess.TimeoutExpired:
@@ -127,7 +153,7 @@ def build_and_run(source, test, build):
     if result.returncode == 0:
         return None
     lines = result.stderr.splitlines()
-    for sign in ("SUMMARY", "emu: ", ".cpp:", "FAILED"):
+    for sign in ("SUMMARY", "emu: ", "ptx: ", ".cpp:", "FAILED"):
         for line in lines:
             if sign in line:
                 return line.replace(str(source), "cuda")[:110]

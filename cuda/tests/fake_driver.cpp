@@ -6,15 +6,20 @@
 // - kernels belong to a loaded module and to the context they were loaded in, and dynamic shared memory to what was allowed for it;
 // - behind each piece of memory lies a guard, looked at when it is freed.
 //
+// FAKE_PTX=cuobjdump (where it is): kernels are taken from the images that are loaded, as PTX, and that is run instead.
 // FAKE_FAIL=init, load, "third load", launch: that function fails. FAKE_SHARED=n: bytes of shared memory that a block may have.
 // FAKE_ALONE: blocks may not wait for each other.
 #include "device.cuh"
 #include "plan_attention.h"
+#include "ptx/ptx.h"
 
 #include <cuda.h>
 #include <dlfcn.h>
 
+#include <filesystem>
+#include <fstream>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <string>
@@ -35,13 +40,15 @@ struct CUctx_st {};
 struct CUmod_st {
     CUcontext owner;
     std::map<std::string, std::unique_ptr<CUfunc_st>> functions;
+    ptx::Module compiled;
 };
 struct CUfunc_st {
     CUmodule module;
     std::string name;
     void *kernel;
+    const ptx::Function *compiled; // that instead
     size_t argument_bytes;
-    int max_dynamic = 48 << 10;
+    int own_shared, max_dynamic = 48 << 10;
 };
 
 namespace {
@@ -123,8 +130,32 @@ void run(const std::vector<Call> &calls) {
     for (Call c : calls) {
         if (c.other) { c.other(); continue; }
         c.launch.seed = ++n_run;
-        family_of(c.function->name)->run(c);
+        if (!c.function->compiled) { family_of(c.function->name)->run(c); continue; }
+        const emu::Launch &l = c.launch;
+        ptx::launch(*c.function->compiled, {{l.grid.x, l.grid.y, l.grid.z}, {l.block.x, l.block.y, l.block.z}, l.shared_bytes, l.seed, l.resident},
+                    c.arguments.data(), c.function->argument_bytes);
     }
+}
+
+/// The kernels of an image. cuobjdump takes their PTX out of it.
+ptx::Module compiled_of(const uint8_t *image) {
+    uint16_t head;
+    uint64_t behind;
+    memcpy(&head, image + 6, sizeof head), memcpy(&behind, image + 8, sizeof behind);
+    std::string folder = std::filesystem::temp_directory_path() / "lava_ptx_XXXXXX";
+    if (!mkdtemp(&folder[0])) emu::fail("no folder for PTX");
+    std::ofstream(folder + "/image.fatbin", std::ios::binary).write(reinterpret_cast<const char *>(image), std::streamsize(head + behind));
+    const std::string tool = std::filesystem::absolute(getenv("FAKE_PTX"));
+    if (system(("cd " + folder + " && '" + tool + "' -xptx all image.fatbin >log 2>&1").c_str()) != 0) emu::fail("%s: see %s/log", tool.c_str(), folder.c_str());
+    ptx::Module all;
+    for (const auto &entry : std::filesystem::directory_iterator(folder)) {
+        if (entry.path().extension() != ".ptx") continue;
+        std::ifstream file(entry.path());
+        all.merge(ptx::read({std::istreambuf_iterator<char>(file), {}}, entry.path().filename()));
+    }
+    if (all.empty()) emu::fail("no PTX in an image");
+    std::filesystem::remove_all(folder);
+    return all;
 }
 
 } // namespace
@@ -173,7 +204,9 @@ API cuModuleLoadData(CUmodule *module, const void *image) {
     memcpy(&magic, image, 4);
     if (magic != 0xba55ed50 || uintptr_t(image) % 16 != 0) return CUDA_ERROR_INVALID_IMAGE;
     n_modules++;
-    return *module = new CUmod_st{current, {}}, CUDA_SUCCESS;
+    *module = new CUmod_st{current, {}, {}};
+    if (getenv("FAKE_PTX")) (*module)->compiled = compiled_of(static_cast<const uint8_t *>(image));
+    return CUDA_SUCCESS;
 }
 API cuModuleUnload(CUmodule module) {
     if (module->owner != current || n_capturing) return CUDA_ERROR_INVALID_CONTEXT;
@@ -185,24 +218,30 @@ API cuModuleUnload(CUmodule module) {
 extern "C" __attribute__((visibility("default"))) int fake_modules() { return n_modules; }
 
 API cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
+    auto &found = module->functions[name];
+    if (getenv("FAKE_PTX")) {
+        const auto compiled = module->compiled.find(name);
+        if (compiled == module->compiled.end()) return CUDA_ERROR_NOT_FOUND;
+        const ptx::Function &f = *compiled->second;
+        found.reset(new CUfunc_st{module, name, nullptr, &f, f.parameter_bytes, int(f.shared_bytes)});
+        return *function = found.get(), CUDA_SUCCESS;
+    }
     // The images are not looked into: every kernel is in the first module that is asked.
     Dl_info here;
     dladdr(&only_context, &here);
     void *const self = dlopen(here.dli_fname, RTLD_LAZY | RTLD_NOLOAD), *const kernel = dlsym(self, name);
     const Family *const kind = family_of(name);
     if (!kernel || !kind) return CUDA_ERROR_NOT_FOUND;
-    const size_t bytes = kind->bytes;
-    auto &found = module->functions[name];
-    found.reset(new CUfunc_st{module, name, kernel, bytes});
+    found.reset(new CUfunc_st{module, name, kernel, nullptr, kind->bytes, STATIC_SHARED});
     return *function = found.get(), CUDA_SUCCESS;
 }
-API cuFuncGetAttribute(int *value, CUfunction_attribute which, CUfunction) {
+API cuFuncGetAttribute(int *value, CUfunction_attribute which, CUfunction function) {
     if (which != CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES) return CUDA_ERROR_INVALID_VALUE;
-    return *value = STATIC_SHARED, CUDA_SUCCESS;
+    return *value = function->own_shared, CUDA_SUCCESS;
 }
 API cuFuncSetAttribute(CUfunction function, CUfunction_attribute which, int value) {
     if (which != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) return CUDA_ERROR_INVALID_VALUE;
-    if (value < 0 || value + STATIC_SHARED > shared_of_block()) return CUDA_ERROR_INVALID_VALUE;
+    if (value < 0 || value + function->own_shared > shared_of_block()) return CUDA_ERROR_INVALID_VALUE;
     return function->max_dynamic = value, CUDA_SUCCESS;
 }
 namespace {

@@ -11,6 +11,14 @@
 
 #include "../../include/lava.h"
 #include "../device.cuh"
+#ifdef LAVA_PTX
+#include "../ptx/ptx.h"
+
+#include <dlfcn.h>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#endif
 
 namespace test {
 
@@ -139,12 +147,35 @@ struct Tensor {
     }
 };
 
+#ifdef LAVA_PTX
+/// What nvcc has made of a kernel: from the .ptx files in the folder LAVA_PTX.
+inline const ptx::Function &compiled(const void *kernel) {
+    static const ptx::Module all = [] {
+        ptx::Module all;
+        for (const auto &entry : std::filesystem::directory_iterator(getenv("LAVA_PTX"))) {
+            if (entry.path().extension() != ".ptx") continue;
+            std::ifstream file(entry.path());
+            all.merge(ptx::read({std::istreambuf_iterator<char>(file), {}}, entry.path()));
+        }
+        return all;
+    }();
+    Dl_info symbol = {};
+    dladdr(kernel, &symbol);
+    const auto found = all.find(symbol.dli_sname ? symbol.dli_sname : "");
+    if (found == all.end()) ptx::fail("no PTX of %s", symbol.dli_sname);
+    return *found->second;
+}
+#endif
+
 /// One launch, over when this returns. `resident`: blocks at a time under emulation, 0 for all (a cooperative launch).
 template <class Args>
 void launch(void (*kernel)(const Args), uint32_t x, uint32_t y, uint32_t z, uint32_t threads, size_t shared, unsigned seed,
             const Args &args, unsigned resident = 3) {
     if (x == 0 || y == 0 || z == 0) return;
-#ifdef LAVA_EMU
+#ifdef LAVA_PTX
+    const ptx::Launch what = {{x, y, z}, {threads, 1, 1}, shared, seed, resident};
+    ptx::launch(compiled(reinterpret_cast<const void *>(kernel)), what, &args, sizeof args);
+#elif defined(LAVA_EMU)
     emu::Launch what;
     what.grid = {x, y, z};
     what.block = {threads, 1, 1};
