@@ -71,7 +71,7 @@ cuda-asan: $(foreach test,$(CU_TESTS),$(CU_HOME)/asan-$(test))
 	@echo "under AddressSanitizer and UndefinedBehaviorSanitizer, one case of $(SAMPLE):"
 	@set -e; for test in $(CU_TESTS); do LAVA_SAMPLE=$(SAMPLE) LAVA_QUICK=1 LAVA_SEEDS=1 $(CU_HOME)/asan-$$test; done
 
-CU_TEST_NEEDS = $(CU)/tests/test.h $(CU)/tests/last_words.h $(CU_SOURCES) $(CU)/emu/emu.h $(CU)/emu/emu.cpp $(CU_KIT)/.fetched lib
+CU_TEST_NEEDS = $(CU)/tests/test.h $(CU)/tests/last_words.h $(CU_SOURCES) $(CU)/plan.c $(CU)/emu/emu.h $(CU)/emu/emu.cpp $(CU_KIT)/.fetched lib
 $(CU_HOME)/test-%: $(CU)/tests/%.cpp $(CU_TEST_NEEDS)
 	@mkdir -p $(CU_HOME)
 	@$(CU_EMU) -c $(CU)/emu/emu.cpp -o $@.emu.o

@@ -308,11 +308,11 @@ uint32_t lava_plan_cascade_begin(lava_launch *launches) {
 
 /** The launches of a push, 4. */
 uint32_t lava_plan_cascade_push(const lava_cuda_cascade_args *a, const lava_processors *device, lava_launch *launches) {
-    const uint32_t n_blocks = blocks_of(device->cascade_blocks, a->max_layers * a->n_items, a->max_tiles);
+    const uint32_t n_blocks = blocks_of(device->cascade_blocks, a->n_items, a->max_tiles * a->max_layers);
     lava_launch *next = add(launches, CASCADE_PIECES, a->max_pieces, a->max_heads, a->n_items, LAVA_CUDA_ENTROPY_THREADS, 0);
     next = add(next, CASCADE_SHARE, 1, 1, a->n_items, LAVA_CUDA_BUDGET_THREADS, 0);
-    next = add_selection(next, CASCADE_PLAN, n_blocks, a->max_layers, a->n_items);
-    next = add_selection(next, CASCADE_WRITE, n_blocks, a->max_layers, a->n_items);
+    next = add_selection(next, CASCADE_PLAN, n_blocks, 1, a->n_items);
+    next = add_selection(next, CASCADE_WRITE, n_blocks, 1, a->n_items);
     return (uint32_t) (next - launches);
 }
 

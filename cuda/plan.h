@@ -283,7 +283,8 @@ LAVA_PLAN uint64_t lava_cuda_global_workspace(uint32_t n_items, uint32_t n_layer
  * Then for each layer, with item.layer = 0, 1, ... (the host counts; nothing is read back):
  *     lava_cascade_pieces  grid (max_pieces, max_heads, n_items), LAVA_CUDA_ENTROPY_THREADS threads
  *     lava_cascade_share   grid (1, 1, n_items), LAVA_CUDA_BUDGET_THREADS threads
- *     lava_cascade_plan    grid (n_blocks, max_layers, n_items), LAVA_CUDA_SELECT_THREADS threads, cooperative if n_blocks > 1
+ *     lava_cascade_plan    grid (n_blocks, 1, n_items), LAVA_CUDA_SELECT_THREADS threads, cooperative if n_blocks > 1; any n_blocks
+ *                          gives the same bits
  *     lava_cascade_write   the same
  * A fault in a layer's scores or weight, head weights that are none, or minimums that do not fit lower the status word and make
  * every later push of this cascade do nothing. The mask and the head weights are not copied: they stay where they are until the
