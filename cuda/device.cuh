@@ -218,7 +218,7 @@ __device__ inline void meet_blocks(unsigned *counter, unsigned n_blocks) {
     if (n_blocks > 1 && threadIdx.x == 0) {
 #ifdef __CUDA_ARCH__
         unsigned before, now;
-        asm volatile("atom.add.acq_rel.gpu.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+        asm volatile("atom.add.release.gpu.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
         const unsigned goal = (before / n_blocks + 1) * n_blocks;
         // To acquire costs the processor its whole first cache, so it is done once, behind the last look.
         do asm volatile("ld.relaxed.gpu.u32 %0, [%1];" : "=r"(now) : "l"(counter) : "memory");
