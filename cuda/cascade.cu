@@ -47,12 +47,16 @@ struct State {
     }
 };
 
-/// In shared memory, for registers are dear. All threads.
-__device__ inline const State &state_of(const lava_cuda_cascade_args &args) {
+/// A block's, in shared memory, for registers are dear.
+__device__ inline State &own_state() {
     LAVA_SHARED(uint64_t, memory, sizeof(State) / 8);
-    if (threadIdx.x == 0) new (static_cast<void *>(memory)) State(args);
-    __syncthreads();
     return *reinterpret_cast<State *>(memory);
+}
+/// Makes it. All threads.
+__device__ inline const State &make_state(const lava_cuda_cascade_args &args) {
+    if (threadIdx.x == 0) new (static_cast<void *>(&own_state())) State(args);
+    __syncthreads();
+    return own_state();
 }
 
 __device__ inline void fail_cascade(const State &s, uint32_t layer, uint32_t head, uint32_t what) {
@@ -62,10 +66,10 @@ __device__ inline void fail_cascade(const State &s, uint32_t layer, uint32_t hea
 
 /// The heads of all layers so far, layer behind layer, as they are before this push; from head `first` on.
 struct LayersSoFar {
-    const lava_cuda_cascade_item &a;
-    const State &s;
     uint32_t first;
     __device__ Head operator()(uint32_t h) const {
+        const State &s = own_state();
+        const lava_cuda_cascade_item &a = s.a;
         const uint32_t layer = (first + h) / a.n_kv_heads, in_layer = (first + h) % a.n_kv_heads;
         if (layer == a.layer) return {a.scores + uint64_t(in_layer) * a.prefix_len, nullptr, a.prefix_len};
         const uint32_t *const cu = s.old_cu + uint64_t(layer) * (a.n_kv_heads + 1) + in_layer;
@@ -80,7 +84,7 @@ __device__ inline bool is_global(const lava_cuda_cascade_item &a) { return a.lay
 __device__ inline Choice<LayersSoFar> heads_of(const State &s, uint32_t layer) {
     const lava_cuda_cascade_item &a = s.a;
     const uint32_t first = is_global(a) ? 0 : layer, n = is_global(a) ? a.layer + 1 : 1;
-    Choice<LayersSoFar> c({a, s, first * a.n_kv_heads}, a.params, n * a.n_kv_heads, a.prefix_len, a.window_rows);
+    Choice<LayersSoFar> c({first * a.n_kv_heads}, a.params, n * a.n_kv_heads, a.prefix_len, a.window_rows);
     if (c.params.head_weights != nullptr) c.params.head_weights += uint64_t(layer) * a.n_kv_heads;
     c.place(s.workspace, first, a.layer + 1, a.prefix_len);
     return c;
@@ -218,7 +222,7 @@ LAVA_KERNEL(LAVA_CUDA_BUDGET_THREADS) lava_cascade_share(const __grid_constant__
 
 LAVA_SELECT_KERNEL lava_cascade_plan(const __grid_constant__ lava_cuda_cascade_args args) {
     using namespace lava;
-    const State &s = state_of(args);
+    const State &s = make_state(args);
     if (*s.failed) return;
     Team team(s.a.layer);
     // One choice for all layers, and all blocks make it.
@@ -228,7 +232,7 @@ LAVA_SELECT_KERNEL lava_cascade_plan(const __grid_constant__ lava_cuda_cascade_a
 
 LAVA_SELECT_KERNEL lava_cascade_write(const __grid_constant__ lava_cuda_cascade_args args) {
     using namespace lava;
-    const State &s = state_of(args);
+    const State &s = make_state(args);
     if (*s.failed) return;
     const Team team(s.a.layer);
     for (uint32_t layer = team.first; layer < team.end; layer += team.step) write_layer(s, layer, team.block, team.n_blocks);
