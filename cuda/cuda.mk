@@ -153,6 +153,8 @@ cuda-host-test: $(CU_HOME)/path_plain $(CU_HOME)/path $(CU_HOME)/prefill $(CU_HO
 	FAKE_SHARED=101376 LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path
 	@# And one that does not let blocks wait for each other.
 	FAKE_ALONE=1 LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path
+	@# And one of which the context has a part.
+	FAKE_FEWER=3 LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path
 	LD_LIBRARY_PATH=$(CU_HOME)/old $(CU_HOME)/path init LAVA_ERR_DRIVER cuCtxGetCurrent
 	FAKE_FAIL=init LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path init LAVA_ERR_DRIVER CUDA_ERROR_NO_DEVICE
 	LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path_plain init LAVA_ERR_UNSUPPORTED "built without nvcc"

@@ -8,7 +8,7 @@
 //
 // FAKE_PTX=cuobjdump (where it is): kernels are taken from the images that are loaded, as PTX, and that is run instead.
 // FAKE_FAIL=init, load, "third load", launch: that function fails. FAKE_SHARED=n: bytes of shared memory that a block may have.
-// FAKE_ALONE: blocks may not wait for each other.
+// FAKE_ALONE: blocks may not wait for each other. FAKE_FEWER=n: but for so many, fewer than what occupancy and processors come to.
 #include "device.cuh"
 #include "plan_attention.h"
 #include "ptx/ptx.h"
@@ -272,7 +272,8 @@ API cuLaunchKernel(CUfunction function, unsigned x, unsigned y, unsigned z, unsi
 API cuLaunchCooperativeKernel(CUfunction function, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz,
                               unsigned shared, CUstream to, void **parameters) {
     // Three processors, two blocks each.
-    if (x * y * z > 6 || getenv("FAKE_ALONE")) return CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
+    const char *const fewer = getenv("FAKE_FEWER");
+    if (x * y * z > (fewer ? unsigned(atoi(fewer)) : 6) || getenv("FAKE_ALONE")) return CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
     return launch(function, x, y, z, bx, by, bz, shared, to, parameters, 0);
 }
 

@@ -22,6 +22,8 @@ include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 const SUCCESS: u32 = 0;
 /// CUDA_ERROR_NOT_FOUND
 const NOT_FOUND: u32 = 500;
+/// CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE
+const TOO_LARGE: u32 = 720;
 const MULTIPROCESSOR_COUNT: i32 = 16;
 const MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: i32 = 97;
 const COOPERATIVE_LAUNCH: i32 = 95;
@@ -274,6 +276,13 @@ impl Context {
                 ),
             }
         };
+        if code == TOO_LARGE && x > 1 {
+            // The context may have fewer processors than the device (a green context, MPS), and nobody but the launch says so. Any number
+            // of blocks comes to the same.
+            let fewer = Launch { grid: [x / 2, y, z], cooperative: (x / 2 > 1).into(), ..*launch };
+            // SAFETY: the caller's promise.
+            return unsafe { self.launch(&fewer, args, stream) };
+        }
         self.driver.check(code, ErrorKind::Launch)
     }
 
