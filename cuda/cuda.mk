@@ -133,6 +133,10 @@ $(CU_HOME)/fake/libcuda.so.1: $(CU)/tests/fake_driver.cpp $(CU)/emu/emu.cpp $(fo
 $(CU_HOME)/old/libcuda.so.1: $(CU)/tests/old_driver.c
 	@mkdir -p $(@D)
 	@$(CC) -shared -fPIC -Wl,-soname,libcuda.so.1 $< -o $@
+# And under the name of what toolkits have to link with.
+$(CU_HOME)/stub/libcuda.so: $(CU_HOME)/old/libcuda.so.1
+	@mkdir -p $(@D)
+	@cp $< $@
 CU_PATH := $(wildcard $(CU)/tests/path*.c)
 $(CU_HOME)/path: $(CU_PATH) $(CU)/tests/path.h include/lava.h include/lava_cuda.h cuda-lib
 	@mkdir -p $(CU_HOME)
@@ -144,7 +148,7 @@ $(CU_HOME)/path_plain: $(CU_PATH) $(CU)/tests/path.h include/lava.h include/lava
 	@mkdir -p $(CU_HOME)
 	@$(CC) $(CFLAGS) -I include -I $(CU) $(CU_PATH) target/cuda-lib-plain/debug/liblava.a $(LIBS) -o $@
 
-cuda-host-test: $(CU_HOME)/path_plain $(CU_HOME)/path $(CU_HOME)/prefill $(CU_HOME)/fake/libcuda.so.1 $(CU_HOME)/old/libcuda.so.1
+cuda-host-test: $(CU_HOME)/path_plain $(CU_HOME)/path $(CU_HOME)/prefill $(CU_HOME)/fake/libcuda.so.1 $(CU_HOME)/old/libcuda.so.1 $(CU_HOME)/stub/libcuda.so
 	LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path
 	LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/prefill
 	@# The kernels as they are in the library, compiled.
@@ -156,7 +160,8 @@ cuda-host-test: $(CU_HOME)/path_plain $(CU_HOME)/path $(CU_HOME)/prefill $(CU_HO
 	@# And one of which the context has a part.
 	FAKE_FEWER=3 LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path
 	LD_LIBRARY_PATH=$(CU_HOME)/old $(CU_HOME)/path init LAVA_ERR_DRIVER cuCtxGetCurrent
-	FAKE_FAIL=init LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path init LAVA_ERR_DRIVER CUDA_ERROR_NO_DEVICE
+	@# It is the driver that says so, not a libcuda.so that is there as well.
+	FAKE_FAIL=init LD_LIBRARY_PATH=$(CU_HOME)/stub:$(CU_HOME)/fake $(CU_HOME)/path init LAVA_ERR_DRIVER CUDA_ERROR_NO_DEVICE
 	LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path_plain init LAVA_ERR_UNSUPPORTED "built without nvcc"
 	@# No libcuda at all can only be seen where there is none.
 	@ldconfig -p | grep -q libcuda.so || { set -x; $(CU_HOME)/path init LAVA_ERR_DRIVER libcuda; }
