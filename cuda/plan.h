@@ -3,12 +3,12 @@
  * and attention take stands in plan_attention.h.
  *
  * Plain C, so that a host in any language can mirror it (src/backend/cuda/plan.rs does). Argument structs are passed by value as the
- * kernel's only parameter: below 4 KB, so that any driver takes them, and a captured graph holds them. Pointers lead to
+ * kernel's only parameter, of at most 32,764 bytes, and a captured graph holds them. Pointers lead to
  * device memory. All memory is the caller's; sizes are in bytes, strides in elements.
  *
  * The items of a batch are in device memory, where lava_upload puts them, or a single one in the arguments.
  *
- * How work is cut depends on an item's own sizes only: neither the GPU nor the batch changes a result's bits.
+ * How work is cut depends on an item's own sizes only: neither the number of processors nor the batch changes a result's bits.
  *
  * SPDX-License-Identifier: MIT OR Apache-2.0
  */
@@ -37,7 +37,8 @@ enum {
     LAVA_CUDA_COMPACT_BLOCKS = 4, /* of lava_compact_{16,32} that a processor holds */
     LAVA_CUDA_MEAN_THREADS = 256,
     LAVA_CUDA_UPLOAD_THREADS = 512,
-    LAVA_CUDA_UPLOAD_WORDS = 500 /* with them the arguments are below 4 KB */
+    LAVA_CUDA_UPLOAD_WORDS = 500,
+    LAVA_CUDA_UPLOAD_MANY_WORDS = 4000
 };
 
 /*
@@ -91,14 +92,20 @@ LAVA_PLAN uint64_t lava_cuda_max(uint64_t a, uint64_t b) { return a > b ? a : b;
 /* ---- Upload ------------------------------------------------------------------------------------------------------- */
 
 /*
- * lava_upload: 1 block, LAVA_CUDA_UPLOAD_THREADS threads. Puts a launch's own arguments into device memory: they are copied when the
- * launch is asked for, so nothing of the host's has to stay, and a captured graph holds them.
+ * lava_upload, lava_upload_many: grid (n_words / threads), LAVA_CUDA_UPLOAD_THREADS threads. Puts a launch's own arguments into device
+ * memory: they are copied when the launch is asked for, so nothing of the host's has to stay, and a captured graph holds them. Two, for
+ * words that are not used are copied too.
  */
 typedef struct lava_upload_args {
     uint64_t *to;
     uint64_t n_words;
     uint64_t words[LAVA_CUDA_UPLOAD_WORDS];
 } lava_upload_args;
+typedef struct lava_upload_many_args {
+    uint64_t *to;
+    uint64_t n_words;
+    uint64_t words[LAVA_CUDA_UPLOAD_MANY_WORDS];
+} lava_upload_many_args;
 
 /* ---- Entropy ------------------------------------------------------------------------------------------------------ */
 

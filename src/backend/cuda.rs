@@ -11,7 +11,7 @@ use libloading::Library;
 
 use crate::error::{Error, ErrorKind, Result, ensure};
 use crate::workspace::WORKSPACE_ALIGN;
-use plan::{Batch, CascadeArgs, Launch, N_KERNELS, Processors, UPLOAD_WORDS, UploadArgs};
+use plan::{Batch, CascadeArgs, Launch, N_KERNELS, Processors, UPLOAD_MANY_WORDS, UPLOAD_WORDS, UploadArgs};
 
 /// The driver asks for images at such addresses.
 #[repr(C, align(16))]
@@ -308,23 +308,43 @@ impl Context {
         stream: *mut c_void,
     ) -> Result<()> {
         let words_each = size_of::<B::Sequence>() / 8;
-        let per_launch = UPLOAD_WORDS / words_each;
-        for first in (0..n).step_by(per_launch) {
-            let some = per_launch.min(n - first);
-            let mut args = UploadArgs {
-                to: to.wrapping_add(first) as *mut u64,
-                n_words: (some * words_each) as u64,
-                words: [0; UPLOAD_WORDS],
-            };
-            for i in 0..some {
-                let at = args.words[i * words_each..][..words_each].as_mut_ptr() as *mut B::Sequence;
-                // SAFETY: the slice is a sequence's size and aligned to 8, as its pointers are.
-                unsafe { at.write(sequence(first + i)?) };
+        let mut first = 0;
+        while first < n {
+            let some = (n - first).min(UPLOAD_MANY_WORDS / words_each);
+            let (to, its) = (to.wrapping_add(first), &|i| sequence(first + i));
+            // SAFETY: the caller's promise.
+            unsafe {
+                match some * words_each <= UPLOAD_WORDS {
+                    true => self.upload_some::<B, UPLOAD_WORDS>(to, some, its, stream)?,
+                    false => self.upload_some::<B, UPLOAD_MANY_WORDS>(to, some, its, stream)?,
+                }
             }
-            // SAFETY: the upload kernel's arguments; the memory is the caller's promise.
-            unsafe { self.launch(&plan::upload(), &args, stream)? };
+            first += some;
         }
         Ok(())
+    }
+
+    /// The same of `n` that are at most `WORDS` together, of which [`plan::upload`] knows.
+    ///
+    /// # Safety
+    /// As [`Self::upload`].
+    unsafe fn upload_some<B: Batch, const WORDS: usize>(
+        &self,
+        to: *mut B::Sequence,
+        n: usize,
+        sequence: &dyn Fn(usize) -> Result<B::Sequence>,
+        stream: *mut c_void,
+    ) -> Result<()> {
+        let words_each = size_of::<B::Sequence>() / 8;
+        let n_words = n * words_each;
+        let mut args = UploadArgs { to: to as *mut u64, n_words: n_words as u64, words: [0; WORDS] };
+        for i in 0..n {
+            let at = args.words[i * words_each..][..words_each].as_mut_ptr() as *mut B::Sequence;
+            // SAFETY: the slice is a sequence's size and aligned to 8, as its pointers are.
+            unsafe { at.write(sequence(i)?) };
+        }
+        // SAFETY: the upload kernel's arguments; the memory is the caller's promise.
+        unsafe { self.launch(&plan::upload(n_words), &args, stream) }
     }
 
     /// Bytes of workspace that `n` sequences need, whatever their types and layouts.
