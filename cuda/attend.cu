@@ -117,7 +117,7 @@ struct Work {
 
 /// Of an item and a query: head_dim_v sums, the maximum, the sum.
 __device__ inline float *partial_of(const lava_attend_args &args, uint32_t item, uint32_t query) {
-    return args.partial + (uint64_t(item) * lava_attend_queries(&args) + query) * (args.head_dim_v + 2);
+    return args.partial + (uint64_t(item) * lava_attend_queries(&args) + query) * lava_attend_partial(&args);
 }
 
 /// Gives each warp its work, `Run(cache, work)`.
@@ -276,8 +276,7 @@ template <class T, int D> __device__ void attend_item(const Cache &cache, const 
         float *const to = partial_of(args, work.item, query);
 #pragma unroll
         for (int n = 0; n < D / 8; n++)
-#pragma unroll
-            for (int i = 0; i < 2; i++) to[8 * n + lane % 4 * 2 + i] = sums[n][2 * half + i];
+            *reinterpret_cast<float2 *>(to + 8 * n + lane % 4 * 2) = make_float2(sums[n][2 * half], sums[n][2 * half + 1]);
         if (lane % 4 == 0) {
             to[D] = softmax[half].max;
             to[D + 1] = sum;
@@ -362,7 +361,7 @@ __device__ inline void attend_merge(const lava_attend_args &args) {
     before = counts[0] + counts[1] + counts[2] + counts[3];
 
     const float *const first = partial_of(args, before, query);
-    const uint64_t stride = uint64_t(lava_attend_queries(&args)) * (dim + 2);
+    const uint64_t stride = uint64_t(lava_attend_queries(&args)) * lava_attend_partial(&args);
     const uint32_t room = args.max_items - min(args.max_items, before), n_items = min(cache.n_items(), room);
     float most = NOTHING_YET;
     for (uint32_t item = threadIdx.x; item < n_items; item += blockDim.x) most = fmaxf(most, first[item * stride + dim]);

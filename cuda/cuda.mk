@@ -148,6 +148,14 @@ $(CU_HOME)/path_plain: $(CU_PATH) $(CU)/tests/path.h include/lava.h include/lava
 	@mkdir -p $(CU_HOME)
 	@$(CC) $(CFLAGS) -I include -I $(CU) $(CU_PATH) target/cuda-lib-plain/debug/liblava.a $(LIBS) -o $@
 
+# What the compiled kernels ask of the hardware, counted; traffic.txt is written anew, to be looked at in the diff.
+.PHONY: cuda-traffic
+$(CU_HOME)/traffic: $(CU)/tests/traffic.c $(CU)/tests/path_driver.c $(CU)/tests/path.h include/lava_cuda.h cuda-lib
+	@$(CC) $(CFLAGS) -I include -I $(CU) $(CU)/tests/traffic.c $(CU)/tests/path_driver.c target/cuda-lib/capi/liblava.a $(LIBS) -o $@
+CU_COUNT = FAKE_PROCESSORS=132 FAKE_PTX=$(CU_KIT)/bin/cuobjdump LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/traffic
+cuda-traffic: $(CU_HOME)/traffic $(CU_HOME)/fake/libcuda.so.1
+	@$(CU_COUNT) | tee $(CU)/traffic.txt
+
 cuda-host-test: $(CU_HOME)/path_plain $(CU_HOME)/path $(CU_HOME)/prefill $(CU_HOME)/fake/libcuda.so.1 $(CU_HOME)/old/libcuda.so.1 $(CU_HOME)/stub/libcuda.so
 	LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path
 	LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/prefill

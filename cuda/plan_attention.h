@@ -337,7 +337,7 @@ typedef struct lava_attend_args {
     uint32_t max_items;
     uint32_t reserved;
 
-    /** [max_items, queries, head_dim_v + 2]: sums, maximum and sum of a query over an item's rows. */
+    /** [max_items, queries, lava_attend_partial]: sums, maximum and sum of a query over an item's rows. */
     float *partial;
     /** Set to LAVA_NO_FAULT by the caller. */
     uint64_t *status;
@@ -345,6 +345,9 @@ typedef struct lava_attend_args {
 
 /** Query rows of one KV head. */
 LAVA_PLAN uint32_t lava_attend_queries(const lava_attend_args *a) { return a->n_new * (a->n_q_heads / a->n_kv_heads); }
+
+/** Floats from one query's partial results to the next's: whole sectors of memory, so that none is written twice. */
+LAVA_PLAN uint32_t lava_attend_partial(const lava_attend_args *a) { return (a->head_dim_v + 2 + 7) / 8 * 8; }
 
 /** The most items that `total_rows` rows over all sequences and heads make. */
 static inline uint32_t lava_attend_items(const lava_attend_args *a, uint64_t total_rows) {
@@ -355,7 +358,7 @@ static inline uint32_t lava_attend_items(const lava_attend_args *a, uint64_t tot
 static inline size_t lava_attend_layout(lava_attend_args *a, void *workspace) {
     size_t used = 0;
     a->partial = (float *) lava_take(workspace, &used,
-                                     (size_t) a->max_items * lava_attend_queries(a) * (a->head_dim_v + 2));
+                                     (size_t) a->max_items * lava_attend_queries(a) * lava_attend_partial(a));
     return used;
 }
 

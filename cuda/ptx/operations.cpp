@@ -5,6 +5,7 @@
 // (measured by Fasi, Higham, Mikaitis and Pranesh, "Numerical behavior of NVIDIA tensor cores", 2021; newer ones keep a few bits more).
 #include "ptx.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <type_traits>
@@ -301,11 +302,49 @@ template <class To> void convert_pair(Warp &w, const Instruction &i, uint32_t la
 
 // ---- Memory -------------------------------------------------------------------------------------------------------------
 
+/// Of a warp's access: sectors of global memory, or passes over the banks of shared memory. Accesses of 8 and 16 bytes go by halves and
+/// quarters of a warp.
+void count_global(Warp &w, const uint64_t *at, uint32_t lanes, uint32_t bytes, bool is_write) {
+    uint64_t sectors[64];
+    size_t n = 0;
+    each(lanes, [&](unsigned l) {
+        if (at[l] - uint64_t(w.parameters) < w.parameter_bytes) return;
+        for (uint64_t s = at[l] / 32; s <= (at[l] + bytes - 1) / 32; s++) sectors[n++] = s;
+        (is_write ? w.counts->write : w.counts->read).asked += bytes;
+    });
+    std::sort(sectors, sectors + n);
+    (is_write ? w.counts->write : w.counts->read).moved += 32 * uint64_t(std::unique(sectors, sectors + n) - sectors);
+}
+void count_shared(Warp &w, const uint64_t *at, uint32_t lanes, uint32_t bytes) {
+    const unsigned parts = bytes > 4 ? bytes / 4 : 1, width = 32 / parts;
+    for (unsigned first = 0; first < 32; first += width) {
+        uint64_t words[128];
+        size_t n = 0;
+        each(lanes, [&](unsigned l) {
+            if (l / width * width != first) return;
+            for (uint64_t word = at[l] / 4; word <= (at[l] + bytes - 1) / 4; word++) words[n++] = word;
+        });
+        std::sort(words, words + n);
+        n = size_t(std::unique(words, words + n) - words);
+        unsigned of_bank[32] = {}, most = 0;
+        for (size_t i = 0; i < n; i++) most = std::max(most, ++of_bank[words[i] % 32]);
+        w.counts->passes += most, w.counts->least += (n + 31) / 32;
+    }
+}
+template <bool SHARED> void count(Warp &w, const Instruction &i, uint32_t lanes, size_t bytes, bool is_write) {
+    if (!w.counts) return;
+    uint64_t at[32];
+    each(lanes, [&](unsigned l) { at[l] = w.lanes_of(i.from[0])[l] + uint64_t(i.offset); });
+    if (SHARED) count_shared(w, at, lanes, uint32_t(bytes));
+    else count_global(w, at, lanes, uint32_t(bytes), is_write);
+}
+
 template <class T, bool SHARED> uint8_t *address(Warp &w, const Instruction &i, unsigned l, size_t n) {
     const uint64_t at = w.lanes_of(i.from[0])[l] + uint64_t(i.offset);
     return SHARED ? w.shared(uint32_t(at), n * sizeof(T)) : w.global(at, n * sizeof(T));
 }
 template <class T, bool SHARED> void load(Warp &w, const Instruction &i, uint32_t lanes) {
+    count<SHARED>(w, i, lanes, i.width * sizeof(T), false);
     each(lanes, [&](unsigned l) {
         const T *const from = reinterpret_cast<const T *>(address<T, SHARED>(w, i, l, i.width));
         T values[4];
@@ -314,6 +353,7 @@ template <class T, bool SHARED> void load(Warp &w, const Instruction &i, uint32_
     });
 }
 template <class T, bool SHARED> void store(Warp &w, const Instruction &i, uint32_t lanes) {
+    count<SHARED>(w, i, lanes, i.width * sizeof(T), true);
     each(lanes, [&](unsigned l) {
         T *const to = reinterpret_cast<T *>(address<T, SHARED>(w, i, l, i.width));
         for (uint32_t n = 0; n < i.width; n++) to[n] = get<T>(w.lanes_of(i.from[1 + n])[l]);
@@ -321,6 +361,7 @@ template <class T, bool SHARED> void store(Warp &w, const Instruction &i, uint32
 }
 /// Lane after lane, as no order is promised: seen by no one in between.
 template <class F, class T, bool SHARED> void atomic(Warp &w, const Instruction &i, uint32_t lanes) {
+    count<SHARED>(w, i, lanes, sizeof(T), true);
     each(lanes, [&](unsigned l) {
         T *const at = reinterpret_cast<T *>(address<T, SHARED>(w, i, l, 1));
         const T before = *at;
@@ -330,6 +371,12 @@ template <class F, class T, bool SHARED> void atomic(Warp &w, const Instruction 
 }
 /// from: shared address, global address, bytes to copy, bytes of those that are read.
 void copy_async(Warp &w, const Instruction &i, uint32_t lanes) {
+    if (w.counts) {
+        uint32_t real = 0;
+        each(lanes, [&](unsigned l) { real |= uint32_t(i.from.size() < 4 || w.lanes_of(i.from[3])[l] != 0) << l; });
+        count_global(w, w.lanes_of(i.from[1]), real, 16, false);
+        count_shared(w, w.lanes_of(i.from[0]), lanes, 16);
+    }
     each(lanes, [&](unsigned l) {
         const uint64_t to = w.lanes_of(i.from[0])[l], from = w.lanes_of(i.from[1])[l];
         const uint32_t bytes = uint32_t(w.lanes_of(i.from[2])[l]), real = i.from.size() > 3 ? uint32_t(w.lanes_of(i.from[3])[l]) : bytes;
@@ -411,6 +458,7 @@ void want_all(Warp &w, uint32_t lanes) {
 /// Lane 8 m + r has the address of row r of matrix m.
 template <bool TRANSPOSED> void load_matrices(Warp &w, const Instruction &i, uint32_t lanes) {
     want_all(w, lanes);
+    count<true>(w, i, lanes, 16, false);
     const uint8_t *rows[32];
     for (unsigned l = 0; l < 32; l++) rows[l] = w.shared(uint32_t(w.lanes_of(i.from[0])[l] + uint64_t(i.offset)), 16);
     for (unsigned m = 0; m < 4; m++)
@@ -537,6 +585,9 @@ Operation operation_of(const std::vector<std::string> &opcode, Instruction &i) {
             if (opcode[n] == part) return true;
         return false;
     };
+    if (name == "mma") i.counted = &Counts::tensor;
+    else if (has("approx")) i.counted = &Counts::special;
+    else if (type == "f64" && !has("global") && !has("shared") && !has("param")) i.counted = &Counts::wide;
     const bool is_integer_type = type[0] == 'u' || type[0] == 's' || type[0] == 'b';
     // Of floats: to the nearest, as if nothing is said. Others are not there.
     for (const char *other : {"rz", "rm", "rp", "sat", "full", "relu"})

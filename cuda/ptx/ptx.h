@@ -28,6 +28,16 @@ using Slot = uint32_t;
 constexpr Slot NONE = ~0u;
 constexpr uint32_t ALL = ~0u;
 
+/// What a kernel asks of the hardware, over all its launches.
+struct Counts {
+    uint64_t launches = 0, instructions = 0, lanes = 0; // by warps, and by their lanes
+    uint64_t tensor = 0, special = 0, wide = 0;         // of those: matrix products, ex2 and the like, f64
+    struct {
+        uint64_t asked = 0, moved = 0; // bytes: of all lanes, and of the 32-byte sectors that these lie in
+    } read, write;
+    uint64_t passes = 0, least = 0; // over shared memory: with bank conflicts, and without any
+};
+
 enum class Kind { PLAIN, BRANCH, BARRIER, RETURN, CALL };
 
 struct Instruction {
@@ -39,6 +49,7 @@ struct Instruction {
     int64_t offset = 0;             // of an address, from[0] or to memory
     uint32_t target = 0, join = 0;  // of a branch: where to, and where both sides meet again
     uint32_t width = 1, flags = 0;  // elements of a vector; an operation's own
+    uint64_t Counts::*counted = nullptr;
     struct Function *callee = nullptr;
     uint32_t line = 0;
     std::string text;
@@ -73,6 +84,7 @@ struct Launch {
     size_t shared_bytes = 0; // dynamic
     unsigned seed = 0;
     unsigned resident = 3; // blocks at a time; 0: all
+    Counts *counts = nullptr;
 };
 /// Runs a kernel whose one parameter is the `bytes` at `arguments`.
 void launch(const Function &kernel, const Launch &launch, const void *arguments, size_t bytes);
@@ -89,6 +101,9 @@ struct Warp {
     uint32_t carry = 0;              // of add.cc and the like, a bit for each lane
     uint64_t *lanes_of(Slot slot) { return registers.data() + 32 * size_t(slot); }
     const Instruction *at = nullptr;
+    Counts *counts = nullptr;
+    const uint8_t *parameters = nullptr; // which lie in memory of their own
+    uint32_t parameter_bytes = 0;
     [[noreturn]] void fail(const char *what) const;
     /// Shared memory at `address`, or an end with a message.
     uint8_t *shared(uint64_t address, size_t bytes) const;

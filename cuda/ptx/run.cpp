@@ -97,7 +97,7 @@ bool go_on(Thread &w, uint64_t steps);
 /// A function that is called: a warp of its own for as long, in the same block.
 void call(Thread &w, const Instruction &i, uint32_t lanes) {
     Thread inner;
-    inner.block = w.block, inner.index = w.index;
+    inner.block = w.block, inner.index = w.index, inner.counts = w.counts;
     const Function &f = *i.callee;
     begin(inner, f, lanes);
     inner.sides = {{0, uint32_t(f.code.size()), lanes}};
@@ -124,6 +124,10 @@ bool go_on(Thread &w, uint64_t steps) {
             lanes &= i.guard_is_not ? ~is_true : is_true;
         }
         side.pc++;
+        if (w.counts && lanes != 0) {
+            w.counts->instructions++, w.counts->lanes += unsigned(__builtin_popcount(lanes));
+            if (i.counted) w.counts->*i.counted += 1;
+        }
         switch (i.kind) {
         case Kind::PLAIN:
             if (lanes != 0) i.operation(w, i, lanes);
@@ -167,6 +171,7 @@ void start(Block &b, uint64_t number, const void *arguments) {
     for (unsigned first = 0; first < n_threads; first += 32) {
         auto w = std::make_unique<Thread>();
         w->block = &b, w->index = first / 32;
+        w->counts = l.counts, w->parameters = static_cast<const uint8_t *>(arguments), w->parameter_bytes = b.kernel.parameter_bytes;
         if (!spare.empty()) w->registers = std::move(spare.back()), spare.pop_back();
         const uint32_t lanes = n_threads - first >= 32 ? ALL : (1u << (n_threads - first)) - 1;
         begin(*w, b.kernel, lanes);
@@ -211,6 +216,7 @@ void launch(const Function &kernel, const Launch &l, const void *arguments, size
     const uint64_t resident = l.resident == 0 ? n_blocks : l.resident;
     Random random = {l.seed * 0x9e3779b97f4a7c15u + 1};
     std::vector<std::unique_ptr<Block>> blocks;
+    if (l.counts) l.counts->launches++;
     uint64_t next = 0, idle = 0;
     while (next < n_blocks || !blocks.empty()) {
         while (next < n_blocks && blocks.size() < resident) {

@@ -7,8 +7,9 @@
 // - behind each piece of memory lies a guard, looked at when it is freed.
 //
 // FAKE_PTX=cuobjdump (where it is): kernels are taken from the images that are loaded, as PTX, and that is run instead.
+// FAKE_PROCESSORS=n: of the GPU; three, if not said.
 // FAKE_FAIL=init, load, "third load", launch: that function fails. FAKE_SHARED=n: bytes of shared memory that a block may have.
-// FAKE_ALONE: blocks may not wait for each other. FAKE_FEWER=n: but for so many, fewer than what occupancy and processors come to.
+// FAKE_ALONE: blocks may not wait for each other. FAKE_FEWER=n: no more than so many may, fewer than it says of itself.
 #include "device.cuh"
 #include "plan_attention.h"
 #include "ptx/ptx.h"
@@ -85,10 +86,15 @@ std::map<void *, size_t> memory;
 constexpr size_t GUARD = 256;
 constexpr int STATIC_SHARED = 1 << 10; // of a kernel that asks for more, beside its own
 unsigned n_run = 0;
+std::map<std::string, ptx::Counts> *counts = nullptr;
 
 bool asked_to_fail(const char *what) {
     const char *const fail = getenv("FAKE_FAIL");
     return fail && strcmp(fail, what) == 0;
+}
+int n_processors() {
+    const char *const n = getenv("FAKE_PROCESSORS");
+    return n ? atoi(n) : 3;
 }
 int shared_of_block() {
     const char *const bytes = getenv("FAKE_SHARED");
@@ -133,7 +139,8 @@ void run(const std::vector<Call> &calls) {
         c.launch.seed = ++n_run;
         if (!c.function->compiled) { family_of(c.function->name)->run(c); continue; }
         const emu::Launch &l = c.launch;
-        ptx::launch(*c.function->compiled, {{l.grid.x, l.grid.y, l.grid.z}, {l.block.x, l.block.y, l.block.z}, l.shared_bytes, l.seed, l.resident},
+        ptx::launch(*c.function->compiled, {{l.grid.x, l.grid.y, l.grid.z}, {l.block.x, l.block.y, l.block.z}, l.shared_bytes, l.seed, l.resident,
+                     counts ? &(*counts)[c.function->name] : nullptr},
                     c.arguments.data(), c.function->argument_bytes);
     }
 }
@@ -187,7 +194,7 @@ API cuCtxGetDevice(CUdevice *device) {
 }
 API cuDeviceGetAttribute(int *value, CUdevice_attribute which, CUdevice device) {
     if (device != 0) return CUDA_ERROR_INVALID_VALUE;
-    if (which == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT) *value = 3;
+    if (which == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT) *value = n_processors();
     else if (which == CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN) *value = shared_of_block();
     else if (which == CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH) *value = getenv("FAKE_ALONE") == nullptr;
     else return CUDA_ERROR_INVALID_VALUE;
@@ -217,6 +224,13 @@ API cuModuleUnload(CUmodule module) {
 }
 /// What is loaded now: path.c looks for what was left behind.
 extern "C" __attribute__((visibility("default"))) int fake_modules() { return n_modules; }
+
+/// Counts what compiled kernels ask of the hardware from now on; of those since the last time, calls `tell`.
+extern "C" __attribute__((visibility("default"))) void fake_counts(void (*tell)(const char *kernel, const ptx::Counts *counts)) {
+    for (auto &each : counts ? *counts : std::map<std::string, ptx::Counts>()) tell(each.first.c_str(), &each.second);
+    delete counts;
+    counts = new std::map<std::string, ptx::Counts>;
+}
 
 API cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
     auto &found = module->functions[name];
@@ -272,9 +286,9 @@ API cuLaunchKernel(CUfunction function, unsigned x, unsigned y, unsigned z, unsi
 }
 API cuLaunchCooperativeKernel(CUfunction function, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz,
                               unsigned shared, CUstream to, void **parameters) {
-    // Three processors, two blocks each.
     const char *const fewer = getenv("FAKE_FEWER");
-    if (x * y * z > (fewer ? unsigned(atoi(fewer)) : 6) || getenv("FAKE_ALONE")) return CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
+    const unsigned most = fewer ? unsigned(atoi(fewer)) : 2u * unsigned(n_processors());
+    if (x * y * z > most || getenv("FAKE_ALONE")) return CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
     return launch(function, x, y, z, bx, by, bz, shared, to, parameters, 0);
 }
 
