@@ -110,7 +110,7 @@ BREAKS = [
     ("cascade.cu", "struct Team", "blockIdx.x % each", "0", "select", "plain"),
     ("cascade.cu", "", "team.n_blocks = gridDim.x;", "team.n_blocks = 1;", "select", "plain"),
     ("choose.cuh", "", "own.first_tile = first - before", "own.first_tile = 0", "select", "plain"),
-    ("choose.cuh", "void for_tiles", "left > 0; h++, tile = 0", "left > 0; h++", "select", "plain"),
+    ("choose.cuh", "void for_tiles", "(tile + 1) *", "(tile + 2) *", "select", "plain"),
     ("cascade.cu", "", "blockIdx.z * args.workspace_each", "0", "select", "plain"),
     ("cascade.cu", "", "layer, blockIdx.z, head, what", "layer, 0, head, what", "select", "plain"),
     ("cascade.cu", "", "head >= a.n_kv_heads || first", "first", "select", "plain"),
