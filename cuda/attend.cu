@@ -70,8 +70,9 @@ struct Counter {
             uint32_t own[PER_LANE];
 #pragma unroll
             for (uint32_t i = 0; i < PER_LANE; i++) {
-                const uint32_t at = cache + lane * PER_LANE + i;
-                own[i] = at < n_caches ? Cache(args, at).n_items() : 0;
+                // Without a condition, so that all four are on their way at once.
+                const uint32_t at = cache + lane * PER_LANE + i, items = Cache(args, min(at, n_caches - 1)).n_items();
+                own[i] = at < n_caches ? items : 0;
             }
             const uint32_t sum = own[0] + own[1] + own[2] + own[3];
             uint32_t through = sum;

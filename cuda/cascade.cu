@@ -6,6 +6,7 @@
 //
 // No fused operations: the CPU's bits are the goal.
 // nvcc: -fmad=false
+#include <new>
 #include "choose.cuh"
 #include "entropy.cuh"
 
@@ -15,7 +16,7 @@ constexpr uint32_t LAYERS_ENTROPY = 0, LAYERS_WEIGHTS = 2, LAYERS_GLOBAL = 3; //
 
 /// One of a launch's cascades, and its state's arrays. `old`: the copy that this push reads.
 struct State {
-    const lava_cuda_cascade_item &a;
+    const lava_cuda_cascade_item a;
     uint64_t *const status;
     unsigned char *const workspace;
     double *entropies, *weights, *masses, *shares;
@@ -46,6 +47,18 @@ struct State {
     }
 };
 
+/// A block's, in shared memory, for registers are dear.
+__device__ inline State &own_state() {
+    LAVA_SHARED(uint64_t, memory, sizeof(State) / 8);
+    return *reinterpret_cast<State *>(memory);
+}
+/// Makes it. All threads.
+__device__ inline const State &make_state(const lava_cuda_cascade_args &args) {
+    if (threadIdx.x == 0) new (static_cast<void *>(&own_state())) State(args);
+    __syncthreads();
+    return own_state();
+}
+
 __device__ inline void fail_cascade(const State &s, uint32_t layer, uint32_t head, uint32_t what) {
     atomicOr(s.failed, 1u);
     report(s.status, layer, blockIdx.z, head, what);
@@ -53,10 +66,10 @@ __device__ inline void fail_cascade(const State &s, uint32_t layer, uint32_t hea
 
 /// The heads of all layers so far, layer behind layer, as they are before this push; from head `first` on.
 struct LayersSoFar {
-    const lava_cuda_cascade_item &a;
-    const State &s;
     uint32_t first;
     __device__ Head operator()(uint32_t h) const {
+        const State &s = own_state();
+        const lava_cuda_cascade_item &a = s.a;
         const uint32_t layer = (first + h) / a.n_kv_heads, in_layer = (first + h) % a.n_kv_heads;
         if (layer == a.layer) return {a.scores + uint64_t(in_layer) * a.prefix_len, nullptr, a.prefix_len};
         const uint32_t *const cu = s.old_cu + uint64_t(layer) * (a.n_kv_heads + 1) + in_layer;
@@ -71,7 +84,7 @@ __device__ inline bool is_global(const lava_cuda_cascade_item &a) { return a.lay
 __device__ inline Choice<LayersSoFar> heads_of(const State &s, uint32_t layer) {
     const lava_cuda_cascade_item &a = s.a;
     const uint32_t first = is_global(a) ? 0 : layer, n = is_global(a) ? a.layer + 1 : 1;
-    Choice<LayersSoFar> c({a, s, first * a.n_kv_heads}, a.params, n * a.n_kv_heads, a.prefix_len, a.window_rows);
+    Choice<LayersSoFar> c({first * a.n_kv_heads}, a.params, n * a.n_kv_heads, a.prefix_len, a.window_rows);
     if (c.params.head_weights != nullptr) c.params.head_weights += uint64_t(layer) * a.n_kv_heads;
     c.place(s.workspace, first, a.layer + 1, a.prefix_len);
     return c;
@@ -88,6 +101,64 @@ __device__ inline Choice<LayersSoFar> layer_of(const State &s, uint32_t layer) {
     c.cut_key += first, c.cut_ties += first, c.counts += first;
     c.tile += 2 * uint64_t(first) * c.tiles_per_head, c.tile_mass += 2 * uint64_t(first) * c.tiles_per_head;
     return c;
+}
+
+/// Which layers a block is for, and the how manieth of how many. The pushed layer's entries are all there, so half of the blocks are for it,
+/// and the others share the layers before it. With fewer blocks than layers some do one layer behind the other, and no two of them wait.
+struct Team {
+    uint32_t first, end, step, block, n_blocks;
+    __device__ explicit Team(uint32_t layer) : end(layer + 1), step(1) {
+        const uint32_t n = gridDim.x, each = max(n / 2 / max(layer, 1u), 1u), earlier = min(n / 2, each * layer);
+        if (blockIdx.x < earlier) first = blockIdx.x / each, end = layer, step = earlier / each, block = blockIdx.x % each, n_blocks = each;
+        else first = n == 1 ? 0 : layer, block = blockIdx.x - earlier, n_blocks = n - earlier;
+    }
+};
+
+__device__ inline void plan_layer(const State &s, uint32_t layer, uint32_t block, uint32_t n_blocks) {
+    const lava_cuda_cascade_item &a = s.a;
+    LAVA_SHARED(uint64_t, sums, LAVA_CUDA_SELECT_THREADS / 32);
+    const uint32_t heads = a.n_kv_heads;
+    Choice<LayersSoFar> c = heads_of(s, layer);
+    c.share(block, n_blocks);
+    begin_choice(c);
+    uint64_t entries = 0;
+    for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) entries += c.len(h);
+    entries = block_sum(entries, sums);
+    choose(c, s.minimums[layer] / heads, min(is_global(a) ? a.total : s.budgets[layer], entries), a.layer + 1 == a.n_layers ? Rounding::EXACT : Rounding::UP);
+    if (c.block() != 0) return;
+    for (uint32_t l = threadIdx.x; l < c.n_heads / heads; l += blockDim.x)
+        write_counts(c.counts + l * heads, heads, a.window_rows, s.new_cu + uint64_t(layer + l) * (heads + 1));
+}
+
+__device__ inline void write_layer(const State &s, uint32_t layer, uint32_t block, uint32_t n_blocks) {
+    const lava_cuda_cascade_item &a = s.a;
+    const uint32_t heads = a.n_kv_heads;
+    Choice<LayersSoFar> c = layer_of(s, layer);
+    c.share(block, n_blocks);
+    LAVA_SHARED(uint64_t, sums, LAVA_CUDA_SELECT_THREADS / 32);
+    LAVA_SHARED(double, masses, LAVA_CUDA_SELECT_THREADS / 32);
+    uint64_t start = 0;
+    for (uint32_t l = threadIdx.x; l < layer; l += blockDim.x) start += s.new_cu[uint64_t(l) * (heads + 1) + heads];
+    start = block_sum(start, sums);
+    const uint64_t counts = uint64_t(layer) * (heads + 1);
+    const uint32_t *const cu = s.new_cu + counts;
+    // Whether the caller's cache holds what was kept before this push, or all of the new layer; else rows are of what it held earlier.
+    const bool is_new = layer == a.layer, evicted = is_new || a.layer % a.evict_every == 0;
+    write_kept(c, c.control + 8, [&](uint32_t h, const Head &head, uint32_t row, uint32_t place) {
+        const uint64_t to = start + cu[h] + place;
+        s.new_scores[to] = row >= head.len ? 0.0f : head.scores[row];
+        s.new_positions[to] = head.position(row);
+        s.new_rows[to] = evicted ? row : s.old_rows[head.positions + row - s.old_positions];
+    });
+    if (c.block() != 0) return;
+    for (uint32_t h = threadIdx.x; evicted && h <= heads; h += blockDim.x)
+        s.cu_rows[counts + h] = is_new ? h * (a.prefix_len + a.window_rows) : s.old_cu[counts + h];
+    const double kept_mass = mass_of_tiles(c, 1, masses);
+    if (threadIdx.x != 0) return;
+    const uint64_t kept = cu[heads] - uint64_t(heads) * a.window_rows;
+    s.new_starts[layer] = start;
+    s.budgets[layer] = kept;
+    s.shares[layer] = evicted_share(kept == s.capacities[layer], s.masses[layer], kept_mass);
 }
 
 } // namespace lava
@@ -151,53 +222,18 @@ LAVA_KERNEL(LAVA_CUDA_BUDGET_THREADS) lava_cascade_share(const __grid_constant__
 
 LAVA_SELECT_KERNEL lava_cascade_plan(const __grid_constant__ lava_cuda_cascade_args args) {
     using namespace lava;
-    const State s(args);
-    const lava_cuda_cascade_item &a = s.a;
-    LAVA_SHARED(uint64_t, sums, LAVA_CUDA_SELECT_THREADS / 32);
-    const uint32_t layer = blockIdx.y, heads = a.n_kv_heads;
-    if (*s.failed || layer > a.layer) return;
-    // One choice for all layers: the first layer's blocks make it.
-    if (is_global(a) && layer != 0) return;
-    const Choice<LayersSoFar> c = heads_of(s, layer);
-    uint64_t entries = 0;
-    for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) entries += c.len(h);
-    entries = block_sum(entries, sums);
-    begin_choice(c);
-    choose(c, s.minimums[layer] / heads, min(is_global(a) ? a.total : s.budgets[layer], entries), a.layer + 1 == a.n_layers ? Rounding::EXACT : Rounding::UP);
-    if (c.block != 0) return;
-    for (uint32_t l = threadIdx.x; l < c.n_heads / heads; l += blockDim.x)
-        write_counts(c.counts + l * heads, heads, a.window_rows, s.new_cu + uint64_t(layer + l) * (heads + 1));
+    const State &s = make_state(args);
+    if (*s.failed) return;
+    Team team(s.a.layer);
+    // One choice for all layers, and all blocks make it.
+    if (is_global(s.a)) team.first = 0, team.end = 1, team.block = blockIdx.x, team.n_blocks = gridDim.x;
+    for (uint32_t layer = team.first; layer < team.end; layer += team.step) plan_layer(s, layer, team.block, team.n_blocks);
 }
 
 LAVA_SELECT_KERNEL lava_cascade_write(const __grid_constant__ lava_cuda_cascade_args args) {
     using namespace lava;
-    const State s(args);
-    const lava_cuda_cascade_item &a = s.a;
-    const uint32_t layer = blockIdx.y, heads = a.n_kv_heads;
-    if (*s.failed || layer > a.layer) return;
-    const Choice<LayersSoFar> c = layer_of(s, layer);
-    LAVA_SHARED(uint64_t, sums, LAVA_CUDA_SELECT_THREADS / 32);
-    LAVA_SHARED(double, masses, LAVA_CUDA_SELECT_THREADS / 32);
-    uint64_t start = 0;
-    for (uint32_t l = threadIdx.x; l < layer; l += blockDim.x) start += s.new_cu[uint64_t(l) * (heads + 1) + heads];
-    start = block_sum(start, sums);
-    const uint64_t counts = uint64_t(layer) * (heads + 1);
-    const uint32_t *const cu = s.new_cu + counts;
-    // Whether the caller's cache holds what was kept before this push, or all of the new layer; else rows are of what it held earlier.
-    const bool is_new = layer == a.layer, evicted = is_new || a.layer % a.evict_every == 0;
-    write_kept(c, c.control + 8, [&](uint32_t h, const Head &head, uint32_t row, uint32_t place) {
-        const uint64_t to = start + cu[h] + place;
-        s.new_scores[to] = row >= head.len ? 0.0f : head.scores[row];
-        s.new_positions[to] = head.position(row);
-        s.new_rows[to] = evicted ? row : s.old_rows[head.positions + row - s.old_positions];
-    });
-    if (c.block != 0) return;
-    for (uint32_t h = threadIdx.x; evicted && h <= heads; h += blockDim.x)
-        s.cu_rows[counts + h] = is_new ? h * (a.prefix_len + a.window_rows) : s.old_cu[counts + h];
-    const double kept_mass = mass_of_tiles(c, 1, masses);
-    if (threadIdx.x != 0) return;
-    const uint64_t kept = cu[heads] - uint64_t(heads) * a.window_rows;
-    s.new_starts[layer] = start;
-    s.budgets[layer] = kept;
-    s.shares[layer] = evicted_share(kept == s.capacities[layer], s.masses[layer], kept_mass);
+    const State &s = make_state(args);
+    if (*s.failed) return;
+    const Team team(s.a.layer);
+    for (uint32_t layer = team.first; layer < team.end; layer += team.step) write_layer(s, layer, team.block, team.n_blocks);
 }

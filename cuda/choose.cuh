@@ -46,12 +46,20 @@ struct Dense {
     __device__ Head operator()(uint32_t h) const { return {scores + uint64_t(h) * prefix_len, nullptr, prefix_len}; }
 };
 
+/// Which of an item's blocks a block is, and where its share of the tiles begins. In shared memory, for registers are dear.
+struct Share {
+    uint32_t block, n_blocks, first_head, first_tile, n_tiles;
+};
+__device__ inline Share &own_share() {
+    LAVA_SHARED(Share, own, 1);
+    return *own;
+}
+
 /// An item's entries and memory, as one of its blocks sees them. `Source` gives a head by its number.
 template <class Source> struct Choice {
     Source head;
     lava_cuda_select_params params;
     uint32_t n_heads, prefix_len, window_rows;
-    uint32_t block, n_blocks;
     uint32_t tiles_per_head;
     uint32_t *control; // [16]: counter of meetings, faulty scores' first head, protected entries of a head, layer's cut, its ties, counter of `write`
     uint32_t *histogram; // [n_heads, LAVA_CUDA_BUCKETS]
@@ -73,10 +81,30 @@ template <class Source> struct Choice {
         counts = of_heads(4), above = of_heads(5), equal = of_heads(6);
         tile = reinterpret_cast<uint32_t *>(own + l.tile);
         tile_mass = reinterpret_cast<double *>(own + l.tile_mass);
-        tiles_per_head = (prefix_len + LAVA_CUDA_SELECT_TILE - 1) / LAVA_CUDA_SELECT_TILE;
-        block = blockIdx.x, n_blocks = gridDim.x;
+        tiles_per_head = tiles_of(prefix_len);
     }
-    __device__ void meet() const { meet_blocks(control, n_blocks); }
+    /// Makes this block one of `n`. Each gets as many of the tiles that there are: of a head that was evicted from, most are not.
+    __device__ void share(uint32_t block, uint32_t n) const {
+        LAVA_SHARED(uint32_t, warps, LAVA_CUDA_SELECT_THREADS / 32);
+        Share &own = own_share();
+        const uint32_t each = (n_heads + blockDim.x - 1) / blockDim.x, begin = threadIdx.x * each, end = min(begin + each, n_heads);
+        uint32_t tiles = 0, all = 0;
+        for (uint32_t h = begin; h < end; h++) tiles += tiles_of(len(h));
+        uint32_t before = sum_before(tiles, warps);
+        for (uint32_t w = 0; w < blockDim.x / 32; w++) all += warps[w];
+        const uint32_t first = uint32_t(uint64_t(all) * block / n);
+        if (threadIdx.x == 0) own.block = block, own.n_blocks = n, own.n_tiles = uint32_t(uint64_t(all) * (block + 1) / n) - first;
+        for (uint32_t h = begin; h < end && before <= first; h++) {
+            const uint32_t its = tiles_of(len(h));
+            if (first - before < its) own.first_head = h, own.first_tile = first - before;
+            before += its;
+        }
+        __syncthreads();
+    }
+    __device__ uint32_t block() const { return own_share().block; }
+    __device__ uint32_t n_blocks() const { return own_share().n_blocks; }
+    __device__ static uint32_t tiles_of(uint32_t len) { return (len + LAVA_CUDA_SELECT_TILE - 1) / LAVA_CUDA_SELECT_TILE; }
+    __device__ void meet() const { meet_blocks(control, n_blocks()); }
     __device__ uint32_t len(uint32_t h) const { return head(h).len; }
     __device__ bool is_protected(uint32_t position) const {
         return position < params.n_sink || (params.protected_mask != nullptr && params.protected_mask[position] != 0);
@@ -107,11 +135,11 @@ template <class Source> struct Choice {
 
     /// Calls `f(tile, h, head, first, end)` for this block's share of the tiles, for all threads.
     template <class F> __device__ void for_tiles(F f) const {
-        const uint64_t n = uint64_t(n_heads) * tiles_per_head;
-        for (uint32_t t = uint32_t(n * block / n_blocks); t < uint32_t(n * (block + 1) / n_blocks); t++) {
-            const uint32_t h = t / tiles_per_head, first = t % tiles_per_head * LAVA_CUDA_SELECT_TILE;
+        uint32_t h = own_share().first_head, tile = own_share().first_tile;
+        for (uint32_t left = own_share().n_tiles; left > 0; h++, tile = 0) {
             const Head own = head(h);
-            f(t, h, own, first, min(own.len, first + LAVA_CUDA_SELECT_TILE));
+            for (; left > 0 && tile * LAVA_CUDA_SELECT_TILE < own.len; tile++, left--)
+                f(h * tiles_per_head + tile, h, own, tile * LAVA_CUDA_SELECT_TILE, min(own.len, (tile + 1) * LAVA_CUDA_SELECT_TILE));
         }
     }
 };
@@ -143,11 +171,11 @@ template <class Source> __device__ void kth_largest(const Choice<Source> &c, boo
             });
             if (!per_head && first == 0 && threadIdx.x == 0 && matches(highest, prefix))
                 atomicAdd(&c.histogram[highest >> shift & mask], 0u - c.taken_ties[h]);
-            if (per_head && first < end) flush(field);
+            if (per_head) flush(field);
         });
         if (!per_head) flush(0);
         c.meet();
-        for (uint32_t field = c.block; field < (per_head ? c.n_heads : 1); field += c.n_blocks) {
+        for (uint32_t field = c.block(); field < (per_head ? c.n_heads : 1); field += c.n_blocks()) {
             // Each thread takes eight buckets, thread 0 the highest.
             constexpr uint32_t PER = LAVA_CUDA_BUCKETS / LAVA_CUDA_SELECT_THREADS;
             uint32_t *const histogram = c.histogram + uint64_t(field) * LAVA_CUDA_BUCKETS;
@@ -182,9 +210,9 @@ template <class Source> __device__ void kth_largest(const Choice<Source> &c, boo
 /// Zeroes what `choose` counts in; looks for faulty scores and counts the first head's protected entries. All blocks have met behind it.
 template <class Source> __device__ void begin_choice(const Choice<Source> &c) {
     LAVA_SHARED(uint32_t, warps, LAVA_CUDA_SELECT_THREADS / 32);
-    for (uint64_t b = uint64_t(c.block) * blockDim.x + threadIdx.x; b < uint64_t(c.n_heads) * LAVA_CUDA_BUCKETS; b += uint64_t(c.n_blocks) * blockDim.x)
+    for (uint64_t b = uint64_t(c.block()) * blockDim.x + threadIdx.x; b < uint64_t(c.n_heads) * LAVA_CUDA_BUCKETS; b += uint64_t(c.n_blocks()) * blockDim.x)
         c.histogram[b] = 0;
-    if (c.block == 0)
+    if (c.block() == 0)
         for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) c.above[h] = c.equal[h] = 0;
     c.for_tiles([&](uint32_t, uint32_t h, const Head &head, uint32_t first, uint32_t end) {
         bool faulty = false;
@@ -227,14 +255,14 @@ template <class Source> __device__ void compete(const Choice<Source> &c, uint64_
     for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) {
         const uint32_t taken = uint32_t(min(guarantee, uint64_t(c.len(h))));
         all_taken += taken;
-        if (c.block != 0) continue;
+        if (c.block() != 0) continue;
         c.taken_key[h] = c.cut_key[h] = NOTHING;
         c.taken_ties[h] = c.counts[h] = taken;
         c.cut_ties[h] = 0;
     }
     const uint64_t left = budget - block_sum(all_taken, wide);
     uint32_t *const layer_key = c.control + 3, *const layer_ties = c.control + 4;
-    if (c.block == 0 && threadIdx.x == 0) *layer_ties = uint32_t(left);
+    if (c.block() == 0 && threadIdx.x == 0) *layer_ties = uint32_t(left);
     c.meet();
     if (guarantee > 0) kth_largest(c, true, c.taken_key, c.taken_ties);
     if (left == 0) return;
@@ -255,7 +283,7 @@ template <class Source> __device__ void compete(const Choice<Source> &c, uint64_
         }
     });
     c.meet();
-    if (c.block != 0) return;
+    if (c.block() != 0) return;
     // Ties go to the lower head.
     uint32_t ties = *layer_ties;
     for (uint32_t first = 0; first < c.n_heads; first += blockDim.x) {
@@ -297,7 +325,7 @@ template <class Source> __device__ void choose(const Choice<Source> &c, uint64_t
         __syncthreads();
     };
     if (params.head_weights != nullptr) {
-        if (c.block == 0) {
+        if (c.block() == 0) {
             const auto least = [&](uint32_t h) -> uint64_t { return at_most(minimum, h); };
             water_fill(c.n_heads, params.head_weights, [&](uint32_t h) -> uint64_t { return c.len(h); }, least, budget, rounding, m);
             each([&](uint32_t h) { c.counts[h] = at_most(m.share[h], h); });
@@ -309,8 +337,8 @@ template <class Source> __device__ void choose(const Choice<Source> &c, uint64_t
             c.meet();
             return;
         }
-        if (c.block == 0) each([&](uint32_t h) { c.counts[h] = max(c.counts[h], at_most(floor, h)); });
-        if (c.block == 0 && params.head_floor == FLOOR_AFFINE) {
+        if (c.block() == 0) each([&](uint32_t h) { c.counts[h] = max(c.counts[h], at_most(floor, h)); });
+        if (c.block() == 0 && params.head_floor == FLOOR_AFFINE) {
             const uint64_t alpha = params.alpha_billionths;
             uint32_t *const free = c.above; // it has done its work
             each([&](uint32_t h) { free[h] = c.counts[h], m.share[h] = OPEN; });
@@ -321,7 +349,7 @@ template <class Source> __device__ void choose(const Choice<Source> &c, uint64_t
             each([&](uint32_t h) { c.counts[h] = at_most(rounding == Rounding::UP ? max(m.share[h], uint64_t(free[h])) : m.share[h], h); });
         }
     }
-    if (c.block == 0)
+    if (c.block() == 0)
         for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) c.cut_ties[h] = c.counts[h];
     c.meet();
     kth_largest(c, true, c.cut_key, c.cut_ties);
@@ -354,7 +382,7 @@ template <class Source, class Emit> __device__ void write_kept(const Choice<Sour
         equal = block_sum(equal, warps);
         if (threadIdx.x == 0) c.tile[2 * t] = above, c.tile[2 * t + 1] = equal;
     });
-    meet_blocks(counter, c.n_blocks);
+    meet_blocks(counter, c.n_blocks());
     c.for_tiles([&](uint32_t t, uint32_t h, const Head &head, uint32_t first, uint32_t end) {
         uint32_t above = 0, equal_before = 0;
         for (uint32_t before = h * c.tiles_per_head + threadIdx.x; before < t; before += blockDim.x)
@@ -396,17 +424,18 @@ template <class Source, class Emit> __device__ void write_kept(const Choice<Sour
         kept_mass = block_sum(kept_mass, masses);
         if (threadIdx.x == 0) c.tile_mass[2 * t] = mass, c.tile_mass[2 * t + 1] = kept_mass;
     });
-    for (uint32_t h = c.block; h < c.n_heads; h += c.n_blocks) {
+    for (uint32_t h = c.block(); h < c.n_heads; h += c.n_blocks()) {
         const Head head = c.head(h);
         for (uint32_t j = threadIdx.x; j < c.window_rows; j += blockDim.x) emit(h, head, head.len + j, c.counts[h] + j);
     }
-    meet_blocks(counter, c.n_blocks);
+    meet_blocks(counter, c.n_blocks());
 }
 
 /// Sum over the tiles by one block, for all of its threads: of all scores (0) or of the kept ones (1). `memory`: one entry per warp.
 template <class Source> __device__ double mass_of_tiles(const Choice<Source> &c, int which, double *memory) {
     double mass = 0.0;
-    for (uint32_t t = threadIdx.x; t < c.n_heads * c.tiles_per_head; t += blockDim.x) mass += c.tile_mass[2 * t + which];
+    for (uint32_t t = threadIdx.x; t < c.n_heads * c.tiles_per_head; t += blockDim.x)
+        if (t % c.tiles_per_head < c.tiles_of(c.len(t / c.tiles_per_head))) mass += c.tile_mass[2 * t + which];
     return block_sum(mass, memory);
 }
 

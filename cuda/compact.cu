@@ -147,7 +147,8 @@ template <class T> __device__ void compact_within(const lava_cuda_compact_args &
 } // namespace lava
 
 #define LAVA_COMPACT(bits, T)                                                                                             \
-    LAVA_KERNEL(LAVA_CUDA_COMPACT_THREADS) lava_compact_##bits(const __grid_constant__ lava_cuda_compact_args a) {        \
+    extern "C" __global__ void __launch_bounds__(LAVA_CUDA_COMPACT_THREADS, LAVA_CUDA_COMPACT_BLOCKS)                     \
+        lava_compact_##bits(const __grid_constant__ lava_cuda_compact_args a) {                                           \
         lava::compact<T>(a);                                                                                              \
     }                                                                                                                     \
     extern "C" __global__ void __launch_bounds__(LAVA_CUDA_COMPACT_THREADS, 3) /* left alone it spills */                 \

@@ -25,11 +25,12 @@ LAVA_SELECT_KERNEL lava_share_globally(const __grid_constant__ lava_cuda_global_
     const lava_cuda_global_item &item = LAVA_ITEM(a, blockIdx.y);
     Choice<DenseLayers> c({item.scores, a.n_kv_heads, item.prefix_len}, item.params, a.n_layers * a.n_kv_heads, item.prefix_len, 0);
     c.place(a.workspace, blockIdx.y, a.n_items, a.max_prefix);
+    c.share(blockIdx.x, gridDim.x);
     const uint64_t total = min(item.total, uint64_t(c.n_heads) * c.prefix_len);
     begin_choice(c);
     const Fault fault = fault_of(c, total);
     if (fault.what == 0) compete(c, floor_of(item.params, total, c.n_heads), total);
-    if (c.block != 0) return;
+    if (c.block() != 0) return;
     if (fault.what != 0 && threadIdx.x == 0) report(a.status, fault.head / a.n_kv_heads, blockIdx.y, fault.head % a.n_kv_heads, fault.what);
     __syncthreads();
     for (uint32_t l = threadIdx.x; l < a.n_layers; l += blockDim.x) {

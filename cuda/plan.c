@@ -29,7 +29,8 @@ _Static_assert(sizeof(lava_cuda_compact_item) == 136 && sizeof(lava_cuda_compact
 _Static_assert(sizeof(lava_cuda_global_item) == 72 && sizeof(lava_cuda_global_args) == 112, "plan.rs: GlobalArgs");
 _Static_assert(sizeof(lava_cuda_cascade_item) == 96 && offsetof(lava_cuda_cascade_item, layer) == 56, "plan.rs: CascadeItem");
 _Static_assert(sizeof(lava_cuda_cascade_args) == 152, "plan.rs: CascadeArgs");
-_Static_assert(sizeof(lava_upload_args) == 4016 && sizeof(lava_upload_args) <= 4096, "plan.rs: UploadArgs");
+_Static_assert(sizeof(lava_upload_args) == 4016 && sizeof(lava_upload_many_args) == 32016, "plan.rs: UploadArgs");
+_Static_assert(sizeof(lava_upload_many_args) <= 32764, "a kernel's parameters");
 
 /** Kernels that come for any tensors and for f16 and bf16 of the dimensions of lava_score_has_instance. */
 #define ALL_OF(name)                                                                                                       \
@@ -52,6 +53,7 @@ enum {
     MEAN_HEADS,
     ATTEND_MERGE,
     UPLOAD,
+    UPLOAD_MANY,
     ENTROPY_PIECES,
     ENTROPY_LAYER,
     SHARE_LAYERS,
@@ -75,13 +77,13 @@ enum {
 const char *const lava_plan_kernels[] = {
     ALL_OF("lava_score_stats"), ALL_OF("lava_score_columns"), ALL_OF("lava_attend_rows"), "lava_score_lse",
     "lava_score_values", "lava_score_output", "lava_score_change", "lava_score_pool", "lava_score_smooth", "lava_stats_sum",
-    "lava_stats_preference", "lava_mean_heads", "lava_attend_merge", "lava_upload", "lava_entropy_pieces", "lava_entropy_layer", "lava_share_layers",
+    "lava_stats_preference", "lava_mean_heads", "lava_attend_merge", "lava_upload", "lava_upload_many", "lava_entropy_pieces", "lava_entropy_layer", "lava_share_layers",
     "lava_select_begin", "lava_select_entries", "lava_global_begin", "lava_share_globally", "lava_compact_16", "lava_compact_32", "lava_compact_within_16",
     "lava_compact_within_32", "lava_cascade_begin", "lava_cascade_pieces", "lava_cascade_share", "lava_cascade_plan",
     "lava_cascade_write",
 };
 _Static_assert(sizeof(lava_plan_kernels) / sizeof(lava_plan_kernels[0]) == N_KERNELS, "a name for each number");
-_Static_assert(N_KERNELS == 60, "plan.rs: N_KERNELS");
+_Static_assert(N_KERNELS == 61, "plan.rs: N_KERNELS");
 _Static_assert(LAVA_CUDA_PIECE == 1024, "plan.rs: entropy::PIECE");
 _Static_assert(LAVA_SCORE_SPREAD == 5, "plan.rs: SPREAD");
 _Static_assert(LAVA_NO_HEAD == 0xfffff, "ffi/cuda.rs: NO_HEAD");
@@ -196,9 +198,11 @@ uint32_t lava_plan_attend_launches(const lava_attend_args *a, int32_t instance, 
     return (uint32_t) (next - launches);
 }
 
-lava_launch lava_plan_upload(void) {
+/** Of so many words, at most LAVA_CUDA_UPLOAD_MANY_WORDS. */
+lava_launch lava_plan_upload(uint64_t n_words) {
     lava_launch launch;
-    add(&launch, UPLOAD, 1, 1, 1, LAVA_CUDA_UPLOAD_THREADS, 0);
+    add(&launch, n_words <= LAVA_CUDA_UPLOAD_WORDS ? UPLOAD : UPLOAD_MANY,
+        (uint32_t) ((n_words + LAVA_CUDA_UPLOAD_THREADS - 1) / LAVA_CUDA_UPLOAD_THREADS), 1, 1, LAVA_CUDA_UPLOAD_THREADS, 0);
     return launch;
 }
 
@@ -276,7 +280,8 @@ uint32_t lava_plan_compact_launches(const lava_cuda_compact_args *a, int32_t wit
             a->n_items, LAVA_CUDA_COMPACT_THREADS, 0);
     } else {
         /* Nobody here knows how many rows there are: as many blocks as are there at once, and they go round. */
-        const uint64_t pairs = (uint64_t) heads * a->n_items, wanted = (8 * (uint64_t) device->count + pairs - 1) / pairs;
+        const uint64_t pairs = (uint64_t) heads * a->n_items, most = LAVA_CUDA_COMPACT_BLOCKS * (uint64_t) device->count;
+        const uint64_t wanted = (most + pairs - 1) / pairs;
         add(launches, narrow ? COMPACT_16 : COMPACT_32, (uint32_t) wanted, heads, a->n_items, LAVA_CUDA_COMPACT_THREADS, 0);
     }
     return 1;
@@ -307,11 +312,11 @@ uint32_t lava_plan_cascade_begin(lava_launch *launches) {
 
 /** The launches of a push, 4. */
 uint32_t lava_plan_cascade_push(const lava_cuda_cascade_args *a, const lava_processors *device, lava_launch *launches) {
-    const uint32_t n_blocks = blocks_of(device->cascade_blocks, a->max_layers * a->n_items, a->max_tiles);
+    const uint32_t n_blocks = blocks_of(device->cascade_blocks, a->n_items, a->max_tiles * a->max_layers);
     lava_launch *next = add(launches, CASCADE_PIECES, a->max_pieces, a->max_heads, a->n_items, LAVA_CUDA_ENTROPY_THREADS, 0);
     next = add(next, CASCADE_SHARE, 1, 1, a->n_items, LAVA_CUDA_BUDGET_THREADS, 0);
-    next = add_selection(next, CASCADE_PLAN, n_blocks, a->max_layers, a->n_items);
-    next = add_selection(next, CASCADE_WRITE, n_blocks, a->max_layers, a->n_items);
+    next = add_selection(next, CASCADE_PLAN, n_blocks, 1, a->n_items);
+    next = add_selection(next, CASCADE_WRITE, n_blocks, 1, a->n_items);
     return (uint32_t) (next - launches);
 }
 

@@ -3,12 +3,12 @@
  * and attention take stands in plan_attention.h.
  *
  * Plain C, so that a host in any language can mirror it (src/backend/cuda/plan.rs does). Argument structs are passed by value as the
- * kernel's only parameter: below 4 KB, so that any driver takes them, and a captured graph holds them. Pointers lead to
+ * kernel's only parameter, of at most 32,764 bytes, and a captured graph holds them. Pointers lead to
  * device memory. All memory is the caller's; sizes are in bytes, strides in elements.
  *
  * The items of a batch are in device memory, where lava_upload puts them, or a single one in the arguments.
  *
- * How work is cut depends on an item's own sizes only: neither the GPU nor the batch changes a result's bits.
+ * How work is cut depends on an item's own sizes only: neither the number of processors nor the batch changes a result's bits.
  *
  * SPDX-License-Identifier: MIT OR Apache-2.0
  */
@@ -34,9 +34,11 @@ enum {
     LAVA_CUDA_SELECT_TILE = 2048, /* entries that a block goes through together */
     LAVA_CUDA_BUCKETS = 2048,
     LAVA_CUDA_COMPACT_THREADS = 256,
+    LAVA_CUDA_COMPACT_BLOCKS = 4, /* of lava_compact_{16,32} that a processor holds */
     LAVA_CUDA_MEAN_THREADS = 256,
     LAVA_CUDA_UPLOAD_THREADS = 512,
-    LAVA_CUDA_UPLOAD_WORDS = 500 /* with them the arguments are below 4 KB */
+    LAVA_CUDA_UPLOAD_WORDS = 500,
+    LAVA_CUDA_UPLOAD_MANY_WORDS = 4000
 };
 
 /*
@@ -71,11 +73,13 @@ typedef struct lava_device_tensor {
     int32_t reserved;
 } lava_device_tensor;
 
-/* Whether rows are read 16 bytes at a time: elements side by side, and every row 16-byte aligned. */
+/*
+ * Whether rows are read 16 bytes at a time: elements side by side, and every row 16-byte aligned. Without conditions, so that a kernel
+ * asks for all of the tensor at once.
+ */
 LAVA_PLAN int lava_rows_are_aligned(const lava_device_tensor *t, uint32_t dim) {
-    const int64_t per_copy = t->dtype == 0 ? 4 : 8;
-    return (t->stride_dim == 1 || dim == 1) && dim % per_copy == 0 && t->stride_token % per_copy == 0 &&
-           t->stride_head % per_copy == 0 && (uintptr_t) t->data % 16 == 0;
+    const int64_t within = t->dtype == 0 ? 3 : 7; /* elements of 16 bytes, less one */
+    return ((t->stride_dim == 1) | (dim == 1)) & (((dim | t->stride_token | t->stride_head) & within) == 0) & ((uintptr_t) t->data % 16 == 0);
 }
 
 LAVA_PLAN uint64_t lava_cuda_round_up(uint64_t n, uint64_t step) { return (n + step - 1) / step * step; }
@@ -88,14 +92,20 @@ LAVA_PLAN uint64_t lava_cuda_max(uint64_t a, uint64_t b) { return a > b ? a : b;
 /* ---- Upload ------------------------------------------------------------------------------------------------------- */
 
 /*
- * lava_upload: 1 block, LAVA_CUDA_UPLOAD_THREADS threads. Puts a launch's own arguments into device memory: they are copied when the
- * launch is asked for, so nothing of the host's has to stay, and a captured graph holds them.
+ * lava_upload, lava_upload_many: grid (n_words / threads), LAVA_CUDA_UPLOAD_THREADS threads. Puts a launch's own arguments into device
+ * memory: they are copied when the launch is asked for, so nothing of the host's has to stay, and a captured graph holds them. Two, for
+ * words that are not used are copied too.
  */
 typedef struct lava_upload_args {
     uint64_t *to;
     uint64_t n_words;
     uint64_t words[LAVA_CUDA_UPLOAD_WORDS];
 } lava_upload_args;
+typedef struct lava_upload_many_args {
+    uint64_t *to;
+    uint64_t n_words;
+    uint64_t words[LAVA_CUDA_UPLOAD_MANY_WORDS];
+} lava_upload_many_args;
 
 /* ---- Entropy ------------------------------------------------------------------------------------------------------ */
 
@@ -280,7 +290,8 @@ LAVA_PLAN uint64_t lava_cuda_global_workspace(uint32_t n_items, uint32_t n_layer
  * Then for each layer, with item.layer = 0, 1, ... (the host counts; nothing is read back):
  *     lava_cascade_pieces  grid (max_pieces, max_heads, n_items), LAVA_CUDA_ENTROPY_THREADS threads
  *     lava_cascade_share   grid (1, 1, n_items), LAVA_CUDA_BUDGET_THREADS threads
- *     lava_cascade_plan    grid (n_blocks, max_layers, n_items), LAVA_CUDA_SELECT_THREADS threads, cooperative if n_blocks > 1
+ *     lava_cascade_plan    grid (n_blocks, 1, n_items), LAVA_CUDA_SELECT_THREADS threads, cooperative if n_blocks > 1; any n_blocks
+ *                          gives the same bits
  *     lava_cascade_write   the same
  * A fault in a layer's scores or weight, head weights that are none, or minimums that do not fit lower the status word and make
  * every later push of this cascade do nothing. The mask and the head weights are not copied: they stay where they are until the

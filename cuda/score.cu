@@ -375,7 +375,8 @@ struct ColumnJob {
         : head(args, gridDim.z - 1 - blockIdx.z, gridDim.y - 1 - blockIdx.y), number(gridDim.x - 1 - blockIdx.x), done(false) {
         const uint32_t kinds = lava_score_has_values(&args) ? 2 : 1;
         done = head.prefix() == 0;
-        if (!done && kinds == 2 && number % 2 == 1) {
+        // Of a pair one reads values, not always the same one: a processor's blocks are an even number apart, and it is to have both sorts.
+        if (!done && kinds == 2 && (number ^ number >> 2) % 2 == 1) {
             value_norms(Range(head, number / 2, head.n_tokens()));
             done = true;
         }

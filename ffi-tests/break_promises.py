@@ -134,7 +134,7 @@ ROWS = [
     ("GPU: nothing is launched unless every sequence is accepted", "backend/cuda.rs",
      "for i in 0..n {\n            let sequence = sequence(i)?;", "for i in 0..1 {\n            let sequence = sequence(i)?;", "path"),
     ("GPU: a batch of any size arrives whole", "backend/cuda.rs",
-     "to: to.wrapping_add(first) as *mut u64,", "to: to as *mut u64,", "path"),
+     "(to.wrapping_add(first), &|i|", "(to, &|i|", "path"),
     ("GPU: kernels belong to the context they were loaded into", "backend/cuda.rs",
      "ensure(!current.is_null(), ErrorKind::Context, c\"no current context\")?;", "", "path"),
     ("GPU: what was loaded is unloaded where loading fails", "backend/cuda.rs",

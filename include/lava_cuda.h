@@ -35,7 +35,9 @@
  *   scores that overflow are found by the kernels, not by the call, which returns LAVA_OK: then the word says what and where, and
  *   the outputs of that sequence's head are not to be used. lava_cuda_result makes a lava_status of it.
  * - On LAVA_ERR_DRIVER, _CONTEXT and _LAUNCH error.argument is the driver's name for what happened, where it has one.
- * - The kernels run on devices of compute capability 8.0 and later.
+ * - The kernels run on devices of compute capability 8.0 and later. Made by the nvcc of CUDA 13 they need a driver from R580 on: an older
+ *   one is LAVA_ERR_DRIVER of lava_cuda_init, "CUDA_ERROR_NO_BINARY_FOR_GPU", "CUDA_ERROR_INVALID_IMAGE" or
+ *   "CUDA_ERROR_UNSUPPORTED_PTX_VERSION". Build with the toolkit of the driver's major version then, 12.1 at the least.
  *
  * SPDX-License-Identifier: MIT OR Apache-2.0
  */
@@ -659,7 +661,8 @@ lava_status lava_cuda_score_workspace_size(const void *context,
  * params: as for lava_score.
  * sequences: host memory, n_sequences of them, read during the call, as are the tensors they point to. f16 or bf16 rows of
  *     elements side by side, 16-byte aligned, have faster kernels, if all sequences have them. The scores of a sequence are the
- *     same bits on every device and in every batch of the same kind of tensors.
+ *     same bits in every run, in every batch of the same kind of tensors, on devices of one architecture: CUDA does not say in which
+ *     order tensor cores add. From the same scores the same is kept everywhere.
  * workspace: device memory, lava_cuda_score_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN, of no other call until the stream
  *     is past this one.
  * status: device memory; see the top.
@@ -701,8 +704,7 @@ lava_status lava_cuda_attention_stats_workspace_size(const void *context,
  * shape: n_tokens is that of the longest sequence; layer is below 65536.
  * params: scale, softcap and sliding_window are used.
  * sequences: host memory, n_sequences of them, read during the call, as are the tensors they point to; what lava_cuda_score says of its
- *     own is true of them. The statistics of a sequence are the same bits on every device and in every batch of the same kind of
- *     tensors.
+ *     own is true of them. The statistics of a sequence are the same bits where its scores would be.
  * workspace: device memory, lava_cuda_attention_stats_workspace_size bytes, as for lava_cuda_score.
  * status, stream: as for lava_cuda_score.
  * Errors: as lava_cuda_score.
@@ -1057,7 +1059,7 @@ lava_status lava_cuda_attend_workspace_size(const void *context,
  * shape: n_tokens is the number of new queries of each sequence; layer is below 65536.
  * params: kept_indices, cu_kept and n_base are 0 here: each sequence has its own.
  * sequences, workspace, status, stream: as for lava_cuda_score. The workspace is lava_cuda_attend_workspace_size bytes. A sequence's
- *     outputs are the same bits whatever other sequences there are, for the same kinds of tensors.
+ *     outputs are the same bits where its scores would be: in every run, in every batch of the same kinds of tensors.
  * Errors: as lava_cuda_score.
  */
 lava_status lava_cuda_attend(const void *context,

@@ -9,7 +9,7 @@
 // FAKE_PTX=cuobjdump (where it is): kernels are taken from the images that are loaded, as PTX, and that is run instead.
 // FAKE_PROCESSORS=n: of the GPU; three, if not said.
 // FAKE_FAIL=init, load, "third load", launch: that function fails. FAKE_SHARED=n: bytes of shared memory that a block may have.
-// FAKE_ALONE: blocks may not wait for each other.
+// FAKE_ALONE: blocks may not wait for each other. FAKE_FEWER=n: no more than so many may, fewer than it says of itself.
 #include "device.cuh"
 #include "plan_attention.h"
 #include "ptx/ptx.h"
@@ -121,7 +121,8 @@ const Family families[] = {
     family<lava_score_args>("lava_score_"),           family<lava_attend_args>("lava_attend_"),
     family<lava_score_args>("lava_stats_sum"),       family<lava_cuda_preference_args>("lava_stats_preference"),
     family<lava_cuda_mean_args>("lava_mean_"),
-    family<lava_upload_args>("lava_upload"),          family<lava_cuda_entropy_args>("lava_entropy_"),
+    family<lava_upload_many_args>("lava_upload_many"), family<lava_upload_args>("lava_upload"),
+    family<lava_cuda_entropy_args>("lava_entropy_"),
     family<lava_cuda_budget_args>("lava_share_layers"), family<lava_cuda_select_args>("lava_select_"),
     family<lava_cuda_global_args>("lava_global_begin"), family<lava_cuda_global_args>("lava_share_globally"),
     family<lava_cuda_compact_args>("lava_compact_"),  family<lava_cuda_cascade_args>("lava_cascade_"),
@@ -285,7 +286,9 @@ API cuLaunchKernel(CUfunction function, unsigned x, unsigned y, unsigned z, unsi
 }
 API cuLaunchCooperativeKernel(CUfunction function, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz,
                               unsigned shared, CUstream to, void **parameters) {
-    if (x * y * z > 2u * unsigned(n_processors()) || getenv("FAKE_ALONE")) return CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
+    const char *const fewer = getenv("FAKE_FEWER");
+    const unsigned most = fewer ? unsigned(atoi(fewer)) : 2u * unsigned(n_processors());
+    if (x * y * z > most || getenv("FAKE_ALONE")) return CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
     return launch(function, x, y, z, bx, by, bz, shared, to, parameters, 0);
 }
 

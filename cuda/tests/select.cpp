@@ -2,6 +2,9 @@
 #include "test.h"
 #include "../select.cu"
 #include "../cascade.cu"
+// The launches of a push are the library's own.
+#define _Static_assert static_assert
+#include "../plan.c"
 
 using namespace test;
 
@@ -218,28 +221,26 @@ struct Pushes {
     std::unique_ptr<Buffer<unsigned char>> workspace;
 
     Pushes(const std::vector<lava_cuda_cascade_item> &list, uint64_t *status) : items(list.size()) {
-        a.one = list[0], a.status = status, a.n_items = uint32_t(list.size());
+        a.one = list[0], a.status = status;
         if (list.size() > 1) a.items = items.data();
-        for (size_t i = 0; i < list.size(); i++) {
-            const lava_cuda_cascade_item &item = items[i] = list[i];
-            a.max_layers = std::max(a.max_layers, item.layer + 1), a.max_heads = std::max(a.max_heads, item.n_kv_heads);
-            a.max_pieces = std::max(a.max_pieces, lava_cuda_pieces(item.prefix_len));
-            a.workspace_each = std::max(a.workspace_each, lava_cuda_cascade_workspace(&item));
-        }
-        workspace.reset(new Buffer<unsigned char>(a.n_items * a.workspace_each));
-        a.workspace = workspace->data();
+        for (size_t i = 0; i < list.size(); i++) items[i] = list[i], lava_plan_cascade_with(&a, &list[i]);
+        workspace.reset(new Buffer<unsigned char>(lava_plan_cascade(&a, nullptr)));
+        lava_plan_cascade(&a, workspace->data());
     }
     void begin(unsigned seed) { launch(lava_cascade_begin, 1, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0, seed, a); }
-    void push(uint32_t n_blocks, unsigned seed) {
-        launch(lava_cascade_pieces, a.max_pieces, a.max_heads, a.n_items, LAVA_CUDA_ENTROPY_THREADS, 0, seed, a);
-        launch(lava_cascade_share, 1, 1, a.n_items, LAVA_CUDA_BUDGET_THREADS, 0, seed, a);
-        launch(lava_cascade_plan, n_blocks, a.max_layers, a.n_items, LAVA_CUDA_SELECT_THREADS, 0, seed, a, 0);
-        launch(lava_cascade_write, n_blocks, a.max_layers, a.n_items, LAVA_CUDA_SELECT_THREADS, 0, seed, a, 0);
+    /// On a device that has room for so many blocks which wait for each other.
+    void push(uint32_t resident, unsigned seed) {
+        void (*const kernels[])(const lava_cuda_cascade_args) = {lava_cascade_pieces, lava_cascade_share, lava_cascade_plan, lava_cascade_write};
+        const lava_processors device = {1, 0, resident, resident, resident};
+        lava_launch launches[4];
+        const uint32_t n = lava_plan_cascade_push(&a, &device, launches);
+        CHECK(n == 4, "%u launches", n);
+        for (const lava_launch &l : launches) launch(kernels[l.kernel - CASCADE_PIECES], l.grid[0], l.grid[1], l.grid[2], l.block, l.shared_bytes, seed, a, l.cooperative ? 0 : 3);
     }
 };
 
 /// Cascades side by side, each begun a push later than the one before it.
-static void push_all(const std::vector<Cascade *> &cascades, uint32_t n_blocks, uint64_t seed) {
+static void push_all(const std::vector<Cascade *> &cascades, uint32_t resident, uint64_t seed) {
     Buffer<uint64_t> status(1, 0xFF);
     for (uint32_t turn = 0;; turn++) {
         std::vector<Cascade *> pushed;
@@ -252,30 +253,30 @@ static void push_all(const std::vector<Cascade *> &cascades, uint32_t n_blocks, 
             items.push_back(cascades[i]->item);
         }
         if (pushed.empty()) break;
-        Pushes(items, status.data()).push(n_blocks, unsigned(seed * 100 + turn));
+        Pushes(items, status.data()).push(resident, unsigned(seed * 100 + turn));
         CHECK(status[0] == LAVA_NO_FAULT, "status %llx", (unsigned long long) status[0]);
         for (Cascade *cascade : pushed) cascade->check(), cascade->item.layer++;
     }
     n_cases++;
 }
 
-static void check_cascade(uint32_t heads, uint32_t layers, uint32_t prefix, uint32_t window, uint64_t total, const lava_select_params &params, uint32_t n_blocks, uint64_t seed) {
+static void check_cascade(uint32_t heads, uint32_t layers, uint32_t prefix, uint32_t window, uint64_t total, const lava_select_params &params, uint32_t resident, uint64_t seed) {
     SAMPLE;
     Cascade one(heads, layers, prefix, window, total, params, seed);
-    push_all({&one}, n_blocks, seed);
+    push_all({&one}, resident, seed);
 }
 
-static void check_cascades_together(uint32_t n_blocks, uint64_t seed) {
+static void check_cascades_together(uint32_t resident, uint64_t seed) {
     SAMPLE;
     lava_select_params by_weights = lava_select_params_init();
     by_weights.layer_budgets = LAVA_LAYERS_WEIGHTS, by_weights.n_sink = 2;
     by_weights.evict_every = 2;
     Cascade long_one(2, 4, 2100, 4, 3000, lava_select_params_init(), seed), of_none(1, 3, 0, 2, 0, by_weights, seed);
     Cascade of_more(5, 5, 40, 1, 300, lava_select_params_default(), seed), by_weight(3, 2, 70, 3, 100, by_weights, seed);
-    push_all({&long_one, &of_none, &of_more, &by_weight}, n_blocks, seed);
+    push_all({&long_one, &of_none, &of_more, &by_weight}, resident, seed);
 }
 
-static void check_random_cascade(int layer_budgets, uint32_t n_blocks, uint64_t seed) {
+static void check_random_cascade(int layer_budgets, uint32_t resident, uint64_t seed) {
     SAMPLE;
     Random random(seed * 31 + 7);
     const uint32_t heads = 1 + random.below(3), layers = 1 + random.below(5), prefix = random.below(8) == 0 ? random.below(3) : 10 + random.below(120);
@@ -284,7 +285,7 @@ static void check_random_cascade(int layer_budgets, uint32_t n_blocks, uint64_t 
     p.layer_budgets = layer_budgets, p.evict_every = random.below(layers + 2);
     if (layer_budgets == LAVA_LAYERS_GLOBAL) p.head_weights = nullptr, p.head_floor = int(random.below(2));
     const uint32_t all = layers * heads * prefix, least = layers * heads * options.least;
-    check_cascade(heads, layers, prefix, 1 + random.below(4), least + random.below(all - least + 1) / (1 + random.below(4)), p, n_blocks, seed);
+    check_cascade(heads, layers, prefix, 1 + random.below(4), least + random.below(all - least + 1) / (1 + random.below(4)), p, resident, seed);
 }
 
 /// A fault ends a cascade: what was kept before it stays, and no later push does anything. Its neighbour goes on.
@@ -312,7 +313,7 @@ static void check_cascade_faults() {
             neighbour.next_scores();
             const lava_cuda_cascade_layout l = lava_cuda_cascade_place(&a);
             if (a.layer == bad_layer) before.assign(state.data() + l.starts, state.data() + l.piece_sums);
-            Pushes({neighbour.item, a}, status.data()).push(2, 1);
+            Pushes({neighbour.item, a}, status.data()).push(8, 1);
             if (a.layer >= bad_layer) CHECK(memcmp(before.data(), state.data() + l.starts, before.size()) == 0, "a push behind the fault did something");
             neighbour.check();
         }
@@ -371,14 +372,22 @@ int main() {
     // More heads than threads.
     check_random(300, 1, seed++);
     for (int floor = 0; floor < 3; floor++)
-        for (const uint32_t n_blocks : {1u, 2u}) {
-            check_cascade(2, 5, 130, 4, 300, params(floor, 0.3, 0, nullptr), n_blocks, seed++);
-            check_cascade(3, 4, 61, 1, 200, params(floor, 0.2, 2, mask.data()), n_blocks, seed++);
-            check_cascade(1, 3, 40, 2, 5000, params(floor, 0.2, 0, nullptr), n_blocks, seed++);
-            check_cascade(2, 3, 50, 2, 0, params(floor, 0.2, 0, nullptr), n_blocks, seed++);
+        for (const uint32_t resident : {1u, 2u}) {
+            check_cascade(2, 5, 130, 4, 300, params(floor, 0.3, 0, nullptr), resident, seed++);
+            check_cascade(3, 4, 61, 1, 200, params(floor, 0.2, 2, mask.data()), resident, seed++);
+            check_cascade(1, 3, 40, 2, 5000, params(floor, 0.2, 0, nullptr), resident, seed++);
+            check_cascade(2, 3, 50, 2, 0, params(floor, 0.2, 0, nullptr), resident, seed++);
         }
     check_cascade_faults();
-    for (const uint32_t n_blocks : {1u, 3u}) check_cascades_together(n_blocks, seed++);
+    // Of four cascades each has one block, two, or six.
+    for (const uint32_t resident : {1u, 9u, 25u}) check_cascades_together(resident, seed++);
+    // Earlier layers' heads of several tiles, and of none.
+    for (const int by : {LAVA_LAYERS_ENTROPY, LAVA_LAYERS_GLOBAL})
+        for (const uint32_t resident : {5u, 11u}) {
+            lava_select_params alone = lava_select_params_init();
+            alone.layer_budgets = by;
+            check_cascade(3, 3, 6200, 1, resident == 5 ? 30000 : 2500, alone, resident, seed++);
+        }
     // What random options may miss: each way of sharing alone, head weights that differ from layer to layer, and promises.
     for (const int by : {LAVA_LAYERS_ENTROPY, LAVA_LAYERS_EQUAL, LAVA_LAYERS_WEIGHTS, LAVA_LAYERS_GLOBAL}) {
         lava_select_params alone = lava_select_params_init();
@@ -399,6 +408,6 @@ int main() {
         if (by != LAVA_LAYERS_GLOBAL) check_cascade(2, 5, 90, 2, 350, alone, 2, seed++);
     }
     for (const int by : {LAVA_LAYERS_ENTROPY, LAVA_LAYERS_EQUAL, LAVA_LAYERS_WEIGHTS, LAVA_LAYERS_GLOBAL})
-        for (int i = 0; i < (is_quick() ? 3 : 12); i++) check_random_cascade(by, i % 2 ? 3 : 1, seed++);
+        for (int i = 0; i < (is_quick() ? 3 : 12); i++) check_random_cascade(by, i % 2 ? 2 + uint32_t(i) : 1, seed++);
     return finish("select", n_cases);
 }

@@ -1,17 +1,17 @@
 //! The CUDA driver: found at run time, kernels loaded into the caller's context, launches on the caller's stream.
 //!
-//! Nothing here allocates on the device, synchronises, or changes the current context. Functions of the driver are taken as returning
-//! `u32`: an error code that the bindings' enum does not know would be undefined behaviour.
+//! Nothing here allocates on the device, synchronises, or changes the current context.
 
 pub mod plan;
 
 use core::ffi::{CStr, c_char, c_void};
+use core::mem::ManuallyDrop;
 use core::ptr::null_mut;
-use cudarc::driver::sys::{self, CUcontext, CUfunction, CUmodule};
+use libloading::Library;
 
 use crate::error::{Error, ErrorKind, Result, ensure};
 use crate::workspace::WORKSPACE_ALIGN;
-use plan::{Batch, CascadeArgs, Launch, N_KERNELS, Processors, UPLOAD_WORDS, UploadArgs};
+use plan::{Batch, CascadeArgs, Launch, N_KERNELS, Processors, UPLOAD_MANY_WORDS, UPLOAD_WORDS, UploadArgs};
 
 /// The driver asks for images at such addresses.
 #[repr(C, align(16))]
@@ -19,9 +19,20 @@ struct Aligned<T: ?Sized>(T);
 // KERNELS: one fatbin for each file of cuda/, or none.
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
+/// What the driver hands out, which nobody looks into.
+type CUcontext = *mut c_void;
+type CUmodule = *mut c_void;
+type CUfunction = *mut c_void;
+
+/// The driver's library, by the first of these names that there is. A libcuda.so may be a toolkit's, to link with, which has nothing
+/// behind its functions, or another driver's than the kernel's.
+const NAMES: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
+
 const SUCCESS: u32 = 0;
 /// CUDA_ERROR_NOT_FOUND
 const NOT_FOUND: u32 = 500;
+/// CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE
+const TOO_LARGE: u32 = 720;
 const MULTIPROCESSOR_COUNT: i32 = 16;
 const MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: i32 = 97;
 const COOPERATIVE_LAUNCH: i32 = 95;
@@ -39,9 +50,10 @@ macro_rules! driver {
             /// Finds libcuda, which then stays in the process.
             fn find() -> Result<Self> {
                 // SAFETY: loading libcuda runs its initialisers, as in any program that links it.
-                ensure(unsafe { sys::is_culib_present() }, ErrorKind::Driver, c"libcuda")?;
-                // SAFETY: it is there; the types are those of cuda.h, an enum's values as the u32 and i32 that they are in C.
-                Ok(unsafe { Self { $($function: symbol(concat!(stringify!($function), "\0"))?,)* } })
+                let found = NAMES.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
+                let library = ManuallyDrop::new(found.ok_or(Error::new(ErrorKind::Driver, c"libcuda"))?);
+                // SAFETY: the types are those of cuda.h, an enum's values as the u32 and i32 that they are in C.
+                Ok(unsafe { Self { $($function: symbol(&library, concat!(stringify!($function), "\0"))?,)* } })
             }
         }
     };
@@ -62,14 +74,14 @@ driver! {
     cuGetErrorName(u32, *mut *const c_char);
 }
 
-/// A function of libcuda.
+/// A function of a library that stays loaded.
 ///
 /// # Safety
-/// libcuda must be present, and `F` be the function's type.
-unsafe fn symbol<F: Copy>(name: &'static str) -> Result<F> {
+/// `F` must be the function's type.
+unsafe fn symbol<F: Copy>(library: &Library, name: &'static str) -> Result<F> {
     let text = CStr::from_bytes_with_nul(name.as_bytes()).unwrap_or(c"libcuda");
     // SAFETY: the caller's promise.
-    unsafe { sys::culib().get::<F>(name.as_bytes()) }
+    unsafe { library.get::<F>(name.as_bytes()) }
         .map(|found| *found)
         .map_err(|_| Error::new(ErrorKind::Driver, text))
 }
@@ -274,6 +286,13 @@ impl Context {
                 ),
             }
         };
+        if code == TOO_LARGE && x > 1 {
+            // The context may have fewer processors than the device (a green context, MPS), and nobody but the launch says so. Any number
+            // of blocks comes to the same.
+            let fewer = Launch { grid: [x / 2, y, z], cooperative: (x / 2 > 1).into(), ..*launch };
+            // SAFETY: the caller's promise.
+            return unsafe { self.launch(&fewer, args, stream) };
+        }
         self.driver.check(code, ErrorKind::Launch)
     }
 
@@ -289,23 +308,43 @@ impl Context {
         stream: *mut c_void,
     ) -> Result<()> {
         let words_each = size_of::<B::Sequence>() / 8;
-        let per_launch = UPLOAD_WORDS / words_each;
-        for first in (0..n).step_by(per_launch) {
-            let some = per_launch.min(n - first);
-            let mut args = UploadArgs {
-                to: to.wrapping_add(first) as *mut u64,
-                n_words: (some * words_each) as u64,
-                words: [0; UPLOAD_WORDS],
-            };
-            for i in 0..some {
-                let at = args.words[i * words_each..][..words_each].as_mut_ptr() as *mut B::Sequence;
-                // SAFETY: the slice is a sequence's size and aligned to 8, as its pointers are.
-                unsafe { at.write(sequence(first + i)?) };
+        let mut first = 0;
+        while first < n {
+            let some = (n - first).min(UPLOAD_MANY_WORDS / words_each);
+            let (to, its) = (to.wrapping_add(first), &|i| sequence(first + i));
+            // SAFETY: the caller's promise.
+            unsafe {
+                match some * words_each <= UPLOAD_WORDS {
+                    true => self.upload_some::<B, UPLOAD_WORDS>(to, some, its, stream)?,
+                    false => self.upload_some::<B, UPLOAD_MANY_WORDS>(to, some, its, stream)?,
+                }
             }
-            // SAFETY: the upload kernel's arguments; the memory is the caller's promise.
-            unsafe { self.launch(&plan::upload(), &args, stream)? };
+            first += some;
         }
         Ok(())
+    }
+
+    /// The same of `n` that are at most `WORDS` together, of which [`plan::upload`] knows.
+    ///
+    /// # Safety
+    /// As [`Self::upload`].
+    unsafe fn upload_some<B: Batch, const WORDS: usize>(
+        &self,
+        to: *mut B::Sequence,
+        n: usize,
+        sequence: &dyn Fn(usize) -> Result<B::Sequence>,
+        stream: *mut c_void,
+    ) -> Result<()> {
+        let words_each = size_of::<B::Sequence>() / 8;
+        let n_words = n * words_each;
+        let mut args = UploadArgs { to: to as *mut u64, n_words: n_words as u64, words: [0; WORDS] };
+        for i in 0..n {
+            let at = args.words[i * words_each..][..words_each].as_mut_ptr() as *mut B::Sequence;
+            // SAFETY: the slice is a sequence's size and aligned to 8, as its pointers are.
+            unsafe { at.write(sequence(i)?) };
+        }
+        // SAFETY: the upload kernel's arguments; the memory is the caller's promise.
+        unsafe { self.launch(&plan::upload(n_words), &args, stream) }
     }
 
     /// Bytes of workspace that `n` sequences need, whatever their types and layouts.

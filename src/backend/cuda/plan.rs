@@ -7,9 +7,10 @@ use core::ffi::{CStr, c_char, c_void};
 use core::mem::{offset_of, size_of};
 
 /// Kernels of all files.
-pub const N_KERNELS: usize = 60;
-/// 8 bytes each, as many as one launch of the upload kernel carries.
+pub const N_KERNELS: usize = 61;
+/// 8 bytes each, as many as one launch of the upload kernels carries.
 pub const UPLOAD_WORDS: usize = 500;
+pub const UPLOAD_MANY_WORDS: usize = 4000;
 
 /// `lava_tensor` as the kernels take it: pointers of the device, also `row_start`.
 #[derive(Clone, Copy)]
@@ -354,10 +355,10 @@ pub struct CompactArgs {
 }
 
 #[repr(C)]
-pub struct UploadArgs {
+pub struct UploadArgs<const WORDS: usize> {
     pub to: *mut u64,
     pub n_words: u64,
-    pub words: [u64; UPLOAD_WORDS],
+    pub words: [u64; WORDS],
 }
 
 /// One launch.
@@ -441,7 +442,8 @@ const _: () = {
     assert!(size_of::<GlobalItem>() == 72 && size_of::<GlobalArgs>() == 112);
     assert!(size_of::<CascadeItem>() == 96 && offset_of!(CascadeItem, layer) == 56);
     assert!(size_of::<CascadeArgs>() == 152);
-    assert!(size_of::<UploadArgs>() == 4016);
+    assert!(size_of::<UploadArgs<UPLOAD_WORDS>>() == 4016);
+    assert!(size_of::<UploadArgs<UPLOAD_MANY_WORDS>>() == 32016);
     assert!(crate::entropy::PIECE == 1024);
 };
 
@@ -501,7 +503,7 @@ unsafe extern "C" {
         device: *const Processors,
         out: *mut Launch,
     ) -> u32;
-    fn lava_plan_upload() -> Launch;
+    fn lava_plan_upload(n_words: u64) -> Launch;
 }
 
 /// Name of a kernel, as the modules have it.
@@ -510,10 +512,10 @@ pub fn kernel_name(kernel: usize) -> &'static CStr {
     unsafe { CStr::from_ptr(lava_plan_kernels[kernel].0) }
 }
 
-/// The launch of [`UploadArgs`].
-pub fn upload() -> Launch {
-    // SAFETY: takes nothing.
-    unsafe { lava_plan_upload() }
+/// The launch of [`UploadArgs`]: of [`UPLOAD_WORDS`] where so many words fit, else of [`UPLOAD_MANY_WORDS`].
+pub fn upload(n_words: usize) -> Launch {
+    // SAFETY: takes a number.
+    unsafe { lava_plan_upload(n_words as u64) }
 }
 
 /// A batch of sequences that goes through the same launches.

@@ -82,7 +82,7 @@ pub unsafe extern "C" fn lava_cuda_attend_workspace_size(
 /// shape: n_tokens is the number of new queries of each sequence; layer is below 65536.
 /// params: kept_indices, cu_kept and n_base are 0 here: each sequence has its own.
 /// sequences, workspace, status, stream: as for lava_cuda_score. The workspace is lava_cuda_attend_workspace_size bytes. A sequence's
-///     outputs are the same bits whatever other sequences there are, for the same kinds of tensors.
+///     outputs are the same bits where its scores would be: in every run, in every batch of the same kinds of tensors.
 /// Errors: as lava_cuda_score.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_attend(

@@ -65,7 +65,8 @@ pub unsafe extern "C" fn lava_cuda_score_workspace_size(
 /// params: as for lava_score.
 /// sequences: host memory, n_sequences of them, read during the call, as are the tensors they point to. f16 or bf16 rows of
 ///     elements side by side, 16-byte aligned, have faster kernels, if all sequences have them. The scores of a sequence are the
-///     same bits on every device and in every batch of the same kind of tensors.
+///     same bits in every run, in every batch of the same kind of tensors, on devices of one architecture: CUDA does not say in which
+///     order tensor cores add. From the same scores the same is kept everywhere.
 /// workspace: device memory, lava_cuda_score_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN, of no other call until the stream
 ///     is past this one.
 /// status: device memory; see the top.

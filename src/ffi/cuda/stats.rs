@@ -94,8 +94,7 @@ pub unsafe extern "C" fn lava_cuda_attention_stats_workspace_size(
 /// shape: n_tokens is that of the longest sequence; layer is below 65536.
 /// params: scale, softcap and sliding_window are used.
 /// sequences: host memory, n_sequences of them, read during the call, as are the tensors they point to; what lava_cuda_score says of its
-///     own is true of them. The statistics of a sequence are the same bits on every device and in every batch of the same kind of
-///     tensors.
+///     own is true of them. The statistics of a sequence are the same bits where its scores would be.
 /// workspace: device memory, lava_cuda_attention_stats_workspace_size bytes, as for lava_cuda_score.
 /// status, stream: as for lava_cuda_score.
 /// Errors: as lava_cuda_score.
