@@ -133,10 +133,6 @@ $(CU_HOME)/fake/libcuda.so.1: $(CU)/tests/fake_driver.cpp $(CU)/emu/emu.cpp $(fo
 $(CU_HOME)/old/libcuda.so.1: $(CU)/tests/old_driver.c
 	@mkdir -p $(@D)
 	@$(CC) -shared -fPIC -Wl,-soname,libcuda.so.1 $< -o $@
-# And under the name of what toolkits have to link with.
-$(CU_HOME)/stub/libcuda.so: $(CU_HOME)/old/libcuda.so.1
-	@mkdir -p $(@D)
-	@cp $< $@
 CU_PATH := $(wildcard $(CU)/tests/path*.c)
 $(CU_HOME)/path: $(CU_PATH) $(CU)/tests/path.h include/lava.h include/lava_cuda.h cuda-lib
 	@mkdir -p $(CU_HOME)
@@ -161,7 +157,7 @@ CU_COUNT = FAKE_PROCESSORS=132 FAKE_PTX=$(CU_KIT)/bin/cuobjdump LD_LIBRARY_PATH=
 cuda-traffic: $(CU_HOME)/traffic $(CU_HOME)/fake/libcuda.so.1
 	@$(CU_COUNT) | tee $(CU)/traffic.txt
 
-cuda-host-test: $(CU_HOME)/path_plain $(CU_HOME)/path $(CU_HOME)/prefill $(CU_HPP) $(CU_HOME)/fake/libcuda.so.1 $(CU_HOME)/old/libcuda.so.1 $(CU_HOME)/stub/libcuda.so
+cuda-host-test: $(CU_HOME)/path_plain $(CU_HOME)/path $(CU_HOME)/prefill $(CU_HPP) $(CU_HOME)/fake/libcuda.so.1 $(CU_HOME)/old/libcuda.so.1
 	LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path
 	LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/prefill
 	LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/hpp17
@@ -175,8 +171,7 @@ cuda-host-test: $(CU_HOME)/path_plain $(CU_HOME)/path $(CU_HOME)/prefill $(CU_HP
 	@# And one of which the context has a part.
 	FAKE_FEWER=3 LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path
 	LD_LIBRARY_PATH=$(CU_HOME)/old $(CU_HOME)/path init LAVA_ERR_DRIVER cuCtxGetCurrent
-	@# It is the driver that says so, not a libcuda.so that is there as well.
-	FAKE_FAIL=init LD_LIBRARY_PATH=$(CU_HOME)/stub:$(CU_HOME)/fake $(CU_HOME)/path init LAVA_ERR_DRIVER CUDA_ERROR_NO_DEVICE
+	FAKE_FAIL=init LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path init LAVA_ERR_DRIVER CUDA_ERROR_NO_DEVICE
 	LD_LIBRARY_PATH=$(CU_HOME)/fake $(CU_HOME)/path_plain init LAVA_ERR_UNSUPPORTED "built without nvcc"
 	@# No libcuda at all can only be seen where there is none.
 	@ldconfig -p | grep -q libcuda.so || { set -x; $(CU_HOME)/path init LAVA_ERR_DRIVER libcuda; }

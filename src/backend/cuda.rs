@@ -1,13 +1,13 @@
 //! The CUDA driver: found at run time, kernels loaded into the caller's context, launches on the caller's stream.
 //!
-//! Nothing here allocates on the device, synchronises, or changes the current context.
+//! Nothing here allocates on the device, synchronises, or changes the current context. Functions of the driver are taken as returning
+//! `u32`: an error code that the bindings' enum does not know would be undefined behaviour.
 
 pub mod plan;
 
 use core::ffi::{CStr, c_char, c_void};
-use core::mem::ManuallyDrop;
 use core::ptr::null_mut;
-use libloading::Library;
+use cudarc::driver::sys::{self, CUcontext, CUfunction, CUmodule};
 
 use crate::error::{Error, ErrorKind, Result, ensure};
 use crate::workspace::WORKSPACE_ALIGN;
@@ -18,15 +18,6 @@ use plan::{Batch, CascadeArgs, Launch, N_KERNELS, Processors, UPLOAD_MANY_WORDS,
 struct Aligned<T: ?Sized>(T);
 // KERNELS: one fatbin for each file of cuda/, or none.
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
-
-/// What the driver hands out, which nobody looks into.
-type CUcontext = *mut c_void;
-type CUmodule = *mut c_void;
-type CUfunction = *mut c_void;
-
-/// The driver's library, by the first of these names that there is. A libcuda.so may be a toolkit's, to link with, which has nothing
-/// behind its functions, or another driver's than the kernel's.
-const NAMES: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
 
 const SUCCESS: u32 = 0;
 /// CUDA_ERROR_NOT_FOUND
@@ -50,10 +41,9 @@ macro_rules! driver {
             /// Finds libcuda, which then stays in the process.
             fn find() -> Result<Self> {
                 // SAFETY: loading libcuda runs its initialisers, as in any program that links it.
-                let found = NAMES.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
-                let library = ManuallyDrop::new(found.ok_or(Error::new(ErrorKind::Driver, c"libcuda"))?);
-                // SAFETY: the types are those of cuda.h, an enum's values as the u32 and i32 that they are in C.
-                Ok(unsafe { Self { $($function: symbol(&library, concat!(stringify!($function), "\0"))?,)* } })
+                ensure(unsafe { sys::is_culib_present() }, ErrorKind::Driver, c"libcuda")?;
+                // SAFETY: it is there; the types are those of cuda.h, an enum's values as the u32 and i32 that they are in C.
+                Ok(unsafe { Self { $($function: symbol(concat!(stringify!($function), "\0"))?,)* } })
             }
         }
     };
@@ -74,14 +64,14 @@ driver! {
     cuGetErrorName(u32, *mut *const c_char);
 }
 
-/// A function of a library that stays loaded.
+/// A function of libcuda.
 ///
 /// # Safety
-/// `F` must be the function's type.
-unsafe fn symbol<F: Copy>(library: &Library, name: &'static str) -> Result<F> {
+/// libcuda must be present, and `F` be the function's type.
+unsafe fn symbol<F: Copy>(name: &'static str) -> Result<F> {
     let text = CStr::from_bytes_with_nul(name.as_bytes()).unwrap_or(c"libcuda");
     // SAFETY: the caller's promise.
-    unsafe { library.get::<F>(name.as_bytes()) }
+    unsafe { sys::culib().get::<F>(name.as_bytes()) }
         .map(|found| *found)
         .map_err(|_| Error::new(ErrorKind::Driver, text))
 }
