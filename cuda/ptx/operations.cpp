@@ -676,6 +676,7 @@ Operation operation_of(const std::vector<std::string> &opcode, Instruction &i) {
     if (name == "ld" || name == "st" || name == "atom") {
         if (has("local") || has("const")) return nullptr;
         i.width = has("v4") ? 4 : has("v2") ? 2 : 1;
+        i.yields = name == "ld" && (has("relaxed") || has("acquire") || has("volatile"));
         if (name == "ld" && i.to.size() != i.width) return nullptr;
         if (name == "st" && i.from.size() != 1 + i.width) return nullptr;
         const std::string what = name != "atom" ? name : has("add") ? "add" : has("min") ? "min" : has("max") ? "max" : has("or") ? "or" : "";

@@ -50,6 +50,7 @@ struct Instruction {
     uint32_t target = 0, join = 0;  // of a branch: where to, and where both sides meet again
     uint32_t width = 1, flags = 0;  // elements of a vector; an operation's own
     uint64_t Counts::*counted = nullptr;
+    bool yields = false; // a look at what another block writes: whoever waits so lets others run
     struct Function *callee = nullptr;
     uint32_t line = 0;
     std::string text;

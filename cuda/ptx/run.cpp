@@ -131,6 +131,7 @@ bool go_on(Thread &w, uint64_t steps) {
         switch (i.kind) {
         case Kind::PLAIN:
             if (lanes != 0) i.operation(w, i, lanes);
+            if (i.yields) return true;
             break;
         case Kind::BRANCH: {
             const uint32_t others = side.lanes & ~lanes;
