@@ -56,7 +56,7 @@ CU_CXX := $(CXX) -std=c++17 -g -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-u
 # The emulation itself is not instrumented: it is the hardware.
 CU_EMU := $(CU_CXX) -O1 -fno-builtin -fno-tree-loop-distribute-patterns
 
-cuda-test: cuda-plain cuda-tsan cuda-asan
+cuda-test: cuda-plain cuda-ptx cuda-tsan cuda-asan
 	@echo "all kernels passed"
 .PHONY: cuda-plain
 cuda-plain: $(foreach test,$(CU_TESTS),$(CU_HOME)/test-$(test))
