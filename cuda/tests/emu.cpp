@@ -67,6 +67,14 @@ static void expect(const char *name, void (*kernel)(), const char *message) {
 }
 
 int main() {
+    // First: ThreadSanitizer does not follow a fork that leaves threads behind, and a launch makes some.
+    expect("divergent", divergent, "other threads of its block at that of");
+    expect("not_all", not_all, "thread 40 waits in __syncwarp");
+    expect("inactive", inactive, "which takes no part");
+    expect("left_out", left_out, "__syncwarp");
+    expect("unlike", unlike, "while other lanes are in");
+    expect("waits_for_nobody", waits_for_nobody, "deadlock");
+    expect("not_waited_for", not_waited_for, "without waiting for its asynchronous copies");
     for (unsigned seed = 0; seed < 5; seed++) {
         run(good, seed, 8);
         for (uint32_t i = 0; i < 512; i++) CHECK(out[i] == 63 - i % 64 + 100 * (i / 64), "[%u] %u", i, out[i]);
@@ -81,12 +89,5 @@ int main() {
     CHECK(orders[0] != orders[2], "another seed is the same schedule");
     for (uint32_t i = 0; i < 256; i++) out[i] = i;
     run(copies, 1, 1);
-    expect("divergent", divergent, "other threads of its block at that of");
-    expect("not_all", not_all, "thread 40 waits in __syncwarp");
-    expect("inactive", inactive, "which takes no part");
-    expect("left_out", left_out, "__syncwarp");
-    expect("unlike", unlike, "while other lanes are in");
-    expect("waits_for_nobody", waits_for_nobody, "deadlock");
-    expect("not_waited_for", not_waited_for, "without waiting for its asynchronous copies");
     return finish("emu", 15);
 }
