@@ -192,7 +192,7 @@ LAVA_PLAN uint32_t lava_score_kinds(const lava_score_args *a) {
 /** Whether the values' norms are wanted: LAVA_VALUE_HEAD_MAX and LAVA_VALUE_TOKEN. */
 LAVA_PLAN int lava_score_has_values(const lava_score_args *a) { return a->value_weight == 0 || a->value_weight == 2; }
 
-/** Blocks along x of score_columns: every other one reads values. */
+/** Blocks along x of score_columns: one of each pair reads values. */
 LAVA_PLAN uint32_t lava_score_column_blocks(const lava_score_args *a) {
     return lava_score_ranges(a) * (lava_score_has_values(a) ? 2 : 1);
 }

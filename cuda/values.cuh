@@ -43,7 +43,11 @@ struct TensorNorms {
             }
         }
 #pragma unroll
-        for (uint32_t i = 0; i < AT_ONCE; i++) norms[i] = sums[i / 2][i % 2 * 2];
+        for (uint32_t i = 0; i < AT_ONCE; i++) {
+            // What is too large may be cut off to the largest number.
+            const float sum = sums[i / 2][i % 2 * 2];
+            norms[i] = sum < FLT_MAX ? sum : INFINITY;
+        }
     }
 };
 struct PlainNorms {

@@ -280,9 +280,10 @@ template <class To, class From> void convert(Warp &w, const Instruction &i, uint
         else if constexpr (std::is_same<To, Bf16>::value) d[l] = put(to_bf16(float(widened(x))));
         else if constexpr (std::is_integral<To>::value && is_float<From>) {
             const double whole = rounded(widened(x), i.flags);
-            // Saturates, and takes NaN for 0.
+            // Saturates. NaN becomes 0, or of 64 bits on either side the uppermost bit.
+            const To no_number = sizeof(From) == 8 || sizeof(To) == 8 ? To(uint64_t(1) << (8 * sizeof(To) - 1)) : To(0);
             const double least = double(std::numeric_limits<To>::min()), most = double(std::numeric_limits<To>::max());
-            d[l] = put(std::isnan(whole) ? To(0) : whole <= least ? std::numeric_limits<To>::min() : whole >= most ? std::numeric_limits<To>::max() : To(whole));
+            d[l] = put(std::isnan(whole) ? no_number : whole <= least ? std::numeric_limits<To>::min() : whole >= most ? std::numeric_limits<To>::max() : To(whole));
         } else if constexpr (is_float<From>) {
             const bool is_integer = std::is_same<To, From>::value && i.flags != NONE;
             d[l] = put(To(is_integer ? rounded(widened(x), i.flags) : widened(x)));
@@ -484,6 +485,7 @@ float cut_off_sum(float c, const double *products, unsigned n) {
     double sum = std::trunc(c / unit);
     for (unsigned k = 0; k < n; k++) sum += std::trunc(products[k] / unit);
     // A sum of more than 24 bits is cut off again.
+    if (std::abs(sum * unit) >= 0x1p128) return sum < 0 ? -INFINITY : INFINITY;
     const float result = float(sum * unit);
     return std::abs(double(result)) > std::abs(sum * unit) ? std::nextafter(result, 0.0f) : result;
 }
@@ -590,8 +592,15 @@ Operation operation_of(const std::vector<std::string> &opcode, Instruction &i) {
     else if (type == "f64" && !has("global") && !has("shared") && !has("param")) i.counted = &Counts::wide;
     const bool is_integer_type = type[0] == 'u' || type[0] == 's' || type[0] == 'b';
     // Of floats: to the nearest, as if nothing is said. Others are not there.
-    for (const char *other : {"rz", "rm", "rp", "sat", "full", "relu"})
+    for (const char *other : {"rz", "rm", "rp", "sat", "satfinite", "full", "relu", "NaN", "xorsign"})
         if (has(other)) return nullptr;
+
+    static const std::map<std::string, size_t> n_operands = {
+        {"abs", 1}, {"neg", 1}, {"sqrt", 1}, {"rcp", 1}, {"ex2", 1}, {"not", 1}, {"popc", 1}, {"clz", 1}, {"add", 2}, {"addc", 2}, {"sub", 2},
+        {"subc", 2}, {"mul", 2}, {"div", 2}, {"rem", 2}, {"min", 2}, {"max", 2}, {"and", 2}, {"or", 2}, {"xor", 2}, {"shl", 2}, {"shr", 2},
+        {"copysign", 2}, {"setp", 2}, {"mad", 3}, {"fma", 3}, {"selp", 3}, {"bfi", 4}};
+    const auto operands = n_operands.find(name);
+    if (operands != n_operands.end() && i.from.size() != operands->second) return nullptr;
 
     if (has("cc") || name == "addc" || name == "subc") {
         i.flags = (name == "addc" || name == "subc" ? 1 : 0) | (has("cc") ? 2 : 0) | (name[0] == 's' ? 4 : 0);
@@ -695,7 +704,7 @@ Operation operation_of(const std::vector<std::string> &opcode, Instruction &i) {
         i.flags = has("ballot") ? BALLOT : has("any") ? ANY : EVERY;
         return has("uni") ? nullptr : vote;
     }
-    if (name == "bar") return has("warp") ? warp_barrier : i.from.size() == 1 ? nothing : nullptr;
+    if (name == "bar" && has("warp")) return warp_barrier;
     if (name == "membar" || name == "fence") return nothing;
     if (name == "ldmatrix" && has("m8n8") && has("x4")) return has("trans") ? load_matrices<true> : load_matrices<false>;
     if (name == "mma" && has("m16n8k16") && has("row") && has("col") && i.from.size() == 10) {

@@ -75,7 +75,7 @@ struct Reader {
         if (at == from) fail(std::string("unexpected ") + text[at]);
         return text.substr(from, at - from);
     }
-    uint32_t number() { return uint32_t(strtoul(word().c_str(), nullptr, 10)); }
+    uint32_t number() { return uint32_t(strtoul(word().c_str(), nullptr, 0)); }
     static std::vector<std::string> split(const std::string &word) {
         std::vector<std::string> parts;
         size_t from = 0;
@@ -205,7 +205,6 @@ struct Reader {
             while (take(','));
             want(')');
         } else {
-            if (name == "bar" && opcode.at(1) == "sync") i.kind = Kind::BARRIER;
             const bool is_store = name == "st" || name == "cp" || name == "bar" || name == "membar" || name == "fence";
             for (bool is_first = true; peek() != ';'; is_first = false) {
                 if (!is_first) want(',');
@@ -225,6 +224,8 @@ struct Reader {
                 if (is_store) i.to.push_back(i.from[0]), i.from.erase(i.from.begin());
                 opcode = {"mov", opcode.back()};
             }
+            // The block's one barrier, of all threads.
+            if (name == "bar" && opcode.back() == "sync" && i.from.size() == 1 && i.from[0] == constant(0)) i.kind = Kind::BARRIER;
             i.operation = operation_of(opcode, i);
             if (!i.operation && i.kind == Kind::PLAIN) fail("an instruction that is not known: " + text.substr(from, at - from));
         }

@@ -28,6 +28,7 @@ BREAKS = [
     ("values.cuh", "", "most = fmaxf(most, norms[i]);", "if (i < 3) most = fmaxf(most, norms[i]);", "score", "plain"),
     ("values.cuh", "", "upper.x & MAGNITUDES", "upper.x", "score", "plain"),
     ("values.cuh", "", "sums[i / 2][i % 2 * 2]", "sums[i / 2][0]", "score", "plain"),
+    ("values.cuh", "", "sum < FLT_MAX ? sum : INFINITY", "min(sum, FLT_MAX)", "score", "plain"),
     ("values.cuh", "", "c < range.args.head_dim_v && token", "token", "score", "ptx"),
     ("score.cu", "", "if (range.args.has_lse) look_for_faults(poison, x);", "", "score", "plain"),
     ("score.cu", "", "range.args.scale < 0 ? 0x80008000u : 0", "0", "score", "plain"),

@@ -1,7 +1,5 @@
 // lava_cuda.hpp over the fake driver: a prefill of two sequences through it, against the CPU through lava.hpp, and what it adds to the
 // C functions: exceptions, ownership, and nothing else. What the calls compute is path.c's.
-//
-// Written for managed memory, so that it runs on a GPU as well; what is loaded only the fake driver tells.
 #include <lava_cuda.hpp>
 
 #include <algorithm>

@@ -67,7 +67,7 @@ static void finish(void) {
 
 /* ----------------------------------------------------------------------- score ---- */
 
-enum { MOST = 120, LAYER = 7 };
+enum { MOST = 160, LAYER = 7 };
 
 typedef struct score_case {
     const char *name;
@@ -210,7 +210,7 @@ static void scores(void) {
     check_scores(&c);
     c = plain_score("45 sequences, uploaded in one piece, captured");
     c.captured = 1;
-    c.n_sequences = 45;
+    c.n_sequences = MOST;
     c.window = 4;
     for (uint32_t i = 0; i < c.n_sequences; i++) c.lengths[i] = 1 + i * 37 % 90;
     check_scores(&c);
@@ -266,7 +266,7 @@ static void refused_late(void) {
     lava_tensor tensors[MOST][4];
     for (uint32_t i = 0; i < c.n_sequences; i++) outputs[i] = b->sequences[i].scores;
     memcpy(tensors, b->tensors, sizeof(tensors));
-    b->sequences[44].k = NULL;
+    b->sequences[MOST - 1].k = NULL;
     REFUSED(LAVA_ERR_NULL, "k", score(&c, b, &error));
     settle();
     for (size_t i = 0; i < b->workspace_size; i++) CHECK(((unsigned char *) b->workspace)[i] == 0xff);

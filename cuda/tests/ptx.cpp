@@ -79,6 +79,9 @@ int main() {
     gives("nothing is larger than NaN", "mov.f32 %f1, 0f7FC00000;\ncvt.rn.f32.u32 %f2, %r0;\nmax.f32 %f3, %f1, %f2;\nsetp.gtu.f32 %p1, %f1, %f2;\nsetp.gt.f32 %p2, %f1, %f2;\nmov.b32 %r1, %f3;\n"
           "@!%p1 mov.u32 %r1, 1;\n@%p2 mov.u32 %r1, 2;\n", [](uint32_t t) { return bits(float(t)); });
     gives("zeros in order", "mov.f32 %f1, 0f80000000;\nmov.f32 %f2, 0f00000000;\nmin.f32 %f3, %f2, %f1;\nmov.b32 %r1, %f3;\n", [](uint32_t) { return 0x80000000u; });
+    gives("NaN is no number", "mov.f32 %f1, 0f7FC00000;\ncvt.rzi.s32.f32 %r2, %f1;\nmov.f64 %fd1, 0d7FF8000000000000;\ncvt.rzi.u64.f64 %rd2, %fd1;\nshr.u64 %rd2, %rd2, 60;\n"
+          "cvt.u32.u64 %r1, %rd2;\nadd.s32 %r1, %r1, %r2;\n", [](uint32_t) { return 8; });
+    gives("an address in hexadecimal", "ld.global.u32 %r1, [%rd0+0x10];\n", [](uint32_t) { return 1004; });
     gives("atomics", "mov.u32 %r2, 1;\natom.global.add.u32 %r3, [%rd0+128], %r2;\nbar.sync 0;\nld.global.u32 %r1, [%rd0+128];\n", [](uint32_t) { return 1032 + 32; });
     gives("other functions' blocks", "{\n.reg .b32 %inner;\nadd.s32 %inner, %r0, 1;\nmov.b32 %r1, %inner;\n}\n", [](uint32_t t) { return t + 1; });
     // Inexact instructions are so, within their bounds.
@@ -114,6 +117,9 @@ int main() {
     ends("not waited for", "mov.u32 %r2, fixed;\ncp.async.cg.shared.global [%r2], [%rd0], 16;\n", "nobody has waited for");
     ends("a registers' first contents", "setp.eq.s32 %p1, %r9, 0;\n@!%p1 bra $L;\nret;\n$L:\nst.global.u32 [%rd9], %r9;\n", "not aligned");
     ends("unknown", "brev.b32 %r1, %r0;\n", "an instruction that is not known: brev.b32");
+    ends("another barrier", "bar.sync 1, 32;\n", "an instruction that is not known: bar.sync 1, 32");
+    ends("NaN's maximum", "max.NaN.f32 %f1, %f2, %f3;\n", "an instruction that is not known: max.NaN.f32");
+    ends("an operand too many", "add.s32 %r1, %r0, %r0, 7;\n", "an instruction that is not known: add.s32");
     ends("no label", "bra.uni $NOWHERE;\n", "no label $NOWHERE");
     ends("too many threads", [] { run("", 96); }, "96 threads of a block, bounds of 64");
     ends("too few arguments", [] { run("", 32, 1, 1, 0, 16); }, "16 bytes of arguments for 8");

@@ -536,6 +536,10 @@ int main(int argc, char **argv) {
         check_fault(c, "infinity in a value", LAVA_FAULT_V, 1, [](Sequence &s) { s.v.set(1, 130, 23, -INFINITY); });
         check_fault(c, "NaN in a value", LAVA_FAULT_V, 0, [](Sequence &s) { s.v.set(0, 0, 0, NAN); });
     }
+    check_fault(two, "a norm that overflows", LAVA_FAULT_V, 1, [](Sequence &s) { s.v.set(1, 30, 2, 3e38f), s.v.set(1, 30, 3, 3e38f); });
+    check_fault(two, "a dot product that overflows", LAVA_FAULT_Q_OR_K, 0, [](Sequence &s) {
+        for (uint32_t e = 0; e < 4; e++) s.q.set(1, 2, e, 1e19f), s.k.set(0, 40, e, -3e19f);
+    });
     check_fault(given, "NaN in the lse", LAVA_FAULT_LSE, 1, [](Sequence &s) { s.lse.set(2, 7, 0, NAN); });
     check_fault(given, "infinite lse", LAVA_FAULT_LSE, 0, [](Sequence &s) { s.lse.set(1, 0, 0, -INFINITY); });
     const Case large = two.with([](Case &c) { c.dtype_v = LAVA_F32, c.params.weight = 1e20f, c.name = "overflow"; });
