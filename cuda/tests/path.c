@@ -208,7 +208,7 @@ static void scores(void) {
     c.dim_k = c.dim_v = 128;
     c.captured = 1;
     check_scores(&c);
-    c = plain_score("45 sequences, uploaded in one piece, captured");
+    c = plain_score("160 sequences, uploaded in two pieces, captured");
     c.captured = 1;
     c.n_sequences = MOST;
     c.window = 4;
@@ -259,7 +259,7 @@ static void scores(void) {
 /* A fault in the last of many sequences, which go to the device in pieces: not even the first piece is launched. */
 static void refused_late(void) {
     score_case c = plain_score("refused");
-    c.n_sequences = 45;
+    c.n_sequences = MOST;
     for (uint32_t i = 0; i < c.n_sequences; i++) c.lengths[i] = 20;
     score_batch *b = make_scores(&c);
     float *outputs[MOST];
