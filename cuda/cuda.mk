@@ -63,7 +63,7 @@ cuda-plain: $(foreach test,$(CU_TESTS),$(CU_HOME)/test-$(test))
 	@set -e; for test in $(CU_TESTS); do LAVA_SEEDS=2 $(CU_HOME)/test-$$test; done
 # All cases take many minutes (SAMPLE=1): of each check the first and one of so many are in `make test`.
 cuda-tsan: SAMPLE ?= 16
-cuda-asan: SAMPLE ?= 4
+cuda-asan: SAMPLE ?= 8
 cuda-tsan: $(foreach test,$(CU_TESTS),$(CU_HOME)/tsan-$(test))
 	@echo "under ThreadSanitizer, one case of $(SAMPLE):"
 	@set -e; for test in $(CU_TESTS); do LAVA_SAMPLE=$(SAMPLE) LAVA_QUICK=1 LAVA_SEEDS=1 TSAN_OPTIONS=halt_on_error=1 $(CU_HOME)/tsan-$$test; done
@@ -92,7 +92,7 @@ CU_PTX_TESTS := $(filter-out emu,$(CU_TESTS))
 cuda-ptx: $(CU_HOME)/ptx-ptx $(foreach test,$(CU_PTX_TESTS),$(CU_HOME)/ptx-$(test)) $(CU_PTX) $(CU_HOME)/wrappers.ptx
 	@echo "as nvcc has compiled them:"
 	@$(CU_HOME)/ptx-ptx
-	@set -e; for test in $(CU_PTX_TESTS); do LAVA_PTX=$(CU_HOME) LAVA_SEEDS=2 $(CU_HOME)/ptx-$$test; done
+	@set -e; for test in $(CU_PTX_TESTS); do LAVA_PTX=$(CU_HOME) LAVA_SEEDS=1 $(CU_HOME)/ptx-$$test; done
 $(CU_HOME)/ptx-obj/%.o: $(CU)/ptx/%.cpp $(CU)/ptx/ptx.h $(CU_KIT)/.fetched
 	@mkdir -p $(@D)
 	@$(CU_CXX) -O2 -fPIC -c $< -o $@
