@@ -157,7 +157,7 @@ ROWS = [
     ("GPU: blocks that wait for each other are there at once", "../cuda/plan.c",
      "at->cooperative = n_blocks > 1;", "at->cooperative = 0;", "path"),
     ("GPU: nothing moves behind a fault", "../cuda/compact.cu", "*fault = *a.status != LAVA_NO_FAULT", "*fault = 0", "path"),
-    ("GPU: what is told is the cause, not what comes of it", "../cuda/plan.h", "LAVA_NO_HEAD 0xfffffu", "LAVA_NO_HEAD 0u", "path"),
+    ("GPU: what is told is the cause, not what comes of it", "../cuda/budgets.cu", "LAVA_NO_HEAD", "0", "path"),
     ("GPU: a fault in scores is told once, by who found it", "../cuda/budgets.cu", "fault.what != FAULT_TOLD && ", "", "path"),
 ]
 
