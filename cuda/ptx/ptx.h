@@ -49,7 +49,7 @@ struct Instruction {
     int64_t offset = 0;             // of an address, from[0] or to memory
     uint32_t target = 0, join = 0;  // of a branch: where to, and where both sides meet again
     uint32_t width = 1, flags = 0;  // elements of a vector; an operation's own
-    uint64_t Counts::*counted = nullptr;
+    uint64_t Counts::*counted = nullptr; // what it is counted as, beside an instruction
     bool yields = false; // a look at what another block writes: whoever waits so lets others run
     struct Function *callee = nullptr;
     uint32_t line = 0;
@@ -121,7 +121,7 @@ struct Warp {
     std::vector<size_t> groups[32];
     void copy(const Copy &what);
 };
-/// Whether this launch does asynchronous copies at once.
+/// Whether the warp's block does asynchronous copies at once.
 bool copies_at_once(const Warp &warp);
 /// How far an inexact instruction's result may be off, for its input: in [-1, 1], the same whenever it is asked.
 double deviation(uint64_t input);

@@ -29,6 +29,14 @@ struct Random {
     }
 };
 
+/// Instructions of a warp's turn, at most: few enough that warps overtake each other anywhere, enough that turns cost little.
+constexpr uint32_t MOST_OF_A_TURN = 200;
+/// Turns without a barrier or a warp's end until nobody is believed to come any more. Too few of them would fail a test that is right.
+constexpr uint64_t PATIENCE = 2000000;
+/// What registers and shared memory begin with: no number, no address, neither true nor a zero.
+constexpr uint64_t NONSENSE = 0xfff7bad0fff7bad1u;
+constexpr uint8_t NONSENSE_BYTE = 0xd7;
+
 /// A side of a branch: the lanes that go on at `pc` until they are at `join`.
 struct Side {
     uint32_t pc, join, lanes;
@@ -86,7 +94,7 @@ namespace {
 void begin(Warp &w, const Function &f, uint32_t lanes) {
     w.function = &f;
     // No one relies on a register's first contents.
-    w.registers.assign(32 * size_t(f.n_slots), 0xfff7bad0fff7bad1u);
+    w.registers.assign(32 * size_t(f.n_slots), NONSENSE);
     w.alive = lanes;
     for (const auto &constant : f.constants) std::fill_n(w.lanes_of(constant.first), 32, constant.second);
 }
@@ -167,7 +175,7 @@ void start(Block &b, uint64_t number, const void *arguments) {
     const Launch &l = b.launch;
     b.index[0] = unsigned(number % l.grid.x), b.index[1] = unsigned(number / l.grid.x % l.grid.y), b.index[2] = unsigned(number / l.grid.x / l.grid.y);
     b.at_once = b.random.below(2);
-    b.memory.assign(b.kernel.shared_bytes + l.shared_bytes, 0xd7);
+    b.memory.assign(b.kernel.shared_bytes + l.shared_bytes, NONSENSE_BYTE);
     const unsigned n_threads = l.block.x * l.block.y * l.block.z;
     for (unsigned first = 0; first < n_threads; first += 32) {
         auto w = std::make_unique<Thread>();
@@ -228,9 +236,9 @@ void launch(const Function &kernel, const Launch &l, const void *arguments, size
         Block &b = *blocks[chosen];
         Thread &w = *b.warps[random.below(uint32_t(b.warps.size()))];
         // Blocks that wait for others spin; one that never stops is one that waits for ever.
-        if (++idle > 2000000) fail("%s: waits for ever, line %u: %s", kernel.name.c_str(), w.at ? w.at->line : 0, w.at ? w.at->text.c_str() : "");
+        if (++idle > PATIENCE) fail("%s: waits for ever, line %u: %s", kernel.name.c_str(), w.at ? w.at->line : 0, w.at ? w.at->text.c_str() : "");
         if (w.waits || w.sides.empty()) continue;
-        if (!go_on(w, 1 + random.below(200))) b.n_alive--, idle = 0;
+        if (!go_on(w, 1 + random.below(MOST_OF_A_TURN))) b.n_alive--, idle = 0;
         if (w.waits) b.n_waiting++;
         if (b.n_alive == 0) {
             for (auto &each : b.warps) spare.push_back(std::move(each->registers));
