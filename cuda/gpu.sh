@@ -9,7 +9,7 @@
 #
 # What fails costs nothing else, what hangs is killed, and both are named at the end; the status is 1 then. All that is printed is added
 # to target/cuda-gpu/record.txt as it comes, and to $OUT/record.txt where OUT names a folder. Nothing runs on after WITHIN seconds (540).
-# PYTHON names a Python that has PyTorch (python3). Under the sanitizer one case of SAMPLE (4) is run, as in make cuda-asan.
+# PYTHON names a Python that has PyTorch (python3). Under the sanitizer one case of SAMPLE (4) is run.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 

@@ -72,6 +72,8 @@ using Module = std::map<std::string, std::unique_ptr<Function>>;
 
 /// Reads a module's text. Ends the program on what it does not know.
 Module read(const std::string &text, const std::string &name);
+/// The same of all .ptx files of a folder.
+Module read_folder(const std::string &path);
 /// Sets where the sides of each branch meet again.
 void find_joins(Function &function);
 /// The operation of an opcode such as add, s32 (its parts), and what it wants of the instruction; null if there is none.

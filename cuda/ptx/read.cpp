@@ -5,6 +5,9 @@
 #include <cctype>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 
 namespace ptx {
 namespace {
@@ -332,6 +335,16 @@ Module read(const std::string &text, const std::string &name) {
     Reader reader(text, name);
     reader.all();
     return std::move(reader.module);
+}
+
+Module read_folder(const std::string &path) {
+    Module all;
+    for (const auto &entry : std::filesystem::directory_iterator(path)) {
+        if (entry.path().extension() != ".ptx") continue;
+        std::ifstream file(entry.path());
+        all.merge(read({std::istreambuf_iterator<char>(file), {}}, entry.path().filename()));
+    }
+    return all;
 }
 
 } // namespace ptx

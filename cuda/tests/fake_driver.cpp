@@ -20,7 +20,6 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
-#include <iterator>
 #include <map>
 #include <memory>
 #include <string>
@@ -155,12 +154,7 @@ ptx::Module compiled_of(const uint8_t *image) {
     std::ofstream(folder + "/image.fatbin", std::ios::binary).write(reinterpret_cast<const char *>(image), std::streamsize(head + behind));
     const std::string tool = std::filesystem::absolute(getenv("FAKE_PTX"));
     if (system(("cd " + folder + " && '" + tool + "' -xptx all image.fatbin >log 2>&1").c_str()) != 0) emu::fail("%s: see %s/log", tool.c_str(), folder.c_str());
-    ptx::Module all;
-    for (const auto &entry : std::filesystem::directory_iterator(folder)) {
-        if (entry.path().extension() != ".ptx") continue;
-        std::ifstream file(entry.path());
-        all.merge(ptx::read({std::istreambuf_iterator<char>(file), {}}, entry.path().filename()));
-    }
+    ptx::Module all = ptx::read_folder(folder);
     if (all.empty()) emu::fail("no PTX in an image");
     std::filesystem::remove_all(folder);
     return all;

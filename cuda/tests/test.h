@@ -16,9 +16,6 @@
 #include "../ptx/ptx.h"
 
 #include <dlfcn.h>
-#include <filesystem>
-#include <fstream>
-#include <iterator>
 #endif
 
 namespace test {
@@ -172,15 +169,7 @@ struct Tensor {
 #ifdef LAVA_PTX
 /// What nvcc has made of a kernel: from the .ptx files in the folder LAVA_PTX.
 inline const ptx::Function &compiled(const void *kernel) {
-    static const ptx::Module all = [] {
-        ptx::Module all;
-        for (const auto &entry : std::filesystem::directory_iterator(getenv("LAVA_PTX"))) {
-            if (entry.path().extension() != ".ptx") continue;
-            std::ifstream file(entry.path());
-            all.merge(ptx::read({std::istreambuf_iterator<char>(file), {}}, entry.path()));
-        }
-        return all;
-    }();
+    static const ptx::Module all = ptx::read_folder(getenv("LAVA_PTX"));
     Dl_info symbol = {};
     dladdr(kernel, &symbol);
     const auto found = all.find(symbol.dli_sname ? symbol.dli_sname : "");
