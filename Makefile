@@ -36,10 +36,10 @@ lib: check-tools
 # Headers, liblava.a, liblava.so with its links, lava.pc and the CMake package, under PREFIX (/usr/local). LIBDIR, INCLUDEDIR
 # and DESTDIR as everywhere.
 install: lib
-	@VERSION=$(VERSION) packaging/install.sh install
+	@VERSION=$(VERSION) include/install/install.sh install
 # Takes them away again, with the same variables.
 uninstall:
-	@VERSION=$(VERSION) packaging/install.sh uninstall
+	@VERSION=$(VERSION) include/install/install.sh uninstall
 export PREFIX LIBDIR INCLUDEDIR DESTDIR FEATURES
 
 # Each part is a target of its own. .ci/run asks for their names.

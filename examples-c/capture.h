@@ -1,7 +1,7 @@
 /*
  * What the examples share: the captured KV cache of a small model as lava_tensors, and what to do when a call fails.
  *
- * model/captures.safetensors holds, for a few prompts and every layer: the queries of the prompt's last tokens, its keys and
+ * eval/model/captures.safetensors holds, for a few prompts and every layer: the queries of the prompt's last tokens, its keys and
  * values (all after RoPE), and the same of some decode steps after it, computed with the full cache. It stands for what
  * an engine has in its buffers at the end of prefill. Everything here exits with a message when something is wrong.
  */
@@ -12,7 +12,7 @@
 
 #include "safetensors.h"
 
-#define CAPTURE_PATH "model/captures.safetensors"
+#define CAPTURE_PATH "eval/model/captures.safetensors"
 
 /*
  * CHECK(lava_score(..., &error)): for a call that gets `&error`, a lava_error of the caller's. On anything but LAVA_OK

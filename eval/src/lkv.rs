@@ -1,4 +1,4 @@
-//! LKV as trained by `model/lkv.py`: a share of the total for each head of the model, and a scorer that reads a cached row.
+//! LKV as trained by `eval/model/lkv.py`: a share of the total for each head of the model, and a scorer that reads a cached row.
 
 use std::path::Path;
 

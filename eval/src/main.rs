@@ -41,10 +41,10 @@ struct Args {
     /// Few short texts: a look at everything in a minute
     #[arg(long)]
     quick: bool,
-    #[arg(long, default_value = "model/recall.safetensors")]
+    #[arg(long, default_value = "eval/model/recall.safetensors")]
     weights: PathBuf,
     /// Of LKV's scorer and budgets; where the file is not there the method is left out
-    #[arg(long, default_value = "model/lkv.safetensors")]
+    #[arg(long, default_value = "eval/model/lkv.safetensors")]
     lkv: PathBuf,
     /// Write tables and plots into this folder; without it they are only printed
     #[arg(long)]

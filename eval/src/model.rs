@@ -1,4 +1,4 @@
-//! The model of `model/recall.safetensors` in f32: prefill with full attention, and decoding over a cache that the library
+//! The model of `eval/model/recall.safetensors` in f32: prefill with full attention, and decoding over a cache that the library
 //! has compacted.
 //!
 //! Prefill has its own attention, blockwise over GEMM, so that what every method is compared with owes nothing to the

@@ -1,4 +1,4 @@
-//! The tasks, in the format that the model was trained on (`model/data.py`), from another generator: nothing here was
+//! The tasks, in the format that the model was trained on (`eval/model/data.py`), from another generator: nothing here was
 //! seen in training.
 //!
 //! A prompt is prefilled and compressed; then its continuation is decoded, one given token behind the other. What prefill
@@ -250,7 +250,7 @@ fn periods(rng: &mut ChaCha8Rng, length: usize) -> Text {
     continued(tokens, |i| at(i).1 >= UNKNOWN)
 }
 
-/// The filler of `model/data.py`.
+/// The filler of `eval/model/data.py`.
 const WORDS: [&str; 77] = [
     "the", "of", "and", "to", "in", "is", "was", "for", "on", "as", "with", "at", "by", "from", "it", "an",
     "be", "this", "that", "are", "or", "his", "her", "had", "not", "but", "which", "have", "one", "were",

@@ -1,4 +1,4 @@
-//! LKV's scorer is read and computed as it was written: `model/lkv.py` scales each head's scores to mean 0 and deviation 1 over
+//! LKV's scorer is read and computed as it was written: `eval/model/lkv.py` scales each head's scores to mean 0 and deviation 1 over
 //! contexts of 512 tokens, half recall and half copying.
 
 use std::path::Path;

@@ -14,7 +14,7 @@ use lava::workspace::Carver;
 const RATIOS: [f64; 5] = [0.5, 0.2, 0.1, 0.05, 0.02];
 
 fn model() -> Model {
-    Model::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/recall.safetensors")).unwrap()
+    Model::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("model/recall.safetensors")).unwrap()
 }
 
 /// Without LKV, whose weights are another file.

@@ -1,6 +1,6 @@
 """Writes llama models as GGUF, with a tokenizer of bytes: <unk>, <s>, </s>, then byte b as token b + 3.
 
-    python3 gguf_model.py recall OUT.gguf            # model/recall.safetensors, which answers questions
+    python3 gguf_model.py recall OUT.gguf            # eval/model/recall.safetensors, which answers questions
     python3 gguf_model.py random OUT.gguf --layers 8 --heads 32 --kv-heads 8 --head-dim 128 ...   # for speed and tests
 
 The weights of the recall model are copied as they are (F16; norms F32, as llama.cpp wants them): its rows already have the
@@ -122,9 +122,9 @@ def write(path: Path, name: str, shape: Shape, tensors) -> None:
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = ap.add_subparsers(dest="kind", required=True)
-    recall = kinds.add_parser("recall", help="the trained model of model/")
+    recall = kinds.add_parser("recall", help="the trained model of eval/model/")
     recall.add_argument("out", type=Path)
-    recall.add_argument("--weights", type=Path, default=ROOT / "model/recall.safetensors")
+    recall.add_argument("--weights", type=Path, default=ROOT / "eval/model/recall.safetensors")
     random = kinds.add_parser("random", help="a model of a chosen shape with random weights",
                               formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     random.add_argument("out", type=Path)

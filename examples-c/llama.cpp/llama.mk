@@ -39,5 +39,5 @@ llama-build: llama-fetch lib
 	@$(call L_CONFIGURE,build)
 	@$(call L_BUILD,build) --parallel $(JOBS)
 
-$(L_HOME)/%.gguf: model/%.safetensors $(LLAMA)/gguf_model.py | llama-fetch
+$(L_HOME)/%.gguf: eval/model/%.safetensors $(LLAMA)/gguf_model.py | llama-fetch
 	@$(PYTHON) $(LLAMA)/gguf_model.py $* $@

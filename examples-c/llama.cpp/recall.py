@@ -1,4 +1,4 @@
-"""What eviction costs in answers: the trained model, in llama.cpp, on held-out recall prompts of model/data.py.
+"""What eviction costs in answers: the trained model, in llama.cpp, on held-out recall prompts of eval/model/data.py.
 
     python3 recall.py show      # one prompt, with the whole cache and with a fifth of it, as `make llama` shows it
     python3 recall.py score     # a table: budgets by settings

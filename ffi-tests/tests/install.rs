@@ -192,7 +192,7 @@ fn headers_of_a_feature() {
     run(&mut make("lib", &[]));
     let script = |task: &str, features: &str| {
         let mut script = Command::new("sh");
-        script.arg(root().join("packaging/install.sh")).arg(task);
+        script.arg(root().join("include/install/install.sh")).arg(task);
         script.env("VERSION", version()).env("PREFIX", &prefix).env("FEATURES", features);
         run(script.env_remove("DESTDIR").env_remove("LIBDIR").env_remove("INCLUDEDIR"));
     };

@@ -5,7 +5,7 @@
 #
 # What is installed finds its parts by where it lies itself, so the tree may be moved.
 set -eu
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 absolute() {
     case $1 in
@@ -71,9 +71,9 @@ put 755 $built/liblava.so "$libdir" "liblava.so.$VERSION"
 # A program is linked by the last name and runs by the one in the middle, which changes with the ABI only.
 link "liblava.so.$VERSION" "liblava.so.$abi"
 link "liblava.so.$abi" liblava.so
-fill packaging/lava.pc.in "$libdir/pkgconfig"
-fill packaging/lava-config.cmake.in "$libdir/cmake/lava"
-fill packaging/lava-config-version.cmake.in "$libdir/cmake/lava"
+fill include/install/lava.pc.in "$libdir/pkgconfig"
+fill include/install/lava-config.cmake.in "$libdir/cmake/lava"
+fill include/install/lava-config-version.cmake.in "$libdir/cmake/lava"
 for text in LICENSE-MIT LICENSE-APACHE; do
     put 644 $text "$docdir"
 done
