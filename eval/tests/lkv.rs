@@ -10,7 +10,7 @@ use eval::tasks::Task;
 
 #[test]
 fn scores_are_scaled_as_they_were_written() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("model");
     let model = Model::load(&folder.join("recall.safetensors")).unwrap();
     let cfg = &model.cfg;
     let lkv = Lkv::load(cfg, &folder.join("lkv.safetensors")).unwrap();

@@ -16,7 +16,7 @@ fn worst(ours: impl IntoIterator<Item = f32>, theirs: &[f32]) -> f32 {
 
 #[test]
 fn captured_prompts_give_the_same_numbers() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("model");
     let model = Model::load(&folder.join("recall.safetensors")).unwrap();
     let bytes = std::fs::read(folder.join("captures.safetensors")).unwrap();
     let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
