@@ -64,7 +64,7 @@ pub mod workspace;
 pub use backend::Backend;
 pub use error::{Error, ErrorKind, Result};
 pub use params::{
-    Attention, GroupReduce, HeadFloor, LayerBudgets, Pool, ScoreParams, SelectParams, Shape, ValueSpan,
-    ValueWeight,
+    Alike, Attention, GroupReduce, HeadFloor, LayerShare, Layers, LseBase, Pool, RaggedRows, ScoreParams,
+    SelectParams, Shape, ValueSpan, ValueWeight,
 };
 pub use view::{Dtype, Rows, Strides, Tensor, TensorMut};

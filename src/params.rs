@@ -1,22 +1,25 @@
 //! Shapes and options, validated once: past this file no stage meets a bad size.
 
-use crate::error::{ErrorKind, Result, ensure};
+use core::f32::consts::LOG2_E;
+use core::ops::Range;
+
+use crate::error::{Error, ErrorKind, Result, ensure};
 
 /// Head dimensions go up to this (DeepSeek's MLA keys have 576).
 pub const MAX_HEAD_DIM: usize = 576;
 /// Pooling kernels go up to this.
 pub const MAX_POOL_KERNEL: usize = 127;
 
-/// The sizes of one attention layer.
+/// One attention layer: its sizes, its rows, and what its queries see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
+pub struct Shape<'a> {
     /// Which layer this is: used in errors only.
     pub layer: u32,
-    /// N: tokens in the cache, the observation window included.
+    /// N: tokens so far, the observation window included. Positions are below it.
     pub n_tokens: usize,
     /// Query heads; a multiple of `n_kv_heads`.
     pub n_q_heads: usize,
-    /// KV heads.
+    /// KV heads. In an array of layers, 0 is a layer that takes no part.
     pub n_kv_heads: usize,
     /// Elements of a query and of a key.
     pub head_dim_k: usize,
@@ -24,40 +27,245 @@ pub struct Shape {
     pub head_dim_v: usize,
     /// w: the last tokens, always kept, whose queries do the scoring.
     pub window: usize,
+    /// Each query sees this many keys, its own included. `None`: all earlier ones.
+    pub sliding_window: Option<usize>,
+    /// The rows of a cache that has been compressed before. `None`: every head has `n_tokens` rows, and row `i` is token `i`.
+    pub ragged: Option<RaggedRows<'a>>,
 }
 
-impl Shape {
-    /// Checks that the sizes fit together and that `n_kv_heads · n_tokens` is below 2³².
+/// Rows of heads of unlike length, head after head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RaggedRows<'a> {
+    /// Exclusive prefix sum of the heads' rows, `n_kv_heads + 1` entries from 0.
+    pub cu_rows: &'a [u32],
+    /// True position of each row, ascending per head, below `n_tokens`. Each head's last rows are the observation window's.
+    pub positions: &'a [u32],
+}
+
+impl<'a> Shape<'a> {
+    /// A layer of which nothing has been evicted, with attention to all earlier tokens.
+    pub const fn dense(
+        n_tokens: usize,
+        n_q_heads: usize,
+        n_kv_heads: usize,
+        head_dim_k: usize,
+        head_dim_v: usize,
+        window: usize,
+    ) -> Self {
+        Self {
+            layer: 0,
+            n_tokens,
+            n_q_heads,
+            n_kv_heads,
+            head_dim_k,
+            head_dim_v,
+            window,
+            sliding_window: None,
+            ragged: None,
+        }
+    }
+
+    /// The same layer where each query sees `keys` keys, its own included.
+    pub const fn sliding(self, keys: usize) -> Self {
+        Self { sliding_window: Some(keys), ..self }
+    }
+
+    /// The same layer with the rows of a cache that has been compressed before.
+    pub const fn with_rows<'b>(self, cu_rows: &'b [u32], positions: &'b [u32]) -> Shape<'b>
+    where
+        'a: 'b,
+    {
+        Shape { ragged: Some(RaggedRows { cu_rows, positions }), ..self }
+    }
+
+    /// Checks that the sizes fit together, that the layer has fewer than 2³² rows over all heads, and that ragged rows are in order
+    /// and end in the window.
     pub fn validate(&self) -> Result<()> {
-        ensure(self.n_tokens > 0, ErrorKind::Shape, c"n_tokens")?;
-        ensure(self.n_kv_heads > 0, ErrorKind::Shape, c"n_kv_heads")?;
-        ensure(
-            self.n_q_heads > 0 && self.n_q_heads.is_multiple_of(self.n_kv_heads),
-            ErrorKind::Shape,
-            c"n_q_heads",
-        )?;
-        ensure((1..=MAX_HEAD_DIM).contains(&self.head_dim_k), ErrorKind::Shape, c"head_dim_k")?;
-        ensure((1..=MAX_HEAD_DIM).contains(&self.head_dim_v), ErrorKind::Shape, c"head_dim_v")?;
-        ensure(self.window > 0, ErrorKind::Shape, c"window")?;
+        self.validate_sizes()?;
+        self.ragged.map_or(Ok(()), |rows| self.validate_rows(rows)).map_err(|e| e.at_layer(self.layer))
+    }
+
+    fn validate_sizes(&self) -> Result<()> {
+        self.validate_heads()?;
+        let check = |ok, kind, name| ensure(ok, kind, name).map_err(|e: Error| e.at_layer(self.layer));
+        check(self.n_tokens > 0, ErrorKind::Shape, c"n_tokens")?;
+        check(self.window > 0, ErrorKind::Shape, c"window")?;
+        check(self.sliding_window != Some(0), ErrorKind::Shape, c"sliding_window")?;
         let entries = (self.n_tokens as u64).checked_mul(self.n_kv_heads as u64);
-        ensure(entries.is_some_and(|n| n <= u32::MAX as u64), ErrorKind::Overflow, c"n_tokens")?;
+        check(entries.is_some_and(|n| n <= u32::MAX as u64), ErrorKind::Overflow, c"n_tokens")?;
         let rows = (self.window as u64).checked_mul(self.n_q_heads as u64);
-        ensure(rows.is_some_and(|n| n <= u32::MAX as u64), ErrorKind::Overflow, c"window")
+        check(rows.is_some_and(|n| n <= u32::MAX as u64), ErrorKind::Overflow, c"window")
+    }
+
+    /// Checks heads and head dimensions, which is all that attention over a compressed cache uses.
+    pub fn validate_heads(&self) -> Result<()> {
+        let check = |ok, name| ensure(ok, ErrorKind::Shape, name).map_err(|e: Error| e.at_layer(self.layer));
+        check(self.n_kv_heads > 0, c"n_kv_heads")?;
+        check(self.n_q_heads > 0 && self.n_q_heads.is_multiple_of(self.n_kv_heads), c"n_q_heads")?;
+        check((1..=MAX_HEAD_DIM).contains(&self.head_dim_k), c"head_dim_k")?;
+        check((1..=MAX_HEAD_DIM).contains(&self.head_dim_v), c"head_dim_v")
+    }
+
+    fn validate_rows(&self, RaggedRows { cu_rows, positions }: RaggedRows) -> Result<()> {
+        let n = self.n_kv_heads;
+        ensure(cu_rows.len() > n, ErrorKind::BufferSize, c"cu_rows")?;
+        ensure(cu_rows[0] == 0 && cu_rows[..=n].is_sorted(), ErrorKind::Indices, c"cu_rows")?;
+        ensure(positions.len() >= cu_rows[n] as usize, ErrorKind::BufferSize, c"positions")?;
+        for h in 0..n {
+            let own = &positions[cu_rows[h] as usize..cu_rows[h + 1] as usize];
+            let at = |e: Error| e.at_head(h);
+            ensure(own.len() >= self.window_rows(), ErrorKind::Indices, c"cu_rows").map_err(at)?;
+            let ascending = own.is_sorted_by(|a, b| a < b);
+            // Strictly ascending and below N: the window's rows are the last w positions if the first of them is.
+            let last = own.last().is_none_or(|&p| (p as usize) + 1 == self.n_tokens);
+            let first =
+                own.get(own.len() - self.window_rows()).is_none_or(|&p| p as usize == self.prefix_len());
+            ensure(ascending && last && first, ErrorKind::Indices, c"positions").map_err(at)?;
+        }
+        Ok(())
     }
 
     /// Query heads that share one KV head.
     pub fn group_size(&self) -> usize {
-        self.n_q_heads / self.n_kv_heads
+        self.n_q_heads.checked_div(self.n_kv_heads).unwrap_or(0)
     }
 
-    /// P = N − w: the tokens that compete. Zero when the window covers everything.
+    /// P = N − w: the positions before the observation window. Zero when the window covers everything.
     pub fn prefix_len(&self) -> usize {
         self.n_tokens.saturating_sub(self.window)
     }
 
-    /// Prefix entries of the layer: `n_kv_heads · prefix_len`.
-    pub fn prefix_entries(&self) -> u64 {
-        self.n_kv_heads as u64 * self.prefix_len() as u64
+    /// Rows of the observation window, which every head holds: `min(w, N)`.
+    pub fn window_rows(&self) -> usize {
+        self.n_tokens.min(self.window)
+    }
+
+    /// Rows of head `h`.
+    #[inline]
+    pub fn rows(&self, h: usize) -> usize {
+        match &self.ragged {
+            None => self.n_tokens,
+            Some(rows) => (rows.cu_rows[h + 1] - rows.cu_rows[h]) as usize,
+        }
+    }
+
+    /// Rows of head `h` before the window: each has a score.
+    #[inline]
+    pub fn prefix_rows(&self, h: usize) -> usize {
+        self.rows(h) - self.window_rows()
+    }
+
+    /// Prefix rows of the longest head.
+    pub fn most_prefix_rows(&self) -> usize {
+        match self.ragged {
+            None => self.prefix_len(),
+            Some(_) => (0..self.n_kv_heads).map(|h| self.prefix_rows(h)).max().unwrap_or(0),
+        }
+    }
+
+    /// Rows of all heads.
+    pub fn n_rows(&self) -> u64 {
+        match &self.ragged {
+            None => self.n_kv_heads as u64 * self.n_tokens as u64,
+            Some(rows) => rows.cu_rows[self.n_kv_heads] as u64,
+        }
+    }
+
+    /// Where the scores of head `h` begin. `h` may be `n_kv_heads`: where they end.
+    #[inline]
+    pub fn first_score(&self, h: usize) -> usize {
+        match &self.ragged {
+            None => h * self.prefix_len(),
+            Some(rows) => rows.cu_rows[h] as usize - h * self.window_rows(),
+        }
+    }
+
+    /// Scores of the layer: one per prefix row, head after head.
+    pub fn n_scores(&self) -> u64 {
+        self.n_rows() - self.n_kv_heads as u64 * self.window_rows() as u64
+    }
+
+    /// True position of row `row` of head `h`.
+    #[inline]
+    pub fn position(&self, h: usize, row: usize) -> usize {
+        match &self.ragged {
+            None => row,
+            Some(rows) => rows.positions[rows.cu_rows[h] as usize + row] as usize,
+        }
+    }
+
+    /// The first position that a query at position N can see.
+    pub fn first_visible(&self) -> usize {
+        self.sliding_window.map_or(0, |keys| (self.n_tokens + 1).saturating_sub(keys))
+    }
+
+    /// The first of head `h`'s rows whose position is at least `position`.
+    pub fn first_row_at(&self, h: usize, position: usize) -> usize {
+        match &self.ragged {
+            None => position.min(self.n_tokens),
+            Some(rows) => rows.positions[rows.cu_rows[h] as usize..rows.cu_rows[h + 1] as usize]
+                .partition_point(|&p| (p as usize) < position),
+        }
+    }
+
+    /// Prefix rows of head `h` that compete: those that a later query can see. The others are dead: they score 0 and are evicted.
+    pub fn live(&self, h: usize) -> Range<usize> {
+        let end = self.prefix_rows(h);
+        self.first_row_at(h, self.first_visible()).min(end)..end
+    }
+
+    /// Prefix entries of the layer that can be kept.
+    pub fn capacity(&self) -> u64 {
+        match self.ragged {
+            // Heads that are alike are not gone through: there may be billions, if only in a caller's mistake.
+            None if self.n_kv_heads > 0 => self.n_kv_heads as u64 * self.live(0).len() as u64,
+            _ => (0..self.n_kv_heads).map(|h| self.live(h).len() as u64).sum(),
+        }
+    }
+}
+
+/// The layers of a model, alike or not.
+pub trait Layers {
+    /// How many there are.
+    fn n_layers(&self) -> usize;
+
+    /// Layer `l`. With no KV heads it takes no part.
+    fn layer(&self, l: usize) -> Shape<'_>;
+
+    /// Checks their number and each of them.
+    fn validate(&self) -> Result<()> {
+        let n = self.n_layers();
+        ensure(n > 0 && n <= crate::budget::MAX_LAYERS, ErrorKind::Shape, c"n_layers")?;
+        for l in 0..n {
+            let shape = self.layer(l);
+            if shape.n_kv_heads > 0 {
+                shape.validate().map_err(|e| e.at_layer(l as u32))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Layers one by one.
+impl Layers for [Shape<'_>] {
+    fn n_layers(&self) -> usize {
+        self.len()
+    }
+    fn layer(&self, l: usize) -> Shape<'_> {
+        self[l]
+    }
+}
+
+/// So many layers that are alike.
+#[derive(Clone, Copy, Debug)]
+pub struct Alike<'a>(pub Shape<'a>, pub usize);
+
+impl Layers for Alike<'_> {
+    fn n_layers(&self) -> usize {
+        self.1
+    }
+    fn layer(&self, l: usize) -> Shape<'_> {
+        Shape { layer: l as u32, ..self.0 }
     }
 }
 
@@ -129,16 +337,39 @@ pub enum ValueWeight {
     Output = 3,
 }
 
-/// Options of scoring. `Default` is LAVa's setting; [`ScoreParams::global`] is the preset that measures best, and [`ScoreParams::snapkv`] and
-/// the others are published methods.
+/// The base of a log-sum-exp.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(i32)]
+pub enum LseBase {
+    /// `ln Σ exp(logit)`: FlashAttention, PyTorch.
+    #[default]
+    Natural = 0,
+    /// `log2 Σ exp(logit)`: FlashInfer.
+    Two = 1,
+}
+
+impl LseBase {
+    /// What a log-sum-exp of this base is multiplied by to be one of base 2.
+    pub(crate) fn to_two(self) -> f32 {
+        match self {
+            Self::Natural => LOG2_E,
+            Self::Two => 1.0,
+        }
+    }
+}
+
+/// Options of scoring. `Default` is the recommended preset, [`ScoreParams::lava`] is LAVa as published, [`ScoreParams::snapkv`] and
+/// the others are other published methods.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ScoreParams {
+pub struct ScoreParams<'a> {
     /// Factor on `q · k`. `None`: `1 / sqrt(head_dim_k)`.
     pub scale: Option<f32>,
     /// Logit soft-cap `c`: logits become `c · tanh(s / c)`. `None`: no cap.
     pub softcap: Option<f32>,
-    /// Each query sees this many keys, its own included. `None`: all earlier ones.
-    pub sliding_window: Option<usize>,
+    /// Learned attention sinks: one logit per query head, neither scaled nor capped, that is part of the softmax's denominator.
+    pub sink_logits: Option<&'a [f32]>,
+    /// The base of a log-sum-exp that comes with the inputs.
+    pub lse_base: LseBase,
     /// Pooling along tokens.
     pub pool: Pool,
     /// Width of the pooling, odd, at most [`MAX_POOL_KERNEL`]; 1 pools nothing.
@@ -155,20 +386,29 @@ pub struct ScoreParams {
     pub decay: f32,
     /// What the attention is multiplied by.
     pub value_weight: ValueWeight,
-    /// This many times a head's mean score is added to all its scores: what nobody has looked at yet may still be looked at, in
-    /// heads that are much looked at more than in others. Not negative.
+    /// This many times a head's mean score is added to all its scores. Not negative.
     pub smoothing: f32,
     /// A factor on all scores of the layer, finite and above 0. It decides nothing inside a layer; under
-    /// [`LayerBudgets::Global`] it is the layer's weight.
+    /// [`LayerShare::Global`] it is the layer's weight.
     pub weight: f32,
 }
 
-impl Default for ScoreParams {
+impl Default for ScoreParams<'_> {
+    /// The recommended preset (C: `lava_score_params_default`), for one sort over all layers: squared attention, which tells sharp
+    /// heads from blurred ones, times each token's own value norm.
     fn default() -> Self {
+        Self { attention: Attention::Squared, value_weight: ValueWeight::Token, ..Self::lava() }
+    }
+}
+
+impl ScoreParams<'_> {
+    /// LAVa as published: mean attention, max-pooled over 7, times the head's largest value norm.
+    pub const fn lava() -> Self {
         Self {
             scale: None,
             softcap: None,
-            sliding_window: None,
+            sink_logits: None,
+            lse_base: LseBase::Natural,
             pool: Pool::Max,
             pool_kernel: 7,
             group_reduce: GroupReduce::Max,
@@ -181,23 +421,10 @@ impl Default for ScoreParams {
             weight: 1.0,
         }
     }
-}
-
-impl ScoreParams {
-    /// The preset that `make eval` chose, for one sort over all layers (C: `lava_score_params_default`): squared attention, which tells
-    /// sharp heads from blurred ones; each token's own value norm; and a head's mean added.
-    pub fn global() -> Self {
-        Self {
-            attention: Attention::Squared,
-            value_weight: ValueWeight::Token,
-            smoothing: 1.0,
-            ..Self::default()
-        }
-    }
 
     /// SnapKV, and with other budgets Ada-KV and PyramidKV: mean attention, max-pooled.
     pub fn snapkv() -> Self {
-        Self { value_weight: ValueWeight::None, ..Self::default() }
+        Self { value_weight: ValueWeight::None, ..Self::lava() }
     }
 
     /// CAKE: mean and variance, average-pooled over 5, the group's mean. Published with γ = 200 and a window of 32.
@@ -224,22 +451,17 @@ impl ScoreParams {
 
     /// VATP: attention times the value's own norm. Published with 20 sinks.
     pub fn vatp() -> Self {
-        Self { value_weight: ValueWeight::Token, pool_kernel: 1, ..Self::default() }
+        Self { value_weight: ValueWeight::Token, pool_kernel: 1, ..Self::lava() }
     }
 
     /// CAOTE over the window's mean attention.
     pub fn caote() -> Self {
-        Self { value_weight: ValueWeight::Output, pool_kernel: 1, ..Self::default() }
+        Self { value_weight: ValueWeight::Output, pool_kernel: 1, ..Self::lava() }
     }
 
     /// ReST-KV without the output matrix. Published with a decay of 0.3 and a window of 32.
     pub fn rest_kv(decay: f32) -> Self {
-        Self {
-            attention: Attention::Exponential,
-            decay,
-            value_weight: ValueWeight::Output,
-            ..Self::default()
-        }
+        Self { attention: Attention::Exponential, decay, value_weight: ValueWeight::Output, ..Self::lava() }
     }
 
     /// KV-Compress: squared attention, the group's sum (here its mean: the same order).
@@ -252,8 +474,8 @@ impl ScoreParams {
         Self { attention: Attention::Exponential, decay: 1.0, pool_kernel: 1, ..Self::snapkv() }
     }
 
-    /// Checks every option's range.
-    pub fn validate(&self) -> Result<()> {
+    /// Checks every option's range, and that there is a sink logit for each of `n_q_heads` query heads, if there are any.
+    pub fn validate(&self, n_q_heads: usize) -> Result<()> {
         let odd = self.pool_kernel % 2 == 1 && self.pool_kernel <= MAX_POOL_KERNEL;
         ensure(odd, ErrorKind::Argument, c"pool_kernel")?;
         ensure(self.gamma.is_finite() && self.gamma >= 0.0, ErrorKind::Argument, c"gamma")?;
@@ -262,17 +484,23 @@ impl ScoreParams {
         ensure(self.weight.is_finite() && self.weight > 0.0, ErrorKind::Argument, c"weight")?;
         let sums_to_1 = matches!(self.attention, Attention::Mean | Attention::Exponential);
         ensure(sums_to_1 || self.value_weight != ValueWeight::Output, ErrorKind::Argument, c"value_weight")?;
-        validate_logit_options(self.scale, self.softcap)
+        validate_logit_options(self.scale, self.softcap, self.sink_logits, n_q_heads)
     }
 }
 
-/// Checks a scale and a soft-cap: finite, and the cap positive.
-pub(crate) fn validate_logit_options(scale: Option<f32>, softcap: Option<f32>) -> Result<()> {
+/// Checks what makes logits: a finite scale, a positive soft-cap, a finite sink logit for each query head.
+pub(crate) fn validate_logit_options(
+    scale: Option<f32>,
+    softcap: Option<f32>,
+    sink_logits: Option<&[f32]>,
+    n_q_heads: usize,
+) -> Result<()> {
     ensure(scale.is_none_or(f32::is_finite), ErrorKind::Argument, c"scale")?;
-    ensure(softcap.is_none_or(|c| c.is_finite() && c > 0.0), ErrorKind::Argument, c"softcap")
+    ensure(softcap.is_none_or(|c| c.is_finite() && c > 0.0), ErrorKind::Argument, c"softcap")?;
+    let Some(sinks) = sink_logits else { return Ok(()) };
+    ensure(sinks.len() >= n_q_heads, ErrorKind::BufferSize, c"sink_logits")?;
+    ensure(sinks[..n_q_heads].iter().all(|s| s.is_finite()), ErrorKind::NonFinite, c"sink_logits")
 }
-
-use core::f32::consts::LOG2_E;
 
 /// The factor on `q·k` in two parts, since the kernels want one above 0: the sign goes into the queries.
 #[derive(Clone, Copy)]
@@ -289,7 +517,7 @@ impl Scale {
         Self { sign: 1.0f32.copysign(scale), size: scale.abs().max(f32::MIN_POSITIVE) }
     }
 
-    /// The factor of the exponents of two: what is left to do behind the soft-cap, which scales what it caps, over ln 2.
+    /// The factor of the exponents of two: what is left to do after the soft-cap, which scales what it caps, over ln 2.
     pub fn of_exponent(&self, softcap: Option<f32>) -> f32 {
         LOG2_E * if softcap.is_some() { 1.0 } else { self.size }
     }
@@ -311,20 +539,21 @@ pub enum HeadFloor {
 /// How layers share a total.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(i32)]
-pub enum LayerBudgets {
+pub enum LayerShare {
     /// In proportion to the entropies of their scores. LAVa.
-    #[default]
     Entropy = 0,
     /// In equal parts.
     Equal = 1,
     /// In proportion to weights that come with the scores: pyramids, CAKE's preference, what was learned.
     Weights = 2,
-    /// Not at all: the heads of all layers compete, as those of one layer do. One threshold for the whole model.
+    /// Not at all: the heads of all layers compete, as those of one layer do. One threshold for the whole model. The recommended
+    /// preset.
+    #[default]
     Global = 3,
 }
 
-/// Options of selection. The default is the paper's setting. Equal head budgets are [`HeadFloor::Affine`] with α = 1.
-#[derive(Clone, Copy, Debug, Default)]
+/// Options of selection. `Default` is the recommended preset, [`SelectParams::lava`] is LAVa as published.
+#[derive(Clone, Copy, Debug)]
 pub struct SelectParams<'a> {
     /// The head floor's mode.
     pub head_floor: HeadFloor,
@@ -332,34 +561,44 @@ pub struct SelectParams<'a> {
     pub alpha: f64,
     /// Each head's best so many entries are kept before any compete, the protected ones among them.
     pub head_min: usize,
-    /// Head budgets from outside: heads share the layer's budget in proportion to these, one per KV head, finite and not
-    /// negative, with the rules of `budget::layer_budgets`. They replace the competition and the floors.
+    /// Head budgets from outside: heads share the layer's entries in proportion to these, one per KV head, finite and not
+    /// negative, with the rules of `budget::layer_entries`. They replace the competition and the floors.
     pub head_weights: Option<&'a [f64]>,
-    /// This many first tokens are kept in every head.
+    /// Tokens at positions below this are kept in every head.
     pub n_sink: usize,
-    /// One byte per prefix token: non-zero is kept in every head.
+    /// One byte per token position, for the whole prefix: non-zero is kept in every head.
     pub protected_mask: Option<&'a [u8]>,
 }
 
+impl Default for SelectParams<'_> {
+    /// The recommended preset (C: `lava_select_params_default`), for [`LayerShare::Global`]: each head is sure of its best tenth of an
+    /// equal part, and keeps the first four tokens.
+    fn default() -> Self {
+        Self { head_floor: HeadFloor::Guaranteed, alpha: 0.1, n_sink: 4, ..Self::lava() }
+    }
+}
+
 impl SelectParams<'_> {
-    /// The paper's preset: no head floor.
-    pub fn paper() -> Self {
-        Self::default()
+    /// LAVa as published: no head floor, nothing protected.
+    pub const fn lava() -> Self {
+        Self {
+            head_floor: HeadFloor::None,
+            alpha: 0.0,
+            head_min: 0,
+            head_weights: None,
+            n_sink: 0,
+            protected_mask: None,
+        }
     }
 
-    /// The preset of the authors' released code: an affine floor with α = 0.2, here with exact totals.
-    pub fn released() -> Self {
-        Self { head_floor: HeadFloor::Affine, alpha: 0.2, ..Self::default() }
-    }
-
-    /// What goes with [`ScoreParams::global`] and [`LayerBudgets::Global`]: each head is sure of its best tenth of a share.
-    pub fn global() -> Self {
-        Self { head_floor: HeadFloor::Guaranteed, alpha: 0.1, ..Self::default() }
+    /// LAVa as its authors' code has it: an affine floor with α = 0.2, here with exact totals.
+    pub const fn lava_released() -> Self {
+        Self { head_floor: HeadFloor::Affine, alpha: 0.2, ..Self::lava() }
     }
 
     /// Equal head budgets: SnapKV, PyramidKV, CAKE and all that came before Ada-KV.
-    pub fn equal() -> Self {
-        Self { head_floor: HeadFloor::Affine, alpha: 1.0, ..Self::default() }
+    pub const fn equal() -> Self {
+        Self { head_floor: HeadFloor::Affine, alpha: 1.0, ..Self::lava() }
     }
 
     /// Checks α, the weights of `n_heads` heads, and the mask's length against the prefix.
@@ -368,9 +607,11 @@ impl SelectParams<'_> {
         ensure(in_range, ErrorKind::Argument, c"alpha")?;
         if let Some(weights) = self.head_weights {
             ensure(weights.len() >= n_heads, ErrorKind::BufferSize, c"head_weights")?;
-            let fine = weights[..n_heads].iter().position(|w| !w.is_finite() || *w < 0.0);
-            ensure(fine.is_none(), ErrorKind::NonFinite, c"head_weights")
-                .map_err(|e| fine.map_or(e, |head| e.at_head(head)))?;
+            for (head, w) in weights[..n_heads].iter().enumerate() {
+                let at = |e: Error| e.at_head(head);
+                ensure(w.is_finite(), ErrorKind::NonFinite, c"head_weights").map_err(at)?;
+                ensure(*w >= 0.0, ErrorKind::Argument, c"head_weights").map_err(at)?;
+            }
         }
         ensure(
             self.protected_mask.is_none_or(|m| m.len() >= prefix_len),
@@ -379,55 +620,77 @@ impl SelectParams<'_> {
         )
     }
 
-    /// Whether prefix token `position` is kept whatever its score.
+    /// Whether the token at `position` is kept whatever its score. Nothing beyond the mask is.
+    #[inline]
     pub fn protects(&self, position: usize) -> bool {
-        position < self.n_sink || self.protected_mask.is_some_and(|m| m[position] != 0)
+        position < self.n_sink
+            || self.protected_mask.is_some_and(|m| m.get(position).is_some_and(|&b| b != 0))
+    }
+
+    /// How many of a head's live entries are protected.
+    pub fn n_protected(&self, shape: &Shape, head: usize) -> usize {
+        let live = shape.live(head);
+        match self.protected_mask {
+            None => shape.first_row_at(head, self.n_sink).clamp(live.start, live.end) - live.start,
+            Some(_) => live.filter(|&row| self.protects(shape.position(head, row))).count(),
+        }
     }
 
     /// Entries that a head keeps before any compete: the protected ones, or `head_min` if that is more.
-    pub fn minimum(&self, prefix_len: usize) -> usize {
-        self.n_protected(prefix_len).max(self.head_min.min(prefix_len))
+    pub fn minimum(&self, shape: &Shape, head: usize) -> usize {
+        self.n_protected(shape, head).max(self.head_min.min(shape.live(head).len()))
     }
 
-    /// How many prefix tokens are protected.
-    pub fn n_protected(&self, prefix_len: usize) -> usize {
-        match self.protected_mask {
-            None => self.n_sink.min(prefix_len),
-            Some(_) => (0..prefix_len).filter(|&i| self.protects(i)).count(),
+    /// The same over all heads of a layer.
+    pub fn layer_minimum(&self, shape: &Shape) -> u64 {
+        match shape.ragged {
+            // Heads that are alike are not gone through.
+            None if shape.n_kv_heads > 0 => self.minimum(shape, 0) as u64 * shape.n_kv_heads as u64,
+            _ => (0..shape.n_kv_heads).map(|h| self.minimum(shape, h) as u64).sum(),
         }
     }
 }
 
-/// Prefix entries to keep over the whole model: `(budget − window) · n_layers · n_kv_heads`, and at most all of them.
-///
-/// `budget` is the average number of tokens kept per KV head per layer, window included.
-pub fn total_entries(shape: &Shape, budget: usize, n_layers: usize) -> Result<u64> {
-    shape.validate()?;
-    ensure(n_layers > 0 && n_layers <= crate::budget::MAX_LAYERS, ErrorKind::Shape, c"n_layers")?;
-    let per_head = shape.prefix_len().min(prefix_budget(shape, budget, c"budget")?);
-    Ok(per_head as u64 * n_layers as u64 * shape.n_kv_heads as u64)
+/// Prefix entries to keep over the whole model, for an average of `budget` tokens per KV head per layer, window included: the sum
+/// over all heads of `budget − window`, or of what a head has that later queries can see, if that is less.
+pub fn total_entries(layers: &(impl Layers + ?Sized), budget: usize) -> Result<u64> {
+    layers.validate()?;
+    let mut total = 0u64;
+    for l in 0..layers.n_layers() {
+        let shape = layers.layer(l);
+        if shape.n_kv_heads == 0 {
+            continue;
+        }
+        let fits = budget >= shape.window || shape.prefix_len() == 0;
+        ensure(fits, ErrorKind::Budget, c"budget").map_err(|e| e.at_layer(l as u32))?;
+        let per_head = |h: usize| shape.live(h).len().min(budget.saturating_sub(shape.window)) as u64;
+        total += match shape.ragged {
+            None => per_head(0) * shape.n_kv_heads as u64,
+            Some(_) => (0..shape.n_kv_heads).map(per_head).sum(),
+        };
+    }
+    Ok(total)
 }
 
-/// The budget that a ratio of the tokens means: `⌊ratio · n_tokens⌋`.
-pub fn budget_from_ratio(shape: &Shape, ratio: f64) -> Result<usize> {
+/// A ratio is taken in billionths, so that 0.29 of 100 is 29.
+const RATIO_ONE: u128 = 1_000_000_000;
+
+/// The budget that a ratio of the tokens means: `⌊ratio · n_tokens⌋`, with the ratio in billionths; but never less than what every head
+/// keeps whatever is asked for, the window and what `params` protects, and never more than `n_tokens`.
+pub fn budget_from_ratio(shape: &Shape, params: &SelectParams, ratio: f64) -> Result<usize> {
     shape.validate()?;
+    params.validate(0, shape.prefix_len())?;
     ensure((0.0..=1.0).contains(&ratio), ErrorKind::Argument, c"ratio")?;
-    let budget = (ratio * shape.n_tokens as f64) as usize;
-    prefix_budget(shape, budget, c"ratio")?;
-    Ok(budget)
-}
-
-/// Prefix tokens that `budget` leaves for a head. Below the window is an error, unless the window covers everything.
-fn prefix_budget(shape: &Shape, budget: usize, argument: &'static core::ffi::CStr) -> Result<usize> {
-    let fits = budget >= shape.window || shape.prefix_len() == 0;
-    ensure(fits, ErrorKind::Budget, argument).map_err(|e| e.at_layer(shape.layer))?;
-    Ok(budget.saturating_sub(shape.window))
+    let asked = libm::rint(ratio * RATIO_ONE as f64) as u128 * shape.n_tokens as u128 / RATIO_ONE;
+    let heads = if shape.ragged.is_some() { shape.n_kv_heads } else { 1 };
+    let kept = shape.window_rows() + (0..heads).map(|h| params.minimum(shape, h)).max().unwrap_or(0);
+    Ok((asked as usize).max(kept).min(shape.n_tokens))
 }
 
 /// Which of `n_parts` equal shares of `n` items `part` does: a contiguous range, the same for everybody who asks.
 pub(crate) fn split(n: usize, part: usize, n_parts: usize) -> Result<core::ops::Range<usize>> {
     ensure(n_parts > 0, ErrorKind::Argument, c"n_parts")?;
     ensure(part < n_parts, ErrorKind::Argument, c"part")?;
-    let at = |p: usize| (n as u64 * p as u64 / n_parts as u64) as usize;
+    let at = |p: usize| (n as u128 * p as u128 / n_parts as u128) as usize;
     Ok(at(part)..at(part + 1))
 }
