@@ -26,7 +26,7 @@
  * The two launches of an attention:
  *
  *     attend_rows     any number of blocks: as many as run at once      32 * LAVA_ATTEND_WARPS
- *     attend_merge    n_new * group_size, n_kv_heads, n_sequences       128
+ *     attend_merge    n_queries * group_size, n_kv_heads, n_sequences       128
  *
  * SPDX-License-Identifier: MIT OR Apache-2.0
  */
@@ -55,7 +55,7 @@ typedef struct lava_score_sequence {
     lava_device_tensor k;
     /** [n_tokens, n_kv_heads, head_dim_v]. */
     lava_device_tensor v;
-    /** f32 [window, n_q_heads, 1], natural; data NULL: not given. Given for all sequences of a launch or for none. */
+    /** f32 [window, n_q_heads, 1]; data NULL: not given. Given for all sequences of a launch or for none. */
     lava_device_tensor lse;
     union {
         /** [n_kv_heads, n_tokens - window]. */
@@ -97,6 +97,8 @@ typedef struct lava_score_args {
 
     /** Whether `lse` is given. */
     uint32_t has_lse;
+    /** What a given log-sum-exp is multiplied by to be of base 2. */
+    float lse_to_base_2;
     uint32_t n_sequences;
     /** The longest sequence's n_tokens. */
     uint32_t max_tokens;
@@ -105,7 +107,6 @@ typedef struct lava_score_args {
     /** A block's warps: row_warps (a power of two) that share the rows, for each of key_split shares of the keys of a tile. */
     uint32_t row_warps;
     uint32_t key_split;
-    uint32_t reserved;
 
     /** Workspace; see lava_score_layout. */
     float *partial;
@@ -300,15 +301,15 @@ LAVA_PLAN uint32_t lava_score_columns_shared(const lava_score_args *a) {
 #define LAVA_ATTEND_KEYS 16
 
 typedef struct lava_attend_sequence {
-    /** [n_new, n_q_heads, head_dim_k]. */
+    /** [n_queries, n_q_heads, head_dim_k]. */
     lava_device_tensor q;
     /** [n_rows[h], n_kv_heads, head_dim_k]. */
     lava_device_tensor k;
     /** [n_rows[h], n_kv_heads, head_dim_v]. */
     lava_device_tensor v;
-    /** f32 [n_new, n_q_heads, head_dim_v]; written. */
+    /** f32 [n_queries, n_q_heads, head_dim_v]; written. */
     lava_device_tensor out;
-    /** f32 [n_new, n_q_heads, 1], written; data NULL: not wanted. */
+    /** f32 [n_queries, n_q_heads, 1], written; data NULL: not wanted. */
     lava_device_tensor lse;
     /** n_kv_heads counts. */
     const uint32_t *n_rows;
@@ -328,7 +329,7 @@ typedef struct lava_attend_args {
     lava_attend_sequence one;
 
     uint32_t layer;
-    uint32_t n_new;
+    uint32_t n_queries;
     uint32_t n_q_heads;
     uint32_t n_kv_heads;
     uint32_t head_dim_k;
@@ -351,7 +352,7 @@ typedef struct lava_attend_args {
 } lava_attend_args;
 
 /** Query rows of one KV head. */
-LAVA_PLAN uint32_t lava_attend_queries(const lava_attend_args *a) { return a->n_new * (a->n_q_heads / a->n_kv_heads); }
+LAVA_PLAN uint32_t lava_attend_queries(const lava_attend_args *a) { return a->n_queries * (a->n_q_heads / a->n_kv_heads); }
 
 /** Floats from one query's partial results to the next's: whole sectors of memory, so that none is written twice. */
 LAVA_PLAN uint32_t lava_attend_partial(const lava_attend_args *a) { return (a->head_dim_v + 2 + 7) / 8 * 8; }

@@ -542,7 +542,7 @@ __device__ inline void row_lse(const lava_score_args &args) {
     float lse = INFINITY;
     if (j < args.window) {
         if (args.has_lse) {
-            lse = element(head.sequence.lse, head.head * head.group() + row / head.padded(), j, 0) * LOG2_E;
+            lse = element(head.sequence.lse, head.head * head.group() + row / head.padded(), j, 0) * args.lse_to_base_2;
         } else {
             for (uint32_t i = 1; i < SHARES; i++) softmax.merge(maxima[i * ROWS + threadIdx.x], sums[i * ROWS + threadIdx.x]);
             lse = softmax.max + log2f(softmax.sum);

@@ -157,7 +157,7 @@ static void check_faults() {
         launch(lava_share_globally, 2, 2, 1, LAVA_CUDA_SELECT_THREADS, 0, seed, a, 0);
         CHECK(memcmp(fine.budgets.data(), fine.want_budgets.data(), fine.budgets.bytes()) == 0, "the other sequence's budgets");
         if (status[0] != LAVA_NO_FAULT) {
-            for (uint32_t l = 0; l < n_layers; l++) CHECK(sequence.budgets[l] == LAVA_NO_BUDGET, "a budget in spite of a fault");
+            for (uint32_t l = 0; l < n_layers; l++) CHECK(sequence.budgets[l] == LAVA_NO_ENTRIES, "a budget in spite of a fault");
             CHECK(memcmp(sequence.head_weights.data(), "\xA5\xA5\xA5\xA5\xA5\xA5\xA5\xA5", 8) == 0, "a weight in spite of a fault");
         }
         return status[0];

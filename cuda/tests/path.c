@@ -341,7 +341,7 @@ static void refused_scores(void) {
 
 typedef struct attend_case {
     const char *name;
-    uint32_t n_sequences, n_new, n_q_heads, dim, sliding_window;
+    uint32_t n_sequences, n_queries, n_q_heads, dim, sliding_window;
     lava_dtype dtype;
     uint32_t rows[MOST][2];
 } attend_case;
@@ -354,7 +354,7 @@ static void check_attend(const attend_case *c) {
     lava_cuda_attend_sequence sequences[MOST];
     uint32_t *n_rows[MOST], *starts[MOST], *kept[MOST], *cu_kept[MOST];
     uint64_t total_rows = 0;
-    lava_shape shape = lava_shape_init(c->n_new, c->n_q_heads, KV_HEADS, c->dim, c->dim, 1);
+    lava_shape shape = lava_shape_init(c->n_queries, c->n_q_heads, KV_HEADS, c->dim, c->dim, 1);
     lava_attend_params params = lava_attend_params_init();
     params.sliding_window = c->sliding_window;
     uint64_t *offset = allocate(8);
@@ -372,15 +372,15 @@ static void check_attend(const attend_case *c) {
         cu_kept[i][0] = 0;
         for (int h = 0; h < KV_HEADS; h++) {
             n_rows[i][h] = rows[h];
-            for (uint32_t r = 0; r + c->n_new < rows[h]; r++) kept[i][BEFORE + n++] = 3 * r;
+            for (uint32_t r = 0; r + c->n_queries < rows[h]; r++) kept[i][BEFORE + n++] = 3 * r;
             cu_kept[i][h + 1] = n;
         }
         size_t bytes = (size_t) all * c->dim * element_size(c->dtype);
-        t[i][0] = tensor(c->dtype, c->n_new, c->n_q_heads, c->dim, 1);
+        t[i][0] = tensor(c->dtype, c->n_queries, c->n_q_heads, c->dim, 1);
         t[i][1] = lava_tensor_ragged(c->dtype, elements(c->dtype, (size_t) all * c->dim, 1), bytes, starts[i], c->dim);
         t[i][2] = lava_tensor_ragged(c->dtype, elements(c->dtype, (size_t) all * c->dim, 0.5f), bytes, starts[i], c->dim);
-        t[i][3] = tensor(LAVA_F32, c->n_new, c->n_q_heads, c->dim, 1);
-        t[i][4] = tensor(LAVA_F32, c->n_new, c->n_q_heads, 1, 1);
+        t[i][3] = tensor(LAVA_F32, c->n_queries, c->n_q_heads, c->dim, 1);
+        t[i][4] = tensor(LAVA_F32, c->n_queries, c->n_q_heads, 1, 1);
         memcpy(copies[i], t[i], sizeof(t[i]));
         lava_cuda_attend_sequence *s = &sequences[i];
         s->struct_size = sizeof(*s);
@@ -435,7 +435,7 @@ static void check_attend(const attend_case *c) {
         }
         for (uint32_t i = 0; i < c->n_sequences; i++) {
             lava_tensor *x = copies[i], out = x[3], lse = x[4];
-            size_t n_out = (size_t) c->n_new * c->n_q_heads * c->dim, n_lse = (size_t) c->n_new * c->n_q_heads, cpu_size;
+            size_t n_out = (size_t) c->n_queries * c->n_q_heads * c->dim, n_lse = (size_t) c->n_queries * c->n_q_heads, cpu_size;
             lava_attend_params own = params;
             own.n_base = 400;
             if (c->sliding_window) own.kept_indices = kept[i] + BEFORE, own.cu_kept = cu_kept[i];

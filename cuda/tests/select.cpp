@@ -100,7 +100,7 @@ static void check_faults() {
     CHECK(run() == lava_fault(LAVA_FAULT_BUDGET, 5, 0, 0), "six are protected");
     a.one.params.head_min = 7, budget[0] = 13;
     CHECK(run() == lava_fault(LAVA_FAULT_BUDGET, 5, 0, 0), "seven of each head");
-    budget[0] = LAVA_NO_BUDGET;
+    budget[0] = LAVA_NO_ENTRIES;
     CHECK(run() == LAVA_NO_FAULT, "that no budget is a fault is for others to tell");
     budget[0] = 14, scores[39] = NAN;
     CHECK(run() == lava_fault(LAVA_FAULT_SCORES, 5, 0, 1), "NaN in head 1");

@@ -71,7 +71,7 @@ static void check_budgets(uint32_t n, uint64_t seed) {
     }
     const bool bounded = random.below(2);
     const uint64_t total = random.below(8) == 0 ? all + 5 : (bounded ? promised : 0) + (all - promised) / (1 + random.below(9));
-    lava_cuda_budget_args a = {};
+    lava_cuda_share_args a = {};
     a.n_items = 1, a.status = status.data();
     a.one = {weights.data(), capacities.data(), bounded ? minimums.data() : nullptr, budgets.data(), total, n, 0};
     const lava_status on_cpu = lava_layer_budgets(n, weights.data(), capacities.data(), bounded ? minimums.data() : nullptr, total, want.data(), nullptr);
