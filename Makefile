@@ -116,7 +116,7 @@ bench: check-tools
 # What eviction methods lose, at equal bytes: tables and plots in eval/results and the README's table. ARGS="--quick" for a look, which
 # changes no file.
 eval: check-tools
-	$(CARGO) run --release --quiet --manifest-path eval/Cargo.toml -- $(if $(ARGS),$(ARGS),--out eval/results --readme README.md)
+	$(CARGO) run --release --quiet --manifest-path eval/Cargo.toml -- $(if $(ARGS),$(ARGS),--out eval/results --readme docs/evaluation.md)
 
 test-eval:
 	$(CARGO) clippy --release --manifest-path eval/Cargo.toml --all-targets -- -D warnings
