@@ -454,8 +454,8 @@ const char *lava_backend_name(int32_t number);
 lava_status lava_budget_from_ratio(const lava_shape *shape, const lava_select_params *params, double ratio,
     uint32_t *budget, lava_error *error);
 
-/// Prefix entries that a budget means for a whole model: the sum over all heads of budget - window, or of the prefix rows that a later
-/// query can see, where that is less.
+/// Prefix entries that a budget means for a whole model: the sum over all heads of budget - window, or of the prefix positions that a
+/// later query can see where those are fewer; at most all rows there are. Compressing again asks for the same total.
 ///
 /// shapes: n_shapes of them: one for each layer, or 1 that stands for all n_layers. Layers may differ in everything; one without KV heads
 ///     takes no part.

@@ -39,8 +39,8 @@ pub unsafe extern "C" fn lava_budget_from_ratio(
     }
 }
 
-/// Prefix entries that a budget means for a whole model: the sum over all heads of budget - window, or of the prefix rows that a later
-/// query can see, where that is less.
+/// Prefix entries that a budget means for a whole model: the sum over all heads of budget - window, or of the prefix positions that a
+/// later query can see where those are fewer; at most all rows there are. Compressing again asks for the same total.
 ///
 /// shapes: n_shapes of them: one for each layer, or 1 that stands for all n_layers. Layers may differ in everything; one without KV heads
 ///     takes no part.
