@@ -1,8 +1,8 @@
 /*
  * plan_attention.h - what the kernels of score.cu, output.cu, pool.cu and attend.cu are launched with, and how; rules as in plan.h.
  *
- * Sequences may be of unlike length; no length but the largest
- * is needed on the host, so a captured graph stays good while they change.
+ * Sequences may be of unlike length; of an attention, no length but the largest is needed on the host, so a captured graph stays valid
+ * while they change.
  *
  * The launches of a score, in this order on one stream. `lse` given for every sequence: without the first.
  *
@@ -80,7 +80,7 @@ typedef struct lava_score_args {
     uint32_t head_dim_v;
     uint32_t window;
 
-    /* As in lava_score_params, with the defaults put in: scale and decay are what they are, softcap 0 is none. */
+    /* As in lava_score_params and lava_shape, with the defaults put in: scale and decay are what they are, softcap 0 is none. */
     int32_t pool;
     uint32_t pool_kernel;
     int32_t group_reduce;
@@ -338,12 +338,13 @@ typedef struct lava_attend_args {
     uint32_t sliding_window;
     float scale;
     float softcap;
+    /** What a log-sum-exp of base 2 is multiplied by to be the caller's. */
+    float lse_from_base_2;
     uint32_t n_sequences;
     /** Cache rows that one warp goes over, a multiple of LAVA_ATTEND_KEYS. Results are the same bits for the same one. */
     uint32_t rows_per_item;
     /** Items that the workspace has room for: at least that of lava_attend_items. */
     uint32_t max_items;
-    uint32_t reserved;
 
     /** [max_items, queries, lava_attend_partial]: sums, maximum and sum of a query over an item's rows. */
     float *partial;

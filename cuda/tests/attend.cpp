@@ -17,7 +17,7 @@ struct Case {
     std::vector<std::vector<uint32_t>> rows = {{70, 33}};
     uint32_t n_queries = 1, n_q_heads = 8, dim_k = 64, dim_v = 64, rows_per_item = 32, blocks = 2;
     int32_t dtype = LAVA_BF16;
-    bool causal = true, ragged = true, lse = true;
+    bool causal = true, ragged = true, lse = true, base_two = false;
     /// Gaps between the kept rows' positions.
     uint32_t sliding_window = 0, n_kept = 20, gap = 3;
     float scale = 0, softcap = 0;
@@ -135,7 +135,7 @@ Result run(const Case &c, const std::vector<std::unique_ptr<Sequence>> &sequence
     args.layer = 3;
     args.n_queries = c.n_queries, args.n_q_heads = c.n_q_heads, args.n_kv_heads = uint32_t(sequences[0]->n_rows.size());
     args.head_dim_k = c.dim_k, args.head_dim_v = c.dim_v, args.causal = c.causal, args.sliding_window = c.sliding_window;
-    args.scale = scale_of(c), args.softcap = c.softcap, args.n_sequences = uint32_t(list.size());
+    args.scale = scale_of(c), args.softcap = c.softcap, args.lse_from_base_2 = c.base_two ? 1 : lava::LN_2, args.n_sequences = uint32_t(list.size());
     args.rows_per_item = c.rows_per_item;
     args.max_items = c.max_items != 0 ? c.max_items : lava_attend_items(&args, total);
     bool instance = true;
@@ -191,17 +191,18 @@ void check(const Case &c) {
     Result want;
     double worst = 0, bound = 0;
     for (auto &s : sequences) {
-        lava_shape shape = lava_shape_init(c.n_queries, c.n_q_heads, uint32_t(s->n_rows.size()), c.dim_k, c.dim_v, 1);
-        lava_attend_params params = lava_attend_params_init();
-        params.causal = c.causal, params.scale = c.scale, params.softcap = c.softcap, params.sliding_window = c.sliding_window;
+        lava_shape shape = lava_shape_init(1, c.n_q_heads, uint32_t(s->n_rows.size()), c.dim_k, c.dim_v, 1);
+        lava_attend_params params = lava_attend_params_default();
+        shape.sliding_window = c.sliding_window;
+        params.causal = c.causal, params.scale = c.scale, params.softcap = c.softcap, params.lse_base = c.base_two;
         params.n_base = s->n_base, params.kept_indices = s->kept.data(), params.cu_kept = s->cu_kept.data();
         size_t bytes = 0;
-        lava_attend_workspace_size(&shape, &bytes, nullptr);
+        lava_attend_workspace_size(&shape, c.n_queries, &bytes, nullptr);
         Buffer<uint8_t> workspace(bytes, 0xff);
         const lava_tensor q = s->q.host(), k = s->k.host(), v = s->v.host(), out = s->out.host(), lse = s->lse.host();
         lava_error error = {};
         error.struct_size = sizeof error;
-        const lava_status status = lava_attend(&shape, &params, &q, &k, &v, s->n_rows.data(), &out, c.lse ? &lse : nullptr, 0, 1,
+        const lava_status status = lava_attend(&shape, &params, c.n_queries, &q, &k, &v, s->n_rows.data(), &out, c.lse ? &lse : nullptr, 0, 1,
                                                workspace.data(), bytes, &error);
         expect(status == LAVA_OK, "%s: the CPU says %s: %s", c.name, error.argument, error.message);
         append(want, c, *s);
@@ -271,6 +272,7 @@ int main() {
     add("counts that were never written: the room", [](Case &c) { c.unwritten = true, c.rows = {{70, 70}, {70, 70}}; });
     add("sliding window, not causal", [](Case &c) { c.sliding_window = 11, c.n_queries = 4, c.causal = false, c.rows = {{30, 0}}; });
     add("softcap", [](Case &c) { c.softcap = 1.5f; });
+    add("lse of base two", [](Case &c) { c.base_two = true; });
     add("scale negative", [](Case &c) { c.scale = -0.3f; });
     add("f16, logits in the hundreds", [](Case &c) { c.dtype = LAVA_F16, c.scale = 6; });
     add("f16, 2000 faint rows", [](Case &c) { c.dtype = LAVA_F16, c.faint = true, c.rows = {{2000, 5}}, c.rows_per_item = 2048; });

@@ -29,10 +29,11 @@ struct Case {
     uint32_t n_q_heads = 4, n_kv_heads = 2, dim_k = 64, dim_v = 24, window = 8;
     int32_t dtype = LAVA_BF16, dtype_v = LAVA_BF16;
     Layout layout = TOKEN_MAJOR, layout_q = TOKEN_MAJOR, layout_v = TOKEN_MAJOR;
-    bool lse = false, stats = false;
+    bool lse = false, base_two = false, stats = false;
     uint32_t keys_per_range = 64;
     float size = 1;
-    lava_score_params params = lava_score_params_init();
+    uint32_t sliding_window = 0;
+    lava_score_params params = lava_score_params_lava();
     /// Token 66 + h of head h has all attention, but for what a logit of less_by lower leaves to the others, and a value of 0. 0: not so.
     float less_by = 0;
     /// Logits rise by about this much from each token to the next, up to token 100.
@@ -90,6 +91,9 @@ double weight_of(const Case &c, uint32_t j) {
     return (j == 0 ? 1 : decay) * std::pow(1 - decay, c.window - 1.0 - j);
 }
 
+/// The first token that a later query sees.
+uint32_t first_live(const Case &c, uint32_t n) { return c.sliding_window == 0 ? 0 : n + 1 - std::min(n + 1, c.sliding_window); }
+
 /// Sets the log-sum-exp.
 Look look(const Case &c, Sequence &s, uint32_t n) {
     Look all;
@@ -110,7 +114,7 @@ Look look(const Case &c, Sequence &s, uint32_t n) {
                     sum += std::abs(product);
                 }
                 largest = std::max(largest, std::abs(scale_of(c)) * sum);
-                if (i > prefix + j || (c.params.sliding_window != 0 && i + c.params.sliding_window <= prefix + j)) continue;
+                if (i > prefix + j || (c.sliding_window != 0 && i + c.sliding_window <= prefix + j)) continue;
                 dot *= scale_of(c);
                 logits.push_back(c.params.softcap > 0 ? c.params.softcap * std::tanh(dot / c.params.softcap) : dot);
                 seen.push_back(i);
@@ -118,16 +122,16 @@ Look look(const Case &c, Sequence &s, uint32_t n) {
             double sum = 0, most = -INFINITY;
             for (double x : logits) most = std::max(most, x);
             for (double x : logits) sum += std::exp(x - most);
-            s.lse.set(h, j, 0, float(most + std::log(sum)));
+            s.lse.set(h, j, 0, float((most + std::log(sum)) * (c.base_two ? 1 / std::log(2.0) : 1)));
             for (size_t e = 0; e < seen.size(); e++) {
                 const double a = std::exp(logits[e] - most) / sum;
                 all.attention[size_t(h) * n + seen[e]] += weight_of(c, j) * a;
-                if (seen[e] >= prefix) continue;
+                if (seen[e] < first_live(c, n) || seen[e] >= prefix) continue;
                 sums[seen[e]] += a, squares[seen[e]] += a * a;
                 all.entropy[h / group] -= a > 0 ? a * std::log(a) : 0;
             }
         }
-        for (uint32_t i = 0; i < prefix; i++) {
+        for (uint32_t i = first_live(c, n); i < prefix; i++) {
             all.mass[h / group] += sums[i];
             if (c.window == 1) continue;
             const double w = c.window;
@@ -163,7 +167,8 @@ double amplified(const Case &c, const std::vector<double> &attention, uint32_t n
 
 /// What the CPU library says.
 lava_status ask_cpu(const Case &c, const Sequence &s, uint32_t n, std::vector<float> &scores, lava_error &error) {
-    const lava_shape shape = lava_shape_init(n, c.n_q_heads, c.n_kv_heads, c.dim_k, c.dim_v, c.window);
+    lava_shape shape = lava_shape_init(n, c.n_q_heads, c.n_kv_heads, c.dim_k, c.dim_v, c.window);
+    shape.sliding_window = c.sliding_window;
     size_t bytes = 0;
     lava_score_workspace_size(&shape, &c.params, &bytes, nullptr);
     Buffer<uint8_t> workspace(bytes, 0xff);
@@ -222,10 +227,10 @@ Result run(const Case &c, const std::vector<std::unique_ptr<Sequence>> &sequence
     args.head_dim_k = c.dim_k, args.head_dim_v = c.dim_v, args.window = c.window;
     args.pool = c.params.pool, args.pool_kernel = c.params.pool_kernel, args.group_reduce = c.params.group_reduce;
     args.value_span = c.params.value_span, args.attention = c.params.attention, args.value_weight = c.params.value_weight;
-    args.sliding_window = c.params.sliding_window, args.scale = scale_of(c), args.softcap = c.params.softcap;
+    args.sliding_window = c.sliding_window, args.scale = scale_of(c), args.softcap = c.params.softcap;
     args.gamma = c.params.gamma, args.decay = c.params.decay == 0 ? 1 : c.params.decay;
     args.weight = c.params.weight == 0 ? 1 : c.params.weight, args.smoothing = c.params.smoothing;
-    args.has_lse = c.lse, args.n_sequences = uint32_t(list.size());
+    args.has_lse = c.lse, args.lse_to_base_2 = c.base_two ? 1 : lava::LOG2_E, args.n_sequences = uint32_t(list.size());
     if (c.stats) {
         args.attention = LAVA_SCORE_SPREAD, args.pool = LAVA_POOL_AVG, args.pool_kernel = 1, args.group_reduce = LAVA_GROUP_MEAN;
         args.value_weight = LAVA_VALUE_NONE, args.smoothing = 0;
@@ -409,6 +414,20 @@ void check_fault(const Case &c, const char *what, uint32_t fault, uint32_t head,
            (unsigned long long) want);
 }
 
+/// The same where there is nothing to find.
+void check_no_fault(const Case &c, const char *what, void (*spoil)(Sequence &)) {
+    SAMPLE;
+    Random random(5);
+    std::vector<std::unique_ptr<Sequence>> sequences;
+    for (uint32_t n : c.lengths) sequences.emplace_back(new Sequence(c, n, random));
+    spoil(*sequences.back());
+    std::vector<float> scores;
+    lava_error error;
+    expect(ask_cpu(c, *sequences.back(), c.lengths.back(), scores, error) == LAVA_OK, "%s, %s: the CPU says %s", c.name, what, error.argument);
+    const uint64_t status = run(c, sequences, 3).status;
+    expect(status == LAVA_NO_FAULT, "%s, %s: status %016llx", c.name, what, (unsigned long long) status);
+}
+
 } // namespace
 
 /// score [PART]: only cases with this in their names.
@@ -431,15 +450,19 @@ int main(int argc, char **argv) {
     add("window 300: a head over two rounds", [](Case &c) { c.window = 300, c.n_q_heads = 1, c.n_kv_heads = 1, c.lengths = {400}, c.keys_per_range = 192; });
     add("group 1, window 1", [](Case &c) { c.window = 1, c.n_q_heads = 2; });
     add("group 5", [](Case &c) { c.n_q_heads = 5, c.n_kv_heads = 1; });
-    add("sliding window 40", [](Case &c) { c.params.sliding_window = 40; });
-    add("sliding window 3", [](Case &c) { c.params.sliding_window = 3; });
+    add("sliding window 40", [](Case &c) { c.sliding_window = 40; });
+    add("sliding window 3: nothing is live", [](Case &c) { c.sliding_window = 3; });
+    add("sliding window 12: three live entries, smoothing", [](Case &c) { c.sliding_window = 12, c.params.smoothing = 1; });
+    add("sliding window 100, own norms, averages", [](Case &c) { c.sliding_window = 100, c.params = lava_score_params_vatp(), c.params.pool_kernel = 9, c.params.pool = LAVA_POOL_AVG; });
+    add("sliding window 80, recency", [](Case &c) { c.sliding_window = 80, c.params = lava_score_params_streaming(); });
     add("softcap 2", [](Case &c) { c.params.softcap = 2; });
     add("scale negative", [](Case &c) { c.params.scale = -0.2f; });
     add("logits in the hundreds", [](Case &c) { c.params.scale = 4; });
     add("logits rising by 128 from tile to tile", [](Case &c) { c.rise = 2, c.keys_per_range = 128; });
     add("logits rising slowly", [](Case &c) { c.rise = 0.5f, c.keys_per_range = 128; });
     add("lse given", [](Case &c) { c.lse = true; });
-    add("lse given, softcap, sliding window", [](Case &c) { c.lse = true, c.params.softcap = 5, c.params.sliding_window = 60; });
+    add("lse given, of base two", [](Case &c) { c.lse = c.base_two = true, c.params.lse_base = LAVA_LSE_BASE2; });
+    add("lse given, softcap, sliding window", [](Case &c) { c.lse = true, c.params.softcap = 5, c.sliding_window = 60; });
     add("values over all tokens, f32", [](Case &c) { c.params.value_span = LAVA_VALUES_ALL, c.dtype_v = LAVA_F32; });
     add("f16 values, transposed", [](Case &c) { c.dtype_v = LAVA_F16, c.layout_v = TRANSPOSED; });
     add("a range of 576 keys: more than one round of values", [](Case &c) { c.lengths = {550}, c.keys_per_range = 576; });
@@ -460,12 +483,12 @@ int main(int argc, char **argv) {
     add("the last query alone", [](Case &c) { c.params = lava_score_params_sage_kv(); });
     add("recency", [](Case &c) { c.params = lava_score_params_streaming(); });
     add("weight", [](Case &c) { c.params.weight = 0.5f; });
-    add("the default: squares, token norms, smoothing", [](Case &c) { c.params = lava_score_params_default(), c.lengths = {600, 8, 100}; });
+    add("the default, and smoothing", [](Case &c) { c.params = lava_score_params_default(), c.params.smoothing = 1, c.lengths = {600, 8, 100}; });
     add("smoothing alone", [](Case &c) { c.params.smoothing = 2.5f, c.lengths = {264}; });
     add("head-major", [](Case &c) { c.layout = c.layout_q = c.layout_v = HEAD_MAJOR; });
     add("queries at odd strides", [](Case &c) { c.layout_q = GAPS; });
     add("any: f32", [](Case &c) { c.dtype = c.dtype_v = LAVA_F32; });
-    add("any: f32, 40, sliding, softcap", [](Case &c) { c.dtype = LAVA_F32, c.dim_k = 40, c.params.sliding_window = 50, c.params.softcap = 3; });
+    add("any: f32, 40, sliding, softcap", [](Case &c) { c.dtype = LAVA_F32, c.dim_k = 40, c.sliding_window = 50, c.params.softcap = 3; });
     add("any: f32, 128, lse given", [](Case &c) { c.dtype = LAVA_F32, c.dim_k = 128, c.lse = true; });
     add("any: f16, 33", [](Case &c) { c.dtype = LAVA_F16, c.dim_k = 33; });
     add("any: bf16, 576", [](Case &c) { c.dim_k = 576, c.window = 3; });
@@ -485,7 +508,7 @@ int main(int argc, char **argv) {
     change("CAOTE: group 9, max-pooling", [](Case &c) { c.n_q_heads = 9, c.n_kv_heads = 1, c.params.pool_kernel = 7; });
     change("CAOTE: average pooling, mean", [](Case &c) { c.params.pool = LAVA_POOL_AVG, c.params.pool_kernel = 5, c.params.group_reduce = LAVA_GROUP_MEAN; });
     change("CAOTE: lse given", [](Case &c) { c.lse = true, c.lengths = {150, 70}; });
-    change("CAOTE: sliding window, softcap, weight", [](Case &c) { c.params.sliding_window = 40, c.params.softcap = 3, c.params.weight = 0.5f; });
+    change("CAOTE: sliding window, softcap, weight", [](Case &c) { c.sliding_window = 40, c.params.softcap = 3, c.params.weight = 0.5f; });
     change("CAOTE: two rounds of rows", [](Case &c) { c.window = 150, c.n_q_heads = 2, c.n_kv_heads = 1, c.lengths = {300}, c.keys_per_range = 128; });
     change("CAOTE: attention in the hundreds", [](Case &c) { c.params.scale = 4; });
     change("CAOTE: one entry has all attention, and is the output", [](Case &c) { c.less_by = 1024; });
@@ -513,7 +536,7 @@ int main(int argc, char **argv) {
     spread("lse given, a tile and one key", [](Case &c) { c.lse = true, c.lengths = {73}; });
     spread("f16, 128, window 32, group 4, ranges of two tiles", [](Case &c) { c.dtype = LAVA_F16, c.dim_k = 128, c.window = 32, c.n_q_heads = 4, c.n_kv_heads = 1, c.lengths = {289}, c.keys_per_range = 128; });
     spread("256, several rounds", [](Case &c) { c.dim_k = 256, c.window = 40, c.n_q_heads = 3, c.n_kv_heads = 1, c.keys_per_range = 128; });
-    spread("sliding window, softcap", [](Case &c) { c.params.sliding_window = 40, c.params.softcap = 2; });
+    spread("sliding window, softcap", [](Case &c) { c.sliding_window = 40, c.params.softcap = 2; });
     spread("logits in the hundreds", [](Case &c) { c.params.scale = 4; });
     spread("any: f32, 40, two sequences", [](Case &c) { c.dtype = LAVA_F32, c.dim_k = 40, c.lengths = {90, 137}; });
     spread("any: lse given, group 5", [](Case &c) { c.dtype = LAVA_F32, c.lse = true, c.n_q_heads = 5, c.n_kv_heads = 1; });
@@ -524,7 +547,7 @@ int main(int argc, char **argv) {
     const Case two = Case("faults").with([](Case &c) { c.lengths = {70, 131}; });
     const Case any = two.with([](Case &c) { c.dtype = LAVA_F32, c.name = "faults, f32"; });
     const Case given = two.with([](Case &c) { c.lse = true, c.name = "faults, lse given"; });
-    const Case swa = two.with([](Case &c) { c.params.sliding_window = 10, c.name = "faults, sliding window"; });
+    const Case swa = two.with([](Case &c) { c.sliding_window = 120, c.name = "faults, sliding window"; });
     for (const Case &c : {two, any, given, swa}) {
         check_fault(c, "NaN in a key", LAVA_FAULT_Q_OR_K, 1, [](Sequence &s) { s.k.set(1, 17, 9, NAN); });
         check_fault(c, "infinity in the last key", LAVA_FAULT_Q_OR_K, 0, [](Sequence &s) { s.k.set(0, 130, 63, INFINITY); });
@@ -534,8 +557,9 @@ int main(int argc, char **argv) {
         });
         check_fault(c, "NaN in a query", LAVA_FAULT_Q_OR_K, 1, [](Sequence &s) { s.q.set(3, 7, 0, NAN); });
         check_fault(c, "infinity in a value", LAVA_FAULT_V, 1, [](Sequence &s) { s.v.set(1, 130, 23, -INFINITY); });
-        check_fault(c, "NaN in a value", LAVA_FAULT_V, 0, [](Sequence &s) { s.v.set(0, 0, 0, NAN); });
+        check_fault(c, "NaN in a value", LAVA_FAULT_V, 0, [](Sequence &s) { s.v.set(0, 12, 0, NAN); });
     }
+    check_no_fault(swa, "NaN in a dead value", [](Sequence &s) { s.v.set(0, 11, 0, NAN); });
     check_fault(two, "a norm that overflows", LAVA_FAULT_V, 1, [](Sequence &s) { s.v.set(1, 30, 2, 3e38f), s.v.set(1, 30, 3, 3e38f); });
     check_fault(two, "a dot product that overflows", LAVA_FAULT_Q_OR_K, 0, [](Sequence &s) {
         for (uint32_t e = 0; e < 4; e++) s.q.set(1, 2, e, 1e19f), s.k.set(0, 40, e, -3e19f);
