@@ -13,7 +13,7 @@ LIB  := target/capi/capi/liblava.a
 BIN  := target/examples-c
 LIBS := -lm -lpthread -ldl
 
-.PHONY: run test parts test-neon bench eval test-eval lib install uninstall check-tools fmt lint msrv package doc doc-c unit fuzz fuzz-smoke \
+.PHONY: run test parts test-neon bench eval test-eval lib install uninstall check-tools fmt lint msrv package doc doc-c unit fuzz fuzz-seed fuzz-smoke \
 	sanitize miri clean
 
 run: $(BIN)/quickstart
@@ -99,6 +99,10 @@ fuzz-smoke:
 SECONDS ?= 60
 fuzz:
 	RUNS=$(RUNS) fuzz/run.sh $(SECONDS)
+
+# Keeps cases as seeds, from which every later run starts: make fuzz-seed TARGET=abi FILES=fuzz/artifacts/abi/crash-...
+fuzz-seed:
+	$(CARGO) run --quiet --manifest-path fuzz/Cargo.toml --example seeds -- add $(TARGET) $(FILES)
 
 # C programs and Rust tests under sanitizers and valgrind, five minutes. It brings what it lacks, but for a nightly compiler.
 sanitize: lib
