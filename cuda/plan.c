@@ -10,7 +10,7 @@
 _Static_assert(sizeof(lava_device_tensor) == 48, "plan.rs: DeviceTensor");
 _Static_assert(sizeof(lava_score_sequence) == 208, "plan.rs: ScoreSequence");
 _Static_assert(offsetof(lava_score_sequence, scores) == 192, "plan.rs: ScoreSequence");
-_Static_assert(sizeof(lava_score_args) == 392, "plan.rs: ScoreArgs");
+_Static_assert(sizeof(lava_score_args) == 400, "plan.rs: ScoreArgs");
 _Static_assert(offsetof(lava_score_args, layer) == 216, "plan.rs: ScoreArgs");
 _Static_assert(offsetof(lava_score_args, has_lse) == 292, "plan.rs: ScoreArgs");
 _Static_assert(offsetof(lava_score_args, partial) == 320, "plan.rs: ScoreArgs");

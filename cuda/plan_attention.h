@@ -110,7 +110,12 @@ typedef struct lava_score_args {
 
     /** Workspace; see lava_score_layout. */
     float *partial;
+    /**
+     * Each row's log-sum-exp, over ln 2. Where that is so large that its rounding would show, the row's largest logit, and in row_rest what
+     * is left of it; else 0 there.
+     */
     float *row_lse;
+    float *row_rest;
     float *columns;
     uint32_t *value_max;
     float *value_norms;
@@ -216,6 +221,22 @@ LAVA_PLAN uint64_t lava_score_output_len(const lava_score_args *a) {
     return (uint64_t) (a->n_q_heads / a->n_kv_heads) * a->head_dim_v;
 }
 
+/**
+ * What a range leaves of them: weighted sums of the values of all its tokens but the one with the largest attention, [group, head_dim_v]; the
+ * sum of their attention, the largest one, and its token, [group] each.
+ */
+LAVA_PLAN uint64_t lava_score_partial_output_len(const lava_score_args *a) {
+    return lava_score_output_len(a) + 3 * (a->n_q_heads / a->n_kv_heads);
+}
+
+/**
+ * And what comes of all ranges: outputs, and the mean of all values but the one with the largest attention, [group, head_dim_v] each; the
+ * sum of the attention, and the token with the largest, [group] each.
+ */
+LAVA_PLAN uint64_t lava_score_whole_output_len(const lava_score_args *a) {
+    return 2 * lava_score_output_len(a) + 2 * (a->n_q_heads / a->n_kv_heads);
+}
+
 /** Threads of a block of score_values, score_output and score_change. */
 #define LAVA_SCORE_OUTPUT_THREADS 256
 LAVA_PLAN uint32_t lava_score_output_blocks(const lava_score_args *a) {
@@ -225,16 +246,17 @@ LAVA_PLAN uint32_t lava_score_output_blocks(const lava_score_args *a) {
 /** Sets the workspace's pointers (workspace NULL: to NULL) and returns the bytes needed. All other fields are set before. */
 static inline size_t lava_score_layout(lava_score_args *a, void *workspace) {
     const size_t heads = (size_t) a->n_sequences * a->n_kv_heads, rows = lava_score_rows(a);
-    const size_t prefix = lava_score_max_prefix(a), outputs = lava_score_has_output(a) ? heads * lava_score_output_len(a) : 0;
+    const size_t prefix = lava_score_max_prefix(a), outputs = lava_score_has_output(a) ? heads : 0;
     size_t used = 0;
     a->partial = (float *) lava_take(workspace, &used, a->has_lse ? 0 : 2 * heads * lava_score_ranges(a) * a->key_split * rows);
     a->row_lse = (float *) lava_take(workspace, &used, heads * rows);
+    a->row_rest = (float *) lava_take(workspace, &used, heads * rows);
     a->columns = (float *) lava_take(workspace, &used, heads * lava_score_column_rows(a) * lava_score_max_columns(a));
     a->value_max = (uint32_t *) lava_take(workspace, &used, heads);
     a->value_norms = (float *) lava_take(workspace, &used, a->value_weight == 2 ? heads * prefix : 0);
     a->sums = (double *) lava_take(workspace, &used, a->smoothing > 0 ? 2 * heads * lava_score_pool_blocks(a) : 0);
-    a->partial_outputs = (float *) lava_take(workspace, &used, outputs * lava_score_ranges(a));
-    a->outputs = (float *) lava_take(workspace, &used, outputs);
+    a->partial_outputs = (float *) lava_take(workspace, &used, outputs * lava_score_ranges(a) * lava_score_partial_output_len(a));
+    a->outputs = (float *) lava_take(workspace, &used, outputs * lava_score_whole_output_len(a));
     return used;
 }
 

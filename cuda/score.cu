@@ -250,6 +250,8 @@ template <int M> struct Columns {
     /// Of this step's, the one that is this thread's if its warp looks at the first keys.
     float *own = nullptr;
     float lse[M][2], poison = 0;
+    /// Whether one of the warp's rows has a rest, which is looked up then: registers are dear, and such rows are rare.
+    bool has_rest = false;
 
     __device__ Columns(const Range &range, float *shared) : range(range), logits(logits_of(range.args)), sums(shared) {}
 
@@ -271,16 +273,32 @@ template <int M> struct Columns {
 
     __device__ void begin(uint32_t row_tile) {
         const float *const from = range.args.row_lse + range.flat() * lava_score_rows(&range.args);
+        bool own_rest = false;
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
-            for (int half = 0; half < 2; half++)
+            for (int half = 0; half < 2; half++) {
                 lse[m][half] = row_tile + m < range.row_tiles() ? from[(row_tile + m) * ROWS + own_row(half)] : INFINITY;
+                own_rest |= rest(row_tile + m, half) != 0;
+            }
+        has_rest = __any_sync(ALL, own_rest);
+    }
+    __device__ float rest(uint32_t row_tile, int half) const {
+        const float *const from = range.args.row_rest + range.flat() * lava_score_rows(&range.args);
+        return row_tile < range.row_tiles() ? from[row_tile * ROWS + own_row(half)] : 0;
     }
     __device__ void visit(float (&x)[M][2][4], uint32_t row_tile, uint32_t key, uint32_t part, bool all_see) {
         if (range.args.has_lse) look_for_faults(poison, x);
         to_exponents(x, range, logits, row_tile, key + part, all_see);
+        if (has_rest) add_up_rows<true>(x, row_tile, part);
+        else add_up_rows<false>(x, row_tile, part);
+    }
+    template <bool HAS_REST> __device__ void add_up_rows(float (&x)[M][2][4], uint32_t row_tile, uint32_t part) {
         const float slope = logits.slope();
+        const auto power = [&](int m, int n, int i) {
+            const float less = fmaf(x[m][n][i], slope, -lse[m][i / 2]);
+            return HAS_REST ? less - rest(row_tile + m, i / 2) : less;
+        };
         // Where there are fewer sums than lanes, two have the same.
         const bool writes = (M == 2 && !sums_both()) || threadIdx.x / 4 % 2 == 0;
         if (kinds() == 3) {
@@ -291,7 +309,7 @@ template <int M> struct Columns {
                 for (int n = 0; n < 2; n++)
 #pragma unroll
                     for (int i = 0; i < 2; i++)
-                        three[4 * m + 2 * n + i] = surprise(fmaf(x[m][n][i], slope, -lse[m][0])) + surprise(fmaf(x[m][n][i + 2], slope, -lse[m][1]));
+                        three[4 * m + 2 * n + i] = surprise(power(m, n, i)) + surprise(power(m, n, i + 2));
             const float entropy = sum_of(three);
             if (writes) own[2 * at_once() * KEYS + part] = entropy;
         }
@@ -303,8 +321,8 @@ template <int M> struct Columns {
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     float &a = x[m][n][i], &b = x[m][n][i + 2];
-                    a = exp2_fast(fmaf(a, slope, -lse[m][0]));
-                    b = exp2_fast(fmaf(b, slope, -lse[m][1]));
+                    a = exp2_fast(power(m, n, i));
+                    b = exp2_fast(power(m, n, i + 2));
                     one[4 * m + 2 * n + i] = a + b;
                 }
         const float sum = sum_of(one);
@@ -483,7 +501,7 @@ __device__ inline void columns_any(const lava_score_args &args) {
     const Range range = job.range();
     const Logits logits(args.scale, args.softcap);
     const uint32_t upper = threadIdx.x / KEYS * 8, own = threadIdx.x % KEYS, tiles_of_head = range.padded() / ROWS;
-    const float *const lse = args.row_lse + range.flat() * lava_score_rows(&args);
+    const float *const lse = args.row_lse + range.flat() * lava_score_rows(&args), *const rest = args.row_rest + range.flat() * lava_score_rows(&args);
     bool faulty = false;
     for (uint32_t first = range.first; first < range.end; first += KEYS) {
         ColumnSums column;
@@ -495,6 +513,7 @@ __device__ inline void columns_any(const lava_score_args &args) {
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 x[i] -= lse[row_tile * ROWS + upper + i];
+                x[i] -= rest[row_tile * ROWS + upper + i];
                 const float a = exp2_fast(x[i]);
                 one += a;
                 two += a * a;
@@ -515,6 +534,10 @@ __device__ inline void columns_any(const lava_score_args &args) {
 }
 
 // ------------------------------------------------------------------------------------------------------- in between
+
+/// In f32 a log-sum-exp over ln 2 is off by half a unit of its last place. Up to here that is no more than what a logit is off by; beyond,
+/// attention would not sum to 1.
+constexpr float LARGEST_LSE = 256;
 
 /// Log-sum-exp of 16 rows, over ln 2: the caller's, or what the ranges have merged in their order. Rows that fill a window up get
 /// +infinity: nothing they look at gets any attention.
@@ -539,22 +562,27 @@ __device__ inline void row_lse(const lava_score_args &args) {
     sums[threadIdx.x] = softmax.sum;
     __syncthreads();
     if (share != 0) return;
-    float lse = INFINITY;
+    float lse = INFINITY, rest = 0;
     if (j < args.window) {
         if (args.has_lse) {
             lse = element(head.sequence.lse, head.head * head.group() + row / head.padded(), j, 0) * args.lse_to_base_2;
         } else {
             for (uint32_t i = 1; i < SHARES; i++) softmax.merge(maxima[i * ROWS + threadIdx.x], sums[i * ROWS + threadIdx.x]);
-            lse = softmax.max + log2f(softmax.sum);
+            rest = log2f(softmax.sum);
+            lse = softmax.max + rest;
         }
         if (!(fabsf(lse) < INFINITY)) head.fault(args.has_lse ? LAVA_FAULT_LSE : LAVA_FAULT_Q_OR_K);
+        const bool splits = fabsf(lse) >= LARGEST_LSE;
+        if (!splits) rest = 0;
+        else if (!args.has_lse) lse = softmax.max;
         if (args.attention == EXPONENTIAL) {
             // A weight by age, w decay (1 - decay)^age and for the oldest w (1 - decay)^age, is a term in the exponent.
             const float age = args.window - 1 - j, faded = age == 0 ? 0 : age * log2f(1 - args.decay);
-            lse -= log2f(float(args.window)) + (j == 0 ? 0 : log2f(args.decay)) + faded;
+            (splits ? rest : lse) -= log2f(float(args.window)) + (j == 0 ? 0 : log2f(args.decay)) + faded;
         }
     }
     args.row_lse[head.flat() * lava_score_rows(&args) + row] = lse;
+    args.row_rest[head.flat() * lava_score_rows(&args) + row] = rest;
 }
 
 } // namespace lava

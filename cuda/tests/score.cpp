@@ -10,9 +10,9 @@
 // LAVA_VALUE_OUTPUT: s = a |o - v| / (1 - a), where o - v may cancel. Let e be the relative error of an a, and V the largest |v|. Then o
 // is off by no more than (e + 80 u) V: an a is off by e a, they sum to 1, and 80 covers the chain of f32 (a tile) and the roundings of
 // its sum. 1 - a is off by e + u. As o - v_i = sum a_j (v_j - v_i), |o - v| <= 2 (1 - a) V, so that s is off by a / (1 - a) times
-// V (e + 80 u) + 2 V (e + u), and twice that while e <= (1 - a) / 2 (then 1 - a is at least half of what it should be). Nearer to 1 there
-// is only that both sides divide by 2^-24 or more: a / (1 - a) is 2^24 then, and entries beside it must still be right. Pooling
-// and reduction move no score by more than the most any of theirs is moved.
+// V (e + 80 u) + 2 V (e + u). Of the largest a, the only one that may be above 1/2, the others' mean m is off as o is, and s = a |m - v|
+// by a times V (e + 80 u) and e s. So no s is off by more than min(a / (1 - a), 1) times V (3 e + 82 u), twice for two sides. Pooling and
+// reduction move no score by more than the most any of theirs is moved.
 #include "../score.cu"
 #include "../output.cu"
 #include "../pool.cu"
@@ -38,6 +38,8 @@ struct Case {
     float less_by = 0;
     /// Logits rise by about this much from each token to the next, up to token 100.
     float rise = 0;
+    /// All keys are the same, and their logits are this. Attention is then exact, however large it is.
+    float flat = 0;
     Case(const char *name) : name(name) {}
     template <class Change> Case with(Change change) const {
         Case other = *this;
@@ -46,7 +48,8 @@ struct Case {
     }
 };
 
-float scale_of(const Case &c) { return c.params.scale != 0 ? c.params.scale : 1 / std::sqrt(float(c.dim_k)); }
+/// Queries and keys of 8, with a scale that makes a flat logit of them.
+float scale_of(const Case &c) { return c.flat != 0 ? c.flat / (64 * float(c.dim_k)) : c.params.scale != 0 ? c.params.scale : 1 / std::sqrt(float(c.dim_k)); }
 
 struct Sequence {
     Numbers q, k, v, lse;
@@ -67,9 +70,12 @@ struct Sequence {
                     if (e < c.dim_k) k.set(h, i, e, chosen ? 8 : 8 - c.less_by / (8 * std::sqrt(float(c.dim_k))));
                     if (e < c.dim_v && chosen) v.set(h, i, e, 0);
                 }
-        for (uint32_t h = 0; c.less_by > 0 && h < c.n_q_heads; h++)
+        for (uint32_t h = 0; (c.less_by > 0 || c.flat != 0) && h < c.n_q_heads; h++)
             for (uint32_t j = 0; j < c.window; j++)
                 for (uint32_t e = 0; e < c.dim_k; e++) q.set(h, j, e, 8);
+        for (uint32_t h = 0; c.flat != 0 && h < c.n_kv_heads; h++)
+            for (uint32_t i = 0; i < n; i++)
+                for (uint32_t e = 0; e < c.dim_k; e++) k.set(h, i, e, 8);
     }
 };
 
@@ -154,13 +160,13 @@ double largest_value(const Case &c, const Sequence &s, uint32_t n, uint32_t head
 }
 
 /// By how many times V (3 e + 82 u) entry `i` of a head may be off with LAVA_VALUE_OUTPUT: see the top.
-double amplified(const Case &c, const std::vector<double> &attention, uint32_t n, uint32_t head, uint32_t i, double error) {
+double amplified(const Case &c, const std::vector<double> &attention, uint32_t n, uint32_t head, uint32_t i) {
     const uint32_t group = c.n_q_heads / c.n_kv_heads, radius = c.params.pool_kernel / 2, prefix = n - c.window;
     double most = 0;
     for (uint32_t h = head * group; h < (head + 1) * group; h++)
         for (uint32_t at = i < radius ? 0 : i - radius; at < std::min(i + radius + 1, prefix); at++) {
             const double a = attention[size_t(h) * n + at];
-            most = std::max(most, error > (1 - a) / 2 ? 1 / HALF_ULP : a / (1 - a));
+            most = std::max(most, a < 0.5 ? a / (1 - a) : 1);
         }
     return 2 * most * (c.params.weight == 0 ? 1 : c.params.weight);
 }
@@ -169,13 +175,15 @@ double amplified(const Case &c, const std::vector<double> &attention, uint32_t n
 lava_status ask_cpu(const Case &c, const Sequence &s, uint32_t n, std::vector<float> &scores, lava_error &error) {
     lava_shape shape = lava_shape_init(n, c.n_q_heads, c.n_kv_heads, c.dim_k, c.dim_v, c.window);
     shape.sliding_window = c.sliding_window;
+    lava_score_params params = c.params;
+    params.scale = scale_of(c);
     size_t bytes = 0;
-    lava_score_workspace_size(&shape, &c.params, &bytes, nullptr);
+    lava_score_workspace_size(&shape, &params, &bytes, nullptr);
     Buffer<uint8_t> workspace(bytes, 0xff);
     scores.resize(size_t(c.n_kv_heads) * (n - c.window));
     const lava_tensor q = s.q.host(), k = s.k.host(), v = s.v.host(), lse = s.lse.host();
     error = lava_error_init();
-    return lava_score(&shape, &c.params, &q, &k, &v, c.lse ? &lse : nullptr, 0, 1, workspace.data(), bytes, scores.data(), &error);
+    return lava_score(&shape, &params, &q, &k, &v, c.lse ? &lse : nullptr, 0, 1, workspace.data(), bytes, scores.data(), &error);
 }
 
 struct Result {
@@ -283,7 +291,7 @@ void check(const Case &c) {
     const bool changes = c.params.value_weight == LAVA_VALUE_OUTPUT;
     std::vector<Look> looks;
     for (size_t i = 0; i < sequences.size(); i++) looks.push_back(look(c, *sequences[i], c.lengths[i]));
-    for (const Look &one : looks) logits = std::max(logits, one.logits);
+    for (const Look &one : looks) logits = c.flat != 0 ? 0 : std::max(logits, one.logits);
     const Result got = run(c, sequences, 1), again = is_quick() ? got : run(c, sequences, 77);
     expect(got.status == LAVA_NO_FAULT, "%s: status %016llx", c.name, (unsigned long long) got.status);
     double worst = 0, bound = 0;
@@ -312,7 +320,7 @@ void check(const Case &c) {
         for (size_t e = 0; e < want.size(); e++) {
             const uint32_t head = uint32_t(e / prefix);
             if (changes && e % prefix == 0) value = largest_value(c, s, n, head) * (3 * bound + 82 * HALF_ULP);
-            const double absolute = changes ? value * amplified(c, looks[i].attention, n, head, e % prefix, bound) : 0;
+            const double absolute = changes ? value * amplified(c, looks[i].attention, n, head, e % prefix) : 0;
             const double off = std::abs(double(got.scores[i][e]) - want[e]) / (want[e] + absolute / bound + 1e-30);
             if (!(off <= bound))
                 expect(false, "%s: sequence %zu, entry %zu of %u: %g, not %g (off by %.2g, bound %.2g)", c.name, i, e, prefix,
@@ -337,7 +345,7 @@ void check_stats(Case c) {
     for (uint32_t n : c.lengths) {
         sequences.emplace_back(new Sequence(c, n, random));
         want.push_back(look(c, *sequences.back(), n));
-        logits = std::max(logits, want.back().logits);
+        logits = c.flat != 0 ? 0 : std::max(logits, want.back().logits);
     }
     const Result got = run(c, sequences, 2), again = is_quick() ? got : run(c, sequences, 99);
     expect(got.status == LAVA_NO_FAULT, "%s: status %016llx", c.name, (unsigned long long) got.status);
@@ -458,6 +466,10 @@ int main(int argc, char **argv) {
     add("softcap 2", [](Case &c) { c.params.softcap = 2; });
     add("scale negative", [](Case &c) { c.params.scale = -0.2f; });
     add("logits in the hundreds", [](Case &c) { c.params.scale = 4; });
+    add("flat logits of 1e5", [](Case &c) { c.flat = 1e5f; });
+    add("flat logits of -1e7, several rounds", [](Case &c) { c.flat = -1e7f, c.dim_k = 256, c.window = 40, c.n_q_heads = 3, c.n_kv_heads = 1, c.keys_per_range = 128; });
+    add("flat logits of 1e7, squares, capped at 1e6", [](Case &c) { c.flat = 1e7f, c.params = lava_score_params_kv_compress(), c.params.softcap = 1e6f; });
+    add("flat logits of 1e9, exponential", [](Case &c) { c.flat = 1e9f, c.params.attention = LAVA_ATTENTION_EXPONENTIAL, c.params.decay = 0.3f; });
     add("logits rising by 128 from tile to tile", [](Case &c) { c.rise = 2, c.keys_per_range = 128; });
     add("logits rising slowly", [](Case &c) { c.rise = 0.5f, c.keys_per_range = 128; });
     add("lse given", [](Case &c) { c.lse = true; });
@@ -489,6 +501,7 @@ int main(int argc, char **argv) {
     add("queries at odd strides", [](Case &c) { c.layout_q = GAPS; });
     add("any: f32", [](Case &c) { c.dtype = c.dtype_v = LAVA_F32; });
     add("any: f32, 40, sliding, softcap", [](Case &c) { c.dtype = LAVA_F32, c.dim_k = 40, c.sliding_window = 50, c.params.softcap = 3; });
+    add("any: f32, flat logits of 1e7, two sequences", [](Case &c) { c.flat = 1e7f, c.dtype = LAVA_F32, c.lengths = {90, 300}; });
     add("any: f32, 128, lse given", [](Case &c) { c.dtype = LAVA_F32, c.dim_k = 128, c.lse = true; });
     add("any: f16, 33", [](Case &c) { c.dtype = LAVA_F16, c.dim_k = 33; });
     add("any: bf16, 576", [](Case &c) { c.dim_k = 576, c.window = 3; });
@@ -538,6 +551,7 @@ int main(int argc, char **argv) {
     spread("256, several rounds", [](Case &c) { c.dim_k = 256, c.window = 40, c.n_q_heads = 3, c.n_kv_heads = 1, c.keys_per_range = 128; });
     spread("sliding window, softcap", [](Case &c) { c.sliding_window = 40, c.params.softcap = 2; });
     spread("logits in the hundreds", [](Case &c) { c.params.scale = 4; });
+    spread("flat logits of 1e6", [](Case &c) { c.flat = 1e6f; });
     spread("any: f32, 40, two sequences", [](Case &c) { c.dtype = LAVA_F32, c.dim_k = 40, c.lengths = {90, 137}; });
     spread("any: lse given, group 5", [](Case &c) { c.dtype = LAVA_F32, c.lse = true, c.n_q_heads = 5, c.n_kv_heads = 1; });
     for (const Case &c : spreads)

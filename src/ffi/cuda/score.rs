@@ -135,7 +135,7 @@ pub(super) unsafe fn score_args(
     // sums; outputs of each query head in each range.
     let rows = shape.group_size() as u128 * (shape.window as u128).next_multiple_of(16);
     let heads = shape.n_kv_heads as u128 * n_sequences as u128;
-    let outputs = shape.group_size() as u128 * shape.head_dim_v as u128;
+    let outputs = shape.group_size() as u128 * (2 * shape.head_dim_v as u128 + 3);
     let bytes = 4
         * heads
         * ((8 * rows + outputs) * (shape.n_tokens as u128 / 64 + 2)
