@@ -1,8 +1,8 @@
 //! Scoring, its statistics, and attention.
 
-use crate::params::{Attention, GroupReduce, Pool, ScoreParams, ValueSpan, ValueWeight};
+use crate::params::{Attention, GroupReduce, LseBase, Pool, ScoreParams, Shape, ValueSpan, ValueWeight};
 
-/// `x[token][head][element]`.
+/// `x[head][row][element]`. Heads may have unlike numbers of rows.
 pub type Heads = Vec<Vec<Vec<f64>>>;
 
 /// Logit of one query and one key.
@@ -12,41 +12,50 @@ fn logit(q: &[f64], k: &[f64], scale: Option<f32>, softcap: Option<f32>) -> f64 
     softcap.map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh())
 }
 
-/// Softmax, where `None` is a key that is not seen. Also the log-sum-exp.
-fn softmax(logits: &[Option<f64>]) -> (Vec<f64>, f64) {
-    let max = logits.iter().flatten().fold(f64::NEG_INFINITY, |m, &x| m.max(x));
+/// One query's attention.
+struct Row {
+    /// To each key; 0 where it is not seen.
+    keys: Vec<f64>,
+    /// To the sink.
+    sink: f64,
+    /// Natural log-sum-exp of all logits, the sink's among them.
+    lse: f64,
+}
+
+/// Softmax, where `None` is a key that is not seen.
+fn softmax(logits: &[Option<f64>], sink: Option<f32>) -> Row {
+    let sink = sink.map_or(f64::NEG_INFINITY, f64::from);
+    let max = logits.iter().flatten().fold(sink, |m, &x| m.max(x));
+    if max == f64::NEG_INFINITY {
+        return Row { keys: vec![0.0; logits.len()], sink: 0.0, lse: max };
+    }
     let exps: Vec<f64> = logits.iter().map(|l| l.map_or(0.0, |x| (x - max).exp())).collect();
-    let sum: f64 = exps.iter().sum();
-    let lse = if sum > 0.0 { max + sum.ln() } else { f64::NEG_INFINITY };
-    (exps.iter().map(|e| if sum > 0.0 { e / sum } else { 0.0 }).collect(), lse)
+    let sum = exps.iter().sum::<f64>() + (sink - max).exp();
+    Row {
+        keys: exps.iter().map(|e| e / sum).collect(),
+        sink: (sink - max).exp() / sum,
+        lse: max + sum.ln(),
+    }
 }
 
-/// Log-sum-exp of the window's queries: `lse[j][h]`.
-pub fn log_sum_exp(q: &Heads, k: &Heads, params: &ScoreParams) -> Vec<Vec<f64>> {
-    let group = q[0].len() / k[0].len();
-    (0..q.len())
-        .map(|j| (0..q[0].len()).map(|h| window_attention(q, k, params, j, h, h / group).1).collect())
-        .collect()
+/// Log-sum-exp of the window's queries, in the base of the options: `lse[h][j]`.
+pub fn log_sum_exp(shape: &Shape, params: &ScoreParams, q: &Heads, k: &Heads) -> Vec<Vec<f64>> {
+    let unit = if params.lse_base == LseBase::Two { std::f64::consts::LN_2 } else { 1.0 };
+    let lse = |h: usize, j: usize| window_attention(shape, params, q, k, h, j).lse / unit;
+    (0..q.len()).map(|h| (0..shape.window_rows()).map(|j| lse(h, j)).collect()).collect()
 }
 
-/// Stage 1, one row: attention of window query `j`, query head `h`, over all keys of KV head `g`.
-fn window_attention(
-    q: &Heads,
-    k: &Heads,
-    params: &ScoreParams,
-    j: usize,
-    h: usize,
-    g: usize,
-) -> (Vec<f64>, f64) {
-    let position = k.len() - q.len() + j;
-    let logits: Vec<Option<f64>> = (0..k.len())
+/// Stage 1, one row: attention of query head `h`'s window query `j` over all rows of its KV head.
+fn window_attention(shape: &Shape, params: &ScoreParams, q: &Heads, k: &Heads, h: usize, j: usize) -> Row {
+    let (g, position) = (h / shape.group_size(), shape.prefix_len() + j);
+    let logits: Vec<Option<f64>> = (0..shape.rows(g))
         .map(|i| {
-            let causal = i <= position;
-            let in_window = params.sliding_window.is_none_or(|swa| i + swa > position);
-            (causal && in_window).then(|| logit(&q[j][h], &k[i][g], params.scale, params.softcap))
+            let key = shape.position(g, i);
+            let seen = key <= position && shape.sliding_window.is_none_or(|keys| key.saturating_add(keys) > position);
+            seen.then(|| logit(&q[h][j], &k[g][i], params.scale, params.softcap))
         })
         .collect();
-    softmax(&logits)
+    softmax(&logits, params.sink_logits.map(|sinks| sinks[h]))
 }
 
 /// Stage 2: what becomes of a key's attention from the window's queries, the oldest first.
@@ -68,45 +77,51 @@ fn over_window(a: &[f64], params: &ScoreParams) -> f64 {
     }
 }
 
-fn norm(x: impl Iterator<Item = f64>) -> f64 {
-    x.map(|x| x * x).sum::<f64>().sqrt()
+/// What evicting each row alone does to the output: `a / (1 − a) · ‖o − v‖₂`. With the mean `m` of the other rows' values, weighted by
+/// their attention, `o − v = (1 − a) · (m − v)`: so nothing is subtracted that is nearly the same. A sink is a row of zeros.
+fn output_change(a: &[f64], sink: f64, v: &[Vec<f64>]) -> Vec<f64> {
+    let change = |i: usize| {
+        let others = || (0..a.len()).filter(move |&k| k != i);
+        let rest = others().map(|k| a[k]).sum::<f64>() + sink;
+        let mean = |c: usize| others().map(|k| a[k] * v[k][c]).sum::<f64>() / rest;
+        let distance = (0..v[i].len()).map(|c| (mean(c) - v[i][c]).powi(2)).sum::<f64>().sqrt();
+        if a[i] > 0.0 { a[i] * distance } else { 0.0 }
+    };
+    (0..a.len()).map(change).collect()
 }
 
 /// Stages 1 to 5: `scores[g][i]`.
-pub fn scores(q: &Heads, k: &Heads, v: &Heads, params: &ScoreParams) -> Vec<Vec<f64>> {
-    let (w, n_q_heads, n_kv_heads) = (q.len(), q[0].len(), k[0].len());
-    let (n, prefix, group) = (k.len(), k.len() - w, n_q_heads / n_kv_heads);
+pub fn scores(shape: &Shape, params: &ScoreParams, q: &Heads, k: &Heads, v: &Heads) -> Vec<Vec<f64>> {
+    let (w, group) = (shape.window_rows(), shape.group_size());
     let radius = params.pool_kernel / 2;
     let mut scores = vec![];
-    for g in 0..n_kv_heads {
+    for g in 0..shape.n_kv_heads {
+        let (n, live) = (shape.rows(g), shape.live(g));
+        let n_live = live.len();
         // Stage 4: the largest L1 norm among the head's values.
-        let l1 = |i: usize| v[i][g].iter().map(|x| x.abs()).sum::<f64>();
-        let span = if params.value_span == ValueSpan::All { n } else { prefix };
-        let vmax = (0..span).map(l1).fold(0.0, f64::max);
+        let l1 = |i: usize| v[g][i].iter().map(|x| x.abs()).sum::<f64>();
+        let span = if params.value_span == ValueSpan::All { live.start..n } else { live.clone() };
+        let vmax = span.map(l1).fold(0.0, f64::max);
         let mut pooled = vec![];
         for h in g * group..(g + 1) * group {
             // Stages 1 and 2: attention over the window.
+            let rows: Vec<Row> = (0..w).map(|j| window_attention(shape, params, q, k, h, j)).collect();
+            let column = |i: usize| rows.iter().map(|row| row.keys[i]).collect::<Vec<f64>>();
             let mut a: Vec<f64> = match params.attention {
-                Attention::Recency => (1..=n).map(|i| i as f64).collect(),
-                _ => {
-                    let rows: Vec<_> = (0..w).map(|j| window_attention(q, k, params, j, h, g).0).collect();
-                    let column = |i: usize| rows.iter().map(|row| row[i]).collect::<Vec<f64>>();
-                    (0..n).map(|i| over_window(&column(i), params)).collect()
-                }
+                Attention::Recency => (0..n).map(|i| shape.position(g, i) as f64 + 1.0).collect(),
+                _ => (0..n).map(|i| over_window(&column(i), params)).collect(),
             };
             if params.value_weight == ValueWeight::Output {
-                let o = |c: usize| (0..n).map(|i| a[i] * v[i][g][c]).sum::<f64>();
-                let o: Vec<f64> = (0..v[0][g].len()).map(o).collect();
-                a = (0..prefix)
-                    .map(|i| a[i] / (1.0 - a[i]) * norm(o.iter().zip(&v[i][g]).map(|(o, v)| o - v)))
-                    .collect();
+                let sink = rows.iter().map(|row| row.sink).collect::<Vec<f64>>();
+                a = output_change(&a, over_window(&sink, params), &v[g]);
             }
-            a.truncate(prefix);
+            // Dead rows have no part in what follows.
+            let a = &a[live.clone()];
             // Stage 3: pooling along the tokens.
             pooled.push(
-                (0..prefix)
+                (0..n_live)
                     .map(|i| {
-                        let near = &a[i.saturating_sub(radius)..(i + radius + 1).min(prefix)];
+                        let near = &a[i.saturating_sub(radius)..(i + radius + 1).min(n_live)];
                         match params.pool {
                             Pool::Max => near.iter().copied().fold(0.0, f64::max),
                             Pool::Avg => near.iter().sum::<f64>() / params.pool_kernel as f64,
@@ -118,10 +133,10 @@ pub fn scores(q: &Heads, k: &Heads, v: &Heads, params: &ScoreParams) -> Vec<Vec<
         // Stage 5: one score per KV head.
         let value = |i: usize| match params.value_weight {
             ValueWeight::HeadMax => vmax,
-            ValueWeight::Token => l1(i),
+            ValueWeight::Token => l1(live.start + i),
             ValueWeight::None | ValueWeight::Output => 1.0,
         };
-        let head: Vec<f64> = (0..prefix)
+        let head: Vec<f64> = (0..n_live)
             .map(|i| {
                 let column = pooled.iter().map(|p| p[i]);
                 let reduced = match params.group_reduce {
@@ -131,21 +146,22 @@ pub fn scores(q: &Heads, k: &Heads, v: &Heads, params: &ScoreParams) -> Vec<Vec<
                 reduced * value(i) * f64::from(params.weight)
             })
             .collect();
-        let more = f64::from(params.smoothing) * head.iter().sum::<f64>() / prefix as f64;
-        scores.push(head.iter().map(|s| s + more).collect());
+        let more = f64::from(params.smoothing) * head.iter().sum::<f64>() / n_live as f64;
+        let dead = vec![0.0; live.start];
+        scores.push(dead.into_iter().chain(head.iter().map(|s| s + more)).collect());
     }
     scores
 }
 
-/// CAKE's two numbers per KV head: `(entropy, variance)` of the attention that the window pays the prefix.
-pub fn attention_stats(q: &Heads, k: &Heads, params: &ScoreParams) -> Vec<(f64, f64)> {
-    let (w, group, prefix) = (q.len(), q[0].len() / k[0].len(), k.len() - q.len());
+/// CAKE's two numbers per KV head: `(entropy, variance)` of the attention that the window pays the live prefix.
+pub fn attention_stats(shape: &Shape, params: &ScoreParams, q: &Heads, k: &Heads) -> Vec<(f64, f64)> {
+    let (w, group) = (shape.window_rows(), shape.group_size());
     let mut stats = vec![];
-    for g in 0..k[0].len() {
+    for g in 0..shape.n_kv_heads {
         let (mut entropy, mut variance) = (0.0, 0.0);
         for h in g * group..(g + 1) * group {
-            let rows: Vec<_> = (0..w).map(|j| window_attention(q, k, params, j, h, g).0).collect();
-            for i in 0..prefix {
+            let rows: Vec<_> = (0..w).map(|j| window_attention(shape, params, q, k, h, j).keys).collect();
+            for i in shape.live(g) {
                 let a: Vec<f64> = rows.iter().map(|row| row[i]).collect();
                 let mean = a.iter().sum::<f64>() / w as f64;
                 entropy -= a.iter().filter(|a| **a > 0.0).map(|a| a * a.ln()).sum::<f64>();
@@ -159,21 +175,22 @@ pub fn attention_stats(q: &Heads, k: &Heads, params: &ScoreParams) -> Vec<(f64, 
     stats
 }
 
-/// Attention of one query over one head's rows, `None` where a row is not seen: the output, and the log-sum-exp.
+/// Attention of one query over one head's rows, `None` where a row is not seen: the output, and the natural log-sum-exp.
 pub fn attend(
     q: &[f64],
     rows: &[Option<(&[f64], &[f64])>],
     dim_v: usize,
     scale: Option<f32>,
     softcap: Option<f32>,
+    sink: Option<f32>,
 ) -> (Vec<f64>, f64) {
     let logits: Vec<Option<f64>> = rows.iter().map(|r| r.map(|(k, _)| logit(q, k, scale, softcap))).collect();
-    let (weights, lse) = softmax(&logits);
+    let attention = softmax(&logits, sink);
     let mut out = vec![0.0; dim_v];
-    for (weight, row) in weights.iter().zip(rows) {
+    for (weight, row) in attention.keys.iter().zip(rows) {
         if let Some((_, v)) = row {
             out.iter_mut().zip(*v).for_each(|(o, x)| *o += weight * x);
         }
     }
-    (out, lse)
+    (out, attention.lse)
 }
