@@ -111,8 +111,8 @@ typedef struct lava_score_args {
     /** Workspace; see lava_score_layout. */
     float *partial;
     /**
-     * Each row's log-sum-exp, over ln 2. Where that is so large that its rounding would show, the row's largest logit, and in row_rest what
-     * is left of it; else 0 there.
+     * Each row's log-sum-exp, over ln 2. Where that is so large that its rounding would show, and for a variance, the row's largest logit,
+     * and in row_rest what is left of it; else 0 there.
      */
     float *row_lse;
     float *row_rest;
@@ -187,12 +187,15 @@ LAVA_PLAN uint32_t lava_score_column_rows(const lava_score_args *a) {
     return lava_score_reduces_first(a) ? 1 : a->n_q_heads / a->n_kv_heads;
 }
 
+/** Whether a variance is wanted: LAVA_ATTENTION_MEAN_VARIANCE and LAVA_SCORE_SPREAD. */
+LAVA_PLAN int lava_score_spreads(const lava_score_args *a) { return a->attention == 2 || a->attention == LAVA_SCORE_SPREAD; }
+
 /**
- * What is summed of the attention: itself; for LAVA_ATTENTION_SQUARED, LAVA_ATTENTION_MEAN_VARIANCE and LAVA_SCORE_SPREAD its squares;
- * for the last its entropy.
+ * What is summed of the attention: itself; for LAVA_ATTENTION_SQUARED its squares too. For a variance how much it differs from that of a
+ * tile's first row, the squares of that, and that row's attention; for LAVA_SCORE_SPREAD also its entropy.
  */
 LAVA_PLAN uint32_t lava_score_kinds(const lava_score_args *a) {
-    return a->attention == LAVA_SCORE_SPREAD ? 3 : a->attention == 1 || a->attention == 2 ? 2 : 1;
+    return a->attention == LAVA_SCORE_SPREAD ? 4 : lava_score_spreads(a) ? 3 : a->attention == 1 ? 2 : 1;
 }
 
 /** Whether the values' norms are wanted: LAVA_VALUE_HEAD_MAX and LAVA_VALUE_TOKEN. */

@@ -212,18 +212,27 @@ template <class T, int D> __device__ void stats(const lava_score_args &args) {
 
 /// Attention of one key, summed row tile by row tile in their order, becomes the group's number or one per query head.
 struct ColumnSums {
-    float sum = 0, squares = 0, group = 0, entropy = 0;
+    /// Of a query head's rows so far: sums. Where a variance is wanted, the mean, and the sum of the squared deviations from it.
+    float sum = 0, squares = 0;
+    float group = 0, entropy = 0;
 
-    /// The part of the next row tile or two; `last`: it is the last one of query head `h` of the group.
-    __device__ void add(const Head &head, uint32_t key, float more, float more_squares, float more_entropy, uint32_t h, bool last) {
+    /// The part of the next row tile or two.
+    __device__ void add(float more, float more_squares) {
         sum += more;
         squares += more_squares;
-        entropy += more_entropy;
-        if (!last) return;
-        const float w = head.args.window, variance = w > 1 ? fmaxf((squares - sum * (sum / w)) / (w - 1), 0.0f) : 0;
+    }
+    /// The same where a variance is wanted: `more` rows with their own mean and deviations, after `rows` others of the head.
+    __device__ void add_spread(float rows, float more, float mean, float deviations) {
+        const float apart = mean - sum, all = rows + more;
+        squares += deviations + apart * apart * (rows * more / all);
+        sum += apart * (more / all);
+    }
+    /// All rows of query head `h` of the group are there.
+    __device__ void end_head(const Head &head, uint32_t key, uint32_t h) {
+        const float w = head.args.window, variance = w > 1 ? squares / (w - 1) : 0;
         float value = sum;
         if (head.args.attention == SQUARED) value = squares;
-        if (head.args.attention == MEAN_VARIANCE) value += w * head.args.gamma * variance;
+        if (head.args.attention == MEAN_VARIANCE) value = w * (sum + head.args.gamma * variance);
         if (head.args.attention == SPREAD) value = variance;
         if (!lava_score_reduces_first(&head.args)) head.columns(h)[key] = value;
         group = head.args.group_reduce == GROUP_MAX ? fmaxf(group, value) : group + value;
@@ -267,6 +276,7 @@ template <int M> struct Columns {
         return sum_over_eight<16>(both);
     }
     __device__ uint32_t kinds() const { return lava_score_kinds(&range.args); }
+    __device__ bool spreads() const { return lava_score_spreads(&range.args); }
     __device__ float *sums_of(uint32_t step, uint32_t kind) const { return sums + (step % 2 * kinds() + kind) * at_once() * KEYS; }
     /// What a key's sums were at the end of the last round: [keys of the range, 4]. Only where there are several rounds.
     __device__ float *carried() const { return sums + 2 * kinds() * at_once() * KEYS; }
@@ -301,17 +311,17 @@ template <int M> struct Columns {
         };
         // Where there are fewer sums than lanes, two have the same.
         const bool writes = (M == 2 && !sums_both()) || threadIdx.x / 4 % 2 == 0;
-        if (kinds() == 3) {
-            float three[4 * M];
+        if (kinds() == 4) {
+            float four[4 * M];
 #pragma unroll
             for (int m = 0; m < M; m++)
 #pragma unroll
                 for (int n = 0; n < 2; n++)
 #pragma unroll
                     for (int i = 0; i < 2; i++)
-                        three[4 * m + 2 * n + i] = surprise(power(m, n, i)) + surprise(power(m, n, i + 2));
-            const float entropy = sum_of(three);
-            if (writes) own[2 * at_once() * KEYS + part] = entropy;
+                        four[4 * m + 2 * n + i] = surprise(power(m, n, i)) + surprise(power(m, n, i + 2));
+            const float entropy = sum_of(four);
+            if (writes) own[3 * at_once() * KEYS + part] = entropy;
         }
         float one[4 * M], two[4 * M];
 #pragma unroll
@@ -325,6 +335,7 @@ template <int M> struct Columns {
                     b = exp2_fast(power(m, n, i + 2));
                     one[4 * m + 2 * n + i] = a + b;
                 }
+        if (spreads()) return add_up_spread(x, part, writes);
         const float sum = sum_of(one);
         if (writes) own[part] = sum;
         if (kinds() == 1) return;
@@ -336,6 +347,31 @@ template <int M> struct Columns {
                 for (int i = 0; i < 2; i++) two[4 * m + 2 * n + i] = x[m][n][i] * x[m][n][i] + x[m][n][i + 2] * x[m][n][i + 2];
         const float sum_of_squares = sum_of(two);
         if (writes) own[at_once() * KEYS + part] = sum_of_squares;
+    }
+    /// Of the attention `x`, sums of what a variance is made of. A tile's first row is a row of the window, and lanes 0 to 3 have it.
+    __device__ void add_up_spread(const float (&x)[M][2][4], uint32_t part, bool writes) const {
+        float one[4 * M], two[4 * M], three[4 * M];
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+            const bool is_first = m == 0 || !sums_both();
+#pragma unroll
+            for (int n = 0; n < 2; n++)
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    const int at = 4 * m + 2 * n + i;
+                    const float first = __shfl_sync(ALL, is_first ? x[m][n][i] : x[0][n][i], lane() % 4);
+                    // Rows that fill the window up are none.
+                    const float a = lse[m][0] < INFINITY ? x[m][n][i] - first : 0, b = lse[m][1] < INFINITY ? x[m][n][i + 2] - first : 0;
+                    one[at] = a + b;
+                    two[at] = a * a + b * b;
+                    three[at] = is_first && lane() < 4 ? first : 0;
+                }
+        }
+        const float sum = sum_of(one), squares = sum_of(two), first = sum_of(three);
+        if (!writes) return;
+        own[part] = sum;
+        own[at_once() * KEYS + part] = squares;
+        own[2 * at_once() * KEYS + part] = first;
     }
     __device__ void end(uint32_t, uint32_t) {}
     __device__ void before(uint32_t step, uint32_t tile, uint32_t first_row_tile) {
@@ -368,9 +404,15 @@ template <int M> struct Columns {
         const float *one = sums_of(step - 1, 0) + i;
         const uint32_t apart = at_once() * KEYS;
         for (uint32_t t = 0; t < here; t++, one += KEYS) {
-            const bool last = ++of_head == of_each;
-            column.add(range, key, one[0], kinds() > 1 ? one[apart] : 0.0f, kinds() > 2 ? one[2 * apart] : 0.0f, h, last);
-            if (last) h++, of_head = 0;
+            if (spreads()) {
+                const uint32_t rows = of_head * together, more = min(together, range.args.window - rows);
+                const float off = one[0] / more;
+                column.add_spread(rows, more, one[2 * apart] + off, fmaxf(one[apart] - one[0] * off, 0.0f));
+                if (kinds() > 3) column.entropy += one[3 * apart];
+            } else {
+                column.add(one[0], kinds() > 1 ? one[apart] : 0.0f);
+            }
+            if (++of_head == of_each) column.end_head(range, key, h), h++, of_head = 0;
         }
         if (first + here == all) {
             column.write(range, key);
@@ -502,6 +544,9 @@ __device__ inline void columns_any(const lava_score_args &args) {
     const Logits logits(args.scale, args.softcap);
     const uint32_t upper = threadIdx.x / KEYS * 8, own = threadIdx.x % KEYS, tiles_of_head = range.padded() / ROWS;
     const float *const lse = args.row_lse + range.flat() * lava_score_rows(&args), *const rest = args.row_rest + range.flat() * lava_score_rows(&args);
+    const bool spreads = lava_score_spreads(&args);
+    // Rows of the window among the eight from this one of a query head on.
+    const auto rows_of = [&](uint32_t row) { return row < args.window ? min(args.window - row, 8u) : 0u; };
     bool faulty = false;
     for (uint32_t first = range.first; first < range.end; first += KEYS) {
         ColumnSums column;
@@ -514,19 +559,32 @@ __device__ inline void columns_any(const lava_score_args &args) {
             for (int i = 0; i < 8; i++) {
                 x[i] -= lse[row_tile * ROWS + upper + i];
                 x[i] -= rest[row_tile * ROWS + upper + i];
-                const float a = exp2_fast(x[i]);
-                one += a;
-                two += a * a;
+                if (args.attention == SPREAD) three += surprise(x[i]);
+                x[i] = exp2_fast(x[i]);
+                one += x[i];
+                two += x[i] * x[i];
             }
+            const uint32_t rows = row_tile % tiles_of_head * ROWS;
+            if (spreads) {
+                // Of a thread's rows, their mean and the squares of what they are off it.
+                const uint32_t n = rows_of(rows + upper);
+                one = n > 0 ? one / n : 0, two = 0;
 #pragma unroll
-            for (int i = 0; i < 8 && args.attention == SPREAD; i++) three += surprise(x[i]);
+                for (uint32_t i = 0; i < 8; i++) two += i < n ? (x[i] - one) * (x[i] - one) : 0;
+            }
             sums[threadIdx.x] = one;
             squares[threadIdx.x] = two;
             entropies[threadIdx.x] = three;
-            __syncthreads(); // the other one, behind the last reads, is the next row tile's first
-            if (writes)
-                column.add(range, key, sums[own] + sums[own + KEYS], squares[own] + squares[own + KEYS],
-                           entropies[own] + entropies[own + KEYS], row_tile / tiles_of_head, (row_tile + 1) % tiles_of_head == 0);
+            __syncthreads(); // the other one, after the last reads, is the next row tile's first
+            if (!writes) continue;
+            if (spreads) {
+                column.add_spread(rows, rows_of(rows), sums[own], squares[own]);
+                if (rows_of(rows + 8) > 0) column.add_spread(rows + 8, rows_of(rows + 8), sums[own + KEYS], squares[own + KEYS]);
+            } else {
+                column.add(sums[own] + sums[own + KEYS], squares[own] + squares[own + KEYS]);
+            }
+            column.entropy += entropies[own] + entropies[own + KEYS];
+            if ((row_tile + 1) % tiles_of_head == 0) column.end_head(range, key, row_tile / tiles_of_head);
         }
         if (writes) column.write(range, key);
     }
@@ -572,7 +630,8 @@ __device__ inline void row_lse(const lava_score_args &args) {
             lse = softmax.max + rest;
         }
         if (!(fabsf(lse) < INFINITY)) head.fault(args.has_lse ? LAVA_FAULT_LSE : LAVA_FAULT_Q_OR_K);
-        const bool splits = fabsf(lse) >= LARGEST_LSE;
+        // A variance is nothing but what attention differs by.
+        const bool splits = fabsf(lse) >= LARGEST_LSE || lava_score_spreads(&args);
         if (!splits) rest = 0;
         else if (!args.has_lse) lse = softmax.max;
         if (args.attention == EXPONENTIAL) {

@@ -38,6 +38,8 @@ struct Case {
     float less_by = 0;
     /// Logits rise by about this much from each token to the next, up to token 100.
     float rise = 0;
+    /// By how much larger each query of less_by is than the one before it, of three.
+    float tilt = 0;
     /// All keys are the same, and their logits are this. Attention is then exact, however large it is.
     float flat = 0;
     Case(const char *name) : name(name) {}
@@ -72,7 +74,7 @@ struct Sequence {
                 }
         for (uint32_t h = 0; (c.less_by > 0 || c.flat != 0) && h < c.n_q_heads; h++)
             for (uint32_t j = 0; j < c.window; j++)
-                for (uint32_t e = 0; e < c.dim_k; e++) q.set(h, j, e, 8);
+                for (uint32_t e = 0; e < c.dim_k; e++) q.set(h, j, e, 8 + c.tilt * float(j % 3));
         for (uint32_t h = 0; c.flat != 0 && h < c.n_kv_heads; h++)
             for (uint32_t i = 0; i < n; i++)
                 for (uint32_t e = 0; e < c.dim_k; e++) k.set(h, i, e, 8);
@@ -83,9 +85,9 @@ struct Sequence {
 struct Look {
     /// The largest sum of |q||k|.
     double logits = 0;
-    /// Of each KV head: entropy and variance of its attention over the prefix, the attention itself, and what the variance is a
-    /// difference of.
-    std::vector<double> entropy, variance, mass, squares;
+    /// Of each KV head: entropy and variance of its attention over the prefix, the attention itself, its squares, and by what the variance
+    /// changes with the attention: the root of variance times squares.
+    std::vector<double> entropy, variance, mass, squares, change;
     /// [n_q_heads, n], each key's, over the window.
     std::vector<double> attention;
 };
@@ -104,7 +106,7 @@ uint32_t first_live(const Case &c, uint32_t n) { return c.sliding_window == 0 ? 
 Look look(const Case &c, Sequence &s, uint32_t n) {
     Look all;
     double &largest = all.logits;
-    for (auto *of_head : {&all.entropy, &all.variance, &all.mass, &all.squares}) of_head->assign(c.n_kv_heads, 0);
+    for (auto *of_head : {&all.entropy, &all.variance, &all.mass, &all.squares, &all.change}) of_head->assign(c.n_kv_heads, 0);
     all.attention.assign(size_t(c.n_q_heads) * n, 0);
     const uint32_t group = c.n_q_heads / c.n_kv_heads, prefix = n > c.window ? n - c.window : 0;
     for (uint32_t h = 0; h < c.n_q_heads; h++) {
@@ -140,9 +142,10 @@ Look look(const Case &c, Sequence &s, uint32_t n) {
         for (uint32_t i = first_live(c, n); i < prefix; i++) {
             all.mass[h / group] += sums[i];
             if (c.window == 1) continue;
-            const double w = c.window;
-            all.variance[h / group] += (squares[i] - sums[i] * sums[i] / w) / (w - 1);
-            all.squares[h / group] += (squares[i] + sums[i] * sums[i] / w) / (w - 1);
+            const double w = c.window, variance = std::max(squares[i] - sums[i] * sums[i] / w, 0.0) / (w - 1);
+            all.variance[h / group] += variance;
+            all.squares[h / group] += squares[i] / (w - 1);
+            all.change[h / group] += std::sqrt(variance * squares[i] / (w - 1));
         }
     }
     return all;
@@ -331,9 +334,9 @@ void check(const Case &c) {
     printf("  %-52s off by %.1e, bound %.1e\n", c.name, worst, bound);
 }
 
-/// Entropies and variances against doubles. With `e` the relative error of one attention `a`, that of a ln a is no more than
-/// e (a |ln a| + a), and that of a variance e times the two terms that it is a difference of; both are sums of many, in f32 for
-/// short chains.
+/// Entropies and variances against doubles. With `e` the relative error of one attention `a`, a ln a is off by no more than
+/// e (a |ln a| + a). A variance is the sum of d^2 / (w - 1), where d, by what an attention differs from the mean, is off by e a: so it is off by
+/// no more than 2 e times the root of variance times squares, and e^2 times the squares. Both are sums of many, in f32 for short chains.
 void check_stats(Case c) {
     SAMPLE;
     n_cases++;
@@ -361,7 +364,7 @@ void check_stats(Case c) {
             sequences[i] = std::move(only[0]);
         }
         for (uint32_t h = 0; h < c.n_kv_heads; h++) {
-            const double bounds[] = {e * (want[i].entropy[h] + want[i].mass[h]), 2 * e * want[i].squares[h]};
+            const double bounds[] = {e * (want[i].entropy[h] + want[i].mass[h]), 2 * e * want[i].change[h] + e * e * want[i].squares[h] + 100 * HALF_ULP * want[i].variance[h]};
             const double numbers[] = {want[i].entropy[h], want[i].variance[h]};
             for (int which = 0; which < 2; which++) {
                 const double off = std::abs(got.stats[i][2 * h + which] - numbers[which]);
@@ -551,6 +554,9 @@ int main(int argc, char **argv) {
     spread("256, several rounds", [](Case &c) { c.dim_k = 256, c.window = 40, c.n_q_heads = 3, c.n_kv_heads = 1, c.keys_per_range = 128; });
     spread("sliding window, softcap", [](Case &c) { c.sliding_window = 40, c.params.softcap = 2; });
     spread("logits in the hundreds", [](Case &c) { c.params.scale = 4; });
+    spread("a sink with nearly all attention", [](Case &c) { c.less_by = 8, c.tilt = 0.0625f, c.window = 24; });
+    spread("the same, a query head of four tiles", [](Case &c) { c.less_by = 8, c.tilt = 0.0625f, c.window = 57, c.lengths = {300}; });
+    spread("any: f32, the same", [](Case &c) { c.less_by = 8, c.tilt = 0.0625f, c.window = 21, c.dtype = LAVA_F32; });
     spread("flat logits of 1e6", [](Case &c) { c.flat = 1e6f; });
     spread("any: f32, 40, two sequences", [](Case &c) { c.dtype = LAVA_F32, c.dim_k = 40, c.lengths = {90, 137}; });
     spread("any: lse given, group 5", [](Case &c) { c.dtype = LAVA_F32, c.lse = true, c.n_q_heads = 5, c.n_kv_heads = 1; });
