@@ -300,15 +300,21 @@ template <int M> struct Columns {
     __device__ void visit(float (&x)[M][2][4], uint32_t row_tile, uint32_t key, uint32_t part, bool all_see) {
         if (range.args.has_lse) look_for_faults(poison, x);
         to_exponents(x, range, logits, row_tile, key + part, all_see);
-        if (has_rest) add_up_rows<true>(x, row_tile, part);
-        else add_up_rows<false>(x, row_tile, part);
-    }
-    template <bool HAS_REST> __device__ void add_up_rows(float (&x)[M][2][4], uint32_t row_tile, uint32_t part) {
         const float slope = logits.slope();
-        const auto power = [&](int m, int n, int i) {
-            const float less = fmaf(x[m][n][i], slope, -lse[m][i / 2]);
-            return HAS_REST ? less - rest(row_tile + m, i / 2) : less;
-        };
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int n = 0; n < 2; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) x[m][n][i] = fmaf(x[m][n][i], slope, -lse[m][i / 2]);
+        if (has_rest) {
+#pragma unroll
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int n = 0; n < 2; n++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) x[m][n][i] -= rest(row_tile + m, i / 2);
+        }
         // Where there are fewer sums than lanes, two have the same.
         const bool writes = (M == 2 && !sums_both()) || threadIdx.x / 4 % 2 == 0;
         if (kinds() == 4) {
@@ -318,8 +324,7 @@ template <int M> struct Columns {
 #pragma unroll
                 for (int n = 0; n < 2; n++)
 #pragma unroll
-                    for (int i = 0; i < 2; i++)
-                        four[4 * m + 2 * n + i] = surprise(power(m, n, i)) + surprise(power(m, n, i + 2));
+                    for (int i = 0; i < 2; i++) four[4 * m + 2 * n + i] = surprise(x[m][n][i]) + surprise(x[m][n][i + 2]);
             const float entropy = sum_of(four);
             if (writes) own[3 * at_once() * KEYS + part] = entropy;
         }
@@ -331,8 +336,8 @@ template <int M> struct Columns {
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     float &a = x[m][n][i], &b = x[m][n][i + 2];
-                    a = exp2_fast(power(m, n, i));
-                    b = exp2_fast(power(m, n, i + 2));
+                    a = exp2_fast(a);
+                    b = exp2_fast(b);
                     one[4 * m + 2 * n + i] = a + b;
                 }
         if (spreads()) return add_up_spread(x, part, writes);
@@ -349,29 +354,34 @@ template <int M> struct Columns {
         if (writes) own[at_once() * KEYS + part] = sum_of_squares;
     }
     /// Of the attention `x`, sums of what a variance is made of. A tile's first row is a row of the window, and lanes 0 to 3 have it.
-    __device__ void add_up_spread(const float (&x)[M][2][4], uint32_t part, bool writes) const {
-        float one[4 * M], two[4 * M], three[4 * M];
+    __device__ void add_up_spread(float (&x)[M][2][4], uint32_t part, bool writes) const {
+        const auto add_up = [&](uint32_t kind, auto number) {
+            float numbers[4 * M];
 #pragma unroll
-        for (int m = 0; m < M; m++) {
-            const bool is_first = m == 0 || !sums_both();
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int n = 0; n < 2; n++)
+#pragma unroll
+                    for (int i = 0; i < 2; i++) numbers[4 * m + 2 * n + i] = number(m, x[m][n][i], x[m][n][i + 2]);
+            const float sum = sum_of(numbers);
+            if (writes) own[kind * at_once() * KEYS + part] = sum;
+        };
+        const auto is_first = [&](int m) { return m == 0 || !sums_both(); };
+        add_up(2, [&](int m, float a, float) { return is_first(m) && lane() < 4 ? a : 0; });
+        // From here on x is what the rows differ by from the first; the second tile before the first, whose first row may be its own.
+#pragma unroll
+        for (int m = M - 1; m >= 0; m--)
 #pragma unroll
             for (int n = 0; n < 2; n++)
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
-                    const int at = 4 * m + 2 * n + i;
-                    const float first = __shfl_sync(ALL, is_first ? x[m][n][i] : x[0][n][i], lane() % 4);
+                    const float first = __shfl_sync(ALL, is_first(m) ? x[m][n][i] : x[0][n][i], lane() % 4);
                     // Rows that fill the window up are none.
-                    const float a = lse[m][0] < INFINITY ? x[m][n][i] - first : 0, b = lse[m][1] < INFINITY ? x[m][n][i + 2] - first : 0;
-                    one[at] = a + b;
-                    two[at] = a * a + b * b;
-                    three[at] = is_first && lane() < 4 ? first : 0;
+                    x[m][n][i] = lse[m][0] < INFINITY ? x[m][n][i] - first : 0;
+                    x[m][n][i + 2] = lse[m][1] < INFINITY ? x[m][n][i + 2] - first : 0;
                 }
-        }
-        const float sum = sum_of(one), squares = sum_of(two), first = sum_of(three);
-        if (!writes) return;
-        own[part] = sum;
-        own[at_once() * KEYS + part] = squares;
-        own[2 * at_once() * KEYS + part] = first;
+        add_up(0, [&](int, float a, float b) { return a + b; });
+        add_up(1, [&](int, float a, float b) { return a * a + b * b; });
     }
     __device__ void end(uint32_t, uint32_t) {}
     __device__ void before(uint32_t step, uint32_t tile, uint32_t first_row_tile) {
