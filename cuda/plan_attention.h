@@ -303,17 +303,17 @@ LAVA_PLAN uint32_t lava_score_row_tiles_at_once(const lava_score_args *a) {
     return a->row_warps * LAVA_SCORE_TILES_OF_WARP(a->head_dim_k);
 }
 
-/** Row tiles of which score_columns makes one sum per key: a warp's two, where every query head has an even number of them. */
+/** Row tiles of which score_columns makes one sum per key: a warp's two, where every query head has an even number of them. Not for a variance. */
 LAVA_PLAN uint32_t lava_score_tiles_of_sum(const lava_score_args *a) {
     const uint32_t of_head = (a->window + LAVA_SCORE_ROWS - 1) / LAVA_SCORE_ROWS;
-    return LAVA_SCORE_TILES_OF_WARP(a->head_dim_k) == 2 && of_head % 2 == 0 ? 2 : 1;
+    return LAVA_SCORE_TILES_OF_WARP(a->head_dim_k) == 2 && of_head % 2 == 0 && !lava_score_spreads(a) ? 2 : 1;
 }
 LAVA_PLAN uint32_t lava_score_sums_at_once(const lava_score_args *a) { return lava_score_row_tiles_at_once(a) / lava_score_tiles_of_sum(a); }
 
-/** The same of score_columns_*: also two buffers of those sums, and what is carried from round to round. */
+/** The same of score_columns_*: also two buffers of those sums, a row's rest for each thread, and what is carried from round to round. */
 LAVA_PLAN uint32_t lava_score_columns_shared(const lava_score_args *a) {
     const uint32_t one_round = lava_score_rows(a) / LAVA_SCORE_ROWS <= lava_score_row_tiles_at_once(a);
-    return lava_score_stats_shared(a) + 4 * (2 * lava_score_kinds(a) * lava_score_sums_at_once(a) * LAVA_SCORE_KEYS +
+    return lava_score_stats_shared(a) + 4 * (2 * lava_score_kinds(a) * lava_score_sums_at_once(a) * LAVA_SCORE_KEYS + lava_score_threads(a) +
                                              (one_round ? 0 : 4 * lava_score_most_keys(a)));
 }
 

@@ -258,9 +258,7 @@ template <int M> struct Columns {
     float *const sums;
     /// Of this step's, the one that is this thread's if its warp looks at the first keys.
     float *own = nullptr;
-    float lse[M][2], poison = 0;
-    /// Whether one of the warp's rows has a rest, which is looked up then: registers are dear, and such rows are rare.
-    bool has_rest = false;
+    float lse[M][2];
 
     __device__ Columns(const Range &range, float *shared) : range(range), logits(logits_of(range.args)), sums(shared) {}
 
@@ -278,27 +276,24 @@ template <int M> struct Columns {
     __device__ uint32_t kinds() const { return lava_score_kinds(&range.args); }
     __device__ bool spreads() const { return lava_score_spreads(&range.args); }
     __device__ float *sums_of(uint32_t step, uint32_t kind) const { return sums + (step % 2 * kinds() + kind) * at_once() * KEYS; }
+    /// The rest of one of the warp's rows, whose number is the lane's. Nobody else looks at it: registers are dear.
+    __device__ float &own_rest() const { return sums[2 * kinds() * at_once() * KEYS + threadIdx.x]; }
     /// What a key's sums were at the end of the last round: [keys of the range, 4]. Only where there are several rounds.
-    __device__ float *carried() const { return sums + 2 * kinds() * at_once() * KEYS; }
+    __device__ float *carried() const { return sums + 2 * kinds() * at_once() * KEYS + blockDim.x; }
 
     __device__ void begin(uint32_t row_tile) {
-        const float *const from = range.args.row_lse + range.flat() * lava_score_rows(&range.args);
-        bool own_rest = false;
+        const uint64_t rows = range.flat() * lava_score_rows(&range.args);
+        const float *const from = range.args.row_lse + rows;
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
+            for (int half = 0; half < 2; half++)
                 lse[m][half] = row_tile + m < range.row_tiles() ? from[(row_tile + m) * ROWS + own_row(half)] : INFINITY;
-                own_rest |= rest(row_tile + m, half) != 0;
-            }
-        has_rest = __any_sync(ALL, own_rest);
-    }
-    __device__ float rest(uint32_t row_tile, int half) const {
-        const float *const from = range.args.row_rest + range.flat() * lava_score_rows(&range.args);
-        return row_tile < range.row_tiles() ? from[row_tile * ROWS + own_row(half)] : 0;
+        own_rest() = lane() < M * ROWS && row_tile + lane() / ROWS < range.row_tiles() ? range.args.row_rest[rows + row_tile * ROWS + lane()] : 0;
     }
     __device__ void visit(float (&x)[M][2][4], uint32_t row_tile, uint32_t key, uint32_t part, bool all_see) {
-        if (range.args.has_lse) look_for_faults(poison, x);
+        // A fault stays in a number that is there anyway.
+        if (range.args.has_lse) look_for_faults(lse[0][0], x);
         to_exponents(x, range, logits, row_tile, key + part, all_see);
         const float slope = logits.slope();
 #pragma unroll
@@ -307,83 +302,71 @@ template <int M> struct Columns {
             for (int n = 0; n < 2; n++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) x[m][n][i] = fmaf(x[m][n][i], slope, -lse[m][i / 2]);
-        if (has_rest) {
+        const float rest = own_rest();
+        if (__any_sync(ALL, rest != 0)) {
 #pragma unroll
             for (int m = 0; m < M; m++)
 #pragma unroll
-                for (int n = 0; n < 2; n++)
+                for (int half = 0; half < 2; half++) {
+                    const float its = __shfl_sync(ALL, rest, m * ROWS + own_row(half));
 #pragma unroll
-                    for (int i = 0; i < 4; i++) x[m][n][i] -= rest(row_tile + m, i / 2);
-        }
-        // Where there are fewer sums than lanes, two have the same.
-        const bool writes = (M == 2 && !sums_both()) || threadIdx.x / 4 % 2 == 0;
-        if (kinds() == 4) {
-            float four[4 * M];
-#pragma unroll
-            for (int m = 0; m < M; m++)
-#pragma unroll
-                for (int n = 0; n < 2; n++)
-#pragma unroll
-                    for (int i = 0; i < 2; i++) four[4 * m + 2 * n + i] = surprise(x[m][n][i]) + surprise(x[m][n][i + 2]);
-            const float entropy = sum_of(four);
-            if (writes) own[3 * at_once() * KEYS + part] = entropy;
-        }
-        float one[4 * M], two[4 * M];
-#pragma unroll
-        for (int m = 0; m < M; m++)
-#pragma unroll
-            for (int n = 0; n < 2; n++)
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    float &a = x[m][n][i], &b = x[m][n][i + 2];
-                    a = exp2_fast(a);
-                    b = exp2_fast(b);
-                    one[4 * m + 2 * n + i] = a + b;
+                    for (int n = 0; n < 2; n++) x[m][n][2 * half] -= its, x[m][n][2 * half + 1] -= its;
                 }
-        if (spreads()) return add_up_spread(x, part, writes);
-        const float sum = sum_of(one);
-        if (writes) own[part] = sum;
-        if (kinds() == 1) return;
+        }
+        if (kinds() == 4) add_up_pairs(x, part, 3, [](float a, float b) { return surprise(a) + surprise(b); });
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
             for (int n = 0; n < 2; n++)
 #pragma unroll
-                for (int i = 0; i < 2; i++) two[4 * m + 2 * n + i] = x[m][n][i] * x[m][n][i] + x[m][n][i + 2] * x[m][n][i + 2];
-        const float sum_of_squares = sum_of(two);
-        if (writes) own[at_once() * KEYS + part] = sum_of_squares;
+                for (int i = 0; i < 4; i++) x[m][n][i] = exp2_fast(x[m][n][i]);
+        if (spreads()) {
+            if (lane() < 4) put_away_the_first(x, own + 2 * at_once() * KEYS + part);
+            less_the_first(x);
+        }
+        add_up_pairs(x, part, 0, [](float a, float b) { return a + b; });
+        if (kinds() > 1) add_up_pairs(x, part, 1, [](float a, float b) { return a * a + b * b; });
     }
-    /// Of the attention `x`, sums of what a variance is made of. A tile's first row is a row of the window, and lanes 0 to 3 have it.
-    __device__ void add_up_spread(float (&x)[M][2][4], uint32_t part, bool writes) const {
-        const auto add_up = [&](uint32_t kind, auto number) {
-            float numbers[4 * M];
+    /// Sums of what `f` makes of a key's two rows, for the block's keys from `part` on.
+    template <class F> __device__ void add_up_pairs(const float (&x)[M][2][4], uint32_t part, uint32_t kind, F f) const {
+        float numbers[4 * M];
 #pragma unroll
-            for (int m = 0; m < M; m++)
+        for (int m = 0; m < M; m++)
 #pragma unroll
-                for (int n = 0; n < 2; n++)
+            for (int n = 0; n < 2; n++)
 #pragma unroll
-                    for (int i = 0; i < 2; i++) numbers[4 * m + 2 * n + i] = number(m, x[m][n][i], x[m][n][i + 2]);
-            const float sum = sum_of(numbers);
-            if (writes) own[kind * at_once() * KEYS + part] = sum;
-        };
-        const auto is_first = [&](int m) { return m == 0 || !sums_both(); };
-        add_up(2, [&](int m, float a, float) { return is_first(m) && lane() < 4 ? a : 0; });
-        // From here on x is what the rows differ by from the first; the second tile before the first, whose first row may be its own.
+                for (int i = 0; i < 2; i++) numbers[4 * m + 2 * n + i] = f(x[m][n][i], x[m][n][i + 2]);
+        const float sum = sum_of(numbers);
+        // Where there are fewer sums than lanes, two have the same.
+        if ((M == 2 && !sums_both()) || threadIdx.x / 4 % 2 == 0) own[kind * at_once() * KEYS + part] = sum;
+    }
+    /// Attention of each tile's first row, by lanes 0 to 3, which have it.
+    __device__ static void put_away_the_first(const float (&x)[M][2][4], float *to) {
 #pragma unroll
-        for (int m = M - 1; m >= 0; m--)
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int n = 0; n < 2; n++) {
+                to[m * KEYS + 8 * n] = x[m][n][0];
+                to[m * KEYS + 8 * n + 1] = x[m][n][1];
+            }
+    }
+    /// Attention becomes what it differs by from that of its tile's first row, which is one of the window's.
+    __device__ void less_the_first(float (&x)[M][2][4]) const {
+#pragma unroll
+        for (int m = 0; m < M; m++)
 #pragma unroll
             for (int n = 0; n < 2; n++)
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
-                    const float first = __shfl_sync(ALL, is_first(m) ? x[m][n][i] : x[0][n][i], lane() % 4);
+                    const float first = __shfl_sync(ALL, x[m][n][i], lane() % 4);
                     // Rows that fill the window up are none.
                     x[m][n][i] = lse[m][0] < INFINITY ? x[m][n][i] - first : 0;
                     x[m][n][i + 2] = lse[m][1] < INFINITY ? x[m][n][i + 2] - first : 0;
                 }
-        add_up(0, [&](int, float a, float b) { return a + b; });
-        add_up(1, [&](int, float a, float b) { return a * a + b * b; });
     }
-    __device__ void end(uint32_t, uint32_t) {}
+    __device__ void end(uint32_t, uint32_t) {
+        if (range.args.has_lse && lse[0][0] != lse[0][0]) range.fault(LAVA_FAULT_Q_OR_K);
+    }
     __device__ void before(uint32_t step, uint32_t tile, uint32_t first_row_tile) {
         const uint32_t of_warp = sums_both() ? 1 : M, lane = threadIdx.x % 32, number = of_warp == 2 ? lane / 4 : lane / 8;
         const uint32_t of_round = threadIdx.x / 32 % range.args.row_warps * of_warp + number / 4;
@@ -466,7 +449,6 @@ template <class T, int D> __device__ void columns(const lava_score_args &args) {
     constexpr int STAGES = LAVA_SCORE_STAGES(D);
     Columns<HELD<D>> columns(range, reinterpret_cast<float *>(shared + STAGES * KEYS * PITCH<D> * sizeof(T)));
     stream_keys<T, D>(range, shared, columns);
-    if (columns.poison != 0) job.head.fault(LAVA_FAULT_Q_OR_K);
 }
 
 // ------------------------------------------------------------------------------- any type, dimension and strides

@@ -595,7 +595,8 @@ int main(int argc, char **argv) {
     check_fault(output, "infinity in a value of the window", LAVA_FAULT_V, 1, [](Sequence &s) { s.v.set(1, 130, 23, -INFINITY); });
     check_fault(output, "NaN in the last range's value", LAVA_FAULT_V, 1, [](Sequence &s) { s.v.set(1, 129, 8, NAN); });
     check_fault(output, "a norm that overflows", LAVA_FAULT_V, 1, [](Sequence &s) { s.v.set(1, 130, 2, 3e38f), s.v.set(1, 130, 3, 3e38f); });
-    check_fault(output, "squares that overflow", LAVA_FAULT_SCORES, 0, [](Sequence &s) { s.v.set(0, 130, 2, 1e30f); });
+    const Case heavy = output.with([](Case &c) { c.params.weight = 1e30f, c.name = "faults, CAOTE of great weight"; });
+    check_fault(heavy, "scores that overflow", LAVA_FAULT_SCORES, 0, [](Sequence &s) { s.v.set(0, 130, 2, 1e15f); });
     check_fault(output, "NaN in a key", LAVA_FAULT_Q_OR_K, 1, [](Sequence &s) { s.k.set(1, 17, 9, NAN); });
     return finish("score", n_cases);
 }

@@ -323,7 +323,8 @@ unsafe fn new(
             ..given
         });
         let select = checked::select_params(on_host.as_ref().map_or(core::ptr::null(), |p| p), 0, 0)?;
-        let memory = given.map_or((core::ptr::null(), core::ptr::null()), |p| (p.protected_mask, p.head_weights));
+        let memory =
+            given.map_or((core::ptr::null(), core::ptr::null()), |p| (p.protected_mask, p.head_weights));
         (shape, memory, select, checked::cascade_params(cascade_params)?)
     };
     let (protected_mask, head_weights) = memory;

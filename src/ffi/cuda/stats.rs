@@ -249,11 +249,7 @@ pub unsafe extern "C" fn lava_cuda_mean_over_heads(
 ///
 /// # Safety
 /// `params` must be NULL or lead to a `lava_score_params`.
-unsafe fn stats_args(
-    shape: &Shape,
-    params: *const lava_score_params,
-    n_sequences: u32,
-) -> Result<ScoreArgs> {
+unsafe fn stats_args(shape: &Shape, params: *const lava_score_params, n_sequences: u32) -> Result<ScoreArgs> {
     // SAFETY: the caller's promise.
     let args = unsafe { score_args(shape, params, n_sequences)? };
     Ok(ScoreArgs {
