@@ -50,7 +50,7 @@ typedef struct {
     st_file file;
     uint32_t n_prompts, n_layers, n_q_heads, n_kv_heads, head_dim;
     uint32_t n_queries;  /* last queries captured of each prompt: a window may be as long as that */
-    uint32_t n_next;     /* decode steps captured behind each prompt */
+    uint32_t n_next;     /* decode steps captured after each prompt */
 } capture;
 
 /* One layer of one prompt, as views of the file's memory: they are read, never written. */

@@ -43,7 +43,7 @@ typedef struct {
 typedef struct {
     unsigned char *bytes;  /* the file */
     size_t size;
-    unsigned char *data;  /* the part behind the header */
+    unsigned char *data;  /* the part after the header */
     size_t data_size;
     st_tensor *tensors;
     size_t n_tensors;
