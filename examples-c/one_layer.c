@@ -1,6 +1,7 @@
 /*
- * The core of it: one layer of a KV cache is scored, the entries to keep are selected, and their rows are gathered into a
- * smaller cache. Everything else is about doing this for all layers, in the layouts and at the moments that an engine needs.
+ * The core of it: one layer of a KV cache is scored, the entries to keep are selected, and their rows are gathered into
+ * a smaller cache. Everything else is about doing this for all layers, in the layouts and at the moments that an engine
+ * needs.
  */
 #include "capture.h"
 

@@ -98,8 +98,9 @@ int main(void) {
             for (uint32_t r = 0; r < cu[h + 1] - cu[h]; r++) {
                 for (uint32_t d = 0; d < dim; d++) {
                     uint32_t token = kept[cu[h] + r];
-                    expect(memcmp(element(&a->k, h, r, d), element(&in.k, h, token, d), 2) == 0, "the key is the token's");
-                    expect(memcmp(element(&a->v, h, r, d), element(&in.v, h, token, d), 2) == 0, "the value is the token's");
+                    expect(memcmp(element(&a->k, h, r, d), element(&in.k, h, token, d), 2) == 0
+                               && memcmp(element(&a->v, h, r, d), element(&in.v, h, token, d), 2) == 0,
+                           "row r of the head is the token's");
                 }
             }
         }

@@ -103,7 +103,8 @@ int main(void) {
     static const uint32_t n_threads[] = {1, 2, 3, MAX_THREADS};
     lava_error error = lava_error_init();
     capture c = capture_open(CAPTURE_PATH);
-    work one = {.n_layers = c.n_layers, .n_heads = c.n_kv_heads, .dim = c.head_dim, .row = c.head_dim * sizeof(uint16_t)};
+    work one = {.n_layers = c.n_layers, .n_heads = c.n_kv_heads, .dim = c.head_dim};
+    one.row = c.head_dim * sizeof(uint16_t);
     one.in = allocate(c.n_layers * sizeof(*one.in));
     one.shapes = allocate(c.n_layers * sizeof(*one.shapes));
     for (uint32_t l = 0; l < c.n_layers; l++) {
