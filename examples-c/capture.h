@@ -1,10 +1,10 @@
 /*
  * What the examples share: the captured KV cache of a small model as lava_tensors, and what to do when a call fails.
  *
- * eval/model/captures.safetensors holds, for a few prompts and every layer: the queries of the prompt's last tokens, its
- * keys and values (all after RoPE), and the same of some decode steps after it, computed with the full cache. It stands
- * for what an engine has in its buffers at the end of prefill. Everything here exits with a message when something is
- * wrong.
+ * eval/model/captures.safetensors holds, for a few prompts and every layer: the queries of the prompt's last tokens,
+ * its keys and values (all after RoPE), and the same of some decode steps after it, computed with the full cache. It
+ * stands for what an engine has in its buffers at the end of prefill. Everything here exits with a message when
+ * something is wrong.
  */
 #ifndef CAPTURE_H
 #define CAPTURE_H

@@ -95,8 +95,8 @@ static size_t n_outputs(const prompt *p) { return (size_t) p->c->n_next * p->c->
 
 /*
  * Attention of the decode steps over a layer's cache of n_rows[h] rows in head h, and over the decode tokens up to
- * each. The two are attended separately and merged by their log-sum-exps, so the cache needs no room for the new tokens;
- * engine_decode.c shows the other way.
+ * each. The two are attended separately and merged by their log-sum-exps, so the cache needs no room for the new
+ * tokens; engine_decode.c shows the other way.
  */
 static void decode(const prompt *p, uint32_t l, const lava_tensor *k, const lava_tensor *v, const uint32_t *n_rows,
                    float *out) {
