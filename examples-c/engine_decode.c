@@ -60,7 +60,7 @@ typedef struct {
     uint32_t *positions;  /* the token of each row, in the place of the row */
 } cache;
 
-/* The largest difference from plain loops, over the decode steps from `from` on: out is [n_next, n_q_heads, head_dim]. */
+/* The largest difference from plain loops, over the decode steps from `from` on. out: [n_next, n_q_heads, head_dim]. */
 static double compare_all(const capture *c, const capture_layer *in, const cache *held, uint32_t from, uint32_t sliding,
                           const float *out) {
     double worst = 0;

@@ -463,7 +463,7 @@ int main(int argc, char **argv) {
     const method *recommended = &methods[0];
 
     capture c = capture_open(CAPTURE_PATH);
-    printf("lava %s, %s kernels. %u captured prompts of a small model: %u layers, %u query and %u KV heads of %u, f16.\n",
+    printf("lava %s, %s kernels. %u prompts of a small model: %u layers, %u query and %u KV heads of %u, f16.\n",
            lava_version_string(), lava_backend_name(LAVA_BACKEND_BEST), c.n_prompts, c.n_layers, c.n_q_heads,
            c.n_kv_heads, c.head_dim);
     printf("Mass evicted: the share of LAVa's scores, mean over layers.\n"
