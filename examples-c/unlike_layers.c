@@ -1,6 +1,6 @@
 /*
- * Layers that differ, in one array and one call. As in Gemma, most layers have a sliding window, and one of six sees all
- * tokens, here with fewer KV heads. One more takes no part, as a recurrent layer would, or one that shares another's
+ * Layers that differ, in one array and one call. As in Gemma, most layers have a sliding window, and one of six sees
+ * all tokens, here with fewer KV heads. One more takes no part, as a recurrent layer would, or one that shares another's
  * cache.
  *
  * All compete for one total. In a layer with a sliding window, rows that no later query can see are dead: they take no
@@ -101,8 +101,8 @@ int main(void) {
         CHECK(lava_n_kept(shape, UINT64_MAX, &most, &error));  /* all that later queries can see, windows included */
         lava_selection done = lava_selection_init();
         selecting.head_weights = head_weights + first_head[l];
-        CHECK(lava_select(shape, &selecting, scores + first_score[l], entries[l], workspace, workspace_size, kept, n_kept,
-                          cu_kept, NULL, &done, &error));
+        CHECK(lava_select(shape, &selecting, scores + first_score[l], entries[l], workspace, workspace_size, kept,
+                          n_kept, cu_kept, NULL, &done, &error));
 
         printf("  %-5u  %-15s  %8u  %8llu  %8llu  %11.2f%%  ", l, PLAN[l].name, shape->n_kv_heads,
                (unsigned long long) (most - (uint64_t) shape->n_kv_heads * WINDOW), (unsigned long long) entries[l],
@@ -140,7 +140,8 @@ int main(void) {
         free(k_rows);
     }
     expect(sum == total, "exactly the total is kept");
-    printf("%llu entries in all; nothing that no query can see; the cascade keeps the same\n", (unsigned long long) sum);
+    printf("%llu entries in all, none of which no query can see; the cascade keeps the same\n",
+           (unsigned long long) sum);
 
     free(cu_kept);
     free(kept);
