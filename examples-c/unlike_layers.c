@@ -1,7 +1,7 @@
 /*
  * Layers that differ, in one array and one call. As in Gemma, most layers have a sliding window, and one of six sees
- * all tokens, here with fewer KV heads. One more takes no part, as a recurrent layer would, or one that shares another's
- * cache.
+ * all tokens, here with fewer KV heads. One more takes no part, as a recurrent layer would, or one that shares
+ * another's cache.
  *
  * All compete for one total. In a layer with a sliding window, rows that no later query can see are dead: they take no
  * budget, and are evicted. So what these layers cannot use goes to those that can.
