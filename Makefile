@@ -57,7 +57,7 @@ parts:
 # All code with its tests, and the core alone.
 lint:
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets --features lava/rayon -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --features lava-kv/rayon -- -D warnings
 	$(CARGO) clippy --no-default-features -- -D warnings
 
 # The other combinations of features.
