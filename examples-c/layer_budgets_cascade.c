@@ -52,11 +52,12 @@ int main(void) {
     CHECK(lava_global_entries(&shape, 1, n_layers, NULL, all_scores, total, workspace, workspace_size, entries,
                               head_weights, &error));
     CHECK(lava_layer_entries(&shape, 1, n_layers, NULL, entropies, total, by_entropy, &error));
-    printf("%u of %u tokens per head are %llu prefix entries for %u layers:\n", budget, shape.n_tokens,
-           (unsigned long long) total, n_layers);
+    printf("%u of %u tokens per head are %llu prefix entries for %u layers of %zu:\n", budget, shape.n_tokens,
+           (unsigned long long) total, n_layers, n_scores);
+    printf("  layer   by one sort   by entropy   entropy\n");
     for (uint32_t l = 0; l < n_layers; l++)
-        printf("  layer %u: %4llu of %zu entries by one sort; by entropy, which is %.4f, %llu\n", l,
-               (unsigned long long) entries[l], n_scores, entropies[l], (unsigned long long) by_entropy[l]);
+        printf("  %-5u   %11llu   %10llu   %7.4f\n", l, (unsigned long long) entries[l],
+               (unsigned long long) by_entropy[l], entropies[l]);
 
     /* The cascade. full: K, then V of the layer that prefill has just done. arena: all K, then all V. Before the last
        push, layers may hold what heads are guaranteed beside what wins: the preset's tenth. */
