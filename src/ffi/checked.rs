@@ -26,9 +26,9 @@ fn choose<T: Copy>(number: i32, of: &[T], argument: &'static CStr) -> Result<T> 
     chosen.ok_or(Error::new(ErrorKind::Argument, argument))
 }
 
-/// That a field which means nothing yet is 0.
+/// That a field which means nothing yet is 0, as what follows a struct that this library knows.
 fn unused(field: u32) -> Result<()> {
-    ensure(field == 0, ErrorKind::Argument, c"reserved")
+    ensure(field == 0, ErrorKind::StructSize, c"reserved")
 }
 
 /// The element type with this number.
