@@ -195,8 +195,7 @@ pub(crate) fn plan<E: Entries>(
     let bounds = Bounds { least: b.least, most: b.most };
     match params.head_weights {
         Some(weights) => {
-            let weights = &weights[..b.counts.len()];
-            budget::share_among_heads(weights, bounds, n_entries, rounding, b.counts);
+            budget::water_fill(|h| weights[h], bounds, n_entries, rounding, b.counts);
         }
         None => {
             compete(entries, params, n_entries, rounding, b);
