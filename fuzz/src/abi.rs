@@ -236,7 +236,7 @@ impl World<'_, '_> {
     /// Rows and positions of a cache that has been compressed before, or none.
     fn rows_of(&mut self, n_tokens: u32, n_kv_heads: u32, window: u32) -> (*mut u32, *mut u32) {
         let prefix = n_tokens.saturating_sub(window);
-        if !self.c.once_in(4) || n_kv_heads as u64 * n_tokens as u64 > MOST {
+        if !self.c.once_in(4) || n_kv_heads as u64 * n_tokens.max(1) as u64 > MOST {
             return (null_mut(), null_mut());
         }
         let (mut cu, mut positions) = (vec![0u32], vec![]);

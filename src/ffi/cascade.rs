@@ -86,7 +86,7 @@ pub unsafe extern "C" fn lava_cascade_init(
 /// After it, lava_cascade_get says for each layer 0 to l which rows the caller's cache is to keep; lava_compact moves them, at once or
 /// as often as evict_every of lava_cascade_params says. A layer without KV heads is passed over.
 /// After the last layer's push the kept sets are exactly, bit for bit, those of lava_layer_entries and lava_select
-/// on all layers at once. Before it, a layer may hold one entry more than its share (two under LAVA_LAYERS_WEIGHTS), and what a head
+/// on all layers at once. Before it, a layer may hold one entry more than its share, and what a head
 /// floor may still ask for (alpha of the total, and one entry per head and layer).
 ///
 /// Under LAVA_LAYERS_GLOBAL the final kept sets are those of lava_global_entries, and before it all layers hold at most `total`
