@@ -1,5 +1,7 @@
 # Two commands for people: `make run` shows the library at work on a real model's cache, `make test` runs every check.
 # Those of the llama.cpp integration build llama.cpp first, so they are by themselves: `make llama`, `make test-llama`.
+#
+# For Linux. Meant for macOS too: run, lib, install, uninstall. On Windows: `cargo test`, and `cargo rustc` as in lib below.
 
 CARGO  ?= cargo
 CC     ?= cc
@@ -13,8 +15,8 @@ LIB  := target/capi/capi/liblava.a
 BIN  := target/examples-c
 LIBS := -lm -lpthread -ldl
 
-.PHONY: run test parts test-neon bench eval test-eval lib install uninstall check-tools fmt lint msrv package doc doc-c unit fuzz fuzz-smoke \
-	sanitize miri clean
+.PHONY: run test parts test-neon bench eval test-eval lib install uninstall check-tools fmt lint msrv package doc doc-c unit \
+	fuzz fuzz-smoke sanitize miri clean
 
 run: $(BIN)/quickstart
 	@$(BIN)/quickstart target/budget-map.svg
@@ -24,17 +26,22 @@ $(BIN)/%: examples-c/%.c examples-c/*.h include/lava.h lib
 	@mkdir -p $(BIN)
 	$(CC) $(CFLAGS) -I include $< $(LIB) $(LIBS) -o $@
 
-# The C libraries: target/capi/capi/liblava.a and liblava.so, the latter with the ABI's major version in its SONAME. FEATURES=cuda adds
-# lava_cuda.h's functions.
+# The C libraries: target/capi/capi/liblava.a and liblava.so, the latter with the ABI's major version in its SONAME; on macOS
+# liblava.dylib, with it in its install name. FEATURES=cuda adds lava_cuda.h's functions.
 WITH = $(if $(FEATURES),--features $(FEATURES))
+ifeq ($(shell uname -s),Darwin)
+SONAME := -install_name,@rpath/liblava.$(ABI).dylib
+else
+SONAME := -soname,liblava.so.$(ABI)
+endif
 lib: check-tools
 	@echo "building liblava (a minute, the first time)"
 	@$(CARGO) rustc --quiet --lib --profile capi $(WITH) --crate-type staticlib --target-dir target/capi
 	@$(CARGO) rustc --quiet --lib --profile capi $(WITH) --crate-type cdylib --target-dir target/capi -- \
-		-C link-arg=-Wl,-soname,liblava.so.$(ABI)
+		-C link-arg=-Wl,$(SONAME)
 
-# Headers, liblava.a, liblava.so with its links, lava.pc and the CMake package, under PREFIX (/usr/local). LIBDIR, INCLUDEDIR
-# and DESTDIR as everywhere.
+# Headers, liblava.a, liblava.so with its links, lava.pc and the CMake package, under PREFIX (/usr/local), on Linux and macOS.
+# LIBDIR, INCLUDEDIR and DESTDIR as everywhere.
 install: lib
 	@VERSION=$(VERSION) include/install/install.sh install
 # Takes them away again, with the same variables.
