@@ -15,7 +15,7 @@ LIB  := target/capi/capi/liblava.a
 BIN  := target/examples-c
 LIBS := -lm -lpthread -ldl
 
-.PHONY: run test parts test-neon bench eval test-eval lib install uninstall check-tools fmt lint msrv package doc doc-c unit \
+.PHONY: run test parts test-neon test-windows bench eval test-eval lib install uninstall check-tools fmt lint msrv package doc doc-c unit \
 	fuzz fuzz-smoke sanitize miri clean
 
 run: $(BIN)/quickstart
@@ -97,6 +97,10 @@ unit:
 # What can be run of aarch64 on x86-64, under QEMU. Not part of `make test`: it installs and downloads several hundred MB.
 test-neon: check-tools
 	@CARGO=$(CARGO) tests/neon.sh
+
+# The programs, the DLL and the tests for x86-64 Windows, under wine. By itself too: it installs more than 1 GB.
+test-windows: check-tools
+	@CARGO=$(CARGO) tests/windows.sh
 
 # Arbitrary arguments and every backend against the reference, 10 seconds for each of five questions. No fuzzer is needed.
 fuzz-smoke:
