@@ -6,7 +6,7 @@
 #include "capture.h"
 
 #include <math.h>
-#include <pthread.h>
+#include <pthread.h>  /* POSIX: also in mingw-w64, not in MSVC */
 
 enum { WINDOW = 32, CHUNK = 48, N_THREADS = 2, ROOM = 16, DRAFT = 3 };
 

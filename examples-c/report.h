@@ -123,7 +123,7 @@ static inline bool report_write_svg(const char *path, const report_map *m) {
         for (uint32_t h = 0; h < n_heads; h++)
             if (m->cu[l][h + 1] - m->cu[l][h] > most) most = m->cu[l][h + 1] - m->cu[l][h];
 
-    FILE *f = fopen(path, "w");
+    FILE *f = fopen(path, "wb");  /* the same bytes on every system, Windows' too */
     if (f == NULL) {
         fprintf(stderr, "cannot write %s: %s\n", path, strerror(errno));
         return false;

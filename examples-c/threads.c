@@ -7,7 +7,7 @@
  */
 #include "capture.h"
 
-#include <pthread.h>
+#include <pthread.h>  /* POSIX: also in mingw-w64, not in MSVC */
 
 enum { WINDOW = 32, MAX_THREADS = 5 };
 

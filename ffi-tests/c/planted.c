@@ -5,7 +5,7 @@
  */
 #include <lava.h>
 
-#include <pthread.h>
+#include <pthread.h>  /* POSIX: also in mingw-w64, not in MSVC */
 #include <stdlib.h>
 #include <string.h>
 
