@@ -46,9 +46,10 @@ fn build(crate_type: &str, profile: &str, more: &[&str]) -> PathBuf {
     target.join(profile).join(if crate_type == "cdylib" { "liblava.so" } else { "liblava.a" })
 }
 
-/// Names that the header declares as functions of the library. Its inline functions are `static`.
+/// Names that the headers declare as functions of the library. Their inline functions are `static`.
 pub fn declared() -> BTreeSet<String> {
-    let header = std::fs::read_to_string(root().join("include/lava.h")).unwrap();
+    let read = |name| std::fs::read_to_string(root().join("include").join(name)).unwrap();
+    let header = ["lava.h", "lava_methods.h"].map(read).concat();
     let starts = |line: &&str| line.contains('(') && !line.starts_with([' ', '/', '*', '#']);
     let declarations = header.lines().filter(starts).filter(|line| !line.starts_with("static"));
     let name = |line: &str| line.split('(').next().unwrap().rsplit([' ', '*']).next().unwrap().to_owned();
