@@ -69,7 +69,7 @@ msrv:
 # What a registry would get: it builds by itself, and cargo has nothing to say about it. That a version is there already is for
 # who publishes.
 package:
-	@mkdir -p target && $(CARGO) publish --dry-run --allow-dirty --package lava --target-dir target/package-check \
+	@mkdir -p target && $(CARGO) publish --dry-run --allow-dirty --package lava-kv --target-dir target/package-check \
 		>target/package.log 2>&1 || { cat target/package.log; exit 1; }
 	@grep Packaged target/package.log
 	@! grep '^warning' target/package.log | grep -v 'aborting upload due to dry run\|already exists on'
@@ -85,7 +85,7 @@ doc-c:
 
 # libclang for bindgen is found, or brought, by ffi-tests/libclang.sh.
 unit:
-	$(CARGO) test --workspace --features lava/rayon
+	$(CARGO) test --workspace --features lava-kv/rayon
 
 # What can be run of aarch64 on x86-64, under QEMU. Not part of `make test`: it installs and downloads several hundred MB.
 test-neon: check-tools
@@ -116,7 +116,7 @@ bench: check-tools
 # What eviction methods lose, at equal bytes: tables and plots in eval/results and the README's table. ARGS="--quick" for a look, which
 # changes no file.
 eval: check-tools
-	$(CARGO) run --release --quiet --manifest-path eval/Cargo.toml -- $(if $(ARGS),$(ARGS),--out eval/results --readme README.md)
+	$(CARGO) run --release --quiet --manifest-path eval/Cargo.toml -- $(if $(ARGS),$(ARGS),--out eval/results --readme docs/evaluation.md)
 
 test-eval:
 	$(CARGO) clippy --release --manifest-path eval/Cargo.toml --all-targets -- -D warnings

@@ -161,8 +161,7 @@ typedef struct lava_shape {
     uint32_t head_dim_k;
     /// Elements of a value, 1 to LAVA_MAX_HEAD_DIM.
     uint32_t head_dim_v;
-    /// w: the last tokens. Their queries score the others; they are always kept. At least 1, and n_q_heads * window below 2^32.
-    /// A window longer than n_tokens covers everything: there is no prefix.
+    /// w, at least 1: the last tokens, always kept, whose queries score the others. One of n_tokens or more leaves no prefix.
     uint32_t window;
     /// Each query sees this many keys, its own included. 0: all earlier ones.
     uint32_t sliding_window;
@@ -171,8 +170,7 @@ typedef struct lava_shape {
     /// NULL: each head has n_tokens rows, and row i is token i. Else n_kv_heads + 1 entries from 0, the prefix sum of the heads'
     /// rows: a cache that has been compressed before.
     const uint32_t *cu_rows;
-    /// With cu_rows: the true position of each row, ascending in each head. Each head's last min(window, n_tokens) rows are the
-    /// window's.
+    /// With cu_rows: the true position of each row, ascending in each head, whose last min(window, n_tokens) rows are the window's.
     const uint32_t *positions;
 } lava_shape;
 
@@ -190,8 +188,7 @@ typedef struct lava_select_params {
     const uint8_t *protected_mask;
     /// Tokens at positions below this are protected too.
     uint32_t n_sink;
-    /// Each head's best so many entries, the protected ones among them, are kept before any compete. They count toward the
-    /// entries to keep.
+    /// Each head's best so many entries, the protected ones among them, are kept before any compete. They count too.
     uint32_t head_min;
     /// NULL, or head budgets from outside: a weight per KV head, of all layers one after the other where a call takes layers;
     /// finite and not negative. Heads share the layer's entries in proportion, with the rules of lava_layer_entries, instead of
@@ -199,8 +196,7 @@ typedef struct lava_select_params {
     const double *head_weights;
 } lava_select_params;
 
-/// Why a call was refused. Every call takes one, or NULL. It is written on success too. That it shares no memory with the other
-/// arguments is not checked.
+/// Why a call was refused. Every call takes one, or NULL. Written on success too. Its overlap with other arguments is not checked.
 typedef struct lava_error {
     /// sizeof(lava_error), set by the caller.
     uint32_t struct_size;
@@ -245,8 +241,7 @@ typedef struct lava_score_params {
     float gamma;
     /// Of LAVA_ATTENTION_EXPONENTIAL, the newest query's weight, above 0 and at most 1. 0: 1.
     float decay;
-    /// A factor on all scores of the layer, not negative. It decides nothing inside a layer; where all layers compete it is the
-    /// layer's weight. 0: 1.
+    /// A factor on all scores of the layer: its weight where all layers compete. Not negative. 0: 1.
     float weight;
     /// This many times a head's mean score is added to all its scores. Not negative.
     float smoothing;
@@ -339,8 +334,7 @@ typedef struct lava_cascade_layer {
     const uint32_t *rows;
     /// Exclusive prefix sum of the row counts of that cache, n_kv_heads + 1 entries.
     const uint32_t *cu_rows;
-    /// Prefix entries kept. After the last push exactly the layer's; before, at most one more than its share plus what a head
-    /// floor may still ask for.
+    /// Prefix entries kept. Before the last push at most one more than its share, plus what a head floor may still ask for.
     uint64_t n_entries;
     /// Normalised entropy of the layer's scores.
     double entropy;
@@ -460,13 +454,12 @@ const char *lava_backend_name(int32_t number);
 lava_status lava_budget_from_ratio(const lava_shape *shape, const lava_select_params *params, double ratio,
     uint32_t *budget, lava_error *error);
 
-/// Prefix entries that a budget means for a whole model: the sum over all heads of budget - window, or of the prefix rows that a later
-/// query can see, where that is less.
+/// Prefix entries that a budget means for a whole model: the sum over all heads of budget - window, or of the prefix positions that a
+/// later query can see where those are fewer; at most all rows there are. Compressing again asks for the same total.
 ///
 /// shapes: n_shapes of them: one for each layer, or 1 that stands for all n_layers. Layers may differ in everything; one without KV heads
 ///     takes no part.
-/// budget: average number of tokens kept per KV head per layer, window included. At least each window
-///     (LAVA_ERR_BUDGET), unless it covers all tokens.
+/// budget: average tokens kept per KV head per layer, window included. At least each window (BUDGET), unless it covers all tokens.
 /// total: receives the number; untouched on error.
 /// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, BUDGET. Any thread.
 lava_status lava_total_entries(const lava_shape *shapes, uint32_t n_shapes, uint32_t n_layers, uint32_t budget,
@@ -479,8 +472,7 @@ lava_status lava_total_entries(const lava_shape *shapes, uint32_t n_shapes, uint
 /// scores: f32, lava_n_scores(shape) of them, not negative (ARGUMENT). Those of dead rows do not count.
 /// entropy: receives a number in [0, 1]; 0 where there is nothing to spread. The same bits on every machine.
 /// mass: NULL, or receives sum(scores).
-/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ALIGNMENT, OVERLAP, ARGUMENT, NONFINITE. Outputs untouched on error. Any
-///     thread.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ALIGNMENT, OVERLAP, ARGUMENT, NONFINITE. Untouched on error. Any thread.
 lava_status lava_entropy(const lava_shape *shape, const float *scores, double *entropy, double *mass,
     lava_error *error);
 
@@ -492,8 +484,7 @@ lava_status lava_entropy(const lava_shape *shape, const float *scores, double *e
 ///
 /// shapes, n_shapes, n_layers: as in lava_total_entries; n_layers at most LAVA_MAX_LAYERS.
 /// params: may be NULL; sinks, the mask and head_min are used.
-/// weights: [n_layers], finite, not negative (ARGUMENT); for LAVa the entropies. Resolved to 2^-52. Not looked at for a layer that takes
-///     no part.
+/// weights: [n_layers], finite, not negative (ARGUMENT), for LAVa the entropies; resolved to 2^-52.
 /// total: prefix entries over all layers; see lava_total_entries.
 /// entries: [n_layers], receives each layer's prefix entries; untouched on error.
 /// Errors: NULL, STRUCT_SIZE, ALIGNMENT, SHAPE, OVERLAP, OVERFLOW, INDICES, ARGUMENT, NONFINITE (naming the layer), BUDGET (what is
@@ -555,8 +546,8 @@ lava_status lava_score_workspace_size(const lava_shape *shape, const lava_score_
 ///      are the same bits for every n_parts. More parts than KV heads leave some with nothing to do.
 /// workspace: lava_score_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN; contents neither needed nor kept.
 /// scores: f32, lava_n_scores(shape) of them for all heads, head after head, one per prefix row, of which the part writes its own.
-///      Without cu_rows that is [n_kv_heads, n_tokens - window]. All are finite and not negative. On error the part's own may be
-///      partly written. May be NULL where there is no prefix.
+///      Without cu_rows [n_kv_heads, n_tokens - window]. All are finite and not negative. On error the part's own may be partly
+///      written. May be NULL where there is no prefix.
 /// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, OVERFLOW, DTYPE, INDICES,
 ///      UNSUPPORTED, NONFINITE (naming the layer and one of the heads at fault; rows that no query sees are not looked at). Inputs
 ///      may share memory with each other, outputs with nothing. Any thread.
@@ -649,8 +640,7 @@ lava_status lava_compact(const lava_shape *shape, const lava_tensor *k_src, cons
 /// total: prefix entries to keep over all layers; see lava_total_entries.
 /// params, cascade: may be NULL.
 /// size: receives the bytes; untouched on error.
-/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ARGUMENT, NONFINITE (head_weights), BUDGET (the protected entries or head_min
-///     alone exceed the total). Any thread.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ARGUMENT, NONFINITE, BUDGET (what is protected exceeds it). Any thread.
 lava_status lava_cascade_state_size(const lava_shape *shapes, uint32_t n_shapes, uint32_t n_layers, uint64_t total,
     const lava_select_params *params, const lava_cascade_params *cascade, size_t *size, lava_error *error);
 

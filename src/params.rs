@@ -652,10 +652,11 @@ impl SelectParams<'_> {
 }
 
 /// Prefix entries to keep over the whole model, for an average of `budget` tokens per KV head per layer, window included: the sum
-/// over all heads of `budget − window`, or of what a head has that later queries can see, if that is less.
+/// over all heads of `budget − window`, or of the prefix positions that later queries can see where those are fewer; and at most all
+/// that there are. What earlier compressions have left to a head does not matter, so compressing again asks for the same total.
 pub fn total_entries(layers: &(impl Layers + ?Sized), budget: usize) -> Result<u64> {
     layers.validate()?;
-    let mut total = 0u64;
+    let (mut total, mut there_are) = (0u64, 0u64);
     for l in 0..layers.n_layers() {
         let shape = layers.layer(l);
         if shape.n_kv_heads == 0 {
@@ -663,13 +664,11 @@ pub fn total_entries(layers: &(impl Layers + ?Sized), budget: usize) -> Result<u
         }
         let fits = budget >= shape.window || shape.prefix_len() == 0;
         ensure(fits, ErrorKind::Budget, c"budget").map_err(|e| e.at_layer(l as u32))?;
-        let per_head = |h: usize| shape.live(h).len().min(budget.saturating_sub(shape.window)) as u64;
-        total += match shape.ragged {
-            None => per_head(0) * shape.n_kv_heads as u64,
-            Some(_) => (0..shape.n_kv_heads).map(per_head).sum(),
-        };
+        let visible = shape.prefix_len().saturating_sub(shape.first_visible());
+        total += visible.min(budget.saturating_sub(shape.window)) as u64 * shape.n_kv_heads as u64;
+        there_are += shape.capacity();
     }
-    Ok(total)
+    Ok(total.min(there_are))
 }
 
 /// A ratio is taken in billionths, so that 0.29 of 100 is 29.

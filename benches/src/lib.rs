@@ -38,12 +38,12 @@ impl Number for bf16 {
 /// Q, K and V, token-major as engines hold them.
 pub struct Layer<T> {
     pub backend: Backend,
-    pub shape: Shape,
-    pub params: ScoreParams,
+    pub shape: Shape<'static>,
+    pub params: ScoreParams<'static>,
     q: Vec<T>,
     k: Vec<T>,
     v: Vec<T>,
-    /// A log-sum-exp that is near enough to the truth for timing.
+    /// The window's log-sum-exp, `[WINDOW, n_q_heads]`.
     lse: Vec<f32>,
 }
 
@@ -52,7 +52,7 @@ pub struct Outputs<T> {
     pub scores: Vec<f32>,
     pub kept: Vec<u32>,
     pub cu: Vec<u32>,
-    budget: u64,
+    n_entries: u64,
     k: Vec<T>,
     v: Vec<T>,
     /// More compressed layers, so that each is out of the caches when its turn comes, as when a model decodes.
@@ -84,23 +84,48 @@ impl<T: Number> Layer<T> {
                 })
                 .collect()
         };
-        Self {
+        let mut layer = Self {
             backend,
-            shape: Shape {
-                layer: 0,
-                n_tokens,
-                n_q_heads,
-                n_kv_heads,
-                head_dim_k: dim,
-                head_dim_v: dim,
-                window: WINDOW,
-            },
-            params: ScoreParams::default(),
+            shape: Shape::dense(n_tokens, n_q_heads, n_kv_heads, dim, dim, WINDOW),
+            params: ScoreParams::lava(),
             q: random(WINDOW * n_q_heads * dim, 2.0),
             k: random(n_tokens * n_kv_heads * dim, 2.0),
             v: random(n_tokens * n_kv_heads * dim, 1.0),
-            lse: vec![(n_tokens as f32).ln() + 1.0; WINDOW * n_q_heads],
-        }
+            lse: vec![],
+        };
+        layer.lse = layer.log_sum_exp();
+        layer
+    }
+
+    /// As an engine's own attention over the whole cache would return it.
+    fn log_sum_exp(&self) -> Vec<f32> {
+        let Shape { n_q_heads, head_dim_v: dim, .. } = self.shape;
+        let ScoreInputs { q, k, v, .. } = self.inputs(false);
+        let (mut lse, mut out) = (vec![0.0; WINDOW * n_q_heads], vec![0.0; WINDOW * n_q_heads * dim]);
+        let rows = Rows::Same(WINDOW);
+
+        let mut lse_view =
+            TensorMut::from_slice(&mut lse, Strides::token_major(n_q_heads, 1), rows, n_q_heads, 1)
+                .expect("dense");
+        let mut out_view =
+            TensorMut::from_slice(&mut out, Strides::token_major(n_q_heads, dim), rows, n_q_heads, dim)
+                .expect("dense");
+        let params = AttendParams { causal: true, ..AttendParams::default() };
+        let size = attend::workspace_size(&self.shape, WINDOW).expect("a valid shape");
+        attend::attend(
+            self.backend,
+            &self.shape,
+            &params,
+            WINDOW,
+            &AttendInputs { q, k, v },
+            &mut out_view,
+            Some(&mut lse_view),
+            0,
+            1,
+            &mut carver(&mut vec![0; size.div_ceil(16)]),
+        )
+        .expect("valid input");
+        lse
     }
 
     /// Bytes of K and V.
@@ -173,18 +198,19 @@ impl<T: Number> Layer<T> {
     }
 
     pub fn entropy(&self, out: &Outputs<T>) -> f64 {
-        entropy::entropy(&out.scores, self.shape.n_kv_heads, self.shape.prefix_len()).expect("scores").entropy
+        entropy::entropy(&self.shape, &out.scores).expect("scores").entropy
     }
 
     pub fn select(&self, out: &mut Outputs<T>) {
         select::select(
             &self.shape,
-            &SelectParams::default(),
+            &SelectParams::lava(),
             &out.scores,
-            out.budget,
+            out.n_entries,
             &mut carver(&mut out.workspaces[0]),
             &mut out.kept,
             &mut out.cu,
+            None,
         )
         .expect("valid scores");
     }
@@ -204,7 +230,6 @@ impl<T: Number> Layer<T> {
         out.turn = (out.turn + 1) % out.layers.len();
         let [k, v] = &out.layers[out.turn];
         let Shape { n_q_heads, n_kv_heads, head_dim_k: dim, .. } = self.shape;
-        let shape = Shape { n_tokens: 1, ..self.shape };
         let ragged = |data| {
             Tensor::from_slice(data, Strides::ragged(&out.cu, dim), Rows::Cu(&out.cu), n_kv_heads, dim)
                 .expect("ragged")
@@ -219,8 +244,9 @@ impl<T: Number> Layer<T> {
             TensorMut::from_slice(&mut out.attention, strides, Rows::Same(1), n_q_heads, dim).expect("dense");
         attend::attend(
             self.backend,
-            &shape,
+            &self.shape,
             &AttendParams::default(),
+            1,
             &inputs,
             &mut to,
             None,
@@ -236,18 +262,17 @@ impl<T: Number> Outputs<T> {
     /// For a budget of so many tokens per KV head.
     pub fn new(layer: &Layer<T>, budget: usize) -> Self {
         let shape = &layer.shape;
-        let entries = params::total_entries(shape, budget, 1).expect("a valid budget");
+        let entries = params::total_entries(&Alike(*shape, 1), budget).expect("a valid budget");
         let n_kept = select::n_kept(shape, entries).expect("a valid shape") as usize;
-        let one_token = Shape { n_tokens: 1, ..*shape };
         let size = layer
             .workspace_bytes()
             .max(select::workspace_size(shape).expect("a valid shape"))
-            .max(attend::workspace_size(&one_token).expect("a valid shape"));
+            .max(attend::workspace_size(shape, 1).expect("a valid shape"));
         Self {
-            scores: vec![0.0; shape.prefix_entries() as usize],
+            scores: vec![0.0; shape.n_scores() as usize],
             kept: vec![0; n_kept],
             cu: vec![0; shape.n_kv_heads + 1],
-            budget: entries,
+            n_entries: entries,
             k: vec![T::from_f32(0.0); n_kept * shape.head_dim_k],
             v: vec![T::from_f32(0.0); n_kept * shape.head_dim_v],
             layers: vec![],
@@ -292,16 +317,11 @@ pub fn run_cascade<T: Number>(
     ready();
     let mut layer = Layer::<T>::new(shape, n_tokens, Backend::detect());
     let mut out = Outputs::new(&layer, WINDOW);
-    let total = params::total_entries(&layer.shape, budget, n_layers).expect("a valid budget");
-    let params = CascadeParams {
-        shape: layer.shape,
-        n_layers,
-        total,
-        layer_budgets: LayerBudgets::Entropy,
-        select: SelectParams::default(),
-        evict_every: 1,
-    };
-    let mut state = vec![0u128; state_size(&params).expect("valid").div_ceil(16)];
+    let layers = Alike(layer.shape, n_layers);
+    let total = params::total_entries(&layers, budget).expect("a valid budget");
+    let (select, cascade) = (SelectParams::lava(), CascadeParams::lava());
+    let size = state_size(&layers, total, &select, &cascade).expect("valid");
+    let mut state = vec![0u128; size.div_ceil(16)];
     // Before the last push up to an entry per layer waits.
     let rows = total as usize + n_layers * (heads * WINDOW + 1);
     let mut arenas = [vec![T::from_f32(0.0); rows * dim], vec![T::from_f32(0.0); rows * dim]];
@@ -309,14 +329,15 @@ pub fn run_cascade<T: Number>(
         buffers: layer.bytes() + 2 * size_of_val(&arenas[0][..]),
         state: size_of_val(&state[..]) + layer.workspace_bytes() + size_of_val(&out.scores[..]),
     };
-    let mut cascade = Cascade::new(&params, &mut carver(&mut state)).expect("valid");
+    let mut cascade =
+        Cascade::new(&layers, total, &select, &cascade, &mut carver(&mut state)).expect("valid");
     let mut starts = vec![0u32; n_layers * heads];
     for l in 0..n_layers {
         // Another layer's numbers: the same ones, elsewhere.
         let by = 1 + l * 77 % layer.q.len();
         layer.q.rotate_left(by);
         layer.score(&mut out, 1, false);
-        cascade.push(&out.scores).expect("valid scores");
+        cascade.push(&layer.shape, &out.scores, None).expect("valid scores");
         let mut next = 0u32;
         for j in 0..=l {
             let now = cascade.layer(j).expect("pushed");

@@ -58,6 +58,7 @@ fill() {
 }
 
 put 644 include/lava.h "$includedir"
+put 644 include/lava_methods.h "$includedir"
 put 644 include/lava.hpp "$includedir"
 # Their functions are there with this feature only.
 case "$task ${FEATURES:-}" in

@@ -39,13 +39,12 @@ pub unsafe extern "C" fn lava_budget_from_ratio(
     }
 }
 
-/// Prefix entries that a budget means for a whole model: the sum over all heads of budget - window, or of the prefix rows that a later
-/// query can see, where that is less.
+/// Prefix entries that a budget means for a whole model: the sum over all heads of budget - window, or of the prefix positions that a
+/// later query can see where those are fewer; at most all rows there are. Compressing again asks for the same total.
 ///
 /// shapes: n_shapes of them: one for each layer, or 1 that stands for all n_layers. Layers may differ in everything; one without KV heads
 ///     takes no part.
-/// budget: average number of tokens kept per KV head per layer, window included. At least each window
-///     (LAVA_ERR_BUDGET), unless it covers all tokens.
+/// budget: average tokens kept per KV head per layer, window included. At least each window (BUDGET), unless it covers all tokens.
 /// total: receives the number; untouched on error.
 /// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, BUDGET. Any thread.
 #[unsafe(no_mangle)]
@@ -73,8 +72,7 @@ pub unsafe extern "C" fn lava_total_entries(
 /// scores: f32, lava_n_scores(shape) of them, not negative (ARGUMENT). Those of dead rows do not count.
 /// entropy: receives a number in [0, 1]; 0 where there is nothing to spread. The same bits on every machine.
 /// mass: NULL, or receives sum(scores).
-/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ALIGNMENT, OVERLAP, ARGUMENT, NONFINITE. Outputs untouched on error. Any
-///     thread.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ALIGNMENT, OVERLAP, ARGUMENT, NONFINITE. Untouched on error. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_entropy(
     shape: *const lava_shape,
@@ -157,8 +155,7 @@ pub(super) fn reads_params(params: &SelectParams, (n_heads, prefix_len): (usize,
 ///
 /// shapes, n_shapes, n_layers: as in lava_total_entries; n_layers at most LAVA_MAX_LAYERS.
 /// params: may be NULL; sinks, the mask and head_min are used.
-/// weights: [n_layers], finite, not negative (ARGUMENT); for LAVa the entropies. Resolved to 2^-52. Not looked at for a layer that takes
-///     no part.
+/// weights: [n_layers], finite, not negative (ARGUMENT), for LAVa the entropies; resolved to 2^-52.
 /// total: prefix entries over all layers; see lava_total_entries.
 /// entries: [n_layers], receives each layer's prefix entries; untouched on error.
 /// Errors: NULL, STRUCT_SIZE, ALIGNMENT, SHAPE, OVERLAP, OVERFLOW, INDICES, ARGUMENT, NONFINITE (naming the layer), BUDGET (what is

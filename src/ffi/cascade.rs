@@ -17,8 +17,7 @@ use crate::workspace::Carver;
 /// total: prefix entries to keep over all layers; see lava_total_entries.
 /// params, cascade: may be NULL.
 /// size: receives the bytes; untouched on error.
-/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ARGUMENT, NONFINITE (head_weights), BUDGET (the protected entries or head_min
-///     alone exceed the total). Any thread.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ARGUMENT, NONFINITE, BUDGET (what is protected exceeds it). Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cascade_state_size(
     shapes: *const lava_shape,

@@ -54,8 +54,8 @@ pub unsafe extern "C" fn lava_score_workspace_size(
 ///      are the same bits for every n_parts. More parts than KV heads leave some with nothing to do.
 /// workspace: lava_score_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN; contents neither needed nor kept.
 /// scores: f32, lava_n_scores(shape) of them for all heads, head after head, one per prefix row, of which the part writes its own.
-///      Without cu_rows that is [n_kv_heads, n_tokens - window]. All are finite and not negative. On error the part's own may be
-///      partly written. May be NULL where there is no prefix.
+///      Without cu_rows [n_kv_heads, n_tokens - window]. All are finite and not negative. On error the part's own may be partly
+///      written. May be NULL where there is no prefix.
 /// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, OVERFLOW, DTYPE, INDICES,
 ///      UNSUPPORTED, NONFINITE (naming the layer and one of the heads at fault; rows that no query sees are not looked at). Inputs
 ///      may share memory with each other, outputs with nothing. Any thread.

@@ -169,8 +169,7 @@ pub struct lava_shape {
     pub head_dim_k: u32,
     /// Elements of a value, 1 to LAVA_MAX_HEAD_DIM.
     pub head_dim_v: u32,
-    /// w: the last tokens. Their queries score the others; they are always kept. At least 1, and n_q_heads * window below 2^32.
-    /// A window longer than n_tokens covers everything: there is no prefix.
+    /// w, at least 1: the last tokens, always kept, whose queries score the others. One of n_tokens or more leaves no prefix.
     pub window: u32,
     /// Each query sees this many keys, its own included. 0: all earlier ones.
     pub sliding_window: u32,
@@ -179,8 +178,7 @@ pub struct lava_shape {
     /// NULL: each head has n_tokens rows, and row i is token i. Else n_kv_heads + 1 entries from 0, the prefix sum of the heads'
     /// rows: a cache that has been compressed before.
     pub cu_rows: *const u32,
-    /// With cu_rows: the true position of each row, ascending in each head. Each head's last min(window, n_tokens) rows are the
-    /// window's.
+    /// With cu_rows: the true position of each row, ascending in each head, whose last min(window, n_tokens) rows are the window's.
     pub positions: *const u32,
 }
 
@@ -251,8 +249,7 @@ pub struct lava_score_params {
     pub gamma: f32,
     /// Of LAVA_ATTENTION_EXPONENTIAL, the newest query's weight, above 0 and at most 1. 0: 1.
     pub decay: f32,
-    /// A factor on all scores of the layer, not negative. It decides nothing inside a layer; where all layers compete it is the
-    /// layer's weight. 0: 1.
+    /// A factor on all scores of the layer: its weight where all layers compete. Not negative. 0: 1.
     pub weight: f32,
     /// This many times a head's mean score is added to all its scores. Not negative.
     pub smoothing: f32,
@@ -280,8 +277,7 @@ pub struct lava_select_params {
     pub protected_mask: *const u8,
     /// Tokens at positions below this are protected too.
     pub n_sink: u32,
-    /// Each head's best so many entries, the protected ones among them, are kept before any compete. They count toward the
-    /// entries to keep.
+    /// Each head's best so many entries, the protected ones among them, are kept before any compete. They count too.
     pub head_min: u32,
     /// NULL, or head budgets from outside: a weight per KV head, of all layers one after the other where a call takes layers;
     /// finite and not negative. Heads share the layer's entries in proportion, with the rules of lava_layer_entries, instead of
@@ -345,8 +341,7 @@ pub struct lava_cascade_layer {
     pub rows: *const u32,
     /// Exclusive prefix sum of the row counts of that cache, n_kv_heads + 1 entries.
     pub cu_rows: *const u32,
-    /// Prefix entries kept. After the last push exactly the layer's; before, at most one more than its share plus what a head
-    /// floor may still ask for.
+    /// Prefix entries kept. Before the last push at most one more than its share, plus what a head floor may still ask for.
     pub n_entries: u64,
     /// Normalised entropy of the layer's scores.
     pub entropy: f64,
@@ -387,8 +382,7 @@ pub struct lava_attend_params {
     pub sink_logits: *const f32,
 }
 
-/// Why a call was refused. Every call takes one, or NULL. It is written on success too. That it shares no memory with the other
-/// arguments is not checked.
+/// Why a call was refused. Every call takes one, or NULL. Written on success too. Its overlap with other arguments is not checked.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types)]
