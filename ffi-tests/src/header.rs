@@ -1,6 +1,7 @@
 //! What the headers' text says about pointers: each function's parameters, and which of them may be NULL.
 
 use crate::library::root;
+use std::sync::OnceLock;
 
 /// A function of the library, as a header declares it.
 #[derive(Debug)]
@@ -15,7 +16,12 @@ pub struct Function {
 }
 
 /// All functions of lava.h and lava_methods.h but the inline ones.
-pub fn functions() -> Vec<Function> {
+pub fn functions() -> &'static [Function] {
+    static FUNCTIONS: OnceLock<Vec<Function>> = OnceLock::new();
+    FUNCTIONS.get_or_init(parse)
+}
+
+fn parse() -> Vec<Function> {
     let read = |name| std::fs::read_to_string(root().join("include").join(name)).unwrap();
     let text = ["lava.h", "lava_methods.h"].map(read).concat();
     let mut functions = vec![];
@@ -44,8 +50,8 @@ pub fn functions() -> Vec<Function> {
 }
 
 /// The function of this name.
-pub fn function(name: &str) -> Function {
-    functions().into_iter().find(|f| f.name == name).unwrap_or_else(|| panic!("no header has {name}"))
+pub fn function(name: &str) -> &'static Function {
+    functions().iter().find(|f| f.name == name).unwrap_or_else(|| panic!("no header has {name}"))
 }
 
 impl Function {

@@ -41,7 +41,7 @@ fn build(crate_type: &str, profile: &str, more: &[&str]) -> PathBuf {
     let target = root().join("target/capi");
     let mut cargo = Command::new(env!("CARGO"));
     cargo.arg("rustc").arg("--manifest-path").arg(root().join("Cargo.toml"));
-    cargo.args(["--package", "lava", "--lib", "--profile", profile, "--crate-type", crate_type]);
+    cargo.args(["--package", "lava-kv", "--lib", "--profile", profile, "--crate-type", crate_type]);
     run(cargo.arg("--target-dir").arg(&target).args(more));
     target.join(profile).join(if crate_type == "cdylib" { "liblava.so" } else { "liblava.a" })
 }
