@@ -30,6 +30,6 @@ int main() {
     } catch (const lava::error &e) {
         if (e.status() != LAVA_ERR_ARGUMENT) return 4;
     }
-    std::printf("%s %s\n", lava_version_string(), lava_backend_name());
+    std::printf("%s %s\n", lava_version_string(), lava_backend_name(LAVA_BACKEND_BEST));
     return 0;
 }

@@ -59,7 +59,10 @@ impl Function {
     fn subject<'a>(&self, line: &'a str) -> Option<(Vec<&'a str>, &'a str)> {
         let (names, text) = line.trim().split_once(':')?;
         let names: Vec<_> = names.split(", ").collect();
-        names.iter().all(|&n| n == "Errors" || self.parameters.iter().any(|p| p == n)).then_some((names, text))
+        names
+            .iter()
+            .all(|&n| n == "Errors" || self.parameters.iter().any(|p| p == n))
+            .then_some((names, text))
     }
 
     /// What the comment says about a parameter; of one that is "as in" another function, what that one's says.

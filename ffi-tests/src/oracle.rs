@@ -290,7 +290,8 @@ pub fn scores(layer: &Layer) -> Vec<f64> {
                 LAVA_VALUE_TOKEN => norm(n_dead + i),
                 _ => 1.0,
             };
-            weight * value
+            weight
+                * value
                 * match params.group_reduce {
                     LAVA_GROUP_MAX => of_heads.fold(0.0, f64::max),
                     _ => of_heads.sum::<f64>() / group as f64,

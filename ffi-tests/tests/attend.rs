@@ -218,7 +218,8 @@ fn learned_sinks() {
             // One that draws nearly all attention, one that draws none, and some between.
             let sinks = [30.0, -80.0, 0.0, 1.25, -1.0, 4.0];
             check(&what("grouped"), &of(3, (6, 2), (16, 8), &[50, 20], &sinks), none);
-            let capped = with(of(3, (6, 3), (24, 7), &[5, 70, 33], &sinks), |p| (p.softcap, p.scale) = (1.5, 0.7));
+            let capped =
+                with(of(3, (6, 3), (24, 7), &[5, 70, 33], &sinks), |p| (p.softcap, p.scale) = (1.5, 0.7));
             check(&what("scaled and capped"), &capped, none);
             let base = with(of(21, (2, 1), (8, 8), &[300], &sinks[2..4]), |p| p.lse_base = LAVA_LSE_BASE2);
             check(&what("in base two"), &base, none);

@@ -24,10 +24,13 @@ fn ratios_at_every_length() {
         ("all sinks", Some(lava_select_params { n_sink: u32::MAX, ..select_params() })),
     ];
     let hundredths = (0..=100).step_by(3).map(|i| i as f64 / 100.0);
-    let ratios: Vec<f64> = hundredths.chain([0.001, 0.29, 0.57, 0.125, 1e-9, 0.999_999_999, 1.0 / 1024.0]).collect();
+    let ratios: Vec<f64> =
+        hundredths.chain([0.001, 0.29, 0.57, 0.125, 1e-9, 0.999_999_999, 1.0 / 1024.0]).collect();
     for (what, params) in &options {
         let params = params.as_ref();
-        for (n, keys) in (1..=2000u32).step_by(if params.is_none() { 1 } else { 7 }).flat_map(|n| [(n, 0), (n, 100)]) {
+        for (n, keys) in
+            (1..=2000u32).step_by(if params.is_none() { 1 } else { 7 }).flat_map(|n| [(n, 0), (n, 100)])
+        {
             let window = 32;
             let shape = sliding(shape(n as usize, (2, 2), (4, 4), window), keys);
             // What each head keeps whatever is asked for, by the rule of selection.
@@ -46,11 +49,15 @@ fn ratios_at_every_length() {
 /// The issue's own numbers.
 #[test]
 fn ratios_are_what_they_say() {
-    let of = |n, window, ratio| budget_from_ratio(&shape(n, (2, 2), (4, 4), window), &select_params(), ratio).unwrap();
+    let of = |n, window, ratio| {
+        budget_from_ratio(&shape(n, (2, 2), (4, 4), window), &select_params(), ratio).unwrap()
+    };
     assert_eq!(of(100, 4, 0.29), 29);
     assert_eq!([32, 33, 100, 159, 160, 165].map(|n| of(n, 32, 0.2)), [32, 32, 32, 32, 32, 33]);
     assert_eq!([of(7, 1, 0.0), of(7, 1, 1.0), of(1, 9, 0.5)], [1, 7, 1]);
-    let long = |ratio| budget_from_ratio(&shape(u32::MAX as usize, (1, 1), (4, 4), 1), &select_params(), ratio).unwrap();
+    let long = |ratio| {
+        budget_from_ratio(&shape(u32::MAX as usize, (1, 1), (4, 4), 1), &select_params(), ratio).unwrap()
+    };
     assert_eq!([long(1.0), long(0.5), long(1e-9)], [u32::MAX, u32::MAX / 2, 4]);
 }
 
@@ -58,7 +65,9 @@ fn ratios_are_what_they_say() {
 #[test]
 fn budgets_of_ratios_work() {
     let mask: Vec<u8> = (0..300).map(|i| (i % 9 == 2) as u8).collect();
-    for (n, keys) in [1, 2, 31, 32, 33, 34, 40, 77, 159, 160, 161, 300].into_iter().flat_map(|n| [(n, 0), (n, 50)]) {
+    for (n, keys) in
+        [1, 2, 31, 32, 33, 34, 40, 77, 159, 160, 161, 300].into_iter().flat_map(|n| [(n, 0), (n, 50)])
+    {
         let one = sliding(shape(n, (2, 2), (4, 4), 32), keys);
         let scores: Vec<f32> = (0..n_scores(&one)).map(|i| (i * 31 % 97) as f32).collect();
         for ratio in [0.0, 0.01, 0.2, 0.5, 0.999, 1.0] {
@@ -71,7 +80,11 @@ fn budgets_of_ratios_work() {
                 let total = total_entries(&[one; 3], budget).expect(&what);
                 let kept = select(&one, params, &scores, total / 3).expect(&what);
                 assert_eq!(kept.report.n_entries, total / 3, "{what}");
-                assert_eq!(layer_entries(&[one; 3], params, &[1.0; 3], total).expect(&what), [total / 3; 3], "{what}");
+                assert_eq!(
+                    layer_entries(&[one; 3], params, &[1.0; 3], total).expect(&what),
+                    [total / 3; 3],
+                    "{what}"
+                );
                 let (entries, _) = global_entries(&[one; 3], params, &scores.repeat(3), total).expect(&what);
                 assert_eq!(entries.iter().sum::<u64>(), total, "{what}");
                 let cascade = Cascade::new(&[one; 3], total, params, None).expect(&what);
@@ -125,6 +138,7 @@ fn negative_numbers_are_out_of_range() {
     let cascade = Cascade::new(&[shape], 5, &select_params(), &by_weights).unwrap();
     assert_eq!(told(cascade.push(&shape, &[1.0; 20], Some(-1.0)).unwrap_err()), of("weight"));
     let (stats, tau) = ([-1.0, 1.0, 1.0, 1.0f64], 1.0);
-    let refused = number(|w, e| unsafe { lava_preference(&shape, stats.as_ptr(), tau, tau, w, e) }).unwrap_err();
+    let refused =
+        number(|w, e| unsafe { lava_preference(&shape, stats.as_ptr(), tau, tau, w, e) }).unwrap_err();
     assert_eq!(told(refused), of("stats"));
 }

@@ -210,7 +210,7 @@ fn alpha_counts_in_billionths() {
     let got = |floor, billionths: u128| {
         let mut params = select_params();
         (params.head_floor, params.alpha) = (floor, billionths as f64 / ONE as f64);
-        let cu = select(&shape, &params, &scores, budget as u64).unwrap().cu;
+        let cu = select(&shape, &params, &scores, budget as u64).unwrap().rest.cu;
         (cu[2] - cu[1]) as usize - 1
     };
     let b = budget as u128;

@@ -135,7 +135,8 @@ fn initialised_structs() {
     assert_eq!((scoring.lse_base, attending.lse_base), (LAVA_LSE_NATURAL, LAVA_LSE_NATURAL));
     let selecting = select_params();
     assert!(selecting.protected_mask.is_null() && selecting.head_weights.is_null());
-    let sizes = [scoring.struct_size, selecting.struct_size, cascade_params().struct_size, attending.struct_size];
+    let sizes =
+        [scoring.struct_size, selecting.struct_size, cascade_params().struct_size, attending.struct_size];
     assert_eq!(sizes, [72, 40, 16, 56]);
     let reports = unsafe { (lava_selection_init(), lava_cascade_layer_init(), lava_error_init()) };
     assert_eq!([reports.0.struct_size, reports.1.struct_size, reports.2.struct_size], [40, 72, 32]);
@@ -197,7 +198,11 @@ fn the_header_answers() {
     for f in functions() {
         for pointer in &f.pointers {
             let always = pointer == "error" || pointer == "params" || pointer == "cascade";
-            assert!(!always || f.may_be_null(pointer), "{}: {pointer} is always optional, but the comment is silent", f.name);
+            assert!(
+                !always || f.may_be_null(pointer),
+                "{}: {pointer} is always optional, but the comment is silent",
+                f.name
+            );
         }
     }
     // What is optional beside these, in full.

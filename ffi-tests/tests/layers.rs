@@ -306,7 +306,9 @@ fn dead_entries_never_take_budget() {
     let first_live = (TOKENS + 1 - KEYS) as u32;
     // With smoothing, which must not be added to what nobody sees.
     for smoothing in [0.0, 0.3] {
-        for preset in [score_params(), unsafe { lava_score_params_default() }, unsafe { lava_score_params_snapkv() }] {
+        for preset in
+            [score_params(), unsafe { lava_score_params_default() }, unsafe { lava_score_params_snapkv() }]
+        {
             let scores: Vec<Vec<f32>> = shapes
                 .iter()
                 .enumerate()
@@ -351,7 +353,10 @@ fn check_gemma(shapes: &[lava_shape], scores: &[Vec<f32>], first_live: u32) {
                 let got = cascade.get(l, n_heads);
                 held += got.report.n_entries;
                 for h in (0..n_heads).filter(|_| l < 5) {
-                    assert!(got.head(h).iter().all(|&p| p >= first_live), "a dead entry is kept in layer {l}");
+                    assert!(
+                        got.head(h).iter().all(|&p| p >= first_live),
+                        "a dead entry is kept in layer {l}"
+                    );
                 }
                 if layers == LAVA_LAYERS_GLOBAL {
                     let kept = whole.kept(&counts);
@@ -377,7 +382,11 @@ fn arrays_of_layers() {
         assert_eq!(of(n_shapes, n_layers), Ok(want));
     }
     for (n_shapes, n_layers) in [(0, 5), (2, 5), (4, 5), (6, 5), (u32::MAX, 5), (5, 1)] {
-        assert_eq!(of(n_shapes, n_layers), Err((LAVA_ERR_SHAPE, "n_shapes".into())), "{n_shapes} of {n_layers}");
+        assert_eq!(
+            of(n_shapes, n_layers),
+            Err((LAVA_ERR_SHAPE, "n_shapes".into())),
+            "{n_shapes} of {n_layers}"
+        );
     }
     for n_layers in [0, 1025, u32::MAX] {
         assert_eq!(of(1, n_layers), Err((LAVA_ERR_SHAPE, "n_layers".into())));
@@ -400,7 +409,9 @@ fn arrays_of_layers() {
     };
     assert_eq!(fill([LARGER; 3], 0), Ok(2 * (16 + 17 + 18)));
     assert_eq!(fill([LARGER; 3], 1), Err((LAVA_ERR_STRUCT_SIZE, "shapes".into(), Some(0))));
-    for (sizes, layer) in [([LARGER, LARGER - 8, LARGER], 1), ([LARGER, LARGER, LARGER + 8], 2), ([LARGER, 0, LARGER], 1)] {
+    for (sizes, layer) in
+        [([LARGER, LARGER - 8, LARGER], 1), ([LARGER, LARGER, LARGER + 8], 2), ([LARGER, 0, LARGER], 1)]
+    {
         assert_eq!(fill(sizes, 0), Err((LAVA_ERR_STRUCT_SIZE, "shapes".into(), Some(layer))), "{sizes:?}");
     }
 }

@@ -393,7 +393,8 @@ fn attention_agrees_over_layouts_and_element_types() {
     let q = Grid::random(&mut Rng(5), new, HEADS.0, DIMS.0);
     let n_rows = [TOKENS as u32, 33, 4];
     let of = |q: &Laid, k: &Laid, v: &Laid| {
-        attend(&shape, &attend_params(), new, [&q.tensor(), &k.tensor(), &v.tensor()], &n_rows, WHOLE).unwrap()
+        attend(&shape, &attend_params(), new, [&q.tensor(), &k.tensor(), &v.tensor()], &n_rows, WHOLE)
+            .unwrap()
     };
     let want = of(&q.lay(), &layer.k.lay(), &layer.v.lay());
     for dtype in [LAVA_F32, LAVA_F16, LAVA_BF16] {

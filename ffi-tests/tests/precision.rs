@@ -40,12 +40,15 @@ fn what_evicting_a_sink_of_total_attention_does() {
                 // All queries look along the first element, where the sink has 29 and the others less than 1.
                 for h in 0..4 {
                     for j in 0..window {
-                        (0..8).for_each(|c| layer.q.set(j, h, c, if c == 0 { 1.0 } else { rng.element() / 64.0 }));
+                        (0..8).for_each(|c| {
+                            layer.q.set(j, h, c, if c == 0 { 1.0 } else { rng.element() / 64.0 })
+                        });
                     }
                 }
                 for (t, g) in (0..60).flat_map(|t| [(t, 0), (t, 1)]) {
                     layer.k.set(t, g, 0, if t == 7 { 29.0 } else { rng.unit() });
-                    (0..6).for_each(|c| layer.v.set(t, g, c, if t == 7 { 2.5 } else { rng.element() / 32.0 }));
+                    (0..6)
+                        .for_each(|c| layer.v.set(t, g, c, if t == 7 { 2.5 } else { rng.element() / 32.0 }));
                 }
                 let want = scores(&layer);
                 assert!((5.0..7.0).contains(&want[7]), "{}", want[7]);
@@ -85,8 +88,7 @@ fn stats(layer: &Layer) -> Vec<f64> {
 /// The attention that the window pays each prefix token: `[token][query]`.
 fn columns(layer: &Layer) -> Vec<Vec<f64>> {
     let rows: Vec<u32> = (0..layer.shape.n_tokens).collect();
-    let seen: Vec<_> =
-        (0..layer.shape.window as usize).map(|j| attention(layer, j, 0, &rows).rows).collect();
+    let seen: Vec<_> = (0..layer.shape.window as usize).map(|j| attention(layer, j, 0, &rows).rows).collect();
     (0..prefix_len(&layer.shape)).map(|i| seen.iter().map(|a| a[i]).collect()).collect()
 }
 
@@ -100,7 +102,8 @@ fn sink(share: f64, window: usize, backend: i32) -> Layer {
     let n = 40;
     // Eighths, and queries in 1024ths: their products are exact.
     let g = ((share / (1.0 - share) * (n - 1) as f64).ln() * 8.0).round() as f32 / 8.0;
-    let q: Vec<f32> = (0..window).map(|j| 1.0 + (j * 7 % window) as f32 * 10.0 / window as f32 / 1024.0).collect();
+    let q: Vec<f32> =
+        (0..window).map(|j| 1.0 + (j * 7 % window) as f32 * 10.0 / window as f32 / 1024.0).collect();
     let q: Vec<f32> = q.iter().map(|x| (x * 1024.0).round() / 1024.0).collect();
     let k: Vec<f32> = (0..n + window).map(|i| if i == 3 { g } else { 0.0 }).collect();
     let params = lava_score_params { scale: 1.0, backend, ..unsafe { lava_score_params_cake(200.0) } };
@@ -110,7 +113,9 @@ fn sink(share: f64, window: usize, backend: i32) -> Layer {
 #[test]
 fn variances_of_attention_that_hardly_varies() {
     for share in [0.01, 0.3, 0.5, 0.8, 0.945, 0.99, 0.999, 0.99999] {
-        for (window, backend) in [2, 8, 32].into_iter().flat_map(|w| backends().into_iter().map(move |b| (w, b))) {
+        for (window, backend) in
+            [2, 8, 32].into_iter().flat_map(|w| backends().into_iter().map(move |b| (w, b)))
+        {
             let layer = sink(share, window, backend);
             let columns = columns(&layer);
             let (want, got) = (columns.iter().map(|a| variance(a)).sum::<f64>(), stats(&layer)[1]);
@@ -181,7 +186,10 @@ fn attention_sums_to_one_in_half_precision() {
             let tensors = [&q.tensor(), &k.tensor(), &v.tensor()];
             let each = (0..4).map(|j| 1.0 / (127 + j) as f64).sum::<f64>() / 4.0;
             for got in score(&layer.shape, &layer.params, tensors, None, WHOLE).unwrap() {
-                assert!((got as f64 - each).abs() <= 1e-5 * each, "2^{power}, type {dtype}: {got} for {each}");
+                assert!(
+                    (got as f64 - each).abs() <= 1e-5 * each,
+                    "2^{power}, type {dtype}: {got} for {each}"
+                );
             }
         }
     }

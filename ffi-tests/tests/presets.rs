@@ -164,7 +164,8 @@ fn null_is_the_default() {
         assert_eq!(null, default);
         assert!(null[0] >= 8, "sinks");
         let all = [&scores[..], &scores, &scores].concat();
-        let [null, default] = [None, Some(&selecting)].map(|p| global_entries(&layers, p, &all, total).unwrap());
+        let [null, default] =
+            [None, Some(&selecting)].map(|p| global_entries(&layers, p, &all, total).unwrap());
         assert_eq!(null, default);
     }
 

@@ -46,7 +46,9 @@ fn scores_of_a_compressed_cache() {
     for ((name, params), (what, rows)) in
         presets.into_iter().flat_map(|p| caches().into_iter().map(move |c| (p, c)))
     {
-        for (keys, with_sinks, smoothing) in [(0, false, 0.0), (40, false, 0.2), (0, true, 0.0), (3, false, 0.0)] {
+        for (keys, with_sinks, smoothing) in
+            [(0, false, 0.0), (40, false, 0.2), (0, true, 0.0), (3, false, 0.0)]
+        {
             // What evicting does to the output is a matter of all rows that are seen, live or dead.
             let mut layer = layer();
             (layer.params, layer.shape.sliding_window) = (lava_score_params { smoothing, ..params }, keys);
@@ -92,7 +94,8 @@ fn compressing_again() {
         let shape = rows.as_ref().map_or(layer.shape, |rows| rows.of(layer.shape));
         let q = layer.q.lay();
         let got = score(&shape, &layer.params, [&q.tensor(), &k.tensor(), &v.tensor()], None, WHOLE).unwrap();
-        let of_rows = Layer { shape, params: layer.params, q: layer.q.clone(), k: layer.k.clone(), v: layer.v.clone() };
+        let of_rows =
+            Layer { shape, params: layer.params, q: layer.q.clone(), k: layer.k.clone(), v: layer.v.clone() };
         check_scores("again", &got, &scores(&of_rows));
         let kept = select(&shape, &params, &got, n_entries).unwrap();
         assert_eq!(kept.report.n_entries, n_entries);
@@ -129,7 +132,10 @@ fn rows_and_positions_differ() {
     assert_eq!(n_scores(&shape), 7);
     let scores = [3.0, 1.0, 2.0, 0.5, 9.0, 0.0, 4.0f32];
     let kept = select(&shape, &select_params(), &scores, 4).unwrap();
-    assert_eq!((&kept.indices[..], &kept.rows[..]), (&[1, 6, 8, 9, 2, 7, 8, 9][..], &[0, 2, 3, 4, 1, 3, 4, 5][..]));
+    assert_eq!(
+        (&kept.indices[..], &kept.rows[..]),
+        (&[1, 6, 8, 9, 2, 7, 8, 9][..], &[0, 2, 3, 4, 1, 3, 4, 5][..])
+    );
     assert_eq!(kept.cu, [0, 4, 8]);
     // Sinks and masks go by positions: head 0 has lost token 0.
     let params = lava_select_params { n_sink: 2, ..select_params() };

@@ -10,7 +10,8 @@ fn check(what: &str, layer: &Layer) {
     let tensors = [&q.tensor(), &k.tensor(), &v.tensor()];
     for lse_base in [None, Some(LAVA_LSE_NATURAL), Some(LAVA_LSE_BASE2)] {
         let params = lava_score_params { lse_base: lse_base.unwrap_or(0), ..layer.params };
-        let with_base = Layer { params, q: layer.q.clone(), k: layer.k.clone(), v: layer.v.clone(), ..*layer };
+        let with_base =
+            Layer { params, q: layer.q.clone(), k: layer.k.clone(), v: layer.v.clone(), ..*layer };
         let lse = log_sum_exps(&with_base).lay();
         let given = lse_base.map(|_| lse.tensor());
         let got = score(&layer.shape, &params, tensors, given.as_ref(), WHOLE).expect(what);
@@ -75,7 +76,8 @@ fn sizes_around_every_block() {
 #[test]
 fn learned_sinks() {
     let sinks = [9.0, -70.0, 0.0, 1.5, 4.0, -2.0f32];
-    for params in [score_params(), unsafe { lava_score_params_default() }, unsafe { lava_score_params_cake(200.0) }]
+    for params in
+        [score_params(), unsafe { lava_score_params_default() }, unsafe { lava_score_params_cake(200.0) }]
     {
         for (sliding_window, softcap, scale) in [(0, 0.0, 0.0), (60, 0.0, 0.3), (0, 1.5, 0.0)] {
             for backend in backends() {
@@ -173,13 +175,26 @@ fn a_log_sum_exp_is_checked() {
         let told = (refused.status, refused.argument.as_str(), refused.layer);
         assert_eq!(told, (LAVA_ERR_ARGUMENT, "lse", Some(0)), "{what}");
         // Statistics of attention believe no more.
-        let bytes = number(|n, e| unsafe { lava_score_workspace_size(&layer.shape, &layer.params, n, e) }).unwrap();
+        let bytes =
+            number(|n, e| unsafe { lava_score_workspace_size(&layer.shape, &layer.params, n, e) }).unwrap();
         let (space, stats) = (Memory::new(bytes), Memory::new(32));
         let params = lava_score_params { lse_base: base, ..layer.params };
         let laid = lse.lay();
         let refused = call(|e| unsafe {
             let (shape, lse, space) = (&layer.shape, &laid.tensor(), space.ptr());
-            lava_attention_stats(shape, &params, tensors[0], tensors[1], lse, 0, 1, space, bytes, stats.ptr(), e)
+            lava_attention_stats(
+                shape,
+                &params,
+                tensors[0],
+                tensors[1],
+                lse,
+                0,
+                1,
+                space,
+                bytes,
+                stats.ptr(),
+                e,
+            )
         });
         assert_eq!(refused.expect_err(what).status, LAVA_ERR_ARGUMENT, "{what}");
     }

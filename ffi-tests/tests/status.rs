@@ -107,8 +107,7 @@ impl World {
 
     fn arg<T: Copy>(mut self, name: &'static str, kind: Kind, values: &[T]) -> Self {
         let pointer = self.region(name.into(), kind, values);
-        let null =
-            if header::function(self.name).may_be_null(name) { LAVA_OK } else { LAVA_ERR_NULL };
+        let null = if header::function(self.name).may_be_null(name) { LAVA_OK } else { LAVA_ERR_NULL };
         self.args.push(Arg { name, kind, null, pointer });
         self
     }
@@ -551,7 +550,12 @@ fn budget_from_ratio() {
             ("below the window", |w| w.set_n("ratio", 0.2f64.to_bits()), LAVA_OK, ""),
             ("all sinks", |w| w.at::<lava_select_params>("params").n_sink = u32::MAX, LAVA_OK, ""),
             ("alpha NaN", |w| set_alpha(w, f64::NAN), LAVA_ERR_ARGUMENT, "alpha"),
-            ("floor 3", |w| w.at::<lava_select_params>("params").head_floor = 3, LAVA_ERR_ARGUMENT, "head_floor"),
+            (
+                "floor 3",
+                |w| w.at::<lava_select_params>("params").head_floor = 3,
+                LAVA_ERR_ARGUMENT,
+                "head_floor",
+            ),
         ],
     );
 }
@@ -732,7 +736,12 @@ fn score() {
                 "q",
             ),
             ("row_start and a head stride", |w| w.t("k").row_start = w.p("shape"), LAVA_ERR_STRIDE, "k"),
-            ("an lse of 0", |w| (0..12).for_each(|i| *w.element("lse data", i) = 0f32), LAVA_ERR_ARGUMENT, "lse"),
+            (
+                "an lse of 0",
+                |w| (0..12).for_each(|i| *w.element("lse data", i) = 0f32),
+                LAVA_ERR_ARGUMENT,
+                "lse",
+            ),
             (
                 "an lse far too small",
                 |w| (0..12).for_each(|i| *w.element("lse data", i) = -1e4f32),
@@ -889,9 +898,8 @@ fn sizes() {
     one("lava_select_workspace_size", "size", |w, e| unsafe {
         lava_select_workspace_size(w.p("shape"), w.p("size"), e)
     });
-    let of_attention: Function = |w, e| unsafe {
-        lava_attend_workspace_size(w.p("shape"), w.n("n_queries") as u32, w.p("size"), e)
-    };
+    let of_attention: Function =
+        |w, e| unsafe { lava_attend_workspace_size(w.p("shape"), w.n("n_queries") as u32, w.p("size"), e) };
     let of_attention = || {
         let world = World::new("lava_attend_workspace_size", of_attention).looks_at(Looks::Heads).shape();
         world.number("n_queries", 3).arg("size", Out, &[9u64])
@@ -901,7 +909,12 @@ fn sizes() {
         &[],
         &[
             ("no queries", |w| w.set_n("n_queries", 0), LAVA_ERR_SHAPE, "n_queries"),
-            ("tokens and window, which are not used", |w| (w.sh().n_tokens, w.sh().window) = (0, 0), LAVA_OK, ""),
+            (
+                "tokens and window, which are not used",
+                |w| (w.sh().n_tokens, w.sh().window) = (0, 0),
+                LAVA_OK,
+                "",
+            ),
         ],
     );
     let of_one_sort = || {
@@ -914,9 +927,8 @@ fn sizes() {
     };
     check(of_one_sort, &[], &[]);
     let of_share: Function = |w, e| unsafe { lava_entries_for_share_workspace_size(w.p("size"), e) };
-    let of_share = || {
-        World::new("lava_entries_for_share_workspace_size", of_share).arg("size", Out, &[9usize])
-    };
+    let of_share =
+        || World::new("lava_entries_for_share_workspace_size", of_share).arg("size", Out, &[9usize]);
     check(of_share, &[], &[]);
 }
 
@@ -996,10 +1008,25 @@ fn select() {
         &[
             ("no room for an index", |w| w.set_n("kept_capacity", 15), LAVA_ERR_BUFFER_SIZE, "kept_indices"),
             ("kept_capacity 0", |w| w.set_n("kept_capacity", 0), LAVA_ERR_BUFFER_SIZE, "kept_indices"),
-            ("entries above the room", |w| w.set_n("n_entries", u64::MAX), LAVA_ERR_BUFFER_SIZE, "kept_indices"),
+            (
+                "entries above the room",
+                |w| w.set_n("n_entries", u64::MAX),
+                LAVA_ERR_BUFFER_SIZE,
+                "kept_indices",
+            ),
             ("no entries", |w| w.set_n("n_entries", 0), LAVA_OK, ""),
-            ("a head weight is NaN", |w| set_head_weights(w, &[1.0, f64::NAN]), LAVA_ERR_NONFINITE, "head_weights"),
-            ("a head weight is negative", |w| set_head_weights(w, &[1.0, -1.0]), LAVA_ERR_ARGUMENT, "head_weights"),
+            (
+                "a head weight is NaN",
+                |w| set_head_weights(w, &[1.0, f64::NAN]),
+                LAVA_ERR_NONFINITE,
+                "head_weights",
+            ),
+            (
+                "a head weight is negative",
+                |w| set_head_weights(w, &[1.0, -1.0]),
+                LAVA_ERR_ARGUMENT,
+                "head_weights",
+            ),
             (
                 "report on the scores",
                 |w| w.find("selection").pointer = w.p("scores"),
@@ -1145,9 +1172,8 @@ fn start_cascade(state: *mut c_void, size: usize, layers: i32, pushes: usize) {
 fn cascade_world(name: &'static str, function: Function, kind: Kind, layers: i32, pushes: usize) -> World {
     let (params, cascade) = (select_params(), lava_cascade_params { layers, ..cascade_params() });
     let shape = valid_shape();
-    let size = workspace(|size, e| unsafe {
-        lava_cascade_state_size(&shape, 1, 2, 20, &params, &cascade, size, e)
-    });
+    let size =
+        workspace(|size, e| unsafe { lava_cascade_state_size(&shape, 1, 2, 20, &params, &cascade, size, e) });
     let world = World::new(name, function).arg("state", kind, &vec![POISON; size]);
     let world = world.number("state_size", size as u64);
     if pushes != UNTOUCHED {
@@ -1177,7 +1203,11 @@ const CASCADE_PARAMS: [Row; 6] = [
 fn cascade_options(mut world: World) -> World {
     world.region("mask".into(), Struct, &[1u8; PREFIX]);
     let params = [lava_cascade_params { layers: LAVA_LAYERS_ENTROPY, ..cascade_params() }];
-    world.shapes(2).arg("params", Struct, &[select_params()]).arg("cascade", Struct, &params).number("total", 20)
+    world
+        .shapes(2)
+        .arg("params", Struct, &[select_params()])
+        .arg("cascade", Struct, &params)
+        .number("total", 20)
 }
 
 #[test]
@@ -1199,7 +1229,17 @@ fn cascade_state_size_and_init() {
             let [n_shapes, n_layers] = ["n_shapes", "n_layers"].map(|n| w.n(n) as u32);
             let (params, cascade, state, size) =
                 (w.p("params"), w.p("cascade"), w.p("state"), w.n("state_size") as usize);
-            lava_cascade_init(w.p("shapes"), n_shapes, n_layers, w.n("total"), params, cascade, state, size, e)
+            lava_cascade_init(
+                w.p("shapes"),
+                n_shapes,
+                n_layers,
+                w.n("total"),
+                params,
+                cascade,
+                state,
+                size,
+                e,
+            )
         };
         // Under one sort a state may need more than under entropies: whatever is larger.
         let world = cascade_world("lava_cascade_init", function, Scratch, LAVA_LAYERS_ENTROPY, UNTOUCHED);
@@ -1394,8 +1434,7 @@ fn pyramid_weights() {
 fn global_entries() {
     let make = || {
         let shape = valid_shape();
-        let bytes =
-            workspace(|size, e| unsafe { lava_global_entries_workspace_size(&shape, 1, 2, size, e) });
+        let bytes = workspace(|size, e| unsafe { lava_global_entries_workspace_size(&shape, 1, 2, size, e) });
         let mut world = World::new("lava_global_entries", |w, e| unsafe {
             lava_global_entries(
                 w.p("shapes"),
@@ -1477,7 +1516,8 @@ fn cascade_get() {
 const NEW: usize = 3;
 
 fn attend_world() -> World {
-    let bytes = workspace(|size, e| unsafe { lava_attend_workspace_size(&valid_shape(), NEW as u32, size, e) });
+    let bytes =
+        workspace(|size, e| unsafe { lava_attend_workspace_size(&valid_shape(), NEW as u32, size, e) });
     World::new("lava_attend", |w, e| unsafe {
         lava_attend(
             w.p("shape"),
@@ -1526,7 +1566,12 @@ fn attend() {
             ("lse base 2", |w| params(w).lse_base = 2, LAVA_ERR_ARGUMENT, "lse_base"),
             ("base two", |w| params(w).lse_base = LAVA_LSE_BASE2, LAVA_OK, ""),
             ("backend 6", |w| params(w).backend = 6, LAVA_ERR_ARGUMENT, "backend"),
-            ("another machine's backend", |w| params(w).backend = missing_backend(), LAVA_ERR_UNSUPPORTED, "backend"),
+            (
+                "another machine's backend",
+                |w| params(w).backend = missing_backend(),
+                LAVA_ERR_UNSUPPORTED,
+                "backend",
+            ),
             ("plain code", |w| params(w).backend = LAVA_BACKEND_SCALAR, LAVA_OK, ""),
             ("reserved", |w| params(w).reserved = 1, LAVA_ERR_ARGUMENT, "reserved"),
             (
