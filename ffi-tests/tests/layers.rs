@@ -1,7 +1,7 @@
 //! Layers of one model that differ in everything share one total: budgets, the one sort and the cascade, in one call each, against
 //! brute force.
 
-use ffi_tests::oracle::{Rule, check_kept, is_live, positions};
+use ffi_tests::oracle::{Rule, check_kept, check_positions, is_live, positions};
 use ffi_tests::*;
 use proptest::prelude::*;
 
@@ -218,7 +218,7 @@ proptest! {
                 prop_assert_eq!((&got.indices, &got.cu), (&vec![], &vec![0]));
                 continue;
             }
-            check_kept("cascade", &world.shapes[l], &all[own.clone()], got);
+            check_positions("cascade", &world.shapes[l], &all[own.clone()], got);
             // lava_select with the layer's entries and its heads' weights keeps the same.
             let head_weights = heads[own.clone()].as_ptr();
             let params = lava_select_params { head_weights, ..world.params };
@@ -360,7 +360,7 @@ fn check_gemma(shapes: &[lava_shape], scores: &[Vec<f32>], first_live: u32) {
                 }
                 if layers == LAVA_LAYERS_GLOBAL {
                     let kept = whole.kept(&counts);
-                    check_kept("one sort", shape, &kept[first..first + n_heads], &got);
+                    check_positions("one sort", shape, &kept[first..first + n_heads], &got);
                 }
                 first += n_heads;
             }
