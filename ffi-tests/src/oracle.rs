@@ -131,9 +131,12 @@ impl Rule {
         self.compete(n, 0).expect("no fewer than what is protected")
     }
 
-    /// Each head's best ⌊α·n/heads⌋ first, the rest compete. α in billionths.
-    pub fn guaranteed(&self, n: usize, alpha: u128) -> Option<Vec<usize>> {
-        self.compete(n, (alpha * n as u128 / (1_000_000_000 * self.heads.len() as u128)) as usize)
+    /// Each head's best ⌊α·n/heads⌋ first, the rest compete; where heads that keep more anyway leave too little for that, as much as
+    /// all others can have alike. α in billionths.
+    pub fn guaranteed(&self, n: usize, alpha: u128) -> Vec<usize> {
+        let heads = self.heads.len().max(1) as u128;
+        let floor = (alpha * n as u128 / (1_000_000_000 * heads)) as usize;
+        (0..=floor).rev().find_map(|floor| self.compete(n, floor)).expect("no fewer than what is protected")
     }
 
     /// h·(1 − α) + α·n/heads, rounded by largest remainders. For heads that have as many entries each.

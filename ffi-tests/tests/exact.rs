@@ -123,7 +123,7 @@ proptest! {
         let kept = budget.min(heads * prefix);
         let counts = match floor {
             LAVA_FLOOR_NONE => rule.free(kept),
-            LAVA_FLOOR_GUARANTEED => rule.guaranteed(kept, billionths as u128).unwrap(),
+            LAVA_FLOOR_GUARANTEED => rule.guaranteed(kept, billionths as u128),
             _ => rule.affine(kept, billionths as u128),
         };
         prop_assert_eq!(counts.iter().sum::<usize>(), kept);
