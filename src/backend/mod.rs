@@ -119,20 +119,16 @@ pub(crate) struct Kernels {
     pub softcap: fn(&mut [f32], f32, f32),
     /// `absorb(tile, scale, max, sum, away)`: takes the logits into each query row's running maximum and its sum of
     /// `2^(scale · logit − maximum)`. These exponentials are put away, [`PUT_AWAY`] bytes each unless `away` is empty.
-    #[expect(clippy::type_complexity, reason = "a type of its own would hide the shapes")]
     pub absorb: fn(&[f32], f32, &mut [f32], &mut [f64], &mut [u8]),
     /// `absorb_exactly(tile, scale, max, sum)`: the same with every exponential added in f64, so that what a row's largest one leaves
     /// to the others is not lost.
     pub absorb_exactly: fn(&[f32], f32, &mut [f32], &mut [f64]),
     /// `add_exp(tile, scale, rows, sums, totals)`: `sums[i] += Σ_r e[i, r] · weight[r]`, where `e[i, r] = 2^(scale · tile[i, r] − shift[r])`.
     /// `totals[r] += Σ_i e[i, r]`, unless `totals` is empty.
-    #[expect(clippy::type_complexity, reason = "a type of its own would hide the shapes")]
     pub add_exp: fn(&[f32], f32, Softmax, &mut [f32; KEY_BLOCK], &mut [f64]),
     /// `add_squares(tile, scale, rows, sums, totals)`: the same with `sums[i] += Σ_r (e[i, r] · weight[r])²`.
-    #[expect(clippy::type_complexity, reason = "a type of its own would hide the shapes")]
     pub add_squares: fn(&[f32], f32, Softmax, &mut [f32; KEY_BLOCK], &mut [f64]),
     /// `add_weighted(away, max, rows, sums)`: `sums[i] += Σ_r 2^(max[r] − shift[r]) · weight[r] · tile[i, r]`, of a tile put away.
-    #[expect(clippy::type_complexity, reason = "a type of its own would hide the shapes")]
     pub add_weighted: fn(&[u8], &[f32], Softmax, &mut [f32; KEY_BLOCK]),
     /// `spread(tile, scale, rows, spread, totals)`: mean and deviations of `a[i, r] = e[i, r] · weight[r]` over the query rows, in f64.
     /// Overwrites the tile.

@@ -241,13 +241,7 @@ pub(in crate::backend) unsafe fn add_exp<V: Lanes, const N: usize, const E: usiz
 
 /// `SQUARES`: of the squares; `TOTALS`: and each row's own sum.
 #[inline(always)]
-unsafe fn add_exp_and<
-    V: Lanes,
-    const N: usize,
-    const E: usize,
-    const SQUARES: bool,
-    const TOTALS: bool,
->(
+unsafe fn add_exp_and<V: Lanes, const N: usize, const E: usize, const SQUARES: bool, const TOTALS: bool>(
     tile: &[f32],
     scale: f32,
     Softmax { shift, weight }: Softmax,
