@@ -102,9 +102,8 @@ fn sink(share: f64, window: usize, backend: i32) -> Layer {
     let n = 40;
     // Eighths, and queries in 1024ths: their products are exact.
     let g = ((share / (1.0 - share) * (n - 1) as f64).ln() * 8.0).round() as f32 / 8.0;
-    let q: Vec<f32> =
-        (0..window).map(|j| 1.0 + (j * 7 % window) as f32 * 10.0 / window as f32 / 1024.0).collect();
-    let q: Vec<f32> = q.iter().map(|x| (x * 1024.0).round() / 1024.0).collect();
+    let step = 10.0 / (window - 1) as f32;
+    let q: Vec<f32> = (0..window).map(|j| 1.0 + ((j * 7 % window) as f32 * step).round() / 1024.0).collect();
     let k: Vec<f32> = (0..n + window).map(|i| if i == 3 { g } else { 0.0 }).collect();
     let params = lava_score_params { scale: 1.0, backend, ..unsafe { lava_score_params_cake(200.0) } };
     small(&q, &k, &vec![1.0; n + window], lava_score_params { pool_kernel: 1, ..params })
@@ -114,13 +113,15 @@ fn sink(share: f64, window: usize, backend: i32) -> Layer {
 fn variances_of_attention_that_hardly_varies() {
     for share in [0.01, 0.3, 0.5, 0.8, 0.945, 0.99, 0.999, 0.99999] {
         for (window, backend) in
-            [2, 8, 32].into_iter().flat_map(|w| backends().into_iter().map(move |b| (w, b)))
+            [2, 4, 8, 32].into_iter().flat_map(|w| backends().into_iter().map(move |b| (w, b)))
         {
             let layer = sink(share, window, backend);
             let columns = columns(&layer);
             let (want, got) = (columns.iter().map(|a| variance(a)).sum::<f64>(), stats(&layer)[1]);
             let what = format!("sink {share}, window {window}, backend {backend}");
-            assert!((got - want).abs() <= 1e-5 * want, "{what}: {got:e} for {want:e}");
+            // Of two queries there is one difference, whose rounding in f32 nothing averages.
+            let bound = if window == 2 { 2e-5 } else { 1e-5 };
+            assert!((got - want).abs() <= bound * want, "{what}: {got:e} for {want:e}");
             // CAKE's score of the sink is its mean and 200 times its variance.
             let want = columns[3].iter().sum::<f64>() / window as f64 + 200.0 * variance(&columns[3]);
             let got = layer.score().unwrap()[3] as f64;
