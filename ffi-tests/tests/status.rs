@@ -797,8 +797,12 @@ fn score_names_the_layer_and_head_of_what_is_not_finite() {
             }
         }
     }
-    // A value norm that overflows; a logit that does.
-    let overflow: [(&str, Change); 2] = [
+    // A value norm that overflows; a logit that does; a score that does, of finite parts.
+    let overflow: [(&str, Change); 3] = [
+        ("scores", |w| {
+            w.at::<lava_score_params>("params").weight = 1e38;
+            (0..DIMS.1).for_each(|c| *w.element("v data", c) = 1e4f32);
+        }),
         ("v", |w| (0..DIMS.1).for_each(|c| *w.element("v data", c) = f32::MAX)),
         ("q and k", |w| {
             w.find("lse").pointer = nothing();
