@@ -50,7 +50,7 @@ pub fn call(function: impl FnOnce(*mut lava_error) -> lava_status) -> Outcome<()
     let mut error = unsafe { lava_error_init() };
     let status = function(&mut error);
     assert_eq!(error.status, status, "lava_error and the return value agree");
-    // SAFETY: any number will do.
+    // SAFETY: any number is allowed.
     assert_eq!(text(error.message), text(unsafe { lava_status_string(status) }));
     assert!(!text(error.message).is_empty());
     let known = |n: u32| (n as i64 != LAVA_NONE).then_some(n);
@@ -453,7 +453,7 @@ pub fn score<'a>(
     Ok(scores.to_vec())
 }
 
-/// One layer's inputs. K and V have a row per token, or as many as the shape's `cu_rows` says, head after head in one column.
+/// One layer's inputs. K and V have a row per token, also where the shape has lost some.
 pub struct Layer {
     pub shape: lava_shape,
     pub params: lava_score_params,

@@ -47,7 +47,7 @@ fn kept(state: &Memory, layer: u32) -> (Vec<u32>, Vec<u32>) {
 }
 
 #[test]
-fn a_cascade_dropped_half_way_leaves_nothing_behind() {
+fn a_cascade_dropped_half_way_leaves_no_trace() {
     let scores: Vec<_> = (0..3).map(|l| layer(l).score().unwrap()).collect();
     let whole = start(3, 100, None);
     scores.iter().for_each(|s| push(&whole, s));

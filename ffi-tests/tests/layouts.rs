@@ -21,7 +21,7 @@ fn dense(rows: usize, heads: usize, dim: usize) -> Vec<(&'static str, Layout)> {
         ("padded heads", Layout::strides(heads * (dim + 3), dim + 3, 1)),
         ("spread elements", Layout::strides(heads * dim * 2, dim * 2, 2)),
         ("padded head-major", Layout::strides(dim + 5, rows * (dim + 5) + 11, 1)),
-        ("behind something else", Layout::token_major(heads, dim).from(13)),
+        ("after something else", Layout::token_major(heads, dim).from(13)),
         ("ragged", Layout::ragged(&(0..heads).map(|h| (h * (rows + 2)) as u32).collect::<Vec<_>>(), dim)),
     ]
 }
@@ -127,7 +127,7 @@ fn compaction_out_of_place_writes_the_kept_rows_and_nothing_else() {
     for counts in COUNTS {
         let (rows, cu) = kept(counts);
         let most = counts.into_iter().max().unwrap().max(1);
-        // Ragged without gaps, ragged with room behind each head, and the dense ones.
+        // Ragged without gaps, ragged with room after each head, and the dense ones.
         let room: Vec<u32> = cu.iter().enumerate().map(|(h, &c)| c + 9 * h as u32).collect();
         let targets = |dim: usize| {
             let ragged = |name, start: &[u32]| {
