@@ -258,9 +258,10 @@ pub(crate) fn alpha_units(alpha: f64) -> u128 {
 
 /// What each head is promised under the guaranteed floor: `⌊α · n_entries / n_heads⌋`, but where heads that keep more than that
 /// anyway (`least`) leave too little, as much as can be promised to all others alike.
-pub(crate) fn guaranteed_floor(alpha: f64, n_entries: u64, least: &[u64]) -> u64 {
+pub(crate) fn guaranteed_floor(alpha: f64, n_entries: u64, Bounds { least, most }: Bounds) -> u64 {
     let floor = (alpha_units(alpha) * n_entries as u128 / (ALPHA_ONE * least.len().max(1) as u128)) as u64;
-    let fits = |floor: u64| least.iter().map(|&least| least.max(floor)).sum::<u64>() <= n_entries;
+    let promised = |floor: u64| least.iter().zip(most).map(move |(&least, &most)| least.max(floor).min(most));
+    let fits = |floor: u64| promised(floor).sum::<u64>() <= n_entries;
     if fits(floor) {
         return floor;
     }

@@ -116,7 +116,7 @@ pub(super) unsafe fn shape_of_heads<'a>(p: *const lava_shape) -> Result<Shape<'a
             positions: core::ptr::null(),
             ..read_struct(p, c"shape")?
         };
-        let shape = given.read()?;
+        let shape = given.read().map_err(|e| e.at_layer(given.layer))?;
         shape.validate_heads()?;
         Ok(shape)
     }

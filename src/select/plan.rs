@@ -227,7 +227,9 @@ fn compete<E: Entries>(
     b: &mut Buffers,
 ) {
     let floor = match params.head_floor {
-        HeadFloor::Guaranteed => budget::guaranteed_floor(params.alpha, n_entries, b.least),
+        HeadFloor::Guaranteed => {
+            budget::guaranteed_floor(params.alpha, n_entries, Bounds { least: b.least, most: b.most })
+        }
         _ => 0,
     };
     // What is protected wins anyway.
