@@ -2,10 +2,14 @@
 """Breaks promises of include/lava.h and lava_cuda.h on purpose, one at a time, in a copy of the project, and sees which test goes red.
 
     ffi-tests/break_promises.py [WORD...]      only those whose promise contains a word
+        --list         print them, and do nothing
+        --sample N     the first of every N (in check-all: `make break-sample`)
 
 Each row is a promise, the file and the text that keeps it, what stands there instead, and the test that must then fail. A row
-whose text is not there any more is an error: the table below is kept with the code. PROMISES.md tells the outcome.
+whose text is not there any more is an error, also where it is not in the sample: the table below is kept with the code. PROMISES.md
+tells the outcome.
 """
+import argparse
 import pathlib
 import shutil
 import subprocess
@@ -170,11 +174,21 @@ def run_tests(test):
     return subprocess.run(command, cwd=COPY, capture_output=True, text=True, timeout=900)
 
 
-def main():
-    words = sys.argv[1:]
-    rows = [row for row in ROWS if not words or any(word in row[0] for word in words)]
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("words", nargs="*", metavar="WORD", help="only promises that contain one of these")
+    parser.add_argument("--list", action="store_true", help="print the promises, and do nothing")
+    parser.add_argument("--sample", type=int, default=1, metavar="N", help="only the first of every N")
+    return parser.parse_args()
+
+
+def missing(rows):
+    """Rows whose text is not in its file any more."""
+    return [row for row in rows if row[2] not in (ROOT / "src" / row[1]).read_text()]
+
+
+def copy_project(with_kernels):
     COPY.mkdir(parents=True, exist_ok=True)
-    survived = []
     for name in ("src", "ffi-tests", "include", "tests", "examples-c", "cuda", "Cargo.toml", "Cargo.lock", "build.rs", "Makefile"):
         old = COPY / name
         if old.is_dir():
@@ -184,14 +198,30 @@ def main():
     # What compiles the kernels is brought by `make cuda`.
     toolkit = COPY / "target/cuda-toolkit"
     toolkit.parent.mkdir(exist_ok=True)
-    if not toolkit.exists() and any(row[4] == "path" for row in rows):
+    if not toolkit.exists() and with_kernels:
         toolkit.symlink_to(ROOT / "target/cuda-toolkit")
+
+
+def main():
+    given = arguments()
+    rows = [row for row in ROWS if not given.words or any(word in row[0] for word in given.words)][::given.sample]
+    if not rows:
+        sys.exit("no promise contains that")
+    if given.list:
+        for promise, file, _, _, test in rows:
+            print(f"{promise:<66} {file:<18} {test}")
+        return 0
+    gone = missing(ROWS)
+    for promise, file, before, _, _ in gone:
+        print(f"{promise}: {file} has no {before!r}", file=sys.stderr)
+    if gone:
+        return 1
+    copy_project(any(row[4] == "path" for row in rows))
+    survived = []
     for i, (promise, file, before, after, test) in enumerate(rows):
         print(f"{i + 1:3}/{len(rows)} {promise:<62} {test:<9}", end=" ", flush=True)
         path = COPY / "src" / file
         text = path.read_text()
-        if before not in text:
-            sys.exit(f"\n{file} has no {before!r}")
         path.write_text(text.replace(before, after, 1))
         result = run_tests(test)
         path.write_text(text)
@@ -204,4 +234,5 @@ def main():
     return 1 if survived else 0
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,8 +5,8 @@
 
 use crate::backend::scalar::exp2;
 use crate::backend::{Backend, Block, KEY_BLOCK, UNSEEN};
-use crate::error::{ErrorKind, Result, ensure};
-use crate::params::{MAX_HEAD_DIM, Scale, Shape, split, validate_logit_options};
+use crate::error::{Error, ErrorKind, Result, ensure};
+use crate::params::{LseBase, MAX_HEAD_DIM, Scale, Shape, split, validate_logit_options};
 use crate::view::{Dtype, Tensor, TensorMut};
 use crate::workspace::{Carver, size_of_carve};
 
@@ -20,12 +20,14 @@ pub struct AttendParams<'a> {
     pub scale: Option<f32>,
     /// Logit soft-cap, as in `ScoreParams`.
     pub softcap: Option<f32>,
-    /// Whether each head's last `n_new` rows are the new tokens' own, so that query `t` sees all rows but the last
-    /// `n_new − 1 − t`. Otherwise every query sees every row.
+    /// Learned attention sinks: one logit per query head, neither scaled nor capped, that is part of the softmax's denominator.
+    pub sink_logits: Option<&'a [f32]>,
+    /// The base of the log-sum-exp that is returned.
+    pub lse_base: LseBase,
+    /// Whether each head's last `n_queries` rows are the new tokens' own, so that query `t` sees all rows but the last
+    /// `n_queries − 1 − t`. Otherwise every query sees every row.
     pub causal: bool,
-    /// Each query sees rows of the last so many positions, its own included. Needs `positions`.
-    pub sliding_window: Option<usize>,
-    /// Where the rows stand in the text.
+    /// Where the rows stand in the text. A sliding window needs it.
     pub positions: Option<Positions<'a>>,
 }
 
@@ -60,7 +62,7 @@ impl Positions<'_> {
 /// What [`attend`] reads.
 #[derive(Clone, Copy, Debug)]
 pub struct AttendInputs<'a> {
-    /// New queries after RoPE: `[n_new, n_q_heads, head_dim_k]`.
+    /// New queries after RoPE: `[n_queries, n_q_heads, head_dim_k]`.
     pub q: Tensor<'a>,
     /// Keys: `[rows of each head, n_kv_heads, head_dim_k]`.
     pub k: Tensor<'a>,
@@ -79,12 +81,12 @@ struct Buffers<'a> {
 }
 
 impl<'a> Buffers<'a> {
-    fn carve(c: &mut Carver<'a>, shape: &Shape) -> Result<Self> {
-        let rows = shape.group_size() * QUERY_TILE.min(shape.n_tokens);
+    fn carve(c: &mut Carver<'a>, shape: &Shape, n_queries: usize) -> Result<Self> {
+        let rows = shape.group_size().saturating_mul(QUERY_TILE.min(n_queries));
         Ok(Self {
-            q: c.take(rows * shape.head_dim_k)?,
-            tile: c.take(rows * KEY_BLOCK)?,
-            acc: c.take(rows * shape.head_dim_v)?,
+            q: c.take(rows.saturating_mul(shape.head_dim_k))?,
+            tile: c.take(rows.saturating_mul(KEY_BLOCK))?,
+            acc: c.take(rows.saturating_mul(shape.head_dim_v))?,
             max: c.take(rows)?,
             old_max: c.take(rows)?,
             sum: c.take(rows)?,
@@ -92,22 +94,31 @@ impl<'a> Buffers<'a> {
     }
 }
 
-/// Bytes of workspace that one part of [`attend`] needs. `shape.n_tokens` is the number of new queries; `shape.window` is
-/// not used.
-pub fn workspace_size(shape: &Shape) -> Result<usize> {
-    shape.validate()?;
-    size_of_carve(|c| Buffers::carve(c, shape))
+/// Bytes of workspace that one part of [`attend`] needs.
+pub fn workspace_size(shape: &Shape, n_queries: usize) -> Result<usize> {
+    check_shape(shape, n_queries)?;
+    size_of_carve(|c| Buffers::carve(c, shape, n_queries)).map_err(|e| e.at_layer(shape.layer))
 }
 
-/// Attention of `shape.n_tokens` new queries over the rows of `k` and `v`, for the KV heads of one part.
+/// What attention over a compressed cache uses of a shape: heads, head dimensions and the sliding window.
+fn check_shape(shape: &Shape, n_queries: usize) -> Result<()> {
+    shape.validate_heads()?;
+    let at_layer = |e: Error| e.at_layer(shape.layer);
+    ensure(shape.sliding_window != Some(0), ErrorKind::Shape, c"sliding_window").map_err(at_layer)?;
+    ensure(n_queries > 0, ErrorKind::Shape, c"n_queries").map_err(at_layer)
+}
+
+/// Attention of `n_queries` new queries over the rows of `k` and `v`, for the KV heads of one part.
 ///
-/// `out` is f32 `[n_new, n_q_heads, head_dim_v]`; `lse`, if wanted, f32 `[n_new, n_q_heads, 1]`. A query that sees no
-/// row gets zeros and −∞. Parts write different query heads. The result does not depend on `n_parts`.
+/// Of the shape, heads, head dimensions and the sliding window are used. `out` is f32 `[n_queries, n_q_heads, head_dim_v]`; `lse`, if
+/// wanted, f32 `[n_queries, n_q_heads, 1]`, includes the sinks. A query that sees no row gets zeros, and its sink or −∞. Parts write
+/// different query heads. The result does not depend on `n_parts`.
 #[expect(clippy::too_many_arguments, reason = "the C function's arguments, one to one")]
 pub fn attend(
     backend: Backend,
     shape: &Shape,
     params: &AttendParams,
+    n_queries: usize,
     inputs: &AttendInputs,
     out: &mut TensorMut,
     mut lse: Option<&mut TensorMut>,
@@ -115,16 +126,37 @@ pub fn attend(
     n_parts: usize,
     workspace: &mut Carver,
 ) -> Result<()> {
-    shape.validate()?;
-    validate_logit_options(params.scale, params.softcap)?;
-    let n_new = shape.n_tokens;
+    check_shape(shape, n_queries)?;
+    let at_layer = |e: Error| e.at_layer(shape.layer);
+    check_arguments(shape, params, n_queries, inputs, out, lse.as_deref()).map_err(at_layer)?;
+    let heads = split(shape.n_kv_heads, part, n_parts).map_err(at_layer)?;
+    let mut b = Buffers::carve(workspace, shape, n_queries).map_err(at_layer)?;
+    for head in heads {
+        for first in (0..n_queries).step_by(QUERY_TILE) {
+            let n = QUERY_TILE.min(n_queries - first);
+            let tile = Tile { backend, shape, params, inputs, n_queries, head, first, n };
+            tile.run(&mut b).map_err(|e| at_layer(e.at_head(head)))?;
+            tile.write(&b, out, lse.as_deref_mut());
+        }
+    }
+    Ok(())
+}
+
+fn check_arguments(
+    shape: &Shape,
+    params: &AttendParams,
+    n_queries: usize,
+    AttendInputs { q, k, v }: &AttendInputs,
+    out: &TensorMut,
+    lse: Option<&TensorMut>,
+) -> Result<()> {
+    validate_logit_options(params.scale, params.softcap, params.sink_logits, shape.n_q_heads)?;
     let fits = |t: &Tensor, heads: usize, dim: usize, rows: &dyn Fn(usize) -> bool| {
         t.n_heads() == heads && t.dim() == dim && (0..heads).all(rows)
     };
-    let AttendInputs { q, k, v } = inputs;
-    ensure(fits(q, shape.n_q_heads, shape.head_dim_k, &|h| q.rows(h) >= n_new), ErrorKind::Shape, c"q")?;
+    ensure(fits(q, shape.n_q_heads, shape.head_dim_k, &|h| q.rows(h) >= n_queries), ErrorKind::Shape, c"q")?;
     ensure(
-        fits(k, shape.n_kv_heads, shape.head_dim_k, &|h| !params.causal || k.rows(h) >= n_new),
+        fits(k, shape.n_kv_heads, shape.head_dim_k, &|h| !params.causal || k.rows(h) >= n_queries),
         ErrorKind::Shape,
         c"k",
     )?;
@@ -132,41 +164,32 @@ pub fn attend(
     let result = |t: &TensorMut, dim: usize, name| {
         let t = t.as_tensor();
         ensure(t.dtype() == Dtype::F32, ErrorKind::Dtype, name)?;
-        ensure(fits(&t, shape.n_q_heads, dim, &|h| t.rows(h) >= n_new), ErrorKind::Shape, name)
+        ensure(fits(&t, shape.n_q_heads, dim, &|h| t.rows(h) >= n_queries), ErrorKind::Shape, name)
     };
     result(out, shape.head_dim_v, c"out")?;
-    lse.as_deref().map_or(Ok(()), |lse| result(lse, 1, c"lse"))?;
-    match (&params.positions, params.sliding_window) {
-        (Some(positions), _) => positions.validate(shape.n_kv_heads)?,
-        (None, Some(_)) => return ensure(false, ErrorKind::Null, c"kept_indices"),
-        (None, None) => {}
+    lse.map_or(Ok(()), |lse| result(lse, 1, c"lse"))?;
+    match (&params.positions, shape.sliding_window) {
+        (Some(positions), _) => positions.validate(shape.n_kv_heads),
+        (None, Some(_)) => Err(Error::new(ErrorKind::Null, c"kept_indices")),
+        (None, None) => Ok(()),
     }
-    let heads = split(shape.n_kv_heads, part, n_parts)?;
-    let mut b = Buffers::carve(workspace, shape)?;
-    for head in heads {
-        for first in (0..n_new).step_by(QUERY_TILE) {
-            let n = QUERY_TILE.min(n_new - first);
-            let tile = Tile { backend, shape, params, inputs, head, first, n };
-            tile.run(&mut b).map_err(|e| e.at_head(head).at_layer(shape.layer))?;
-            tile.write(&b, out, lse.as_deref_mut());
-        }
-    }
-    Ok(())
 }
 
 /// `n` new tokens' queries of one KV head's group, from token `first` on.
 struct Tile<'a> {
     backend: Backend,
-    shape: &'a Shape,
+    shape: &'a Shape<'a>,
     params: &'a AttendParams<'a>,
     inputs: &'a AttendInputs<'a>,
+    n_queries: usize,
     head: usize,
     first: usize,
     n: usize,
 }
 
 impl Tile<'_> {
-    fn n_queries(&self) -> usize {
+    /// Rows of the tile: its tokens' queries of all heads of the group.
+    fn n_rows(&self) -> usize {
         self.n * self.shape.group_size()
     }
 
@@ -179,16 +202,16 @@ impl Tile<'_> {
     /// The rows that new token `t` sees.
     fn visible(&self, t: usize) -> core::ops::Range<usize> {
         let n_rows = self.inputs.k.rows(self.head);
-        let end = if self.params.causal { n_rows - (self.shape.n_tokens - 1 - t) } else { n_rows };
-        let begin = match (self.params.sliding_window, &self.params.positions) {
-            (Some(swa), Some(positions)) if end > 0 => {
+        let end = if self.params.causal { n_rows - (self.n_queries - 1 - t) } else { n_rows };
+        let begin = match (self.shape.sliding_window, &self.params.positions) {
+            (Some(keys), Some(positions)) if end > 0 => {
                 // A query's own row is its last visible one; without `causal` it comes after all rows.
                 let own = if self.params.causal {
                     positions.of(self.head, end - 1)
                 } else {
                     positions.of(self.head, end) + t as u64
                 };
-                let oldest = (own + 1).saturating_sub(swa as u64);
+                let oldest = (own + 1).saturating_sub(keys as u64);
                 // Positions ascend along the rows.
                 partition_point(end, |row| positions.of(self.head, row) < oldest)
             }
@@ -199,7 +222,7 @@ impl Tile<'_> {
 
     fn run(&self, b: &mut Buffers) -> Result<()> {
         let kernels = self.backend.kernels.for_product(&self.inputs.q, &self.inputs.k);
-        let (dk, dv, n) = (self.shape.head_dim_k, self.shape.head_dim_v, self.n_queries());
+        let (dk, dv, n) = (self.shape.head_dim_k, self.shape.head_dim_v, self.n_rows());
         let AttendInputs { q, k, v } = self.inputs;
         let scale = Scale::new(self.params.scale, dk);
         let words = dk / kernels.dims_per_word;
@@ -253,20 +276,34 @@ impl Tile<'_> {
     fn write(&self, b: &Buffers, out: &mut TensorMut, mut lse: Option<&mut TensorMut>) {
         let dv = self.shape.head_dim_v;
         let mut values = [0.0f32; MAX_HEAD_DIM];
-        for r in 0..self.n_queries() {
+        let unit = match self.params.lse_base {
+            LseBase::Natural => core::f64::consts::LN_2,
+            LseBase::Two => 1.0,
+        };
+        for r in 0..self.n_rows() {
             let (t, h) = self.query(r);
-            let inverse = if b.sum[r] > 0.0 { (1.0 / b.sum[r]) as f32 } else { 0.0 };
+            let sink = self.params.sink_logits.map(|sinks| sinks[h] as f64 * core::f64::consts::LOG2_E);
+            let (factor, of_row) = normalise(b.max[r] as f64, b.sum[r], sink);
             for (value, &x) in values.iter_mut().zip(&b.acc[r * dv..(r + 1) * dv]) {
-                *value = x * inverse;
+                *value = x * factor;
             }
             out.write_row(h, t, &values[..dv]);
             if let Some(lse) = &mut lse {
-                lse.write_row(
-                    h,
-                    t,
-                    &[((b.max[r] as f64 + libm::log2(b.sum[r])) * core::f64::consts::LN_2) as f32],
-                );
+                lse.write_row(h, t, &[(of_row * unit) as f32]);
             }
+        }
+    }
+}
+
+/// What a row's weighted sum of values is multiplied by, and its log-sum-exp, from its maximum, its sum of exponentials and its sink's
+/// logit, all over ln 2.
+fn normalise(max: f64, sum: f64, sink: Option<f64>) -> (f32, f64) {
+    match sink {
+        // All that the row sees is as nothing beside the sink, or it sees nothing.
+        Some(sink) if sink - max > 1000.0 => (0.0, sink),
+        _ => {
+            let sum = sum + sink.map_or(0.0, |sink| libm::exp2(sink - max));
+            (if sum > 0.0 { (1.0 / sum) as f32 } else { 0.0 }, max + libm::log2(sum))
         }
     }
 }

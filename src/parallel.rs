@@ -35,13 +35,14 @@ pub fn score(
     let start = workspace.as_ptr().align_offset(WORKSPACE_ALIGN);
     let needed = workspace_size(shape, params, n_parts)? - WORKSPACE_ALIGN;
     ensure(workspace.len() >= start.saturating_add(needed), ErrorKind::Workspace, c"workspace")?;
-    ensure(scores.len() as u64 >= shape.prefix_entries(), ErrorKind::BufferSize, c"scores")?;
+    ensure(scores.len() as u64 >= shape.n_scores(), ErrorKind::BufferSize, c"scores")
+        .map_err(|e| e.at_layer(shape.layer))?;
     let mut spaces = workspace[start..start + needed].chunks_exact_mut(size.max(1));
     let mut rest = scores;
     let mut parts = Vec::with_capacity(n_parts);
     for part in 0..n_parts {
         let heads = score::part_heads(shape, part, n_parts)?;
-        let (own, others) = rest.split_at_mut(heads.len() * shape.prefix_len());
+        let (own, others) = rest.split_at_mut(shape.first_score(heads.end) - shape.first_score(heads.start));
         rest = others;
         parts.push((part, spaces.next().unwrap_or_default(), own));
     }

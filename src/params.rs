@@ -232,6 +232,33 @@ pub trait Layers {
     /// Layer `l`. With no KV heads it takes no part.
     fn layer(&self, l: usize) -> Shape<'_>;
 
+    /// Heads of all layers.
+    fn n_heads(&self) -> u64 {
+        (0..self.n_layers()).map(|l| self.layer(l).n_kv_heads as u64).sum()
+    }
+
+    /// Scores of all layers.
+    fn n_scores(&self) -> u64 {
+        self.sum(&|shape| shape.n_scores())
+    }
+
+    /// Prefix entries of all layers that can be kept.
+    fn n_entries(&self) -> u64 {
+        self.sum(&|shape| shape.capacity())
+    }
+
+    /// The sum of a number over the layers that take part, all of them valid.
+    fn sum(&self, number: &dyn Fn(&Shape) -> u64) -> u64 {
+        let layers = (0..self.n_layers()).map(|l| self.layer(l));
+        layers.filter(|shape| shape.n_kv_heads > 0).map(|shape| number(&shape)).sum()
+    }
+
+    /// Positions before the observation window in the layer that has most: the length of a protected mask.
+    fn longest_prefix(&self) -> usize {
+        let layers = (0..self.n_layers()).map(|l| self.layer(l));
+        layers.filter(|shape| shape.n_kv_heads > 0).map(|shape| shape.prefix_len()).max().unwrap_or(0)
+    }
+
     /// Checks their number and each of them.
     fn validate(&self) -> Result<()> {
         let n = self.n_layers();

@@ -1,10 +1,15 @@
 #!/usr/bin/env python3
 """What the kernels' tests are worth: breaks the kernels on purpose, one place at a time, in a copy, and wants a test to say so.
 
-Each line names a file, what is replaced (its first occurrence behind an optional anchor), by what, the test (with the part of it that
-is enough), and how the test is built: plain, under ThreadSanitizer, or over what nvcc makes of the kernels (ptx). Run by `make cuda-break`, from the project's root. Minutes.
-Arguments: files and builds, to run their lines alone.
+    cuda/tests/break.py [FILE|BUILD...]     only the lines of these files and builds; `make cuda-break` brings what it needs first
+        --list         print them, and do nothing
+        --sample N     the first of every N (in check-all: `make break-sample`)
+
+Each line names a file, what is replaced (its first occurrence after an optional anchor), by what, the test (with the part of it that
+is enough), and how the test is built: plain, under ThreadSanitizer, or over what nvcc makes of the kernels (ptx). A line whose text is
+not there any more is an error, also where it is not in the sample.
 """
+import argparse
 import os
 import pathlib
 import shutil
@@ -171,8 +176,34 @@ def build_and_run(source, test, kind):
     return f"exit status {result.returncode}"
 
 
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("only", nargs="*", metavar="FILE|BUILD", help="only lines of these files and builds")
+    parser.add_argument("--list", action="store_true", help="print the lines, and do nothing")
+    parser.add_argument("--sample", type=int, default=1, metavar="N", help="only the first of every N")
+    return parser.parse_args()
+
+
+def place(text, anchor, old):
+    """Where a line's text begins, or -1."""
+    after = text.find(anchor)
+    return text.find(old, after) if after >= 0 else -1
+
+
 def main():
-    chosen = BREAKS if len(sys.argv) < 2 else [b for b in BREAKS if b[0] in sys.argv[1:] or b[5] in sys.argv[1:]]
+    given = arguments()
+    chosen = [b for b in BREAKS if not given.only or b[0] in given.only or b[5] in given.only][::given.sample]
+    if not chosen:
+        sys.exit("there is no such line")
+    if given.list:
+        for name, _, old, new, test, build in chosen:
+            print(f"{name:<16} {build:<5} {test:<12} {old!r} -> {new!r}")
+        return
+    gone = [b for b in BREAKS if place((ROOT / "cuda" / b[0]).read_text(), b[1], b[2]) < 0]
+    for name, _, old, *_ in gone:
+        print(f"{name}: {old!r} is not there any more", file=sys.stderr)
+    if gone:
+        sys.exit(1)
     unseen = 0
     for i, (name, anchor, old, new, test, build) in enumerate(chosen):
         source = WORK / "cuda"
@@ -180,9 +211,7 @@ def main():
         shutil.copytree(ROOT / "cuda", source)
         shutil.copytree(ROOT / "include", WORK / "include")
         text = (source / name).read_text()
-        at = text.find(old, text.find(anchor))
-        if text.find(anchor) < 0 or at < 0:
-            sys.exit(f"{name}: {old!r} is not there any more")
+        at = place(text, anchor, old)
         (source / name).write_text(text[:at] + new + text[at + len(old):])
         line = text.count("\n", 0, at) + 1
         said = build_and_run(source, test, build)

@@ -11,8 +11,8 @@ use std::ptr::null;
 
 /// A layer with its options.
 struct Case {
-    shape: Shape,
-    params: ScoreParams,
+    shape: Shape<'static>,
+    params: ScoreParams<'static>,
     q: Laid,
     k: Laid,
     v: Laid,
@@ -20,7 +20,7 @@ struct Case {
 }
 
 /// Small, with a few around the sizes from which exponentials are stored, those of one head or of its whole group.
-fn sizes(c: &mut Choices) -> Shape {
+fn sizes(c: &mut Choices) -> Shape<'static> {
     let wide = c.rarely(128);
     let (n_kv_heads, group) = (if wide { 16 } else { c.within(1..=2) }, c.within(1..=3));
     let dim = |c: &mut Choices| match c.below(16) {
@@ -35,22 +35,15 @@ fn sizes(c: &mut Choices) -> Shape {
     };
     let prefix = if !wide && c.rarely(32) { c.within(0..=300) } else { prefix };
     let window = if c.once_in(8) { c.within(1..=34) } else { c.within(1..=5) };
-    Shape {
-        layer: c.byte() as u32,
-        n_tokens: prefix + window,
-        n_q_heads: n_kv_heads * group,
-        n_kv_heads,
-        head_dim_k: dims.0,
-        head_dim_v: dims.1,
-        window,
-    }
+    let shape = Shape::dense(prefix + window, n_kv_heads * group, n_kv_heads, dims.0, dims.1, window);
+    let sliding_window = if c.coin() { None } else { Some(c.within(1..=60)) };
+    Shape { layer: c.byte() as u32, sliding_window, ..shape }
 }
 
-fn options(c: &mut Choices) -> ScoreParams {
+fn options(c: &mut Choices) -> ScoreParams<'static> {
     ScoreParams {
         scale: c.pick(&[None, None, Some(0.3), Some(-0.7), Some(1e-30)]),
         softcap: c.pick(&[None, None, Some(0.5), Some(30.0)]),
-        sliding_window: if c.coin() { None } else { Some(c.within(1..=60)) },
         pool: c.pick(&[Pool::Max, Pool::Avg]),
         pool_kernel: c.pick(&[1, 3, 7, 7, 9, 63, 127]),
         group_reduce: c.pick(&[GroupReduce::Max, GroupReduce::Mean]),
@@ -60,7 +53,7 @@ fn options(c: &mut Choices) -> ScoreParams {
 }
 
 /// One of the frame's statistics and value weights, LAVa's most often.
-fn scorer(c: &mut Choices) -> ScoreParams {
+fn scorer(c: &mut Choices) -> ScoreParams<'static> {
     let (attention, value_weight) = c.pick(&[
         (Attention::Mean, ValueWeight::HeadMax),
         (Attention::Mean, ValueWeight::HeadMax),
@@ -73,7 +66,7 @@ fn scorer(c: &mut Choices) -> ScoreParams {
     ]);
     let (gamma, decay) = (c.pick(&[0.0, 1.0, 200.0]), c.pick(&[0.3, 1.0]));
     let smoothing = c.pick(&[0.0, 0.0, 1.0]);
-    ScoreParams { attention, value_weight, gamma, decay, smoothing, ..Default::default() }
+    ScoreParams { attention, value_weight, gamma, decay, smoothing, ..ScoreParams::lava() }
 }
 
 impl Case {
@@ -111,7 +104,7 @@ impl Case {
             lse: self.lse.as_ref().map(|lse| lse.view(Rows::Same(shape.window))),
         };
         let workspace = Block::new(score::workspace_size(shape, &self.params)?, side);
-        let scores = Block::new(shape.prefix_entries() as usize * 4, side);
+        let scores = Block::new(shape.n_scores() as usize * 4, side);
         let mut carver = Carver::over(workspace.slice_mut())?;
         score::score(backend, shape, &self.params, &inputs, 0, 1, &mut carver, scores.slice_mut())?;
         Ok(scores.to_vec())
@@ -122,7 +115,7 @@ impl Case {
         let shape = c_shape(&self.shape);
         let params = c_score_params(&self.params);
         let (tensors, lse) = (self.tensors().map(Laid::c), self.lse.as_ref().map(Laid::c));
-        let scores = Block::new(self.shape.prefix_entries() as usize * 4, side(c));
+        let scores = Block::new(self.shape.n_scores() as usize * 4, side(c));
         let mut error = no_error();
         let mut size = 0;
         // SAFETY: all memory is as large as the header asks.
@@ -294,6 +287,10 @@ pub fn c_shape(shape: &Shape) -> lava_shape {
         head_dim_k: shape.head_dim_k as u32,
         head_dim_v: shape.head_dim_v as u32,
         window: shape.window as u32,
+        sliding_window: shape.sliding_window.unwrap_or(0) as u32,
+        reserved: 0,
+        cu_rows: shape.ragged.map_or(null(), |rows| rows.cu_rows.as_ptr()),
+        positions: shape.ragged.map_or(null(), |rows| rows.positions.as_ptr()),
     }
 }
 
@@ -304,7 +301,6 @@ fn c_score_params(params: &ScoreParams) -> lava_score_params {
         pool_kernel: params.pool_kernel as u32,
         group_reduce: params.group_reduce as i32,
         value_span: params.value_span as i32,
-        sliding_window: params.sliding_window.unwrap_or(0) as u32,
         scale: params.scale.unwrap_or(0.0),
         softcap: params.softcap.unwrap_or(0.0),
         attention: params.attention as i32,
@@ -313,6 +309,10 @@ fn c_score_params(params: &ScoreParams) -> lava_score_params {
         decay: params.decay,
         weight: params.weight,
         smoothing: params.smoothing,
+        lse_base: params.lse_base as i32,
+        backend: LAVA_BACKEND_BEST,
+        reserved: 0,
+        sink_logits: params.sink_logits.map_or(null(), |sinks| sinks.as_ptr()),
     }
 }
 

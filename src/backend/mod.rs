@@ -23,6 +23,7 @@ mod vector;
 
 use core::ffi::CStr;
 
+use crate::error::{Error, ErrorKind, Result};
 use crate::view::{Dtype, Tensor};
 
 /// Keys per block.
@@ -58,6 +59,34 @@ impl Block<'_> {
     }
 }
 
+/// What makes attention of a query row's logits: `2^(scale · logit − shift) · weight`.
+///
+/// Usually `shift` is the row's log-sum-exp and `weight` is 1. Where the log-sum-exp is so large that its rounding would show,
+/// `shift` is the largest of the row's scaled logits, so that the difference is exact, and `weight` 1 over the sum of the exponentials.
+/// Rows that fill up a register have a `shift` of +∞.
+#[derive(Clone, Copy)]
+pub(crate) struct Softmax<'a> {
+    pub shift: &'a [f32],
+    pub weight: &'a [f32],
+}
+
+/// The same with weights in f64, of the first `n` rows.
+#[derive(Clone, Copy)]
+pub(crate) struct ExactSoftmax<'a> {
+    pub shift: &'a [f32],
+    pub weight: &'a [f64],
+    pub n: usize,
+}
+
+/// How the attention that each key of a block gets is spread over the query rows.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Spread {
+    /// `Σ_r a[i, r]`.
+    pub sums: [f32; KEY_BLOCK],
+    /// `Σ_r (a[i, r] − mean)²`.
+    pub deviations: [f32; KEY_BLOCK],
+}
+
 /// One entry per inner loop.
 ///
 /// In scoring, query rows lie in lanes: a tile is `[KEY_BLOCK, rows]`, a panel of queries `[words, rows]`, with `rows` a
@@ -90,13 +119,20 @@ pub(crate) struct Kernels {
     pub softcap: fn(&mut [f32], f32, f32),
     /// `absorb(tile, scale, max, sum, away)`: takes the logits into each query row's running maximum and its sum of
     /// `2^(scale · logit − maximum)`. These exponentials are put away, [`PUT_AWAY`] bytes each unless `away` is empty.
-    #[expect(clippy::type_complexity, reason = "a type of its own would hide the shapes")]
     pub absorb: fn(&[f32], f32, &mut [f32], &mut [f64], &mut [u8]),
-    /// `add_exp(tile, scale, lse, sums)`: `sums[i] += Σ_r 2^(scale · tile[i, r] − lse[r])`.
-    pub add_exp: fn(&[f32], f32, &[f32], &mut [f32; KEY_BLOCK]),
-    /// `add_weighted(away, max, lse, sums)`: `sums[i] += Σ_r 2^(max[r] − lse[r]) · tile[i, r]`, of a tile put away.
-    #[expect(clippy::type_complexity, reason = "a type of its own would hide the shapes")]
-    pub add_weighted: fn(&[u8], &[f32], &[f32], &mut [f32; KEY_BLOCK]),
+    /// `absorb_exactly(tile, scale, max, sum)`: the same with every exponential added in f64, so that what a row's largest one leaves
+    /// to the others is not lost.
+    pub absorb_exactly: fn(&[f32], f32, &mut [f32], &mut [f64]),
+    /// `add_exp(tile, scale, rows, sums, totals)`: `sums[i] += Σ_r e[i, r] · weight[r]`, where `e[i, r] = 2^(scale · tile[i, r] − shift[r])`.
+    /// `totals[r] += Σ_i e[i, r]`, unless `totals` is empty.
+    pub add_exp: fn(&[f32], f32, Softmax, &mut [f32; KEY_BLOCK], &mut [f64]),
+    /// `add_squares(tile, scale, rows, sums, totals)`: the same with `sums[i] += Σ_r (e[i, r] · weight[r])²`.
+    pub add_squares: fn(&[f32], f32, Softmax, &mut [f32; KEY_BLOCK], &mut [f64]),
+    /// `add_weighted(away, max, rows, sums)`: `sums[i] += Σ_r 2^(max[r] − shift[r]) · weight[r] · tile[i, r]`, of a tile put away.
+    pub add_weighted: fn(&[u8], &[f32], Softmax, &mut [f32; KEY_BLOCK]),
+    /// `spread(tile, scale, rows, spread, totals)`: mean and deviations of `a[i, r] = e[i, r] · weight[r]` over the query rows, in f64.
+    /// Overwrites the tile.
+    pub spread: fn(&mut [f32], f32, ExactSoftmax, &mut Spread, &mut [f64]),
     /// `softmax_rows(tile, scale, max, sum)`: as `absorb`, for a tile of `attend`; replaces the logits by their exponentials.
     pub softmax_rows: fn(&mut [f32], f32, &mut [f32], &mut [f64]),
     /// `max_l1(values)`: the largest `Σ|v|` of the rows; NaN or infinite if any element is.
@@ -118,6 +154,25 @@ impl Kernels {
     }
 }
 
+/// Backends by name. The numbers are the C ABI's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(i32)]
+pub enum BackendKind {
+    /// The fastest that this machine can run.
+    #[default]
+    Best = 0,
+    /// Plain code, on every machine.
+    Scalar = 1,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2 = 2,
+    /// The same with AVX-512F.
+    Avx512 = 3,
+    /// The same with products of pairs of bf16.
+    Avx512Bf16 = 4,
+    /// aarch64 with NEON.
+    Neon = 5,
+}
+
 /// A set of kernels that this machine can run.
 #[derive(Clone, Copy)]
 pub struct Backend {
@@ -125,6 +180,19 @@ pub struct Backend {
 }
 
 impl Backend {
+    /// The backend of this name. One that this machine cannot run is `Unsupported`.
+    pub fn of(kind: BackendKind) -> Result<Self> {
+        match kind {
+            BackendKind::Best => Some(Self::detect()),
+            BackendKind::Scalar => Some(Self::scalar()),
+            BackendKind::Avx2 => Self::avx2(),
+            BackendKind::Avx512 => Self::avx512(),
+            BackendKind::Avx512Bf16 => Self::avx512_bf16(),
+            BackendKind::Neon => Self::neon(),
+        }
+        .ok_or(Error::new(ErrorKind::Unsupported, c"backend"))
+    }
+
     /// Plain Rust, on every machine.
     pub fn scalar() -> Self {
         Self { kernels: &scalar::KERNELS }
@@ -195,7 +263,12 @@ impl Backend {
 
     /// Its name, for reports.
     pub fn name(&self) -> &'static str {
-        self.kernels.name.to_str().unwrap_or_default()
+        self.c_name().to_str().unwrap_or_default()
+    }
+
+    /// The same, NUL-terminated.
+    pub fn c_name(&self) -> &'static CStr {
+        self.kernels.name
     }
 }
 
@@ -227,7 +300,8 @@ mod tests {
                     let lse: Vec<f32> =
                         (0..rows).map(|other| if other == r { 1.0 } else { f32::INFINITY }).collect();
                     let mut sums = [0.0; KEY_BLOCK];
-                    (reader.add_weighted)(&away, &max, &lse, &mut sums);
+                    let softmax = Softmax { shift: &lse, weight: &vec![1.0; rows] };
+                    (reader.add_weighted)(&away, &max, softmax, &mut sums);
                     for (i, got) in sums.iter().enumerate() {
                         let want = (tile[i * rows + r] as f64 - 1.0).exp2();
                         // Half a unit of the last of 17 bits, and some of f32; below 2^-126 there is nothing.
@@ -246,7 +320,8 @@ mod tests {
             let mut tile = vec![UNSEEN; KEY_BLOCK * ROW_BLOCK];
             (0..KEY_BLOCK).for_each(|i| tile[i * ROW_BLOCK + i % ROW_BLOCK] = x[i]);
             let mut sums = [0.0; KEY_BLOCK];
-            (kernels.add_exp)(&tile, 1.0, &[0.0; ROW_BLOCK], &mut sums);
+            let softmax = Softmax { shift: &[0.0; ROW_BLOCK], weight: &[1.0; ROW_BLOCK] };
+            (kernels.add_exp)(&tile, 1.0, softmax, &mut sums, &mut []);
             sums
         };
         for backend in Backend::all() {

@@ -3,7 +3,7 @@
 //! Loops run over fixed blocks of f32 without branches, so that a compiler can vectorise them; sums run in one fixed
 //! order, so that the result does not depend on who does.
 
-use super::{Block, KEY_BLOCK, Kernels, PUT_AWAY, ROW_BLOCK, UNSEEN};
+use super::{Block, ExactSoftmax, KEY_BLOCK, Kernels, PUT_AWAY, ROW_BLOCK, Softmax, Spread, UNSEEN};
 
 /// The scalar table.
 pub(crate) static KERNELS: Kernels = Kernels {
@@ -17,8 +17,11 @@ pub(crate) static KERNELS: Kernels = Kernels {
     dots,
     softcap,
     absorb,
+    absorb_exactly,
     add_exp,
+    add_squares,
     add_weighted,
+    spread,
     softmax_rows,
     max_l1,
     pool_max,
@@ -109,16 +112,100 @@ fn put_away_at(r: usize, i: usize) -> (usize, usize) {
     (block + 2 * at, block + 2 * PLANE + at)
 }
 
-fn add_exp(tile: &[f32], scale: f32, lse: &[f32], sums: &mut [f32; KEY_BLOCK]) {
-    for (row, sum) in tile.chunks_exact(lse.len()).zip(sums) {
-        *sum += row.iter().zip(lse).map(|(x, lse)| exp2(x * scale - lse)).sum::<f32>();
+fn absorb_exactly(tile: &[f32], scale: f32, max: &mut [f32], sum: &mut [f64]) {
+    let rows = max.len();
+    for r in 0..rows {
+        let column = |i: usize| tile[i * rows + r] * scale;
+        let largest = (0..KEY_BLOCK).map(column).fold(max[r], |m, x| if x > m { x } else { m });
+        if largest > max[r] {
+            sum[r] *= exp2(max[r] - largest) as f64;
+            max[r] = largest;
+        }
+        for i in 0..KEY_BLOCK {
+            sum[r] += exp2(column(i) - largest) as f64;
+        }
     }
 }
 
-fn add_weighted(away: &[u8], max: &[f32], lse: &[f32], sums: &mut [f32; KEY_BLOCK]) {
-    let rows = max.len();
-    for r in 0..rows {
-        let weight = exp2(max[r] - lse[r]);
+fn add_exp(tile: &[f32], scale: f32, rows: Softmax, sums: &mut [f32; KEY_BLOCK], totals: &mut [f64]) {
+    add_exp_and(|e, weight| e * weight, -126.0, tile, scale, rows, sums, totals);
+}
+
+/// Below 2 to this nothing is squared: the result would be subnormal, which is slow, and is nothing beside other scores.
+pub(super) const LEAST_SQUARED: f32 = -63.0;
+
+fn add_squares(tile: &[f32], scale: f32, rows: Softmax, sums: &mut [f32; KEY_BLOCK], totals: &mut [f64]) {
+    let square = |x: f32| x * x;
+    add_exp_and(|e, weight| square(e) * square(weight), LEAST_SQUARED, tile, scale, rows, sums, totals);
+}
+
+/// Sums over the rows of `of(e, weight)`, where `e` is 0 below 2 to the power of `least`.
+fn add_exp_and(
+    of: impl Fn(f32, f32) -> f32,
+    least: f32,
+    tile: &[f32],
+    scale: f32,
+    rows: Softmax,
+    sums: &mut [f32; KEY_BLOCK],
+    totals: &mut [f64],
+) {
+    for (key, sum) in tile.chunks_exact(rows.shift.len()).zip(sums) {
+        let mut of_key = 0.0;
+        for (r, x) in key.iter().enumerate() {
+            let power = x * scale - rows.shift[r];
+            let e = if power > least { exp2(power) } else { 0.0 };
+            of_key += of(e, rows.weight[r]);
+            if let Some(total) = totals.get_mut(r) {
+                *total += e as f64;
+            }
+        }
+        *sum += of_key;
+    }
+}
+
+fn spread(tile: &mut [f32], scale: f32, rows: ExactSoftmax, out: &mut Spread, totals: &mut [f64]) {
+    for key in tile.chunks_exact_mut(rows.shift.len()) {
+        key.iter_mut().zip(rows.shift).for_each(|(x, shift)| *x = exp2(*x * scale - shift));
+    }
+    spread_of_exps(tile, rows, out, totals);
+}
+
+/// [`spread`] of a tile of exponentials.
+#[inline(always)]
+pub(super) fn spread_of_exps(tile: &[f32], rows: ExactSoftmax, out: &mut Spread, totals: &mut [f64]) {
+    const LANES: usize = 8;
+    let total = |l: [f64; LANES]| ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]));
+    let whole = rows.n / LANES * LANES;
+    for (i, key) in tile.chunks_exact(rows.weight.len()).enumerate() {
+        // Rows that fill up a register have exponentials of zero.
+        let mut lanes = [0.0f64; LANES];
+        for (e, weight) in key.chunks_exact(LANES).zip(rows.weight.chunks_exact(LANES)) {
+            for l in 0..LANES {
+                lanes[l] += e[l] as f64 * weight[l];
+            }
+        }
+        let sum = total(lanes);
+        let mean = sum / rows.n as f64;
+        let mut lanes = [0.0f64; LANES];
+        for (e, weight) in key[..whole].chunks_exact(LANES).zip(rows.weight.chunks_exact(LANES)) {
+            for l in 0..LANES {
+                let deviation = e[l] as f64 * weight[l] - mean;
+                lanes[l] += deviation * deviation;
+            }
+        }
+        for r in whole..rows.n {
+            let deviation = key[r] as f64 * rows.weight[r] - mean;
+            lanes[r - whole] += deviation * deviation;
+        }
+        out.sums[i] = sum as f32;
+        out.deviations[i] = total(lanes) as f32;
+        totals.iter_mut().zip(key).for_each(|(total, &e)| *total += e as f64);
+    }
+}
+
+fn add_weighted(away: &[u8], max: &[f32], rows: Softmax, sums: &mut [f32; KEY_BLOCK]) {
+    for r in 0..max.len() {
+        let weight = exp2(max[r] - rows.shift[r]) * rows.weight[r];
         for (i, sum) in sums.iter_mut().enumerate() {
             let (upper, lower) = put_away_at(r, i);
             let bits = u16::from_ne_bytes([away[upper], away[upper + 1]]) as u32;

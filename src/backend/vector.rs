@@ -145,10 +145,17 @@ impl<V: Lanes> Product<V> for Numbers {
     }
 }
 
-/// `2^x` for `x < 128`, the scalar backend's polynomial with fused steps; 0 below −126 and for NaN. Several registers side by
-/// side, since one alone would wait for itself at every step.
+/// `2^x` for `x < 128`, the scalar backend's polynomial with fused steps; 0 below −126 and for NaN.
 #[inline(always)]
 unsafe fn exp2<V: Lanes, const N: usize>(x: [V; N]) -> [V; N] {
+    // SAFETY: the module's contract gives the machine.
+    unsafe { exp2_above(-126.0, x) }
+}
+
+/// The same with 0 below `least`, which is at least −126. Several registers side by side, since one alone would wait for itself at
+/// every step.
+#[inline(always)]
+unsafe fn exp2_above<V: Lanes, const N: usize>(least: f32, x: [V; N]) -> [V; N] {
     // SAFETY: arithmetic only, on the machine that the module's contract asks for.
     unsafe {
         let (mut n, mut r, mut y) = (x, x, x);
@@ -166,7 +173,7 @@ unsafe fn exp2<V: Lanes, const N: usize>(x: [V; N]) -> [V; N] {
         }
         for j in 0..N {
             // Far below the range this is nonsense, and not used.
-            y[j] = x[j].where_above(V::splat(-126.0), y[j].times_pow2(n[j]));
+            y[j] = x[j].where_above(V::splat(least), y[j].times_pow2(n[j]));
         }
         y
     }
@@ -200,7 +207,7 @@ macro_rules! instructions {
 macro_rules! kernels {
     ($name:literal, $lanes:ty, $features:literal, keys: ($nk:literal, $ns:literal), exps: $e:literal, values: $nv:literal) => {
         use $crate::backend::vector::{self, Bf16, F16, F32, Lanes, Numbers};
-        use $crate::backend::{Block, KEY_BLOCK, Kernels, scalar};
+        use $crate::backend::{Block, ExactSoftmax, KEY_BLOCK, Kernels, Softmax, Spread, scalar};
         use $crate::view::Dtype;
 
         const N: usize = <$lanes as Lanes>::N;
@@ -217,8 +224,11 @@ macro_rules! kernels {
             dots,
             softcap: scalar::KERNELS.softcap,
             absorb,
+            absorb_exactly,
             add_exp,
+            add_squares,
             add_weighted,
+            spread,
             softmax_rows,
             max_l1,
             pool_max,
@@ -233,13 +243,28 @@ macro_rules! kernels {
                 vector::logits::<$lanes, Numbers, $nk, $ns>(keys, words, panel, tile)
             }
             fn absorb(tile: &[f32], scale: f32, max: &mut [f32], sum: &mut [f64], away: &mut [u8]) -> () {
-                vector::absorb::<$lanes, $e>(tile, scale, max, sum, away)
+                vector::absorb::<$lanes, $e, false>(tile, scale, max, sum, away)
             }
-            fn add_exp(tile: &[f32], scale: f32, lse: &[f32], sums: &mut [f32; KEY_BLOCK]) -> () {
-                vector::add_exp::<$lanes, N, $e>(tile, scale, lse, sums)
+            fn absorb_exactly(tile: &[f32], scale: f32, max: &mut [f32], sum: &mut [f64]) -> () {
+                vector::absorb::<$lanes, $e, true>(tile, scale, max, sum, &mut [])
             }
-            fn add_weighted(away: &[u8], max: &[f32], lse: &[f32], sums: &mut [f32; KEY_BLOCK]) -> () {
-                vector::add_weighted::<$lanes, N>(away, max, lse, sums)
+            fn add_exp(
+                tile: &[f32], scale: f32, rows: Softmax, sums: &mut [f32; KEY_BLOCK], totals: &mut [f64]
+            ) -> () {
+                vector::add_exp::<$lanes, N, $e, false>(tile, scale, rows, sums, totals)
+            }
+            fn add_squares(
+                tile: &[f32], scale: f32, rows: Softmax, sums: &mut [f32; KEY_BLOCK], totals: &mut [f64]
+            ) -> () {
+                vector::add_exp::<$lanes, N, $e, true>(tile, scale, rows, sums, totals)
+            }
+            fn add_weighted(away: &[u8], max: &[f32], rows: Softmax, sums: &mut [f32; KEY_BLOCK]) -> () {
+                vector::add_weighted::<$lanes, N>(away, max, rows, sums)
+            }
+            fn spread(
+                tile: &mut [f32], scale: f32, rows: ExactSoftmax, out: &mut Spread, totals: &mut [f64]
+            ) -> () {
+                vector::spread::<$lanes, $e>(tile, scale, rows, out, totals)
             }
             fn softmax_rows(tile: &mut [f32], scale: f32, max: &mut [f32], sum: &mut [f64]) -> () {
                 vector::softmax_rows::<$lanes, { KEY_BLOCK / N }>(tile, scale, max, sum)

@@ -9,7 +9,7 @@ use super::types::*;
 use super::versioned::{check_out_struct, write_struct};
 use crate::cascade::{self, Cascade, CascadeView};
 use crate::error::{ErrorKind, ensure};
-use crate::workspace::Carver;
+use crate::workspace::{Carver, Reader};
 
 /// Bytes of state that a cascade needs: about 12 per prefix entry of the total, and its windows.
 ///
@@ -146,7 +146,8 @@ pub unsafe extern "C" fn lava_cascade_get(
     unsafe {
         run(error, || {
             check_out_struct(out, c"out")?;
-            let view = CascadeView::over_raw(state as *const u8, state_size).map_err(|e| e.of(c"state"))?;
+            let mut reader = Reader::over_raw(state as *const u8, state_size).map_err(|e| e.of(c"state"))?;
+            let view = CascadeView::read(&mut reader).map_err(|e| e.of(c"state"))?;
             let got = view.layer(layer as usize)?;
             let report = lava_cascade_layer {
                 struct_size: 0,

@@ -31,7 +31,7 @@ pub unsafe extern "C" fn lava_mean_over_heads(
                 ensure(shape.ragged.is_none(), ErrorKind::Unsupported, c"cu_rows")?;
                 let n = shape.n_scores() as usize;
                 let scores = if n == 0 { &mut [] } else { slice_mut(scores, n, c"scores")? };
-                score::mean_over_heads(scores, shape.n_kv_heads, shape.prefix_len())
+                score::mean_over_heads(&shape, scores)
             })
         })
     }

@@ -47,5 +47,7 @@ pub use score::*;
 pub use select::*;
 pub use types::*;
 
+#[cfg(feature = "cuda")]
 pub(crate) use call::*;
+#[cfg(feature = "cuda")]
 pub(crate) use versioned::*;

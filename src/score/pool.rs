@@ -1,14 +1,24 @@
-//! Stage 3: pooling along the tokens.
+//! Stages 3 and 5: pooling along the tokens, and the reduction over the query heads of a group.
 
 use crate::backend::Kernels;
-use crate::params::{MAX_POOL_KERNEL, Pool, ScoreParams};
+use crate::params::{GroupReduce, MAX_POOL_KERNEL, Pool};
 
-/// In place: block by block through the stack, each block with `radius` neighbours on both sides. Positions outside
-/// the prefix are zero: the smallest score for a maximum, and what the field's average counts.
-pub(super) fn pool(kernels: &Kernels, params: &ScoreParams, x: &mut [f32]) {
+/// Stage 5, without the mean's division.
+pub(super) fn reduce(mode: GroupReduce, from: &[f32], into: &mut [f32]) {
+    for (o, &x) in into.iter_mut().zip(from) {
+        *o = match mode {
+            GroupReduce::Max if x > *o => x,
+            GroupReduce::Max => *o,
+            GroupReduce::Mean => *o + x,
+        };
+    }
+}
+
+/// Stage 3, in place: block by block through the stack, each block with `radius` neighbours on both sides. What lies outside is
+/// zero: the smallest score for a maximum, and what the field's average counts.
+pub(super) fn pool(kernels: &Kernels, mode: Pool, kernel: usize, x: &mut [f32]) {
     const BLOCK: usize = 256;
     const MAX_RADIUS: usize = MAX_POOL_KERNEL / 2;
-    let kernel = params.pool_kernel;
     let radius = kernel / 2;
     if radius == 0 {
         return;
@@ -25,7 +35,7 @@ pub(super) fn pool(kernels: &Kernels, params: &ScoreParams, x: &mut [f32]) {
         around[radius..filled].copy_from_slice(&x[first..right]);
         around[filled..].fill(0.0);
         let out = &mut x[first..first + n];
-        match params.pool {
+        match mode {
             Pool::Max => (kernels.pool_max)(&around[..n + kernel - 1], kernel, out),
             Pool::Avg => {
                 for (i, o) in out.iter_mut().enumerate() {
@@ -58,11 +68,7 @@ mod tests {
                         }
                     };
                     let mut got = x.clone();
-                    pool(
-                        Backend::scalar().kernels,
-                        &ScoreParams { pool: mode, pool_kernel: kernel, ..Default::default() },
-                        &mut got,
-                    );
+                    pool(Backend::scalar().kernels, mode, kernel, &mut got);
                     for i in 0..n {
                         assert!(
                             (got[i] - want(i)).abs() <= 1e-5 * want(i),

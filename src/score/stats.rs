@@ -9,13 +9,11 @@
 //! Source: CAKE, arXiv 2503.12491, section 3.2; the published code has `A ln(A + 1e-10)`. `A` is what the softmax over all
 //! tokens gives the prefix; it is not normalised anew.
 
-use super::window::{Buffers, Plan, rows_of, variance};
-use super::{ScoreInputs, Task, check_inputs, part_heads};
+use super::plan::{Buffers, Plan};
+use super::task::{Task, blocks, padded_rows};
+use super::window;
 use crate::backend::scalar::exp2;
-use crate::backend::{Backend, KEY_BLOCK};
-use crate::error::{ErrorKind, Result, ensure};
-use crate::params::{Attention, ScoreParams, Shape, ValueWeight};
-use crate::workspace::Carver;
+use crate::error::{Error, ErrorKind, Result, ensure};
 
 /// Spread of the attention that one KV head gets from the window.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -27,40 +25,15 @@ pub struct AttentionStats {
     pub variance: f64,
 }
 
-/// Statistics of the KV heads of one part, `stats[0]` being the part's first head's.
-///
-/// Of `params` only the logits' options are used, of `inputs` not the values. The workspace is that of `score`. On an error `stats`
-/// may be partly written.
-#[expect(clippy::too_many_arguments, reason = "the C function's arguments, one to one")]
-pub fn attention_stats(
-    backend: Backend,
-    shape: &Shape,
-    params: &ScoreParams,
-    inputs: &ScoreInputs,
-    part: usize,
-    n_parts: usize,
-    workspace: &mut Carver,
-    stats: &mut [AttentionStats],
-) -> Result<()> {
-    shape.validate()?;
-    params.validate()?;
-    let params = ScoreParams { attention: Attention::Mean, value_weight: ValueWeight::None, ..*params };
-    check_inputs(shape, &params, inputs)?;
-    let heads = part_heads(shape, part, n_parts)?;
-    ensure(stats.len() >= heads.len(), ErrorKind::BufferSize, c"stats")?;
-    let plan = Plan::LEAST;
-    let mut buffers = Buffers::carve(workspace, shape, &params, plan)?;
-    let kernels = backend.kernels.for_product(&inputs.q, &inputs.k);
-    for (head, out) in heads.zip(stats) {
-        let task = Task { kernels, shape, params: &params, inputs, plan, head };
-        *out = task.stats(&mut buffers).map_err(|e| e.at_head(head).at_layer(shape.layer))?;
-    }
-    Ok(())
-}
-
-/// CAKE's weight of a layer, from the statistics of all its heads. `tau1` and `tau2` are above 0.
+/// CAKE's weight of a layer, from the statistics of all its heads, finite and not negative. `tau1` and `tau2` are above 0.
 pub fn preference(stats: &[AttentionStats], tau1: f64, tau2: f64) -> Result<f64> {
     check_tau(tau1, tau2)?;
+    for (head, s) in stats.iter().enumerate() {
+        let at = |e: Error| e.at_head(head);
+        let finite = s.entropy.is_finite() && s.variance.is_finite();
+        ensure(finite, ErrorKind::NonFinite, c"stats").map_err(at)?;
+        ensure(s.entropy >= 0.0 && s.variance >= 0.0, ErrorKind::Argument, c"stats").map_err(at)?;
+    }
     let sum = |f: fn(&AttentionStats) -> f64| stats.iter().map(f).fold(0.0, |sum, x| sum + x);
     let weight = libm::pow(sum(|s| s.entropy), 1.0 / tau1) * libm::pow(sum(|s| s.variance), 1.0 / tau2);
     ensure(weight.is_finite(), ErrorKind::NonFinite, c"stats")?;
@@ -72,39 +45,52 @@ pub(crate) fn check_tau(tau1: f64, tau2: f64) -> Result<()> {
     ensure(tau2.is_finite() && tau2 > 0.0, ErrorKind::Argument, c"tau2")
 }
 
-impl Task<'_> {
-    fn stats(&self, b: &mut Buffers) -> Result<AttentionStats> {
-        let (rows, w, prefix) = (rows_of(self.shape), self.shape.window, self.shape.prefix_len());
-        let mut stats = AttentionStats::default();
-        if prefix == 0 {
-            return Ok(stats);
-        }
-        if self.inputs.lse.is_some() {
-            self.check_window_keys()?;
-        }
-        for h in 0..self.shape.group_size() {
-            self.look_at_rows(b, h)?;
-            for first in (0..prefix).step_by(KEY_BLOCK) {
-                let n = KEY_BLOCK.min(prefix - first);
-                let mut ahead = self.load_keys(b.keys, (first, n), prefix);
-                self.logits(b, 0, (first, n), &mut ahead)?;
-                for key in b.tile[..n * rows].chunks_exact(rows) {
-                    let (mut sum, mut of_squares, mut entropy) = (0.0f32, 0.0f32, 0.0f32);
-                    for (logit, lse) in key[..w].iter().zip(&*b.max) {
-                        let power = logit * self.exponent() - lse;
-                        let a = exp2(power);
-                        sum += a;
-                        of_squares += a * a;
-                        // An unseen key's power is −∞, and 0 · ln 0 = 0.
-                        entropy -= if a > 0.0 { a * power } else { 0.0 };
-                    }
-                    stats.variance += variance(w as f32, sum, of_squares) as f64;
-                    stats.entropy += entropy as f64 * core::f64::consts::LN_2;
+/// The statistics of one head, of a task whose sums are exact.
+pub(super) fn of_head(task: &Task, b: &mut Buffers) -> Result<AttentionStats> {
+    let (rows, w, exponent) = (padded_rows(task.shape), task.shape.window, task.exponent());
+    let mut stats = AttentionStats::default();
+    if task.live.is_empty() {
+        return Ok(stats);
+    }
+    let given = task.inputs.lse.is_some();
+    for h in 0..task.shape.group_size() {
+        window::look_at_rows(task, Plan::LEAST, b, h)?;
+        // −log2 of each row's weight, a term of every entry's entropy.
+        b.weight.iter_mut().zip(&*b.exact_weight).for_each(|(x, &weight)| *x = -libm::log2(weight) as f32);
+        for (block, next) in blocks(task.seen.clone()) {
+            // Only to check a log-sum-exp that was given must every key be looked at.
+            if !given && (block.end <= task.live.start || block.start >= task.live.end) {
+                continue;
+            }
+            let mut ahead = window::load_keys(task, Plan::LEAST, b.keys, &block, next);
+            window::logits(task, b, 0, &block, &mut ahead)?;
+            for (row, key) in block.zip(b.tile.chunks_exact_mut(rows)) {
+                let (mut sum, mut entropy) = (0.0f64, 0.0f64);
+                for (j, x) in key[..w].iter_mut().enumerate() {
+                    let power = *x * exponent - b.shift[j];
+                    *x = exp2(power);
+                    b.totals[j] += *x as f64;
+                    let a = *x as f64 * b.exact_weight[j];
+                    sum += a;
+                    // An unseen key's power is −∞, and 0 · ln 0 = 0.
+                    entropy += if *x > 0.0 { a * (b.weight[j] - power) as f64 } else { 0.0 };
                 }
+                if !task.live.contains(&row) {
+                    continue;
+                }
+                let mean = sum / w as f64;
+                let deviation = |(x, weight): (&f32, &f64)| *x as f64 * weight - mean;
+                let squares =
+                    key[..w].iter().zip(&*b.exact_weight).map(deviation).map(|d| d * d).sum::<f64>();
+                stats.variance += if w > 1 { squares / (w - 1) as f64 } else { 0.0 };
+                stats.entropy += entropy * core::f64::consts::LN_2;
             }
         }
-        // A row that has all attention has a logarithm a rounding error above 0.
-        stats.entropy = stats.entropy.max(0.0);
-        Ok(stats)
+        if given {
+            window::check_lse(task, Plan::LEAST, b, h)?;
+        }
     }
+    // A row that has all attention has a logarithm a rounding error above 0.
+    stats.entropy = stats.entropy.max(0.0);
+    Ok(stats)
 }

@@ -2,35 +2,44 @@
 
 use core::ops::Range;
 
-use super::Task;
+use super::task::seen_rows;
 use crate::backend::{Block, Kernels};
 use crate::error::{ErrorKind, Result, ensure};
-use crate::params::{MAX_HEAD_DIM, ScoreParams, Shape, ValueSpan};
+use crate::params::{MAX_HEAD_DIM, Shape, ValueSpan, ValueWeight};
 use crate::view::Tensor;
 
-/// Stage 4: `max ‖V[i]‖₁` over the prefix, or over all tokens. Every row is read, so that every NaN is found.
+/// Stage 4: `max ‖V[i]‖₁` over the live prefix rows, or over those and the window's, into `out[head]`. All of these rows are read,
+/// so that every NaN among them is found; where the output is wanted, so are dead rows that the window sees.
 ///
-/// Not head by head: where the heads of a token are neighbours, they are read together, in the order of memory.
+/// Not head by head where the heads of a token are neighbours: then they are read together, in the order of memory.
 pub(super) fn maxima(
     kernels: &Kernels,
     shape: &Shape,
-    params: &ScoreParams,
+    (weight, span): (ValueWeight, ValueSpan),
     v: &Tensor,
     heads: Range<usize>,
     out: &mut [f32],
 ) -> Result<()> {
-    let step = if v.is_token_major() { 1 } else { 256 };
-    let (prefix, n) = (shape.prefix_len(), shape.n_tokens);
-    for tokens in [0..prefix, prefix..n] {
-        let counts = tokens.end == prefix || params.value_span == ValueSpan::All;
-        for first in tokens.clone().step_by(step) {
-            for head in heads.clone() {
-                let block = Block { tensor: v, head, first, n: step.min(tokens.end - first) };
-                let norm = (kernels.max_l1)(&block);
-                ensure(norm.is_finite(), ErrorKind::NonFinite, c"v")
-                    .map_err(|e| e.at_head(head).at_layer(shape.layer))?;
-                if counts && norm > out[head] {
-                    out[head] = norm;
+    let side_by_side = shape.ragged.is_none() && v.is_token_major();
+    let (batch, step) = if side_by_side { (heads.len().max(1), 1) } else { (1, 256) };
+    for first_head in heads.clone().step_by(batch) {
+        let live = shape.live(first_head);
+        if live.is_empty() {
+            continue;
+        }
+        let dead =
+            if weight == ValueWeight::Output { seen_rows(shape, first_head).start } else { live.start };
+        let window = live.end..shape.rows(first_head);
+        let runs = [(dead..live.start, false), (live, true), (window, span == ValueSpan::All)];
+        for (rows, counts) in runs {
+            for first in rows.clone().step_by(step) {
+                for head in first_head..(first_head + batch).min(heads.end) {
+                    let block = Block { tensor: v, head, first, n: step.min(rows.end - first) };
+                    let norm = (kernels.max_l1)(&block);
+                    ensure(norm.is_finite(), ErrorKind::NonFinite, c"v").map_err(|e| e.at_head(head))?;
+                    if counts && norm > out[head] {
+                        out[head] = norm;
+                    }
                 }
             }
         }
@@ -38,30 +47,43 @@ pub(super) fn maxima(
     Ok(())
 }
 
-impl Task<'_> {
-    /// `s_i · ‖v_i‖₁`.
-    pub(super) fn times_token_norms(&self, out: &mut [f32]) {
-        for (i, s) in out.iter_mut().enumerate() {
-            *s *= (self.kernels.max_l1)(&Block { tensor: &self.inputs.v, head: self.head, first: i, n: 1 });
+/// `s_i · ‖v_i‖₁`, of the rows from `first` on.
+pub(super) fn times_norms(kernels: &Kernels, v: &Tensor, head: usize, first: usize, scores: &mut [f32]) {
+    for (i, s) in scores.iter_mut().enumerate() {
+        *s *= (kernels.max_l1)(&Block { tensor: v, head, first: first + i, n: 1 });
+    }
+}
+
+/// `a_i → a_i / (1 − a_i) · ‖o − v_i‖₂`, where `o = Σ_i a_i v_i`: the change of the output if entry `i` alone goes and the others take
+/// its share. Source: CAOTE, arXiv 2504.14051, theorem 3.2.
+///
+/// `row` holds `w · a_i` of all rows from `first` on, and gets `w` times the change. `sink` is the attention of an entry without a
+/// value. What is lost if the difference to 1 or to `o` is taken literally: an entry with nearly all the attention is nearly the output.
+/// So for the largest entry, the only one that may hold more than half, the others are summed by themselves: with their mean
+/// `m = Σ a_k v_k / Σ a_k` over `k ≠ i`, the change is `a_i · ‖m − v_i‖₂`. Where their attention is less than f32 holds, m is 0.
+pub(super) fn to_output_change(v: &Tensor, head: usize, first: usize, w: usize, sink: f64, row: &mut [f32]) {
+    let a = |a: f32| a as f64 / w as f64;
+    let mut largest = 0;
+    for (i, a) in row.iter().enumerate() {
+        if *a > row[largest] {
+            largest = i;
         }
     }
-
-    /// `a_i → w · a_i / (1 − a_i) · ‖o − v_i‖₂`, where `o = Σ_i a_i v_i`: the change of the output if entry `i` alone goes and the others
-    /// take its share. `row` holds `w · a_i` for all tokens. Source: CAOTE, arXiv 2504.14051, theorem 3.2.
-    ///
-    /// An entry that has all attention is the output: its norm is 0, and what it is divided by is taken as 2⁻²⁴.
-    pub(super) fn to_output_change(&self, row: &mut [f32]) {
-        let (w, v, dim) = (self.shape.window as f32, &self.inputs.v, self.shape.head_dim_v);
-        let mut output = [0.0f64; MAX_HEAD_DIM];
-        for (i, a) in row.iter().enumerate() {
-            v.for_each(self.head, i, |c, x| output[c] += (a / w) as f64 * x as f64);
-        }
-        let mut centre = [0.0f32; MAX_HEAD_DIM];
-        centre.iter_mut().zip(&output[..dim]).for_each(|(c, &o)| *c = o as f32);
-        for (i, a) in row[..self.shape.prefix_len()].iter_mut().enumerate() {
-            let mut squares = 0.0f32;
-            v.for_each(self.head, i, |c, x| squares += (centre[c] - x) * (centre[c] - x));
-            *a *= libm::sqrtf(squares) / (1.0 - *a / w).max(f32::EPSILON / 2.0);
-        }
+    let (mut others, mut rest) = ([0.0f64; MAX_HEAD_DIM], sink);
+    for (i, &x) in row.iter().enumerate().filter(|(i, x)| *i != largest && **x > 0.0) {
+        rest += a(x);
+        v.for_each(head, first + i, |c, x| others[c] += a(row[i]) * x as f64);
+    }
+    let all = rest + a(row[largest]);
+    let (mut mean, mut output) = ([0.0f64; MAX_HEAD_DIM], [0.0f64; MAX_HEAD_DIM]);
+    v.for_each(head, first + largest, |c, x| {
+        mean[c] = if rest > 0.0 { others[c] / rest } else { 0.0 };
+        output[c] = (others[c] + a(row[largest]) * x as f64) / all;
+    });
+    for (i, s) in row.iter_mut().enumerate() {
+        let (from, share) = if i == largest { (&mean, all) } else { (&output, all - a(*s)) };
+        let mut squares = 0.0;
+        v.for_each(head, first + i, |c, x| squares += (from[c] - x as f64) * (from[c] - x as f64));
+        *s = if *s > 0.0 { (*s as f64 / share * libm::sqrt(squares)) as f32 } else { 0.0 };
     }
 }

@@ -4,14 +4,15 @@
 //! load_keys      per row: widened, one behind the other
 //! logits         for NK keys and NR registers of query rows at a time: for each c: acc[k][j] += keys[k, c] · panel[c, j]
 //! absorb         per register of query rows: maximum over the block's keys, 2 to the differences, their sum
-//! add_exp        per N keys: acc[k] += 2 to the difference over the query rows, then the N sums across lanes at once
+//! add_exp        per N keys: acc[k] += weight · 2 to the difference over the query rows, then the N sums across lanes at once
 //! add_weighted   per N keys: acc[k] += weight · exponential over the query rows, then the N sums across lanes at once
+//! spread         2 to the differences; then per key in f64: the mean over the query rows, and the squares of what is left
 //! max_l1         per row: Σ|v| across lanes
 //! pool_max       per register: maximum of the kernel's loads, one element apart
 //! ```
 
-use super::{AHEAD, Lanes, Product, Source, ahead_of, exp2};
-use crate::backend::{Block, KEY_BLOCK, PUT_AWAY, ROW_BLOCK};
+use super::{AHEAD, Lanes, Product, Source, ahead_of, exp2, exp2_above, scalar};
+use crate::backend::{Block, ExactSoftmax, KEY_BLOCK, PUT_AWAY, ROW_BLOCK, Softmax, Spread};
 
 #[inline(always)]
 pub(in crate::backend) unsafe fn prefetch<V: Lanes>(rows: &Block) {
@@ -145,7 +146,7 @@ pub(in crate::backend) unsafe fn logits<V: Lanes, P: Product<V>, const NK: usize
 }
 
 #[inline(always)]
-pub(in crate::backend) unsafe fn absorb<V: Lanes, const E: usize>(
+pub(in crate::backend) unsafe fn absorb<V: Lanes, const E: usize, const EXACTLY: bool>(
     tile: &[f32],
     scale: f32,
     max: &mut [f32],
@@ -183,6 +184,11 @@ pub(in crate::backend) unsafe fn absorb<V: Lanes, const E: usize>(
                 }
                 let e = exp2(x);
                 for j in 0..E {
+                    if EXACTLY {
+                        e[j].store(lanes.as_mut_ptr());
+                        add_lanes(&lanes, &mut sum[r..r + V::N]);
+                        continue;
+                    }
                     total = total.add(e[j]);
                     if keep {
                         let (upper, lower) = put_away_at::<V>(away.as_mut_ptr(), r, i + j);
@@ -190,12 +196,18 @@ pub(in crate::backend) unsafe fn absorb<V: Lanes, const E: usize>(
                     }
                 }
             }
-            total.store(lanes.as_mut_ptr());
-            for (sum, total) in sum[r..r + V::N].iter_mut().zip(lanes) {
-                *sum += total as f64;
+            if !EXACTLY {
+                total.store(lanes.as_mut_ptr());
+                add_lanes(&lanes, &mut sum[r..r + V::N]);
             }
         }
     }
+}
+
+/// Adds a register's lanes, stored, to sums in f64.
+#[inline(always)]
+fn add_lanes(lanes: &[f32; KEY_BLOCK], sums: &mut [f64]) {
+    sums.iter_mut().zip(lanes).for_each(|(sum, &lane)| *sum += lane as f64);
 }
 
 /// Where the upper and the lower bits of key `i` and the rows from `r` on, a multiple of `N`, are put away.
@@ -211,21 +223,45 @@ unsafe fn put_away_at<V: Lanes>(away: *mut u8, r: usize, i: usize) -> (*mut u16,
 }
 
 #[inline(always)]
-pub(in crate::backend) unsafe fn add_exp<V: Lanes, const N: usize, const E: usize>(
+pub(in crate::backend) unsafe fn add_exp<V: Lanes, const N: usize, const E: usize, const SQUARES: bool>(
     tile: &[f32],
     scale: f32,
-    lse: &[f32],
+    rows: Softmax,
     sums: &mut [f32; KEY_BLOCK],
+    totals: &mut [f64],
 ) {
-    let rows = lse.len();
-    assert!(tile.len() == KEY_BLOCK * rows && rows.is_multiple_of(N));
-    // SAFETY: r + N ≤ rows and i + N ≤ KEY_BLOCK; a tile's row and `lse` have `rows` elements.
+    // SAFETY: the module's contract gives the machine.
+    unsafe {
+        match totals.is_empty() {
+            true => add_exp_and::<V, N, E, SQUARES, false>(tile, scale, rows, sums, totals),
+            false => add_exp_and::<V, N, E, SQUARES, true>(tile, scale, rows, sums, totals),
+        }
+    }
+}
+
+/// `SQUARES`: of the squares; `TOTALS`: and each row's own sum.
+#[inline(always)]
+unsafe fn add_exp_and<V: Lanes, const N: usize, const E: usize, const SQUARES: bool, const TOTALS: bool>(
+    tile: &[f32],
+    scale: f32,
+    Softmax { shift, weight }: Softmax,
+    sums: &mut [f32; KEY_BLOCK],
+    totals: &mut [f64],
+) {
+    let rows = shift.len();
+    assert!(tile.len() == KEY_BLOCK * rows && weight.len() == rows && rows.is_multiple_of(N));
+    assert!(!TOTALS || totals.len() == rows);
+    let mut lanes = [0.0f32; KEY_BLOCK];
+    // SAFETY: r + N ≤ rows and i + N ≤ KEY_BLOCK; a tile's row, `shift` and `weight` have `rows` elements; `lanes` has at least N.
     unsafe {
         let scale = V::splat(scale);
         for i in (0..KEY_BLOCK).step_by(N) {
             let mut acc = [V::splat(0.0); N];
             for r in (0..rows).step_by(N) {
-                let shift = V::load(lse.as_ptr().add(r));
+                let shift = V::load(shift.as_ptr().add(r));
+                let weight = V::load(weight.as_ptr().add(r));
+                let weight = if SQUARES { weight.mul(weight) } else { weight };
+                let mut total = V::splat(0.0);
                 for first in (0..N).step_by(E) {
                     let mut x = [shift; E];
                     for j in 0..E {
@@ -233,15 +269,55 @@ pub(in crate::backend) unsafe fn add_exp<V: Lanes, const N: usize, const E: usiz
                         // Only a log-sum-exp that is too small needs the cap: large, not wrapped around.
                         x[j] = logit.mul(scale).sub(shift).min(V::splat(127.0));
                     }
-                    let e = exp2(x);
+                    let e = if SQUARES { exp2_above(scalar::LEAST_SQUARED, x) } else { exp2(x) };
                     for j in 0..E {
-                        acc[first + j] = acc[first + j].add(e[j]);
+                        let power = if SQUARES { e[j].mul(e[j]) } else { e[j] };
+                        acc[first + j] = power.fma(weight, acc[first + j]);
+                        if TOTALS {
+                            total = total.add(e[j]);
+                        }
                     }
+                }
+                if TOTALS {
+                    total.store(lanes.as_mut_ptr());
+                    add_lanes(&lanes, &mut totals[r..r + N]);
                 }
             }
             add_to(V::sums(acc), &mut sums[i..i + N]);
         }
     }
+}
+
+#[inline(always)]
+pub(in crate::backend) unsafe fn spread<V: Lanes, const E: usize>(
+    tile: &mut [f32],
+    scale: f32,
+    rows: ExactSoftmax,
+    out: &mut Spread,
+    totals: &mut [f64],
+) {
+    let n = rows.shift.len();
+    assert!(tile.len() == KEY_BLOCK * n && n.is_multiple_of(V::N) && rows.weight.len() == n && rows.n <= n);
+    // SAFETY: r + N ≤ n, and a tile's row and `shift` have n elements; KEY_BLOCK is a multiple of E.
+    unsafe {
+        let scale = V::splat(scale);
+        for r in (0..n).step_by(V::N) {
+            let shift = V::load(rows.shift.as_ptr().add(r));
+            let column = tile.as_mut_ptr().add(r);
+            for i in (0..KEY_BLOCK).step_by(E) {
+                let mut x = [shift; E];
+                for j in 0..E {
+                    let logit = V::load(column.add((i + j) * n));
+                    x[j] = logit.mul(scale).sub(shift).min(V::splat(127.0));
+                }
+                let e = exp2(x);
+                for j in 0..E {
+                    e[j].store(column.add((i + j) * n));
+                }
+            }
+        }
+    }
+    scalar::spread_of_exps(tile, rows, out, totals);
 }
 
 /// The rows from `r` on that fill `NR` registers.
@@ -250,16 +326,19 @@ unsafe fn add_weighted_at<V: Lanes, const N: usize, const NR: usize>(
     away: *mut u8,
     r: usize,
     max: *const f32,
-    lse: *const f32,
+    (shift, weight): (*const f32, *const f32),
     sums: &mut [f32; KEY_BLOCK],
 ) {
-    // SAFETY: the caller promises NR · N rows of what was put away, of `max` and of `lse` from r on; i + N ≤ KEY_BLOCK.
+    // SAFETY: the caller promises NR · N rows of what was put away, of `max`, `shift` and `weight` from r on; i + N ≤ KEY_BLOCK.
     unsafe {
         let mut weights = [V::splat(0.0); NR];
         for j in 0..NR {
-            weights[j] = V::load(max.add(r + j * N)).sub(V::load(lse.add(r + j * N)));
+            weights[j] = V::load(max.add(r + j * N)).sub(V::load(shift.add(r + j * N)));
         }
-        let weights = exp2(weights);
+        let mut weights = exp2(weights);
+        for j in 0..NR {
+            weights[j] = weights[j].mul(V::load(weight.add(r + j * N)));
+        }
         // What was put away lies in the order of use.
         for line in (0..NR * N * KEY_BLOCK * PUT_AWAY).step_by(64) {
             V::prefetch_once(away.wrapping_add(r * KEY_BLOCK * PUT_AWAY + AHEAD + line));
@@ -283,21 +362,22 @@ unsafe fn add_weighted_at<V: Lanes, const N: usize, const NR: usize>(
 pub(in crate::backend) unsafe fn add_weighted<V: Lanes, const N: usize>(
     away: &[u8],
     max: &[f32],
-    lse: &[f32],
+    Softmax { shift, weight }: Softmax,
     sums: &mut [f32; KEY_BLOCK],
 ) {
     let rows = max.len();
-    assert!(away.len() == KEY_BLOCK * rows * PUT_AWAY && lse.len() == rows && rows.is_multiple_of(N));
-    let (away, max, lse) = (away.as_ptr() as *mut u8, max.as_ptr(), lse.as_ptr());
+    assert!(away.len() == KEY_BLOCK * rows * PUT_AWAY && rows.is_multiple_of(N));
+    assert!(shift.len() == rows && weight.len() == rows);
+    let (away, max, factors) = (away.as_ptr() as *mut u8, max.as_ptr(), (shift.as_ptr(), weight.as_ptr()));
     let mut r = 0;
     // SAFETY: the lengths were just checked, r + 2 · N or r + N is at most `rows`, and nothing is written to what was put away.
     unsafe {
         while r + 2 * N <= rows {
-            add_weighted_at::<V, N, 2>(away, r, max, lse, sums);
+            add_weighted_at::<V, N, 2>(away, r, max, factors, sums);
             r += 2 * N;
         }
         if r < rows {
-            add_weighted_at::<V, N, 1>(away, r, max, lse, sums);
+            add_weighted_at::<V, N, 1>(away, r, max, factors, sums);
         }
     }
 }

@@ -1,0 +1,193 @@
+//! Scoring, its statistics, and attention.
+
+use crate::params::{Attention, GroupReduce, LseBase, Pool, ScoreParams, Shape, ValueSpan, ValueWeight};
+
+/// `x[head][row][element]`. Heads may have unlike numbers of rows.
+pub type Heads = Vec<Vec<Vec<f64>>>;
+
+/// Logit of one query and one key.
+fn logit(q: &[f64], k: &[f64], scale: Option<f32>, softcap: Option<f32>) -> f64 {
+    let scale = scale.map_or(1.0 / (q.len() as f64).sqrt(), f64::from);
+    let s = scale * q.iter().zip(k).map(|(a, b)| a * b).sum::<f64>();
+    softcap.map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh())
+}
+
+/// One query's attention.
+struct Row {
+    /// To each key; 0 where it is not seen.
+    keys: Vec<f64>,
+    /// To the sink.
+    sink: f64,
+    /// Natural log-sum-exp of all logits, the sink's among them.
+    lse: f64,
+}
+
+/// Softmax, where `None` is a key that is not seen.
+fn softmax(logits: &[Option<f64>], sink: Option<f32>) -> Row {
+    let sink = sink.map_or(f64::NEG_INFINITY, f64::from);
+    let max = logits.iter().flatten().fold(sink, |m, &x| m.max(x));
+    if max == f64::NEG_INFINITY {
+        return Row { keys: vec![0.0; logits.len()], sink: 0.0, lse: max };
+    }
+    let exps: Vec<f64> = logits.iter().map(|l| l.map_or(0.0, |x| (x - max).exp())).collect();
+    let sum = exps.iter().sum::<f64>() + (sink - max).exp();
+    Row { keys: exps.iter().map(|e| e / sum).collect(), sink: (sink - max).exp() / sum, lse: max + sum.ln() }
+}
+
+/// Log-sum-exp of the window's queries, in the base of the options: `lse[h][j]`.
+pub fn log_sum_exp(shape: &Shape, params: &ScoreParams, q: &Heads, k: &Heads) -> Vec<Vec<f64>> {
+    let unit = if params.lse_base == LseBase::Two { std::f64::consts::LN_2 } else { 1.0 };
+    let lse = |h: usize, j: usize| window_attention(shape, params, q, k, h, j).lse / unit;
+    (0..q.len()).map(|h| (0..shape.window_rows()).map(|j| lse(h, j)).collect()).collect()
+}
+
+/// Stage 1, one row: attention of query head `h`'s window query `j` over all rows of its KV head.
+fn window_attention(shape: &Shape, params: &ScoreParams, q: &Heads, k: &Heads, h: usize, j: usize) -> Row {
+    let (g, position) = (h / shape.group_size(), shape.prefix_len() + j);
+    let logits: Vec<Option<f64>> = (0..shape.rows(g))
+        .map(|i| {
+            let key = shape.position(g, i);
+            let seen = key <= position
+                && shape.sliding_window.is_none_or(|keys| key.saturating_add(keys) > position);
+            seen.then(|| logit(&q[h][j], &k[g][i], params.scale, params.softcap))
+        })
+        .collect();
+    softmax(&logits, params.sink_logits.map(|sinks| sinks[h]))
+}
+
+/// Stage 2: what becomes of a key's attention from the window's queries, the oldest first.
+fn over_window(a: &[f64], params: &ScoreParams) -> f64 {
+    let w = a.len() as f64;
+    let mean = a.iter().sum::<f64>() / w;
+    match params.attention {
+        Attention::Mean => mean,
+        Attention::Squared => a.iter().map(|x| x * x).sum::<f64>() / w,
+        Attention::MeanVariance => {
+            let deviations = a.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
+            mean + f64::from(params.gamma) * if w > 1.0 { deviations / (w - 1.0) } else { 0.0 }
+        }
+        Attention::Exponential => {
+            let decay = f64::from(params.decay);
+            a[1..].iter().fold(a[0], |average, x| decay * x + (1.0 - decay) * average)
+        }
+        Attention::Recency => unreachable!("is not attention"),
+    }
+}
+
+/// What evicting each row alone does to the output: `a / (1 − a) · ‖o − v‖₂`. With the mean `m` of the other rows' values, weighted by
+/// their attention, `o − v = (1 − a) · (m − v)`: so nothing is subtracted that is nearly the same. A sink is a row of zeros.
+fn output_change(a: &[f64], sink: f64, v: &[Vec<f64>]) -> Vec<f64> {
+    let change = |i: usize| {
+        let others = || (0..a.len()).filter(move |&k| k != i);
+        let rest = others().map(|k| a[k]).sum::<f64>() + sink;
+        let mean = |c: usize| others().map(|k| a[k] * v[k][c]).sum::<f64>() / rest;
+        let distance = (0..v[i].len()).map(|c| (mean(c) - v[i][c]).powi(2)).sum::<f64>().sqrt();
+        if a[i] > 0.0 { a[i] * distance } else { 0.0 }
+    };
+    (0..a.len()).map(change).collect()
+}
+
+/// Stages 1 to 5: `scores[g][i]`.
+pub fn scores(shape: &Shape, params: &ScoreParams, q: &Heads, k: &Heads, v: &Heads) -> Vec<Vec<f64>> {
+    let (w, group) = (shape.window_rows(), shape.group_size());
+    let radius = params.pool_kernel / 2;
+    let mut scores = vec![];
+    for g in 0..shape.n_kv_heads {
+        let (n, live) = (shape.rows(g), shape.live(g));
+        let n_live = live.len();
+        // Stage 4: the largest L1 norm among the head's values.
+        let l1 = |i: usize| v[g][i].iter().map(|x| x.abs()).sum::<f64>();
+        let span = if params.value_span == ValueSpan::All { live.start..n } else { live.clone() };
+        let vmax = span.map(l1).fold(0.0, f64::max);
+        let mut pooled = vec![];
+        for h in g * group..(g + 1) * group {
+            // Stages 1 and 2: attention over the window.
+            let rows: Vec<Row> = (0..w).map(|j| window_attention(shape, params, q, k, h, j)).collect();
+            let column = |i: usize| rows.iter().map(|row| row.keys[i]).collect::<Vec<f64>>();
+            let mut a: Vec<f64> = match params.attention {
+                Attention::Recency => (0..n).map(|i| shape.position(g, i) as f64 + 1.0).collect(),
+                _ => (0..n).map(|i| over_window(&column(i), params)).collect(),
+            };
+            if params.value_weight == ValueWeight::Output {
+                let sink = rows.iter().map(|row| row.sink).collect::<Vec<f64>>();
+                a = output_change(&a, over_window(&sink, params), &v[g]);
+            }
+            // Dead rows have no part in what follows.
+            let a = &a[live.clone()];
+            // Stage 3: pooling along the tokens.
+            pooled.push(
+                (0..n_live)
+                    .map(|i| {
+                        let near = &a[i.saturating_sub(radius)..(i + radius + 1).min(n_live)];
+                        match params.pool {
+                            Pool::Max => near.iter().copied().fold(0.0, f64::max),
+                            Pool::Avg => near.iter().sum::<f64>() / params.pool_kernel as f64,
+                        }
+                    })
+                    .collect::<Vec<f64>>(),
+            );
+        }
+        // Stage 5: one score per KV head.
+        let value = |i: usize| match params.value_weight {
+            ValueWeight::HeadMax => vmax,
+            ValueWeight::Token => l1(live.start + i),
+            ValueWeight::None | ValueWeight::Output => 1.0,
+        };
+        let head: Vec<f64> = (0..n_live)
+            .map(|i| {
+                let column = pooled.iter().map(|p| p[i]);
+                let reduced = match params.group_reduce {
+                    GroupReduce::Max => column.fold(0.0, f64::max),
+                    GroupReduce::Mean => column.sum::<f64>() / group as f64,
+                };
+                reduced * value(i) * f64::from(params.weight)
+            })
+            .collect();
+        let more = f64::from(params.smoothing) * head.iter().sum::<f64>() / n_live as f64;
+        let dead = vec![0.0; live.start];
+        scores.push(dead.into_iter().chain(head.iter().map(|s| s + more)).collect());
+    }
+    scores
+}
+
+/// CAKE's two numbers per KV head: `(entropy, variance)` of the attention that the window pays the live prefix.
+pub fn attention_stats(shape: &Shape, params: &ScoreParams, q: &Heads, k: &Heads) -> Vec<(f64, f64)> {
+    let (w, group) = (shape.window_rows(), shape.group_size());
+    let mut stats = vec![];
+    for g in 0..shape.n_kv_heads {
+        let (mut entropy, mut variance) = (0.0, 0.0);
+        for h in g * group..(g + 1) * group {
+            let rows: Vec<_> = (0..w).map(|j| window_attention(shape, params, q, k, h, j).keys).collect();
+            for i in shape.live(g) {
+                let a: Vec<f64> = rows.iter().map(|row| row[i]).collect();
+                let mean = a.iter().sum::<f64>() / w as f64;
+                entropy -= a.iter().filter(|a| **a > 0.0).map(|a| a * a.ln()).sum::<f64>();
+                if w > 1 {
+                    variance += a.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (w - 1) as f64;
+                }
+            }
+        }
+        stats.push((entropy, variance));
+    }
+    stats
+}
+
+/// Attention of one query over one head's rows, `None` where a row is not seen: the output, and the natural log-sum-exp.
+pub fn attend(
+    q: &[f64],
+    rows: &[Option<(&[f64], &[f64])>],
+    dim_v: usize,
+    scale: Option<f32>,
+    softcap: Option<f32>,
+    sink: Option<f32>,
+) -> (Vec<f64>, f64) {
+    let logits: Vec<Option<f64>> = rows.iter().map(|r| r.map(|(k, _)| logit(q, k, scale, softcap))).collect();
+    let attention = softmax(&logits, sink);
+    let mut out = vec![0.0; dim_v];
+    for (weight, row) in attention.keys.iter().zip(rows) {
+        if let Some((_, v)) = row {
+            out.iter_mut().zip(*v).for_each(|(o, x)| *o += weight * x);
+        }
+    }
+    (out, attention.lse)
+}

@@ -1,0 +1,122 @@
+//! What a call works on: one KV head with the query heads of its group.
+
+use core::ops::Range;
+
+use crate::backend::{Block, KEY_BLOCK, Kernels, ROW_BLOCK};
+use crate::params::{Attention, MAX_HEAD_DIM, Scale, ScoreParams, Shape};
+use crate::view::Tensor;
+
+/// What scoring reads.
+#[derive(Clone, Copy, Debug)]
+pub struct ScoreInputs<'a> {
+    /// The last w queries after RoPE: `[window, n_q_heads, head_dim_k]`.
+    pub q: Tensor<'a>,
+    /// Keys after RoPE: `[rows of each head, n_kv_heads, head_dim_k]`.
+    pub k: Tensor<'a>,
+    /// Values: `[rows of each head, n_kv_heads, head_dim_v]`. Not looked at with `ValueWeight::None`.
+    pub v: Tensor<'a>,
+    /// Log-sum-exp of each window query's scaled, capped, masked logits, sinks included, in the base that the options name: f32
+    /// `[window, n_q_heads, 1]`.
+    pub lse: Option<Tensor<'a>>,
+}
+
+/// One KV head.
+pub(super) struct Task<'a> {
+    pub kernels: &'static Kernels,
+    pub shape: &'a Shape<'a>,
+    pub params: &'a ScoreParams<'a>,
+    pub inputs: &'a ScoreInputs<'a>,
+    pub head: usize,
+    /// The rows that some query of the window sees, its own rows among them. No other is read.
+    pub seen: Range<usize>,
+    /// The prefix rows that compete: those that a later query can see. They are among `seen`.
+    pub live: Range<usize>,
+    pub scale: Scale,
+}
+
+/// Query rows of a head, filled up to whole registers.
+pub(super) fn padded_rows(shape: &Shape) -> usize {
+    shape.window.next_multiple_of(ROW_BLOCK)
+}
+
+/// The rows of KV head `head` that some query of the window sees: from where the first of them reaches to.
+pub(super) fn seen_rows(shape: &Shape, head: usize) -> Range<usize> {
+    let oldest = shape.sliding_window.map_or(0, |keys| (shape.prefix_len() + 1).saturating_sub(keys));
+    shape.first_row_at(head, oldest)..shape.rows(head)
+}
+
+impl<'a> Task<'a> {
+    pub fn new(
+        kernels: &'static Kernels,
+        shape: &'a Shape<'a>,
+        params: &'a ScoreParams<'a>,
+        inputs: &'a ScoreInputs<'a>,
+        head: usize,
+    ) -> Self {
+        let (seen, live) = (seen_rows(shape, head), shape.live(head));
+        let scale = Scale::new(params.scale, shape.head_dim_k);
+        Self { kernels, shape, params, inputs, head, seen, live, scale }
+    }
+
+    /// The `in_group`-th query head.
+    pub fn query_head(&self, in_group: usize) -> usize {
+        self.head * self.shape.group_size() + in_group
+    }
+
+    /// Words of a key or a query, as the kernels have it.
+    pub fn words(&self) -> usize {
+        self.shape.head_dim_k / self.kernels.dims_per_word
+    }
+
+    /// The factor of the exponents.
+    pub fn exponent(&self) -> f32 {
+        self.scale.of_exponent(self.params.softcap)
+    }
+
+    /// Whether sums are to be so exact that what the largest entry leaves to the others is right: a variance is nothing else.
+    pub fn exactly(&self) -> bool {
+        self.params.attention == Attention::MeanVariance
+    }
+
+    /// Rows of the head's keys.
+    pub fn keys(&self, rows: Range<usize>) -> Block<'_> {
+        Block { tensor: &self.inputs.k, head: self.head, first: rows.start, n: rows.len() }
+    }
+
+    /// The window's queries that see a row: from its own position on, as far as the sliding window reaches.
+    pub fn seen_by(&self, row: usize) -> Range<usize> {
+        let (prefix, w) = (self.shape.prefix_len(), self.shape.window);
+        let position = self.shape.position(self.head, row);
+        let reach = |keys| position.saturating_add(keys).saturating_sub(prefix).min(w);
+        let end = self.shape.sliding_window.map_or(w, reach);
+        position.saturating_sub(prefix).min(end)..end
+    }
+
+    /// The logit of the `in_group`-th query head's attention sink, over ln 2.
+    pub fn sink(&self, in_group: usize) -> Option<f32> {
+        self.params.sink_logits.map(|sinks| sinks[self.query_head(in_group)] * core::f32::consts::LOG2_E)
+    }
+
+    /// The queries of the `in_group`-th query head, one after the other, as the kernels want them: `f(query, words)`.
+    pub fn for_each_query(&self, in_group: usize, mut f: impl FnMut(usize, &[f32])) {
+        let (mut numbers, mut row) = ([0.0; MAX_HEAD_DIM], [0.0; MAX_HEAD_DIM]);
+        let (numbers, row) = (&mut numbers[..self.shape.head_dim_k], &mut row[..self.words()]);
+        for j in 0..self.shape.window {
+            self.inputs.q.widen(self.query_head(in_group), j, numbers);
+            numbers.iter_mut().for_each(|x| *x *= self.scale.sign);
+            (self.kernels.to_words)(numbers, row);
+            f(j, row);
+        }
+    }
+}
+
+/// Rows in blocks that end at multiples of [`KEY_BLOCK`], so that what a block holds does not depend on where a sliding window begins;
+/// each with the one after it.
+pub(super) fn blocks(rows: Range<usize>) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    let block = move |at: usize| at..((at / KEY_BLOCK + 1) * KEY_BLOCK).min(rows.end);
+    let after = move |at: usize| if at < rows.end { block(at) } else { at..at };
+    let first = Some(after(rows.start)).filter(|block| !block.is_empty());
+    core::iter::successors(first.map(|block| (block.clone(), after(block.end))), move |(_, next)| {
+        (!next.is_empty()).then(|| (next.clone(), after(next.end)))
+    })
+}

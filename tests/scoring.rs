@@ -1,0 +1,1081 @@
+//! Scoring, its statistics and attention over a compressed cache against the f64 reference, through one checker per stage, for
+//! every backend and with sizes that straddle every block edge.
+
+mod common;
+
+use common::{Random, aligned, carver, shape};
+use half::{bf16, f16};
+use lava::attend::{AttendInputs, AttendParams, Positions};
+use lava::reference::{self, Heads};
+use lava::score::ScoreInputs;
+use lava::*;
+
+/// A tensor's elements in memory, in the vector of its element type, and the same numbers for the reference.
+struct Data {
+    f32: Vec<f32>,
+    f16: Vec<f16>,
+    bf16: Vec<bf16>,
+    dtype: Dtype,
+    /// First row of each head, where heads follow each other. Without, a token's heads do.
+    cu: Option<Vec<u32>>,
+    values: Heads,
+}
+
+impl Data {
+    /// Of these numbers, token-major, or head after head.
+    fn of(dtype: Dtype, raw: &Heads, ragged: bool) -> Self {
+        // What the library sees: rounded to the element type.
+        let rounded = |x: f64| match dtype {
+            Dtype::F32 => x as f32 as f64,
+            Dtype::F16 => f16::from_f64(x).to_f64(),
+            Dtype::BF16 => bf16::from_f64(x).to_f64(),
+        };
+        let values: Heads = raw
+            .iter()
+            .map(|head| head.iter().map(|row| row.iter().map(|&x| rounded(x)).collect()).collect())
+            .collect();
+        let flat: Vec<f64> = match ragged {
+            true => values.concat().concat(),
+            false => (0..values[0].len())
+                .flat_map(|r| values.iter().flat_map(move |head| head[r].clone()))
+                .collect(),
+        };
+        let cu = ragged
+            .then(|| (0..=values.len()).map(|h| values[..h].iter().map(|v| v.len() as u32).sum()).collect());
+        let of = |wanted: Dtype| if dtype == wanted { &flat[..] } else { &[] };
+        Self {
+            f32: of(Dtype::F32).iter().map(|&x| x as f32).collect(),
+            f16: of(Dtype::F16).iter().map(|&x| f16::from_f64(x)).collect(),
+            bf16: of(Dtype::BF16).iter().map(|&x| bf16::from_f64(x)).collect(),
+            dtype,
+            cu,
+            values,
+        }
+    }
+
+    /// Random numbers, `rows[h]` rows of head `h`.
+    fn random(
+        random: &mut Random,
+        dtype: Dtype,
+        rows: &[usize],
+        dim: usize,
+        size: f64,
+        ragged: bool,
+    ) -> Self {
+        let raw: Heads = rows.iter().map(|&n| (0..n).map(|_| random.reals(dim, size)).collect()).collect();
+        Self::of(dtype, &raw, ragged)
+    }
+
+    fn new(
+        random: &mut Random,
+        dtype: Dtype,
+        (tokens, heads, dim): (usize, usize, usize),
+        size: f64,
+    ) -> Self {
+        Self::random(random, dtype, &vec![tokens; heads], dim, size, false)
+    }
+
+    fn view(&self) -> Tensor<'_> {
+        let (heads, dim) = (self.values.len(), self.values[0][0].len());
+        let (strides, rows) = match &self.cu {
+            None => (Strides::token_major(heads, dim), Rows::Same(self.values[0].len())),
+            Some(cu) => (Strides::ragged(cu, dim), Rows::Cu(cu)),
+        };
+        match self.dtype {
+            Dtype::F32 => Tensor::from_slice(&self.f32, strides, rows, heads, dim),
+            Dtype::F16 => Tensor::from_slice(&self.f16, strides, rows, heads, dim),
+            Dtype::BF16 => Tensor::from_slice(&self.bf16, strides, rows, heads, dim),
+        }
+        .expect("a tensor without gaps is valid")
+    }
+}
+
+/// Queries, keys and values of a layer.
+struct Layer {
+    q: Data,
+    k: Data,
+    v: Data,
+}
+
+impl Layer {
+    fn random(shape: &Shape, dtypes: [Dtype; 3], seed: u64) -> Self {
+        let mut random = Random(seed);
+        let rows: Vec<usize> = (0..shape.n_kv_heads).map(|h| shape.rows(h)).collect();
+        let ragged = shape.ragged.is_some();
+        Self {
+            q: Data::new(
+                &mut random,
+                dtypes[0],
+                (shape.window_rows(), shape.n_q_heads, shape.head_dim_k),
+                2.0,
+            ),
+            k: Data::random(&mut random, dtypes[1], &rows, shape.head_dim_k, 2.0, ragged),
+            v: Data::random(&mut random, dtypes[2], &rows, shape.head_dim_v, 2.0, ragged),
+        }
+    }
+
+    /// f32, of a function of head, row and element.
+    fn of(
+        shape: &Shape,
+        q: impl Fn(usize, usize, usize) -> f64,
+        k: impl Fn(usize, usize, usize) -> f64,
+        v: impl Fn(usize, usize, usize) -> f64,
+    ) -> Self {
+        let data = |of: &dyn Fn(usize, usize, usize) -> f64,
+                    heads: usize,
+                    rows: &dyn Fn(usize) -> usize,
+                    dim: usize| {
+            let row = |h: usize, r: usize| (0..dim).map(|c| of(h, r, c)).collect::<Vec<f64>>();
+            let raw = (0..heads).map(|h| (0..rows(h)).map(|r| row(h, r)).collect()).collect();
+            Data::of(Dtype::F32, &raw, shape.ragged.is_some() && heads == shape.n_kv_heads)
+        };
+        Self {
+            q: data(&q, shape.n_q_heads, &|_| shape.window_rows(), shape.head_dim_k),
+            k: data(&k, shape.n_kv_heads, &|h| shape.rows(h), shape.head_dim_k),
+            v: data(&v, shape.n_kv_heads, &|h| shape.rows(h), shape.head_dim_v),
+        }
+    }
+
+    fn inputs(&self) -> ScoreInputs<'_> {
+        ScoreInputs { q: self.q.view(), k: self.k.view(), v: self.v.view(), lse: None }
+    }
+
+    fn want(&self, shape: &Shape, params: &ScoreParams) -> Vec<f64> {
+        reference::scores(shape, params, &self.q.values, &self.k.values, &self.v.values).concat()
+    }
+
+    fn lse(&self, shape: &Shape, params: &ScoreParams) -> Lse {
+        let lse = reference::log_sum_exp(shape, params, &self.q.values, &self.k.values);
+        Lse(lse.iter().flatten().map(|&x| x as f32).collect(), shape.window_rows(), shape.n_q_heads)
+    }
+}
+
+/// Log-sum-exps, head after head.
+#[derive(Clone)]
+struct Lse(Vec<f32>, usize, usize);
+
+impl Lse {
+    fn view(&self) -> Tensor<'_> {
+        let strides = Strides { token: 1, head: self.1 as i64, dim: 1, row_start: None };
+        Tensor::from_slice(&self.0, strides, Rows::Same(self.1), self.2, 1).expect("a dense tensor is valid")
+    }
+}
+
+fn run_score(
+    backend: Backend,
+    shape: &Shape,
+    params: &ScoreParams,
+    inputs: &ScoreInputs,
+) -> Result<Vec<f32>> {
+    let mut scores = vec![f32::NAN; shape.n_scores() as usize];
+    let mut workspace = aligned(score::workspace_size(shape, params)?);
+    score::score(backend, shape, params, inputs, 0, 1, &mut carver(&mut workspace), &mut scores)?;
+    Ok(scores)
+}
+
+fn run_stats(
+    backend: Backend,
+    shape: &Shape,
+    params: &ScoreParams,
+    inputs: &ScoreInputs,
+) -> Result<Vec<score::AttentionStats>> {
+    let mut stats = vec![score::AttentionStats::default(); shape.n_kv_heads];
+    let mut workspace = aligned(score::workspace_size(shape, params)?);
+    score::attention_stats(backend, shape, params, inputs, 0, 1, &mut carver(&mut workspace), &mut stats)?;
+    Ok(stats)
+}
+
+fn assert_scores(backend: Backend, got: &[f32], want: &[f64], bound: f64, what: &str) {
+    assert_eq!(got.len(), want.len());
+    let largest = want.iter().copied().fold(0.0, f64::max);
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        let near = (*got as f64 - want).abs() <= bound * largest;
+        assert!(near, "{} entry {i}: {got} for {want}, {what}", backend.name());
+    }
+}
+
+/// Scores of every backend against the reference.
+///
+/// Bound: a logit is a sum of `d` products in f32, off by at most about `d · 2⁻²⁴ · Σ|q·k|`, here below 1e-5 relative to 1;
+/// `exp` turns that into a relative error of the attention; all else adds a few ulp. 2e-5 of the largest score holds all.
+fn check_score(shape: &Shape, params: &ScoreParams, dtypes: [Dtype; 3], seed: u64, with_lse: bool) {
+    let layer = Layer::random(shape, dtypes, seed);
+    let lse = layer.lse(shape, params);
+    let inputs = ScoreInputs { lse: with_lse.then(|| lse.view()), ..layer.inputs() };
+    let want = layer.want(shape, params);
+    for backend in Backend::all() {
+        let got = run_score(backend, shape, params, &inputs).expect("valid input");
+        assert_scores(backend, &got, &want, 2e-5, &format!("{shape:?} {params:?} {dtypes:?} lse {with_lse}"));
+    }
+}
+
+#[test]
+fn scores_at_every_block_edge() {
+    // 32 keys are a block, 256 a block of the pooling.
+    for prefix in [1, 2, 6, 7, 31, 32, 33, 63, 64, 65, 255, 256, 257, 300] {
+        let shape = shape(prefix + 5, (4, 2), (16, 16), 5);
+        for dtype in [Dtype::F32, Dtype::BF16] {
+            for params in [ScoreParams::lava(), ScoreParams::default()] {
+                check_score(&shape, &params, [dtype; 3], prefix as u64, false);
+            }
+        }
+    }
+}
+
+#[test]
+fn scores_of_every_window() {
+    // Query rows fill registers of 4, 8 or 16, and are filled up to 16.
+    for window in [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 64, 100] {
+        for (i, scale) in [None, Some(-0.3), Some(0.0)].into_iter().enumerate() {
+            for dtype in [Dtype::F32, Dtype::BF16] {
+                let params = ScoreParams { scale, ..ScoreParams::lava() };
+                let dense = shape(75 + window, (4, 2), (32, 16), window);
+                let shape = if i == 2 { dense.sliding(20 + window) } else { dense };
+                check_score(&shape, &params, [dtype; 3], window as u64, i == 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn scores_of_every_head_dim() {
+    for dim in [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 80, 96, 127, 128, 192, 256, 575, 576] {
+        let params = ScoreParams { scale: Some(0.05), ..ScoreParams::lava() };
+        for dtype in [Dtype::F32, Dtype::BF16] {
+            let shape = shape(70, (2, 1), (dim, 577 - dim), 6);
+            check_score(&shape, &params, [dtype; 3], dim as u64, false);
+        }
+    }
+}
+
+#[test]
+fn scores_with_every_option_and_dtype() {
+    let dtypes = [Dtype::F32, Dtype::F16, Dtype::BF16];
+    let mut seed = 0;
+    for pool in [Pool::Max, Pool::Avg] {
+        for group_reduce in [GroupReduce::Max, GroupReduce::Mean] {
+            for (pool_kernel, heads) in [(1, (6, 2)), (7, (6, 2)), (3, (2, 2)), (127, (4, 1))] {
+                for (softcap, sliding_window, value_span) in [
+                    (None, None, ValueSpan::Prefix),
+                    (Some(1.5), Some(40), ValueSpan::All),
+                    (None, Some(9), ValueSpan::Prefix),
+                ] {
+                    let params = ScoreParams {
+                        scale: None,
+                        softcap,
+                        pool,
+                        pool_kernel,
+                        group_reduce,
+                        value_span,
+                        ..ScoreParams::lava()
+                    };
+                    seed += 1;
+                    let dtypes = [dtypes[seed % 3], dtypes[seed / 3 % 3], dtypes[seed / 9 % 3]];
+                    let shape = Shape { sliding_window, ..shape(150, heads, (24, 20), 8) };
+                    check_score(&shape, &params, dtypes, seed as u64, seed % 2 == 0);
+                }
+            }
+        }
+    }
+}
+
+/// Every scorer of the frame, crossed with both poolings and both reductions, with the log-sum-exp given and not.
+#[test]
+fn scores_of_every_method() {
+    let scorers = [
+        ScoreParams::snapkv(),
+        ScoreParams::cake(200.0),
+        ScoreParams::cake(0.5),
+        ScoreParams::tova(),
+        ScoreParams::streaming(),
+        ScoreParams::vatp(),
+        ScoreParams::caote(),
+        ScoreParams::rest_kv(0.3),
+        ScoreParams::rest_kv(1.0),
+        ScoreParams::kv_compress(),
+        ScoreParams::sage_kv(),
+        ScoreParams { weight: 3.5, smoothing: 1.5, ..ScoreParams::vatp() },
+        ScoreParams { smoothing: 1.0, ..ScoreParams::streaming() },
+    ];
+    let mut seed = 1000u64;
+    for scorer in scorers {
+        for (pool, group_reduce) in [
+            (scorer.pool, scorer.group_reduce),
+            (Pool::Max, GroupReduce::Mean),
+            (Pool::Avg, GroupReduce::Mean),
+            (Pool::Avg, GroupReduce::Max),
+        ] {
+            // One window query has no variance; 64 dims and 8 KV heads are where exponentials are stored.
+            for (prefix, heads, window, dim) in
+                [(1, (4, 2), 1, 16), (33, (3, 3), 1, 24), (150, (6, 2), 8, 24), (129, (16, 8), 5, 64)]
+            {
+                for pool_kernel in [scorer.pool_kernel, 1, 9] {
+                    seed += 1;
+                    let sliding_window = seed.is_multiple_of(3).then_some(40);
+                    let sinks: Vec<f32> = (0..heads.0).map(|h| (h as f32 - 4.0) * 0.7).collect();
+                    let sink_logits = seed.is_multiple_of(5).then_some(&sinks[..]);
+                    let lse_base = if seed.is_multiple_of(4) { LseBase::Two } else { LseBase::Natural };
+                    let params =
+                        ScoreParams { pool, group_reduce, pool_kernel, sink_logits, lse_base, ..scorer };
+                    let shape = shape(prefix + window, heads, (dim, dim + 4), window);
+                    let shape = Shape { sliding_window, ..shape };
+                    let dtype = [Dtype::F32, Dtype::F16, Dtype::BF16][seed as usize % 3];
+                    check_score(&shape, &params, [dtype; 3], seed, seed.is_multiple_of(2));
+                }
+            }
+        }
+    }
+}
+
+/// Bound: the attention is right within 2e-5 (see `check_score`), and so is the variance, a sum of squares; an entropy's terms are off
+/// by that times their logarithm, which f32 keeps below 104.
+#[test]
+fn attention_stats_agree_with_the_reference() {
+    for (prefix, heads, window) in [(1, (2, 1), 1), (31, (4, 2), 3), (65, (6, 2), 17), (300, (8, 8), 32)] {
+        for (softcap, sliding_window) in [(None, None), (Some(1.5), Some(40))] {
+            let params = ScoreParams { softcap, ..Default::default() };
+            let shape = Shape { sliding_window, ..shape(prefix + window, heads, (24, 8), window) };
+            let layer = Layer::random(&shape, [Dtype::F32, Dtype::BF16, Dtype::F32], prefix as u64);
+            let lse = layer.lse(&shape, &params);
+            let want = reference::attention_stats(&shape, &params, &layer.q.values, &layer.k.values);
+            for backend in Backend::all() {
+                for lse in [None, Some(lse.view())] {
+                    let inputs = ScoreInputs { lse, ..layer.inputs() };
+                    let whole = run_stats(backend, &shape, &params, &inputs).unwrap();
+                    let mut parts = vec![];
+                    for part in 0..2 {
+                        let heads = score::part_heads(&shape, part, 2).unwrap();
+                        let mut stats = vec![score::AttentionStats::default(); heads.len()];
+                        let mut workspace = aligned(score::workspace_size(&shape, &params).unwrap());
+                        let memory = &mut carver(&mut workspace);
+                        score::attention_stats(
+                            backend, &shape, &params, &inputs, part, 2, memory, &mut stats,
+                        )
+                        .unwrap();
+                        parts.extend(stats);
+                    }
+                    assert_eq!(whole, parts);
+                    for (got, (entropy, variance)) in whole.iter().zip(&want) {
+                        let near = |got: f64, want: f64| (got - want).abs() <= 2e-5 * want + 1e-9;
+                        assert!(near(got.entropy, *entropy), "{got:?} {entropy}");
+                        assert!(near(got.variance, *variance), "{got:?} {variance}");
+                    }
+                    let (h, v) = want.iter().fold((0.0, 0.0), |(h, v), s| (h + s.0, v + s.1));
+                    let weight = score::preference(&whole, 2.0, 0.5).unwrap();
+                    assert!((weight - h.sqrt() * v * v).abs() <= 1e-3 * weight + 1e-12);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn one_set_for_all_heads() {
+    let heads = |n: usize, prefix: usize| shape(prefix + 1, (n, n), (1, 1), 1);
+    let mut scores = [1.0, 2.0, 4.0, 0.5, 3.0, 0.0, 0.0, 0.25, 8.0];
+    score::mean_over_heads(&heads(3, 3), &mut scores).unwrap();
+    let mean = [1.5 / 3.0, 5.25 / 3.0, 12.0 / 3.0];
+    assert_eq!(scores.chunks(3).collect::<Vec<_>>(), [mean; 3]);
+    let error = score::mean_over_heads(&heads(2, 1), &mut [1.0, f32::NAN]).unwrap_err();
+    assert_eq!((error.kind, error.head, error.layer), (ErrorKind::NonFinite, Some(1), Some(3)));
+    assert!(score::mean_over_heads(&heads(2, 0), &mut []).is_ok());
+    assert!(score::mean_over_heads(&heads(0, 5), &mut []).is_err_and(|e| e.kind == ErrorKind::Shape));
+    let ragged = heads(2, 1).with_rows(&[0, 2, 3], &[0, 1, 1]);
+    let error = score::mean_over_heads(&ragged, &mut [1.0]).unwrap_err();
+    assert_eq!((error.kind, error.argument), (ErrorKind::Unsupported, c"cu_rows"));
+}
+
+/// Short prompts of few heads never have room to store exponentials; here there is, as in every layer of a real size.
+#[test]
+fn scores_where_exponentials_are_stored() {
+    let mut seed = 100;
+    for prefix in [97, 127, 128, 129, 160, 255, 290] {
+        for (heads, window) in [((16, 8), 5), ((24, 8), 3), ((8, 8), 9)] {
+            for (pool, group_reduce) in [
+                (Pool::Max, GroupReduce::Max),
+                (Pool::Avg, GroupReduce::Mean),
+                (Pool::Max, GroupReduce::Mean),
+            ] {
+                for (softcap, sliding_window) in [(None, None), (Some(1.5), Some(50))] {
+                    let params = ScoreParams { softcap, pool, group_reduce, ..ScoreParams::lava() };
+                    let shape = Shape { sliding_window, ..shape(prefix + window, heads, (64, 72), window) };
+                    let one_head = window.next_multiple_of(16) * shape.live(0).len().div_ceil(32) * 32 * 3;
+                    let size = score::workspace_size(&shape, &params).unwrap();
+                    assert!(size > one_head + 64 * 32 * 4, "{size} bytes: nothing is stored for {shape:?}");
+                    seed += 1;
+                    for dtypes in [[Dtype::F32, Dtype::F16, Dtype::BF16], [Dtype::BF16; 3]] {
+                        check_score(&shape, &params, dtypes, seed, false);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What the header promises of backends: the same scores but for rounding. And of threads: the same bits.
+#[test]
+fn backends_and_threads_agree() {
+    for (n, dim, dtype) in [(2500, 128, Dtype::F16), (700, 80, Dtype::BF16), (1311, 33, Dtype::F32)] {
+        let shape = shape(n, (8, 2), (dim, dim), 32);
+        let layer = Layer::random(&shape, [dtype; 3], n as u64);
+        let inputs = layer.inputs();
+        let params = ScoreParams::lava();
+        let want = run_score(Backend::scalar(), &shape, &params, &inputs).unwrap();
+        let largest = want.iter().copied().fold(0.0, f32::max);
+        for backend in Backend::all() {
+            let got = run_score(backend, &shape, &params, &inputs).unwrap();
+            let worst = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst <= 1e-5 * largest, "{}: off by {} of the largest", backend.name(), worst / largest);
+            #[cfg(feature = "rayon")]
+            for n_parts in [1, 2, 3] {
+                let mut workspace = vec![0; parallel::workspace_size(&shape, &params, n_parts).unwrap()];
+                let mut scores = vec![f32::NAN; got.len()];
+                parallel::score(backend, &shape, &params, &inputs, n_parts, &mut workspace, &mut scores)
+                    .unwrap();
+                assert!(scores == got);
+            }
+        }
+    }
+}
+
+#[test]
+fn scoring_needs_at_most_a_tenth_of_the_layer() {
+    let real = [
+        (8192, (32, 1), 128),
+        (4096, (71, 1), 64),
+        (1024, (8, 2), 32),
+        (4096, (32, 8), 128),
+        (32768, (32, 8), 128),
+        (8192, (8, 8), 64),
+    ];
+    for (n_tokens, heads, dim) in real {
+        let shape = shape(n_tokens, heads, (dim, dim), 32);
+        let layer = n_tokens * heads.1 * dim * 2 * 2; // f16 K and V
+        let size = score::workspace_size(&shape, &ScoreParams::default()).unwrap();
+        assert!(size * 10 <= layer, "{size} bytes to score {layer}");
+    }
+}
+
+/// Attention over a ragged cache against the reference.
+///
+/// Bound: weights are off by the logits' error (see `check_score`), below 1e-5 relative; values are at most 2.
+fn check_attend(
+    backend: Backend,
+    (shape, n_new): (&Shape, usize),
+    n_rows: &[u32],
+    params: &AttendParams,
+    dtype: Dtype,
+    seed: u64,
+) {
+    let mut random = Random(seed);
+    let Shape { n_q_heads, n_kv_heads, head_dim_k: dk, head_dim_v: dv, .. } = *shape;
+    // Rows of all heads one behind the other, with a gap of one row after each.
+    let row_start: Vec<u32> = (0..n_kv_heads).map(|h| n_rows[..h].iter().map(|n| n + 1).sum()).collect();
+    let total = n_rows.iter().map(|n| n + 1).sum::<u32>() as usize;
+    // An engine's queries are f32 or what its cache is.
+    let q_dtype = if seed.is_multiple_of(2) { dtype } else { Dtype::F32 };
+    let q = Data::new(&mut random, q_dtype, (n_new, n_q_heads, dk), 2.0);
+    let k = Data::new(&mut random, dtype, (total, 1, dk), 2.0);
+    let v = Data::new(&mut random, dtype, (total, 1, dv), 2.0);
+    fn ragged<'a>(d: &'a Data, start: &'a [u32], rows: &'a [u32]) -> Tensor<'a> {
+        let dim = d.values[0][0].len();
+        let (strides, rows) = (Strides::ragged(start, dim), Rows::PerHead(rows));
+        match d.dtype {
+            Dtype::F32 => Tensor::from_slice(&d.f32, strides, rows, start.len(), dim),
+            Dtype::F16 => Tensor::from_slice(&d.f16, strides, rows, start.len(), dim),
+            Dtype::BF16 => Tensor::from_slice(&d.bf16, strides, rows, start.len(), dim),
+        }
+        .expect("a ragged tensor is valid")
+    }
+    let inputs =
+        AttendInputs { q: q.view(), k: ragged(&k, &row_start, n_rows), v: ragged(&v, &row_start, n_rows) };
+    let mut out = vec![f32::NAN; n_new * n_q_heads * dv];
+    let mut lse = vec![f32::NAN; n_new * n_q_heads];
+    let mut workspace = aligned(attend::workspace_size(shape, n_new).unwrap());
+    let dense = |dim| (Strides::token_major(n_q_heads, dim), Rows::Same(n_new));
+    {
+        let mut out = TensorMut::from_slice(&mut out, dense(dv).0, dense(dv).1, n_q_heads, dv).unwrap();
+        let mut lse = TensorMut::from_slice(&mut lse, dense(1).0, dense(1).1, n_q_heads, 1).unwrap();
+        attend::attend(
+            backend,
+            shape,
+            params,
+            n_new,
+            &inputs,
+            &mut out,
+            Some(&mut lse),
+            0,
+            1,
+            &mut carver(&mut workspace),
+        )
+        .unwrap();
+    }
+    let position = |h: usize, r: usize| {
+        let p = params.positions.as_ref().unwrap();
+        let kept = &p.kept_indices[p.cu_kept[h] as usize..p.cu_kept[h + 1] as usize];
+        kept.get(r).map_or_else(|| p.n_base as usize + r - kept.len(), |&i| i as usize)
+    };
+    for t in 0..n_new {
+        for hq in 0..n_q_heads {
+            let h = hq / (n_q_heads / n_kv_heads);
+            let n = n_rows[h] as usize;
+            let seen = if params.causal { n - (n_new - 1 - t) } else { n };
+            let rows: Vec<_> = (0..n)
+                .map(|r| {
+                    let near =
+                        shape.sliding_window.is_none_or(|swa| position(h, r) + swa > position(h, seen - 1));
+                    let at = row_start[h] as usize + r;
+                    (r < seen && near).then(|| (&k.values[0][at][..], &v.values[0][at][..]))
+                })
+                .collect();
+            let sink = params.sink_logits.map(|sinks| sinks[hq]);
+            let (want, want_lse) =
+                reference::attend(&q.values[hq][t], &rows, dv, params.scale, params.softcap, sink);
+            let unit = if params.lse_base == LseBase::Two { std::f64::consts::LN_2 } else { 1.0 };
+            let want_lse = want_lse / unit;
+            for c in 0..dv {
+                let got = out[(t * n_q_heads + hq) * dv + c] as f64;
+                assert!(
+                    (got - want[c]).abs() <= 4e-5,
+                    "{got} for {}, {shape:?} {n_rows:?} {params:?}",
+                    want[c]
+                );
+            }
+            let got = lse[t * n_q_heads + hq] as f64;
+            let bound = 2e-5 + 1e-7 * want_lse.abs();
+            assert!(got == want_lse || (got - want_lse).abs() <= bound, "lse {got} for {want_lse}");
+        }
+    }
+}
+
+#[test]
+fn attention_over_ragged_rows() {
+    for backend in Backend::all() {
+        for (seed, rows) in [[1, 2], [31, 32], [33, 64], [65, 3], [200, 1]].into_iter().enumerate() {
+            for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+                let one = shape(1, (6, 2), (24, 40), 1);
+                let params = AttendParams { causal: true, ..Default::default() };
+                check_attend(backend, (&one, 1), &rows, &params, dtype, seed as u64);
+                let capped = AttendParams { softcap: Some(2.0), scale: Some(0.3), ..Default::default() };
+                check_attend(backend, (&one, 3), &rows, &capped, dtype, seed as u64);
+            }
+        }
+        // Groups that fill the kernels' steps of four, two and one query, and rows that fill registers, or not quite.
+        for (seed, group) in [1, 2, 3, 4, 5, 7, 8].into_iter().enumerate() {
+            for dims in [(64, 128), (62, 80), (33, 17)] {
+                for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+                    let shape = shape(1, (2 * group, 2), dims, 1);
+                    let params = AttendParams { scale: Some(-0.07), ..Default::default() };
+                    check_attend(backend, (&shape, 1), &[70, 35], &params, dtype, seed as u64);
+                    check_attend(backend, (&shape, 1), &[70, 35], &params, dtype, seed as u64 + 1);
+                }
+            }
+        }
+        // A chunk of new tokens, longer than a tile of queries.
+        let chunk = shape(1, (4, 2), (16, 16), 1);
+        let causal = AttendParams { causal: true, ..Default::default() };
+        check_attend(backend, (&chunk, 19), &[19, 70], &causal, Dtype::F16, 9);
+        // Kept positions with holes, then the new tokens; the window reaches into the holes.
+        let kept: Vec<u32> = (0..12).map(|i| i * 5).chain((0..30).map(|i| i * 2)).collect();
+        let positions = Positions { kept_indices: &kept, cu_kept: &[0, 12, 42], n_base: 60 };
+        for keys in [1, 4, 25, 1000] {
+            let params = AttendParams { positions: Some(positions), causal: true, ..Default::default() };
+            check_attend(backend, (&chunk.sliding(keys), 5), &[17, 35], &params, Dtype::F32, 10);
+        }
+        // Learned sinks, small and large.
+        let sinks = [0.0, 3.0, -200.0, 40.0];
+        for (lse_base, causal) in [(LseBase::Natural, true), (LseBase::Two, false)] {
+            let params = AttendParams { sink_logits: Some(&sinks), lse_base, causal, ..Default::default() };
+            check_attend(backend, (&chunk, 3), &[19, 70], &params, Dtype::BF16, 11);
+        }
+    }
+}
+
+/// Finite logits whose sum is not: every one counts by itself. One that is infinite is still found.
+#[test]
+fn logits_near_the_largest_number() {
+    let (dk, dv) = (2, 3);
+    let run = |backend: Backend, logits: &[f32], q: f32| -> Result<()> {
+        let shape = shape(1, (1, 1), (dk, dv), 1);
+        let n = logits.len();
+        let query = [q, 0.0];
+        let keys: Vec<f32> = logits.iter().flat_map(|&x| [x, 1.0]).collect();
+        let values: Vec<f32> = (0..n * dv).map(|i| (i % 5) as f32).collect();
+        let tensor = |data, rows, dim| {
+            Tensor::from_slice(data, Strides::token_major(1, dim), Rows::Same(rows), 1, dim).unwrap()
+        };
+        let inputs = AttendInputs {
+            q: tensor(&query[..], 1, dk),
+            k: tensor(&keys[..], n, dk),
+            v: tensor(&values[..], n, dv),
+        };
+        let params = AttendParams { scale: Some(1.0), ..Default::default() };
+        let (mut out, mut lse) = (vec![f32::NAN; dv], [f32::NAN]);
+        let mut workspace = aligned(attend::workspace_size(&shape, 1).unwrap());
+        {
+            let dense = |data, dim| {
+                TensorMut::from_slice(data, Strides::token_major(1, dim), Rows::Same(1), 1, dim).unwrap()
+            };
+            let (mut out, mut lse) = (dense(&mut out[..], dv), dense(&mut lse[..], 1));
+            let carver = &mut carver(&mut workspace);
+            attend::attend(backend, &shape, &params, 1, &inputs, &mut out, Some(&mut lse), 0, 1, carver)?;
+        }
+        // Rows of the largest logit share the weight.
+        let top = logits.iter().fold(f32::MIN, |m, &x| m.max(x));
+        let seen: Vec<usize> = (0..n).filter(|&r| logits[r] == top).collect();
+        for c in 0..dv {
+            let want = seen.iter().map(|r| values[r * dv + c]).sum::<f32>() / seen.len() as f32;
+            assert!((out[c] - want).abs() <= 1e-5, "{}: {} for {want}, {n} rows", backend.name(), out[c]);
+        }
+        assert_eq!(lse[0], top * q);
+        Ok(())
+    };
+    for backend in Backend::all() {
+        for n in [2, 3, 8, 17, 32, 33, 70] {
+            assert_eq!(run(backend, &vec![2e38; n], 1.0), Ok(()), "{} {n}", backend.name());
+            let mut both = vec![-2e38; n];
+            both[n - 1] = 2e38;
+            assert_eq!(run(backend, &both, 1.0), Ok(()), "{} {n}", backend.name());
+            // 4e38 is not finite; that the others are does not hide it.
+            let mut one = vec![1.0; n];
+            one[n / 2] = 2e38;
+            let found = run(backend, &one, 2.0).unwrap_err();
+            assert_eq!(found.kind, ErrorKind::NonFinite, "{} {n}", backend.name());
+        }
+    }
+}
+
+#[test]
+fn a_query_that_sees_nothing_gets_zeros() {
+    let shape = shape(1, (2, 2), (4, 4), 1);
+    check_attend(Backend::scalar(), (&shape, 2), &[0, 3], &AttendParams::default(), Dtype::F32, 1);
+    // Then the sink has all the attention, and its logit is the log-sum-exp.
+    for lse_base in [LseBase::Natural, LseBase::Two] {
+        let params = AttendParams { sink_logits: Some(&[-3.5, 1e6]), lse_base, ..Default::default() };
+        check_attend(Backend::scalar(), (&shape, 2), &[0, 3], &params, Dtype::F32, 1);
+    }
+}
+
+#[test]
+fn faults_of_attention_name_the_layer() {
+    let good = shape(1, (2, 2), (4, 4), 1);
+    let mut random = Random(1);
+    let (q, k) = (
+        Data::new(&mut random, Dtype::F32, (2, 2, 4), 1.0),
+        Data::new(&mut random, Dtype::F32, (9, 2, 4), 1.0),
+    );
+    let fault = |shape: &Shape, n_queries: usize, params: &AttendParams, dim_v: usize| {
+        let v = Data::new(&mut Random(1), Dtype::F32, (9, 2, dim_v), 1.0);
+        let inputs = AttendInputs { q: q.view(), k: k.view(), v: v.view() };
+        let mut out = vec![0.0; 16];
+        let mut out =
+            TensorMut::from_slice(&mut out, Strides::token_major(2, 4), Rows::Same(2), 2, 4).unwrap();
+        let mut workspace = aligned(1 << 16);
+        let memory = &mut carver(&mut workspace);
+        let error = attend::attend(
+            Backend::scalar(),
+            shape,
+            params,
+            n_queries,
+            &inputs,
+            &mut out,
+            None,
+            0,
+            1,
+            memory,
+        )
+        .unwrap_err();
+        assert_eq!(error.layer, Some(3), "{error}");
+        (error.kind, error.argument)
+    };
+    let plain = AttendParams::default();
+    assert_eq!(fault(&good, 0, &plain, 4), (ErrorKind::Shape, c"n_queries"));
+    assert_eq!(fault(&good, 3, &plain, 4), (ErrorKind::Shape, c"q"));
+    assert_eq!(fault(&good, 2, &plain, 5), (ErrorKind::Shape, c"v"));
+    assert_eq!(fault(&Shape { n_q_heads: 3, ..good }, 2, &plain, 4), (ErrorKind::Shape, c"n_q_heads"));
+    assert_eq!(fault(&good.sliding(0), 2, &plain, 4), (ErrorKind::Shape, c"sliding_window"));
+    assert_eq!(fault(&good.sliding(5), 2, &plain, 4), (ErrorKind::Null, c"kept_indices"));
+    let few = AttendParams { sink_logits: Some(&[1.0]), ..plain };
+    assert_eq!(fault(&good, 2, &few, 4), (ErrorKind::BufferSize, c"sink_logits"));
+}
+
+/// Evicting the entry that draws all attention changes the output most. Its share of 1 and its distance to the output cancel if they
+/// are taken literally: the score was 0 from g = 16 on.
+#[test]
+fn what_all_look_at_is_not_evicted_first() {
+    let params = ScoreParams { scale: Some(1.0), ..ScoreParams::caote() };
+    let shape = shape(3, (1, 1), (1, 1), 1);
+    for g in 1..=60 {
+        let first = |x: f64| move |_, row, _| if row == 0 { x } else { 0.0 };
+        let layer = Layer::of(&shape, |_, _, _| 1.0, first(g as f64), first(1.0));
+        // a / (1 − a) · |a − 1| = a.
+        let a = 1.0 / (1.0 + 2.0 * (-(g as f64)).exp());
+        let want = layer.want(&shape, &params);
+        assert!((want[0] - a).abs() < 1e-14, "{want:?}");
+        for backend in Backend::all() {
+            let got = run_score(backend, &shape, &params, &layer.inputs()).unwrap();
+            assert_scores(backend, &got, &want, 2e-6, &format!("g = {g}"));
+        }
+    }
+    // Where the others' attention is nothing in f32, so is their mean.
+    let layer =
+        Layer::of(&shape, |_, _, _| 1.0, |_, row, _| if row == 0 { 500.0 } else { 0.0 }, |_, _, _| 3.0);
+    for backend in Backend::all() {
+        assert_eq!(run_score(backend, &shape, &params, &layer.inputs()).unwrap(), [3.0, 0.0]);
+    }
+}
+
+/// A sink that leaves 1e-11, 1e-3 or nearly half of the attention to the others, with learned sinks and without.
+#[test]
+fn output_weights_at_any_sink() {
+    let (n, w, dim) = (200, 4, 8);
+    let learned = [0.5, -2.0, 1.0, 20.0];
+    for pull in [0.0, 4.0, 8.0, 12.0, 32.0, 60.0] {
+        let shape = shape(n, (4, 2), (dim, dim), w);
+        let noise = |size: f64| {
+            move |h: usize, r: usize, c: usize| {
+                Random((h * 7919 + r * 31 + c + 1) as u64 * 0x9E37_79B9).real() * size
+            }
+        };
+        let (q, k, v) = (noise(0.3), noise(1.0), noise(2.0));
+        let sink = move |h, r, c| if r == 5 && c == 0 { pull } else { k(h, r, c) };
+        let query = move |h, r, c| if c == 0 { 1.0 } else { q(h, r, c) };
+        let layer = Layer::of(&shape, query, sink, v);
+        for preset in [ScoreParams::caote(), ScoreParams::rest_kv(0.3)] {
+            for sink_logits in [None, Some(&learned[..])] {
+                let params = ScoreParams { scale: Some(1.0), sink_logits, ..preset };
+                let want = layer.want(&shape, &params);
+                for backend in Backend::all() {
+                    let got = run_score(backend, &shape, &params, &layer.inputs()).unwrap();
+                    assert_scores(backend, &got, &want, 1e-5, &format!("{pull} {params:?}"));
+                }
+            }
+        }
+    }
+}
+
+/// A sink whose queries differ by about 1%. The variance is what little of its attention is not the same for all, so nothing may be
+/// lost of what it leaves to the others: the sum of squares less the square of the sum was 20% off at 0.945, 3 times too large at 0.999.
+#[test]
+fn variance_at_any_sink() {
+    let (n, w, dim) = (300, 32, 4);
+    let shape = shape(n, (1, 1), (dim, dim), w);
+    for share in [0.5, 0.945, 0.999, 0.99999] {
+        // The logits of the others are multiples of 2^-4 or so, and all products exact: what is tested is what becomes of them.
+        let pull = (share / (1.0 - share) * (n - w) as f64).ln();
+        let query = |_, j: usize, c: usize| match c {
+            0 => ((1.0 + 0.01 * Random(j as u64 + 1).real()) * 512.0).round() / 512.0,
+            _ => (Random(j as u64 + 100 * c as u64).real() * 8.0).round() / 64.0,
+        };
+        let key = |_, r: usize, c: usize| match (r, c) {
+            (7, 0) => (pull * 16.0).round() / 16.0,
+            (_, 0) => 0.0,
+            _ => (Random((r * 17 + c) as u64).real() * 8.0).round() / 8.0,
+        };
+        let layer = Layer::of(&shape, query, key, |_, _, _| 1.0);
+        let params = ScoreParams {
+            scale: Some(1.0),
+            attention: Attention::MeanVariance,
+            // So large that the mean is nothing beside the variance.
+            gamma: 1e12,
+            pool_kernel: 1,
+            value_weight: ValueWeight::None,
+            ..ScoreParams::lava()
+        };
+        let want = layer.want(&shape, &params);
+        let stats = reference::attention_stats(&shape, &params, &layer.q.values, &layer.k.values);
+        for backend in Backend::all() {
+            let got = run_score(backend, &shape, &params, &layer.inputs()).unwrap();
+            let off = (got[7] as f64 / want[7] - 1.0).abs();
+            assert!(off <= 1e-5, "{}: {share}: {} for {}", backend.name(), got[7], want[7]);
+            let got = run_stats(backend, &shape, &params, &layer.inputs()).unwrap()[0];
+            assert!((got.variance / stats[0].1 - 1.0).abs() <= 1e-5, "{share} {got:?} {stats:?}");
+            assert!((got.entropy / stats[0].0 - 1.0).abs() <= 1e-5, "{share} {got:?} {stats:?}");
+        }
+    }
+}
+
+/// The scaled logit less its maximum must be formed before it is rounded: attention was 4e-4 off at 1e5, 12% at 1e7.
+#[test]
+fn attention_sums_to_one_at_large_logits() {
+    for logit in [1e2, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9] {
+        // The larger one stores exponentials.
+        for (prefix, heads, dim) in [(9, (2, 1), 4), (100, (16, 8), 64)] {
+            let w = 5;
+            let shape = shape(prefix + w, heads, (dim, dim), w);
+            // Query j sees prefix + 1 + j keys that are all the same.
+            let layer = Layer::of(&shape, |_, _, _| logit / dim as f64, |_, _, _| 1.0, |_, _, _| 1.0);
+            for preset in [
+                ScoreParams::snapkv(),
+                ScoreParams::kv_compress(),
+                ScoreParams { group_reduce: GroupReduce::Max, pool: Pool::Max, ..ScoreParams::cake(200.0) },
+                ScoreParams::rest_kv(0.3),
+                ScoreParams { value_weight: ValueWeight::None, ..ScoreParams::rest_kv(0.3) },
+            ] {
+                let params = ScoreParams { scale: Some(1.0), ..preset };
+                let want = layer.want(&shape, &params);
+                for backend in Backend::all() {
+                    let got = run_score(backend, &shape, &params, &layer.inputs()).unwrap();
+                    // All values are the same: then evicting one changes nothing.
+                    let bound = if params.value_weight == ValueWeight::Output { f64::MAX } else { 1e-5 };
+                    assert_scores(backend, &got, &want, bound, &format!("{logit} {params:?}"));
+                }
+            }
+            let stats =
+                reference::attention_stats(&shape, &ScoreParams::snapkv(), &layer.q.values, &layer.k.values);
+            for backend in Backend::all() {
+                let got = run_stats(backend, &shape, &ScoreParams::snapkv(), &layer.inputs()).unwrap()[0];
+                assert!((got.entropy / stats[0].0 - 1.0).abs() < 1e-5, "{got:?} {stats:?}");
+            }
+        }
+    }
+    // A logit that its scale makes infinite is found.
+    let shape = shape(9, (1, 1), (1, 1), 2);
+    let layer = Layer::of(&shape, |_, _, _| 1e20, |_, _, _| 1e18, |_, _, _| 1.0);
+    let params = ScoreParams { scale: Some(1e3), ..ScoreParams::lava() };
+    for backend in Backend::all() {
+        let error = run_score(backend, &shape, &params, &layer.inputs()).unwrap_err();
+        assert_eq!((error.kind, error.layer, error.head), (ErrorKind::NonFinite, Some(3), Some(0)));
+    }
+}
+
+/// Positions that a sliding window has left behind get nothing and give nothing; rows that nobody sees are not read.
+#[test]
+fn a_sliding_window_scores_what_it_can_reach() {
+    let (n, w) = (150, 6);
+    let methods = [
+        ScoreParams::lava(),
+        ScoreParams { value_span: ValueSpan::All, pool: Pool::Avg, ..ScoreParams::lava() },
+        ScoreParams { smoothing: 1.0, pool_kernel: 9, ..ScoreParams::default() },
+        ScoreParams::cake(5.0),
+        ScoreParams::caote(),
+        ScoreParams::streaming(),
+    ];
+    for keys in [1, 6, 7, 33, 64, 100, 149, 150, 151, usize::MAX] {
+        let shape = shape(n, (4, 2), (16, 8), w).sliding(keys);
+        let live = shape.live(0);
+        assert_eq!(live.len(), keys.saturating_sub(1).min(n).saturating_sub(w));
+        let unseen = (n - w + 1).saturating_sub(keys).min(n - w);
+        for (i, params) in methods.iter().enumerate() {
+            let mut layer = Layer::random(&shape, [Dtype::F32, Dtype::F16, Dtype::F32], i as u64);
+            let want = layer.want(&shape, params);
+            // What is not read: keys that no query sees; values of dead rows, unless they are part of the output.
+            let unread = match params.value_weight {
+                ValueWeight::Output => unseen,
+                _ => live.start,
+            };
+            layer.k.f16[..unseen * 2 * 16].fill(f16::NAN);
+            layer.v.f32[..unread * 2 * 8].fill(f32::NAN);
+            for backend in Backend::all() {
+                for lse in [None, Some(layer.lse(&shape, params))] {
+                    let inputs = ScoreInputs { lse: lse.as_ref().map(Lse::view), ..layer.inputs() };
+                    let got = run_score(backend, &shape, params, &inputs).unwrap();
+                    assert_scores(backend, &got, &want, 2e-5, &format!("{keys} {params:?}"));
+                    for head in got.chunks(n - w) {
+                        assert!(head[..live.start].iter().all(|&s| s == 0.0));
+                    }
+                    run_stats(backend, &shape, params, &inputs).unwrap();
+                }
+            }
+            // Dead keys that the window still sees are part of its softmax.
+            if unseen < live.start && !live.is_empty() && params.attention != Attention::Recency {
+                layer.k.f16[unseen * 2 * 16] = f16::NAN;
+                let error = run_score(Backend::detect(), &shape, params, &layer.inputs()).unwrap_err();
+                assert_eq!(error.kind, ErrorKind::NonFinite);
+            }
+        }
+    }
+}
+
+/// A layer's rows, of which each head has lost its own.
+fn holes(n: usize, w: usize, heads: usize, keep: impl Fn(usize, usize) -> bool) -> (Vec<u32>, Vec<u32>) {
+    let (mut cu, mut positions) = (vec![0], vec![]);
+    for h in 0..heads {
+        positions.extend((0..n as u32).filter(|&p| p as usize >= n - w || keep(h, p as usize)));
+        cu.push(positions.len() as u32);
+    }
+    (cu, positions)
+}
+
+#[test]
+fn ragged_rows_agree_with_the_reference() {
+    let mut seed = 7;
+    for (n, w, heads, dim) in [(300, 5, (6, 3), 16), (90, 33, (4, 2), 24), (260, 4, (16, 8), 64)] {
+        // The first head has lost all it could, the second nothing.
+        let (cu, positions) = holes(n, w, heads.1, |h, p| match h {
+            0 => false,
+            1 => true,
+            _ => !(p * 7 + h).is_multiple_of(3),
+        });
+        for sliding_window in [None, Some(70)] {
+            let shape = shape(n, heads, (dim, dim + 3), w).with_rows(&cu, &positions);
+            let shape = Shape { sliding_window, ..shape };
+            for params in [
+                ScoreParams::lava(),
+                ScoreParams::default(),
+                ScoreParams { smoothing: 1.0, group_reduce: GroupReduce::Mean, ..ScoreParams::lava() },
+                ScoreParams::cake(10.0),
+                ScoreParams::rest_kv(0.3),
+                ScoreParams::streaming(),
+            ] {
+                seed += 1;
+                let dtype = [Dtype::F32, Dtype::F16, Dtype::BF16][seed as usize % 3];
+                check_score(&shape, &params, [dtype; 3], seed, false);
+                check_score(&shape, &params, [dtype; 3], seed, true);
+            }
+            let layer = Layer::random(&shape, [Dtype::F32; 3], seed);
+            let params = ScoreParams::default();
+            let want = reference::attention_stats(&shape, &params, &layer.q.values, &layer.k.values);
+            for (got, want) in
+                run_stats(Backend::detect(), &shape, &params, &layer.inputs()).unwrap().iter().zip(&want)
+            {
+                assert!((got.entropy - want.0).abs() <= 2e-5 * want.0, "{got:?} {want:?}");
+                assert!((got.variance - want.1).abs() <= 2e-5 * want.1, "{got:?} {want:?}");
+            }
+        }
+    }
+}
+
+/// Nothing evicted: the same bits as the dense layer's, in any number of parts.
+#[test]
+fn ragged_rows_without_holes_are_dense_rows() {
+    let (n, w, heads, dim) = (150, 7, (16, 8), 64);
+    let (cu, positions) = holes(n, w, heads.1, |_, _| true);
+    for (sliding_window, dtype) in [(None, Dtype::F32), (None, Dtype::BF16), (Some(100), Dtype::F16)] {
+        let dense = Shape { sliding_window, ..shape(n, heads, (dim, dim), w) };
+        let ragged = dense.with_rows(&cu, &positions);
+        {
+            let layer = Layer::random(&dense, [dtype; 3], 5);
+            let rows = |data: &Data| Data::of(dtype, &data.values, true);
+            let (k, v) = (rows(&layer.k), rows(&layer.v));
+            let lse = layer.lse(&dense, &ScoreParams::lava());
+            for params in
+                [ScoreParams::lava(), ScoreParams::default(), ScoreParams::caote(), ScoreParams::streaming()]
+            {
+                for backend in Backend::all() {
+                    for lse in [None, Some(lse.view())] {
+                        let of_dense = ScoreInputs { lse, ..layer.inputs() };
+                        let of_ragged = ScoreInputs { k: k.view(), v: v.view(), ..of_dense };
+                        let want = run_score(backend, &dense, &params, &of_dense).unwrap();
+                        let got = run_score(backend, &ragged, &params, &of_ragged).unwrap();
+                        assert!(got == want, "{} {params:?}", backend.name());
+                        let mut parts = vec![];
+                        for part in 0..3 {
+                            let heads = score::part_heads(&ragged, part, 3).unwrap();
+                            let mut own = vec![
+                                f32::NAN;
+                                ragged.first_score(heads.end) - ragged.first_score(heads.start)
+                            ];
+                            let mut workspace = aligned(score::workspace_size(&ragged, &params).unwrap());
+                            let memory = &mut carver(&mut workspace);
+                            score::score(backend, &ragged, &params, &of_ragged, part, 3, memory, &mut own)
+                                .unwrap();
+                            parts.extend(own);
+                        }
+                        assert!(parts == want);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A learned sink takes attention from all entries.
+#[test]
+fn learned_sinks_are_in_the_denominator() {
+    let shape = shape(70, (4, 2), (8, 8), 3);
+    let none = [-1e4; 4];
+    let some = [0.0, 5.0, 30.0, -5.0];
+    let layer = Layer::random(&shape, [Dtype::F32; 3], 3);
+    for preset in [ScoreParams::lava(), ScoreParams::default(), ScoreParams::cake(3.0), ScoreParams::caote()]
+    {
+        for backend in Backend::all() {
+            let run = |sink_logits| {
+                run_score(backend, &shape, &ScoreParams { sink_logits, ..preset }, &layer.inputs()).unwrap()
+            };
+            assert!(run(Some(&none[..])) == run(None), "a sink far below all logits is none");
+            let params = ScoreParams { sink_logits: Some(&some), ..preset };
+            let want = layer.want(&shape, &params);
+            assert_scores(backend, &run(Some(&some)), &want, 2e-5, &format!("{params:?}"));
+        }
+    }
+    // So large that nothing is left, and not NaN.
+    let params = ScoreParams { sink_logits: Some(&[1e30, 0.0, 1e4, 0.0]), ..ScoreParams::snapkv() };
+    for backend in Backend::all() {
+        assert!(run_score(backend, &shape, &params, &layer.inputs()).is_ok());
+    }
+    let few = ScoreParams { sink_logits: Some(&[0.0; 3]), ..ScoreParams::lava() };
+    let error = run_score(Backend::scalar(), &shape, &few, &layer.inputs()).unwrap_err();
+    assert_eq!((error.kind, error.argument, error.layer), (ErrorKind::BufferSize, c"sink_logits", Some(3)));
+}
+
+/// A log-sum-exp that does not belong to these queries and keys is refused, by layer and head.
+#[test]
+fn a_wrong_log_sum_exp_is_refused() {
+    let sinks = [6.0, 5.0, 9.0, 7.0];
+    for (sliding_window, sink_logits) in [(None, None), (Some(50), None), (None, Some(&sinks[..]))] {
+        let shape = Shape { sliding_window, ..shape(100, (4, 2), (16, 16), 9) };
+        let layer = Layer::random(&shape, [Dtype::F16; 3], 1);
+        for preset in
+            [ScoreParams::lava(), ScoreParams::default(), ScoreParams::cake(3.0), ScoreParams::sage_kv()]
+        {
+            let natural = ScoreParams { sink_logits, ..preset };
+            let two = ScoreParams { lse_base: LseBase::Two, ..natural };
+            let right = layer.lse(&shape, &natural);
+            let of = |f: &dyn Fn(f32) -> f32| Lse(right.0.iter().map(|&x| f(x)).collect(), right.1, right.2);
+            let one = |at: usize, by: f32| {
+                let mut lse = right.clone();
+                lse.0[at] += by;
+                lse
+            };
+            let without_sinks = layer.lse(&shape, &preset);
+            for backend in Backend::all() {
+                let run = |params: &ScoreParams, lse: &Lse| {
+                    let inputs = ScoreInputs { lse: Some(lse.view()), ..layer.inputs() };
+                    let stats = run_stats(backend, &shape, params, &inputs).map(|_| ());
+                    let scores = run_score(backend, &shape, params, &inputs);
+                    assert_eq!(scores.clone().map(|_| ()), stats);
+                    scores
+                };
+                let want = run(&natural, &right).unwrap();
+                let in_two = run(&two, &layer.lse(&shape, &two)).unwrap();
+                assert_scores(
+                    backend,
+                    &in_two,
+                    &want.iter().map(|&x| x as f64).collect::<Vec<_>>(),
+                    1e-5,
+                    "base 2",
+                );
+                // As exact as f16.
+                run(&natural, &of(&|x| f16::from_f32(x).to_f32())).unwrap();
+                let refused = |params: &ScoreParams, lse: &Lse, head: u32| {
+                    let error = run(params, lse).unwrap_err();
+                    assert_eq!((error.kind, error.argument), (ErrorKind::Argument, c"lse"), "{error}");
+                    assert_eq!((error.layer, error.head), (Some(3), Some(head)));
+                };
+                refused(&natural, &of(&|_| 0.0), 0);
+                refused(&natural, &layer.lse(&shape, &two), 0);
+                refused(&two, &right, 0);
+                refused(&natural, &of(&|x| x - 100.0), 0);
+                refused(&natural, &of(&|x| x + 100.0), 0);
+                // Stale: of other queries. Or wrong in one row of one head only.
+                refused(&natural, &Layer::random(&shape, [Dtype::F16; 3], 2).lse(&shape, &natural), 0);
+                refused(&natural, &one(4 * 9 - 1, 0.06), 1);
+                refused(&natural, &one(2 * 9, -0.06), 1);
+                if sink_logits.is_some() {
+                    refused(&natural, &without_sinks, 0);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn preferences_of_nonsense_are_refused() {
+    let of = |entropy, variance| score::preference(&[score::AttentionStats { entropy, variance }], 1.0, 1.0);
+    assert_eq!(of(2.0, 3.0), Ok(6.0));
+    assert!(of(-1.0, 1.0).is_err_and(|e| (e.kind, e.head) == (ErrorKind::Argument, Some(0))));
+    assert!(of(1.0, -1.0).is_err_and(|e| e.kind == ErrorKind::Argument));
+    assert!(of(f64::NAN, 1.0).is_err_and(|e| e.kind == ErrorKind::NonFinite));
+    assert!(score::preference(&[], 0.0, 1.0).is_err());
+}
