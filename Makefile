@@ -1,5 +1,7 @@
 # Three commands for people: `make run` shows the library at work on a real model's cache, `make test` runs the checks that a change needs
 # while it is written (minutes), `make check-all` all that a machine without a GPU can run (about half an hour).
+#
+# For Linux. Meant for macOS too: run, lib, install, uninstall. On Windows: `cargo test`, and `cargo rustc` as in lib below.
 
 CARGO  ?= cargo
 CC     ?= cc
@@ -13,28 +15,33 @@ LIB  := target/capi/capi/liblava.a
 BIN  := target/examples-c
 LIBS := -lm -lpthread -ldl
 
-.PHONY: run test check-all parts test-neon bench eval test-eval lib install uninstall check-tools fmt lint lint-features msrv package doc \
+.PHONY: run test check-all parts test-neon test-windows bench eval test-eval lib install uninstall check-tools fmt lint lint-features msrv package doc \
 	doc-c unit fuzz fuzz-seed fuzz-quick fuzz-smoke sanitize miri break-sample break-all clean
 
 run: $(BIN)/quickstart
 	@$(BIN)/quickstart target/budget-map.svg
 
 # Every program of examples-c, built against the static library.
-$(BIN)/%: examples-c/%.c examples-c/*.h include/lava.h lib
+$(BIN)/%: examples-c/%.c examples-c/*.h include/lava.h include/lava_methods.h lib
 	@mkdir -p $(BIN)
 	$(CC) $(CFLAGS) -I include $< $(LIB) $(LIBS) -o $@
 
-# The C libraries: target/capi/capi/liblava.a and liblava.so, the latter with the ABI's major version in its SONAME. FEATURES=cuda adds
-# lava_cuda.h's functions.
+# The C libraries: target/capi/capi/liblava.a and liblava.so, the latter with the ABI's major version in its SONAME; on macOS
+# liblava.dylib, with it in its install name. FEATURES=cuda adds lava_cuda.h's functions.
 WITH = $(if $(FEATURES),--features $(FEATURES))
+ifeq ($(shell uname -s),Darwin)
+SONAME := -install_name,@rpath/liblava.$(ABI).dylib
+else
+SONAME := -soname,liblava.so.$(ABI)
+endif
 lib: check-tools
 	@echo "building liblava (a minute, the first time)"
 	@$(CARGO) rustc --quiet --lib --profile capi $(WITH) --crate-type staticlib --target-dir target/capi
 	@$(CARGO) rustc --quiet --lib --profile capi $(WITH) --crate-type cdylib --target-dir target/capi -- \
-		-C link-arg=-Wl,-soname,liblava.so.$(ABI)
+		-C link-arg=-Wl,$(SONAME)
 
-# Headers, liblava.a, liblava.so with its links, lava.pc and the CMake package, under PREFIX (/usr/local). LIBDIR, INCLUDEDIR
-# and DESTDIR as everywhere.
+# Headers, liblava.a, liblava.so with its links, lava.pc and the CMake package, under PREFIX (/usr/local), on Linux and macOS.
+# LIBDIR, INCLUDEDIR and DESTDIR as everywhere.
 install: lib
 	@VERSION=$(VERSION) include/install/install.sh install
 # Takes them away again, with the same variables.
@@ -100,6 +107,10 @@ unit:
 # What can be run of aarch64 on x86-64, under QEMU. Not part of `make check-all`: it installs and downloads several hundred MB.
 test-neon: check-tools
 	@CARGO=$(CARGO) tests/neon.sh
+
+# The programs, the DLL and the tests for x86-64 Windows, under wine. Not part of `make check-all`: it installs more than 1 GB.
+test-windows: check-tools
+	@CARGO=$(CARGO) tests/windows.sh
 
 # Arbitrary arguments and every backend against the reference: all seeds, then 10 seconds of random cases for each of five questions. No
 # fuzzer is needed. fuzz-quick is the same with 2 seconds.

@@ -102,7 +102,7 @@ for source in "${programs[@]}"; do
     check "clang, conversions" "$(basename "$source")" "$out/bin/program"
     # Its C++ library would have to be built for it too.
     [ -n "$memory" ] && [ "${source%.cpp}" = "$source" ] || continue
-    clang "$source" "$out/bin/program" -fsanitize=memory -fsanitize-memory-track-origins ffi-tests/c/msan_libc.c "$memory"
+    clang "$source" "$out/bin/program" -fsanitize=memory -fsanitize-memory-track-origins "$memory"
     check "memory" "$(basename "$source")" "$out/bin/program"
 done
 for source in "${programs[@]}"; do
@@ -128,7 +128,7 @@ expect_found() {
 }
 if nightly; then
     build ffi-tests/c/planted.c "$out/bin/program" -fsanitize=address "$address"
-    check "address, planted" "a read behind the scores" expect_found heap-buffer-overflow "$out/bin/program" overread
+    check "address, planted" "a read after the scores" expect_found heap-buffer-overflow "$out/bin/program" overread
     build ffi-tests/c/planted.c "$out/bin/program" -fsanitize=thread ffi-tests/c/tsan_memory.c "$thread"
     check "thread, planted" "two calls, one workspace" expect_found "data race" "$out/bin/program" race
 fi
@@ -141,7 +141,7 @@ if [ -n "$memory" ]; then
     check "memory, planted" "scores never written" expect_found use-of-uninitialized-value "$out/bin/program" unwritten
 fi
 build ffi-tests/c/planted.c "$out/bin/program" "$plain"
-check "valgrind, planted" "a read behind the scores" \
+check "valgrind, planted" "a read after the scores" \
     expect_found "Invalid read" valgrind --error-exitcode=9 "$out/bin/program" overread
 check "helgrind, planted" "two calls, one workspace" \
     expect_found "Possible data race" valgrind --tool=helgrind --error-exitcode=9 "$out/bin/program" race
@@ -150,7 +150,7 @@ check "drd, planted" "two calls, one workspace" \
 
 if nightly; then
     rust() { RUSTFLAGS="-Zsanitizer=address" cargo +nightly test --quiet --target "$host" --target-dir "$out/rust" "$@"; }
-    check "address, Rust" "tests/stages.rs and units" rust --lib --test stages
+    check "address, Rust" "scoring.rs, decisions.rs, units" rust --lib --test scoring --test decisions
     check "address, Rust" "fuzz targets, 5 s each" env LAVA_FUZZ_SECONDS=5 RUSTFLAGS="-Zsanitizer=address" \
         cargo +nightly test --quiet --manifest-path fuzz/Cargo.toml --target "$host" --target-dir "$out/rust"
 else

@@ -73,7 +73,7 @@ pub(crate) fn check_weight(weight: f64, name: &'static CStr) -> Result<()> {
     ensure(weight >= 0.0, ErrorKind::Argument, name)
 }
 
-/// Shares `total`, or all there is if that is less, among layers. Weights are finite and not negative.
+/// Shares `total`, or all there is if that is less, in proportion to weights that are finite and not negative.
 pub(crate) fn share(
     weight: impl Fn(usize) -> f64,
     bounds: Bounds,
@@ -83,33 +83,29 @@ pub(crate) fn share(
 ) -> Result<()> {
     let total = total.min(bounds.most.iter().sum());
     ensure(bounds.least.iter().sum::<u64>() <= total, ErrorKind::Budget, c"total")?;
-    out.fill(OPEN);
-    loop {
-        // Weights are resolved anew when shares have been settled: one large weight of a layer that can use little does not make
-        // zeros of the others.
-        let unit = unit((0..out.len()).filter(|&l| out[l] == OPEN).map(&weight));
-        let weight = |l: usize| on_grid(weight(l), unit);
-        if let Some(level) = settle(weight, bounds, total, out) {
-            round(rounding, level.sum, level.rest, |l| level.share(weight(l)), out);
-            return Ok(());
-        }
-    }
+    water_fill(weight, bounds, total, rounding, out);
+    Ok(())
 }
 
-/// Shares `total` among heads. Weights are finite and not negative, and `total` is between the sums of the bounds.
-///
-/// All weights are resolved at once, so that a share never grows when `total` shrinks: a cascade relies on it.
-pub(crate) fn share_among_heads(
-    weights: &[f64],
+/// The same, where `total` is known to be between the sums of the bounds.
+pub(crate) fn water_fill(
+    weight: impl Fn(usize) -> f64,
     bounds: Bounds,
     total: u64,
     rounding: Rounding,
     out: &mut [u64],
 ) {
-    let unit = unit(weights.iter().copied());
-    let weight = |h: usize| on_grid(weights[h], unit);
-    let level = settle_all(weight, bounds, total, out);
-    round(rounding, level.sum, level.rest, |h| level.share(weight(h)), out);
+    out.fill(OPEN);
+    loop {
+        // Weights are resolved anew when shares have been settled: one large weight of a layer that can use little does not make
+        // zeros of the others. In a cascade a share may grow by that, but by less than one over their number, and so little
+        // is never rounded up by largest remainders: there would have to be more of them than there are.
+        let unit = unit((0..out.len()).filter(|&i| out[i] == OPEN).map(&weight));
+        let weight = |i: usize| on_grid(weight(i), unit);
+        if let Some(level) = settle(weight, bounds, total, out) {
+            return round(rounding, level.sum, level.rest, |i| level.share(weight(i)), out);
+        }
+    }
 }
 
 /// The grid's unit for these weights: dividing by a power of two changes no digit of a weight.
@@ -183,16 +179,6 @@ fn settle(weight: impl Fn(usize) -> u128, bounds: Bounds, total: u64, out: &mut 
         }
     }
     if settled_any { None } else { Some(level) }
-}
-
-/// Settles until the level is found; `out` then holds the bounds of those that end there, and the others are [`OPEN`].
-fn settle_all(weight: impl Fn(usize) -> u128, bounds: Bounds, total: u64, out: &mut [u64]) -> Level {
-    out.fill(OPEN);
-    loop {
-        if let Some(level) = settle(&weight, bounds, total, out) {
-            return level;
-        }
-    }
 }
 
 /// Turns the real shares `numerator(i) / denominator` of the [`OPEN`] slots into integers.
@@ -272,9 +258,10 @@ pub(crate) fn alpha_units(alpha: f64) -> u128 {
 
 /// What each head is promised under the guaranteed floor: `⌊α · n_entries / n_heads⌋`, but where heads that keep more than that
 /// anyway (`least`) leave too little, as much as can be promised to all others alike.
-pub(crate) fn guaranteed_floor(alpha: f64, n_entries: u64, least: &[u64]) -> u64 {
+pub(crate) fn guaranteed_floor(alpha: f64, n_entries: u64, Bounds { least, most }: Bounds) -> u64 {
     let floor = (alpha_units(alpha) * n_entries as u128 / (ALPHA_ONE * least.len().max(1) as u128)) as u64;
-    let fits = |floor: u64| least.iter().map(|&least| least.max(floor)).sum::<u64>() <= n_entries;
+    let promised = |floor: u64| least.iter().zip(most).map(move |(&least, &most)| least.max(floor).min(most));
+    let fits = |floor: u64| promised(floor).sum::<u64>() <= n_entries;
     if fits(floor) {
         return floor;
     }
@@ -303,7 +290,12 @@ pub(crate) fn affine_counts(
     equal: &mut [u64],
     counts: &mut [u64],
 ) {
-    let level = settle_all(|_| 1, bounds, n_entries, equal);
+    equal.fill(OPEN);
+    let level = loop {
+        if let Some(level) = settle(|_| 1, bounds, n_entries, equal) {
+            break level;
+        }
+    };
     let a = alpha_units(alpha);
     // The level is a fraction, and so is everything here. Where no part is open, parts are integers.
     let (rest, sum) = (level.rest, level.sum.max(1));

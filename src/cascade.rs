@@ -6,8 +6,8 @@
 //!
 //! - A layer's real share only shrinks as layers arrive. Rounded by largest remainders it could still grow by one, and so
 //!   could a head's count under a floor. So before the last layer shares are rounded up and floors are added to free
-//!   competition instead of replacing a part of it: at most one entry per layer (two with weights from outside), or α of the
-//!   total where there is a floor, waits for the last push. That push rounds exactly.
+//!   competition instead of replacing a part of it: at most one entry per layer, or α of the total where there is
+//!   a floor, waits for the last push. That push rounds exactly.
 //! - A smaller top-b is a subset of a larger one, ties included, since the tie rule is a total order.
 //! - Where the heads of all layers compete, the threshold only rises as layers arrive; earlier layers win ties.
 //! - What a head is promised depends on what it had when its layer was pushed, not on what it still holds.
@@ -108,23 +108,17 @@ fn counts(
         n_layers: layers.n_layers(),
         n_heads,
         heads_at_once: if is_global { n_heads } else { largest },
-        n_rows: size(most_rows(layers, total, select, params).ok_or(overflow)?)?,
+        n_rows: size(most_rows(layers, total, select).ok_or(overflow)?)?,
         mask_len: if select.protected_mask.is_some() { layers.longest_prefix() } else { 0 },
         has_weights: select.head_weights.is_some(),
     })
 }
 
 /// Most rows that are held at a time, windows included.
-fn most_rows(
-    layers: &(impl Layers + ?Sized),
-    total: u64,
-    select: &SelectParams,
-    params: &CascadeParams,
-) -> Option<u64> {
+fn most_rows(layers: &(impl Layers + ?Sized), total: u64, select: &SelectParams) -> Option<u64> {
     let (n_layers, n_heads, all) = (layers.n_layers() as u64, layers.n_heads(), layers.n_entries());
     // Shares rounded up, and what floors, the heads' minimums and their weights' roundings may add to them.
-    let waiting = if params.layers == LayerShare::Weights { 2 } else { 1 };
-    let shares = total.min(all) + waiting * n_layers;
+    let shares = total.min(all) + n_layers;
     let floors = match select.head_floor {
         HeadFloor::None => 0,
         _ => (libm::ceil(select.alpha * shares as f64) as u64).checked_add(n_heads)?,
@@ -275,13 +269,8 @@ impl<'a> Cascade<'a> {
         let State { held, work, options, .. } = &mut self.0;
         let n = layer + 1;
         let bounds = Bounds { least: &work.least[..n], most: &work.most[..n] };
-        let shares = &mut held.n_entries[..n];
-        budget::share(|l| work.weights[l], bounds, options.total, rounding, shares)?;
-        if options.layers == LayerShare::Weights && rounding == Rounding::Up {
-            // A larger weight may come, and with it a coarser grid that moves shares by less than one entry.
-            shares.iter_mut().zip(bounds.most).for_each(|(share, &most)| *share = most.min(*share + 1));
-        }
-        Ok(())
+        let weight = |l: usize| work.weights[l];
+        budget::share(weight, bounds, options.total, rounding, &mut held.n_entries[..n])
     }
 
     /// The heads of all layers so far compete for the total.

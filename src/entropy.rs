@@ -55,14 +55,28 @@ pub fn entropy(shape: &Shape, scores: &[f32]) -> Result<LayerEntropy> {
 pub(crate) fn check_finite(shape: &Shape, scores: &[f32]) -> Result<f32> {
     let mut smallest = 0.0f32;
     for h in heads(shape) {
-        // Without a way out of the loop, so that it vectorises.
-        let all = live(shape, scores, h)
-            .iter()
-            .fold((true, smallest), |(ok, low), &s| (ok & s.is_finite(), if s < low { s } else { low }));
-        ensure(all.0, ErrorKind::NonFinite, c"scores").map_err(|e| e.at_layer(shape.layer).at_head(h))?;
-        smallest = all.1;
+        let (low, finite) = smallest_of(live(shape, scores, h));
+        ensure(finite, ErrorKind::NonFinite, c"scores").map_err(|e| e.at_layer(shape.layer).at_head(h))?;
+        smallest = smallest.min(low);
     }
     Ok(smallest)
+}
+
+/// The smallest of a head's scores, or 0 where none is below; and whether all are finite. Side by side and without a way out of the
+/// loop, so that it vectorises.
+fn smallest_of(head: &[f32]) -> (f32, bool) {
+    let (mut low, mut zero) = ([0.0f32; LANES], [0.0f32; LANES]);
+    let mut look = |lane: usize, score: f32| {
+        low[lane] = if score < low[lane] { score } else { low[lane] };
+        // NaN for what is not finite.
+        zero[lane] += score * 0.0;
+    };
+    let blocks = head.chunks_exact(LANES);
+    blocks.remainder().iter().enumerate().for_each(|(lane, &score)| look(lane, score));
+    for block in blocks {
+        (0..LANES).for_each(|lane| look(lane, block[lane]));
+    }
+    (low.into_iter().fold(0.0, f32::min), zero == [0.0; LANES])
 }
 
 /// That live scores are numbers, and none is negative.

@@ -146,6 +146,11 @@ impl<'a> Reader<'a> {
         Ok(Self { base, used: 0, size, _memory: PhantomData })
     }
 
+    /// Checks that there are `size` bytes in all.
+    pub(crate) fn holds(&self, size: usize) -> Result<()> {
+        ensure(size <= self.size, ErrorKind::Workspace, c"workspace")
+    }
+
     /// The next `n` elements.
     pub fn take<T: Plain>(&mut self, n: usize) -> Result<&'a [T]> {
         let range = next::<T>(&mut self.used, n)?;

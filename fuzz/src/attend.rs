@@ -14,6 +14,7 @@ use std::ptr::null;
 struct Case {
     shape: Shape<'static>,
     n_queries: usize,
+    sinks: Option<Block>,
     params: AttendParams<'static>,
     /// Positions: kept ones, their prefix sum, and where new rows begin.
     positions: Option<(Block, Block, u32)>,
@@ -78,7 +79,12 @@ impl Case {
             }
             (Block::of(&kept, side(c)), Block::of(&cu, side(c)), last + 1 + c.below(9) as u32)
         });
-        Self { shape, n_queries: n_new, params, positions, q, k, v, n_rows }
+        let sinks = c.once_in(4).then(|| {
+            let logits: Vec<f32> =
+                (0..shape.n_q_heads).map(|_| c.pick(&[-3.0, 0.0, 0.5, 4.0, 30.0])).collect();
+            Block::of(&logits, side(c))
+        });
+        Self { shape, n_queries: n_new, sinks, params, positions, q, k, v, n_rows }
     }
 
     fn results(&self, c: &mut Choices) -> Results {
@@ -95,7 +101,8 @@ impl Case {
             cu_kept,
             n_base: *n_base,
         });
-        let params = AttendParams { positions, ..self.params };
+        let sink_logits = self.sinks.as_ref().map(|sinks| sinks.slice());
+        let params = AttendParams { positions, sink_logits, ..self.params };
         let rows = Rows::PerHead(&self.n_rows);
         let new = Rows::Same(self.n_queries);
         let inputs = AttendInputs { q: self.q.view(new), k: self.k.view(rows), v: self.v.view(rows) };
@@ -104,7 +111,18 @@ impl Case {
         let (mut out, mut lse) =
             unsafe { (TensorMut::from_tensor(to.out.view(new)), TensorMut::from_tensor(to.lse.view(new))) };
         let mut carver = Carver::over(workspace.slice_mut())?;
-        attend::attend(backend, &self.shape, &params, self.n_queries, &inputs, &mut out, Some(&mut lse), 0, 1, &mut carver)
+        attend::attend(
+            backend,
+            &self.shape,
+            &params,
+            self.n_queries,
+            &inputs,
+            &mut out,
+            Some(&mut lse),
+            0,
+            1,
+            &mut carver,
+        )
     }
 
     fn by_c(&self, c: &mut Choices, to: &Results, n_parts: u32) -> (lava_status, lava_error) {
@@ -120,7 +138,7 @@ impl Case {
             lse_base: self.params.lse_base as i32,
             backend: LAVA_BACKEND_BEST,
             reserved: 0,
-            sink_logits: self.params.sink_logits.map_or(null(), |s| s.as_ptr()),
+            sink_logits: self.sinks.as_ref().map_or(null(), |sinks| sinks.ptr::<f32>()),
         };
         let n_queries = self.n_queries as u32;
         let [q, k, v, out, lse] = [&self.q, &self.k, &self.v, &to.out, &to.lse].map(Laid::c);
@@ -189,11 +207,13 @@ impl Case {
                 })
             };
             let rows: Vec<_> =
-                (0..n).map(|r| (r < end && near(r)).then(|| (&k[r][g][..], &v[r][g][..]))).collect();
+                (0..n).map(|r| (r < end && near(r)).then(|| (&k[g][r][..], &v[g][r][..]))).collect();
+            let sink = self.sinks.as_ref().map(|sinks| sinks.slice::<f32>()[h]);
             let (want, want_lse) =
-                reference::attend(&q[t][h], &rows, dv, self.params.scale, self.params.softcap);
-            let size = |k: &[f64]| q[t][h].iter().zip(k).map(|(a, b)| (a * b).abs()).sum::<f64>() * scale;
-            let largest = rows.iter().flatten().map(|(k, _)| size(k)).fold(0.0, f64::max);
+                reference::attend(&q[h][t], &rows, dv, self.params.scale, self.params.softcap, sink);
+            let size = |k: &[f64]| q[h][t].iter().zip(k).map(|(a, b)| (a * b).abs()).sum::<f64>() * scale;
+            let largest =
+                rows.iter().flatten().map(|(k, _)| size(k)).fold(sink.unwrap_or(0.0).abs() as f64, f64::max);
             let largest = largest.max(self.params.softcap.unwrap_or(0.0) as f64) + (n as f64 + 1.0).ln();
             // As for scores; and a rounding for each row that is added up.
             let eps = 0.5f64.powi(24);

@@ -119,6 +119,7 @@ pub(crate) struct Kernels {
     pub softcap: fn(&mut [f32], f32, f32),
     /// `absorb(tile, scale, max, sum, away)`: takes the logits into each query row's running maximum and its sum of
     /// `2^(scale · logit − maximum)`. These exponentials are put away, [`PUT_AWAY`] bytes each unless `away` is empty.
+    #[expect(clippy::type_complexity, reason = "a type of its own would hide the shapes")]
     pub absorb: fn(&[f32], f32, &mut [f32], &mut [f64], &mut [u8]),
     /// `absorb_exactly(tile, scale, max, sum)`: the same with every exponential added in f64, so that what a row's largest one leaves
     /// to the others is not lost.

@@ -315,6 +315,9 @@ impl<'a> State<'a> {
 /// What there is to read of a state that has been started.
 pub(super) fn read<'a>(r: &mut Reader<'a>) -> Result<(Header<&'a [u64]>, Held<'a, Reader<'a>>)> {
     let header = Header::of(r.take(WORDS)?)?;
-    let held = Held::take(r, &header.counts()?)?;
+    let counts = header.counts()?;
+    // A state that was cut off is refused whoever looks at it, though this looks at its first part only.
+    r.holds(State::size(&counts)?)?;
+    let held = Held::take(r, &counts)?;
     Ok((header, held))
 }

@@ -86,8 +86,8 @@ pub unsafe extern "C" fn lava_cascade_init(
 /// After it, lava_cascade_get says for each layer 0 to l which rows the caller's cache is to keep; lava_compact moves them, at once or
 /// as often as evict_every of lava_cascade_params says. A layer without KV heads is passed over.
 /// After the last layer's push the kept sets are exactly, bit for bit, those of lava_layer_entries and lava_select
-/// on all layers at once. Before it, a layer may hold one entry more than its share, so all together at most total + l
-/// prefix entries, plus what a head floor may still ask for (alpha of that, and one per head and layer).
+/// on all layers at once. Before it, a layer may hold one entry more than its share, and what a head
+/// floor may still ask for (alpha of the total, and one entry per head and layer).
 ///
 /// Under LAVA_LAYERS_GLOBAL the final kept sets are those of lava_global_entries, and before it all layers hold at most `total`
 /// together, plus what a floor or head_min may still ask for.

@@ -26,9 +26,9 @@ fn choose<T: Copy>(number: i32, of: &[T], argument: &'static CStr) -> Result<T> 
     chosen.ok_or(Error::new(ErrorKind::Argument, argument))
 }
 
-/// That a field which means nothing yet is 0.
+/// That a field which means nothing yet is 0, as what follows a struct that this library knows.
 fn unused(field: u32) -> Result<()> {
-    ensure(field == 0, ErrorKind::Argument, c"reserved")
+    ensure(field == 0, ErrorKind::StructSize, c"reserved")
 }
 
 /// The element type with this number.
@@ -116,7 +116,7 @@ pub(super) unsafe fn shape_of_heads<'a>(p: *const lava_shape) -> Result<Shape<'a
             positions: core::ptr::null(),
             ..read_struct(p, c"shape")?
         };
-        let shape = given.read()?;
+        let shape = given.read().map_err(|e| e.at_layer(given.layer))?;
         shape.validate_heads()?;
         Ok(shape)
     }

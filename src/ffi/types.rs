@@ -20,7 +20,7 @@ pub type lava_dtype = i32;
 pub const LAVA_OK: lava_status = 0;
 /// A pointer that must not be NULL is NULL.
 pub const LAVA_ERR_NULL: lava_status = -1;
-/// A struct_size is smaller than the first version of its struct, or bytes after what this library knows are not zero.
+/// A struct_size is smaller than the first version of its struct, or what this library does not know of it is not zero.
 pub const LAVA_ERR_STRUCT_SIZE: lava_status = -2;
 /// An option is out of range, or an input contradicts the others.
 pub const LAVA_ERR_ARGUMENT: lava_status = -3;

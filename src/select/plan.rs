@@ -195,8 +195,7 @@ pub(crate) fn plan<E: Entries>(
     let bounds = Bounds { least: b.least, most: b.most };
     match params.head_weights {
         Some(weights) => {
-            let weights = &weights[..b.counts.len()];
-            budget::share_among_heads(weights, bounds, n_entries, rounding, b.counts);
+            budget::water_fill(|h| weights[h], bounds, n_entries, rounding, b.counts);
         }
         None => {
             compete(entries, params, n_entries, rounding, b);
@@ -228,7 +227,9 @@ fn compete<E: Entries>(
     b: &mut Buffers,
 ) {
     let floor = match params.head_floor {
-        HeadFloor::Guaranteed => budget::guaranteed_floor(params.alpha, n_entries, b.least),
+        HeadFloor::Guaranteed => {
+            budget::guaranteed_floor(params.alpha, n_entries, Bounds { least: b.least, most: b.most })
+        }
         _ => 0,
     };
     // What is protected wins anyway.
