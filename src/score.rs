@@ -100,7 +100,8 @@ pub fn score(
     if params.value_weight != ValueWeight::None {
         let of_values = (params.value_weight, params.value_span);
         let kernels = backend.kernels;
-        value::maxima(kernels, shape, of_values, &inputs.v, heads.clone(), buffers.value_max).map_err(at_layer)?;
+        value::maxima(kernels, shape, of_values, &inputs.v, heads.clone(), buffers.value_max)
+            .map_err(at_layer)?;
     }
     let kernels = backend.kernels.for_product(&inputs.q, &inputs.k);
     for head in heads {

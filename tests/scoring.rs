@@ -30,13 +30,18 @@ impl Data {
             Dtype::F16 => f16::from_f64(x).to_f64(),
             Dtype::BF16 => bf16::from_f64(x).to_f64(),
         };
-        let values: Heads =
-            raw.iter().map(|head| head.iter().map(|row| row.iter().map(|&x| rounded(x)).collect()).collect()).collect();
+        let values: Heads = raw
+            .iter()
+            .map(|head| head.iter().map(|row| row.iter().map(|&x| rounded(x)).collect()).collect())
+            .collect();
         let flat: Vec<f64> = match ragged {
             true => values.concat().concat(),
-            false => (0..values[0].len()).flat_map(|r| values.iter().flat_map(move |head| head[r].clone())).collect(),
+            false => (0..values[0].len())
+                .flat_map(|r| values.iter().flat_map(move |head| head[r].clone()))
+                .collect(),
         };
-        let cu = ragged.then(|| (0..=values.len()).map(|h| values[..h].iter().map(|v| v.len() as u32).sum()).collect());
+        let cu = ragged
+            .then(|| (0..=values.len()).map(|h| values[..h].iter().map(|v| v.len() as u32).sum()).collect());
         let of = |wanted: Dtype| if dtype == wanted { &flat[..] } else { &[] };
         Self {
             f32: of(Dtype::F32).iter().map(|&x| x as f32).collect(),
@@ -49,12 +54,24 @@ impl Data {
     }
 
     /// Random numbers, `rows[h]` rows of head `h`.
-    fn random(random: &mut Random, dtype: Dtype, rows: &[usize], dim: usize, size: f64, ragged: bool) -> Self {
+    fn random(
+        random: &mut Random,
+        dtype: Dtype,
+        rows: &[usize],
+        dim: usize,
+        size: f64,
+        ragged: bool,
+    ) -> Self {
         let raw: Heads = rows.iter().map(|&n| (0..n).map(|_| random.reals(dim, size)).collect()).collect();
         Self::of(dtype, &raw, ragged)
     }
 
-    fn new(random: &mut Random, dtype: Dtype, (tokens, heads, dim): (usize, usize, usize), size: f64) -> Self {
+    fn new(
+        random: &mut Random,
+        dtype: Dtype,
+        (tokens, heads, dim): (usize, usize, usize),
+        size: f64,
+    ) -> Self {
         Self::random(random, dtype, &vec![tokens; heads], dim, size, false)
     }
 
@@ -86,7 +103,12 @@ impl Layer {
         let rows: Vec<usize> = (0..shape.n_kv_heads).map(|h| shape.rows(h)).collect();
         let ragged = shape.ragged.is_some();
         Self {
-            q: Data::new(&mut random, dtypes[0], (shape.window_rows(), shape.n_q_heads, shape.head_dim_k), 2.0),
+            q: Data::new(
+                &mut random,
+                dtypes[0],
+                (shape.window_rows(), shape.n_q_heads, shape.head_dim_k),
+                2.0,
+            ),
             k: Data::random(&mut random, dtypes[1], &rows, shape.head_dim_k, 2.0, ragged),
             v: Data::random(&mut random, dtypes[2], &rows, shape.head_dim_v, 2.0, ragged),
         }
@@ -99,7 +121,10 @@ impl Layer {
         k: impl Fn(usize, usize, usize) -> f64,
         v: impl Fn(usize, usize, usize) -> f64,
     ) -> Self {
-        let data = |of: &dyn Fn(usize, usize, usize) -> f64, heads: usize, rows: &dyn Fn(usize) -> usize, dim: usize| {
+        let data = |of: &dyn Fn(usize, usize, usize) -> f64,
+                    heads: usize,
+                    rows: &dyn Fn(usize) -> usize,
+                    dim: usize| {
             let row = |h: usize, r: usize| (0..dim).map(|c| of(h, r, c)).collect::<Vec<f64>>();
             let raw = (0..heads).map(|h| (0..rows(h)).map(|r| row(h, r)).collect()).collect();
             Data::of(Dtype::F32, &raw, shape.ragged.is_some() && heads == shape.n_kv_heads)
@@ -290,7 +315,8 @@ fn scores_of_every_method() {
                     let sinks: Vec<f32> = (0..heads.0).map(|h| (h as f32 - 4.0) * 0.7).collect();
                     let sink_logits = seed.is_multiple_of(5).then_some(&sinks[..]);
                     let lse_base = if seed.is_multiple_of(4) { LseBase::Two } else { LseBase::Natural };
-                    let params = ScoreParams { pool, group_reduce, pool_kernel, sink_logits, lse_base, ..scorer };
+                    let params =
+                        ScoreParams { pool, group_reduce, pool_kernel, sink_logits, lse_base, ..scorer };
                     let shape = shape(prefix + window, heads, (dim, dim + 4), window);
                     let shape = Shape { sliding_window, ..shape };
                     let dtype = [Dtype::F32, Dtype::F16, Dtype::BF16][seed as usize % 3];
@@ -372,8 +398,7 @@ fn scores_where_exponentials_are_stored() {
             ] {
                 for (softcap, sliding_window) in [(None, None), (Some(1.5), Some(50))] {
                     let params = ScoreParams { softcap, pool, group_reduce, ..ScoreParams::lava() };
-                    let shape =
-                        Shape { sliding_window, ..shape(prefix + window, heads, (64, 72), window) };
+                    let shape = Shape { sliding_window, ..shape(prefix + window, heads, (64, 72), window) };
                     let one_head = window.next_multiple_of(16) * shape.live(0).len().div_ceil(32) * 32 * 3;
                     let size = score::workspace_size(&shape, &params).unwrap();
                     assert!(size > one_head + 64 * 32 * 4, "{size} bytes: nothing is stored for {shape:?}");
@@ -635,16 +660,31 @@ fn a_query_that_sees_nothing_gets_zeros() {
 fn faults_of_attention_name_the_layer() {
     let good = shape(1, (2, 2), (4, 4), 1);
     let mut random = Random(1);
-    let (q, k) = (Data::new(&mut random, Dtype::F32, (2, 2, 4), 1.0), Data::new(&mut random, Dtype::F32, (9, 2, 4), 1.0));
+    let (q, k) = (
+        Data::new(&mut random, Dtype::F32, (2, 2, 4), 1.0),
+        Data::new(&mut random, Dtype::F32, (9, 2, 4), 1.0),
+    );
     let fault = |shape: &Shape, n_queries: usize, params: &AttendParams, dim_v: usize| {
         let v = Data::new(&mut Random(1), Dtype::F32, (9, 2, dim_v), 1.0);
         let inputs = AttendInputs { q: q.view(), k: k.view(), v: v.view() };
         let mut out = vec![0.0; 16];
-        let mut out = TensorMut::from_slice(&mut out, Strides::token_major(2, 4), Rows::Same(2), 2, 4).unwrap();
+        let mut out =
+            TensorMut::from_slice(&mut out, Strides::token_major(2, 4), Rows::Same(2), 2, 4).unwrap();
         let mut workspace = aligned(1 << 16);
         let memory = &mut carver(&mut workspace);
-        let error = attend::attend(Backend::scalar(), shape, params, n_queries, &inputs, &mut out, None, 0, 1, memory)
-            .unwrap_err();
+        let error = attend::attend(
+            Backend::scalar(),
+            shape,
+            params,
+            n_queries,
+            &inputs,
+            &mut out,
+            None,
+            0,
+            1,
+            memory,
+        )
+        .unwrap_err();
         assert_eq!(error.layer, Some(3), "{error}");
         (error.kind, error.argument)
     };
@@ -678,7 +718,8 @@ fn what_all_look_at_is_not_evicted_first() {
         }
     }
     // Where the others' attention is nothing in f32, so is their mean.
-    let layer = Layer::of(&shape, |_, _, _| 1.0, |_, row, _| if row == 0 { 500.0 } else { 0.0 }, |_, _, _| 3.0);
+    let layer =
+        Layer::of(&shape, |_, _, _| 1.0, |_, row, _| if row == 0 { 500.0 } else { 0.0 }, |_, _, _| 3.0);
     for backend in Backend::all() {
         assert_eq!(run_score(backend, &shape, &params, &layer.inputs()).unwrap(), [3.0, 0.0]);
     }
@@ -692,7 +733,9 @@ fn output_weights_at_any_sink() {
     for pull in [0.0, 4.0, 8.0, 12.0, 32.0, 60.0] {
         let shape = shape(n, (4, 2), (dim, dim), w);
         let noise = |size: f64| {
-            move |h: usize, r: usize, c: usize| Random((h * 7919 + r * 31 + c + 1) as u64 * 0x9E37_79B9).real() * size
+            move |h: usize, r: usize, c: usize| {
+                Random((h * 7919 + r * 31 + c + 1) as u64 * 0x9E37_79B9).real() * size
+            }
         };
         let (q, k, v) = (noise(0.3), noise(1.0), noise(2.0));
         let sink = move |h, r, c| if r == 5 && c == 0 { pull } else { k(h, r, c) };
@@ -778,7 +821,8 @@ fn attention_sums_to_one_at_large_logits() {
                     assert_scores(backend, &got, &want, bound, &format!("{logit} {params:?}"));
                 }
             }
-            let stats = reference::attention_stats(&shape, &ScoreParams::snapkv(), &layer.q.values, &layer.k.values);
+            let stats =
+                reference::attention_stats(&shape, &ScoreParams::snapkv(), &layer.q.values, &layer.k.values);
             for backend in Backend::all() {
                 let got = run_stats(backend, &shape, &ScoreParams::snapkv(), &layer.inputs()).unwrap()[0];
                 assert!((got.entropy / stats[0].0 - 1.0).abs() < 1e-5, "{got:?} {stats:?}");
@@ -882,7 +926,8 @@ fn ragged_rows_agree_with_the_reference() {
             let layer = Layer::random(&shape, [Dtype::F32; 3], seed);
             let params = ScoreParams::default();
             let want = reference::attention_stats(&shape, &params, &layer.q.values, &layer.k.values);
-            for (got, want) in run_stats(Backend::detect(), &shape, &params, &layer.inputs()).unwrap().iter().zip(&want)
+            for (got, want) in
+                run_stats(Backend::detect(), &shape, &params, &layer.inputs()).unwrap().iter().zip(&want)
             {
                 assert!((got.entropy - want.0).abs() <= 2e-5 * want.0, "{got:?} {want:?}");
                 assert!((got.variance - want.1).abs() <= 2e-5 * want.1, "{got:?} {want:?}");
@@ -904,7 +949,9 @@ fn ragged_rows_without_holes_are_dense_rows() {
             let rows = |data: &Data| Data::of(dtype, &data.values, true);
             let (k, v) = (rows(&layer.k), rows(&layer.v));
             let lse = layer.lse(&dense, &ScoreParams::lava());
-            for params in [ScoreParams::lava(), ScoreParams::default(), ScoreParams::caote(), ScoreParams::streaming()] {
+            for params in
+                [ScoreParams::lava(), ScoreParams::default(), ScoreParams::caote(), ScoreParams::streaming()]
+            {
                 for backend in Backend::all() {
                     for lse in [None, Some(lse.view())] {
                         let of_dense = ScoreInputs { lse, ..layer.inputs() };
@@ -915,10 +962,14 @@ fn ragged_rows_without_holes_are_dense_rows() {
                         let mut parts = vec![];
                         for part in 0..3 {
                             let heads = score::part_heads(&ragged, part, 3).unwrap();
-                            let mut own = vec![f32::NAN; ragged.first_score(heads.end) - ragged.first_score(heads.start)];
+                            let mut own = vec![
+                                f32::NAN;
+                                ragged.first_score(heads.end) - ragged.first_score(heads.start)
+                            ];
                             let mut workspace = aligned(score::workspace_size(&ragged, &params).unwrap());
                             let memory = &mut carver(&mut workspace);
-                            score::score(backend, &ragged, &params, &of_ragged, part, 3, memory, &mut own).unwrap();
+                            score::score(backend, &ragged, &params, &of_ragged, part, 3, memory, &mut own)
+                                .unwrap();
                             parts.extend(own);
                         }
                         assert!(parts == want);
@@ -936,7 +987,8 @@ fn learned_sinks_are_in_the_denominator() {
     let none = [-1e4; 4];
     let some = [0.0, 5.0, 30.0, -5.0];
     let layer = Layer::random(&shape, [Dtype::F32; 3], 3);
-    for preset in [ScoreParams::lava(), ScoreParams::default(), ScoreParams::cake(3.0), ScoreParams::caote()] {
+    for preset in [ScoreParams::lava(), ScoreParams::default(), ScoreParams::cake(3.0), ScoreParams::caote()]
+    {
         for backend in Backend::all() {
             let run = |sink_logits| {
                 run_score(backend, &shape, &ScoreParams { sink_logits, ..preset }, &layer.inputs()).unwrap()
@@ -964,7 +1016,9 @@ fn a_wrong_log_sum_exp_is_refused() {
     for (sliding_window, sink_logits) in [(None, None), (Some(50), None), (None, Some(&sinks[..]))] {
         let shape = Shape { sliding_window, ..shape(100, (4, 2), (16, 16), 9) };
         let layer = Layer::random(&shape, [Dtype::F16; 3], 1);
-        for preset in [ScoreParams::lava(), ScoreParams::default(), ScoreParams::cake(3.0), ScoreParams::sage_kv()] {
+        for preset in
+            [ScoreParams::lava(), ScoreParams::default(), ScoreParams::cake(3.0), ScoreParams::sage_kv()]
+        {
             let natural = ScoreParams { sink_logits, ..preset };
             let two = ScoreParams { lse_base: LseBase::Two, ..natural };
             let right = layer.lse(&shape, &natural);
@@ -985,7 +1039,13 @@ fn a_wrong_log_sum_exp_is_refused() {
                 };
                 let want = run(&natural, &right).unwrap();
                 let in_two = run(&two, &layer.lse(&shape, &two)).unwrap();
-                assert_scores(backend, &in_two, &want.iter().map(|&x| x as f64).collect::<Vec<_>>(), 1e-5, "base 2");
+                assert_scores(
+                    backend,
+                    &in_two,
+                    &want.iter().map(|&x| x as f64).collect::<Vec<_>>(),
+                    1e-5,
+                    "base 2",
+                );
                 // As exact as f16.
                 run(&natural, &of(&|x| f16::from_f32(x).to_f32())).unwrap();
                 let refused = |params: &ScoreParams, lse: &Lse, head: u32| {

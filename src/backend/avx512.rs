@@ -103,6 +103,20 @@ unsafe impl Lanes for Avx512 {
         unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self.0, bound.0) != 0 }
     }
     #[inline(always)]
+    unsafe fn weighted_less(self, weight: *const f64, less: f64) -> Self {
+        // SAFETY: the caller promises sixteen readable weights.
+        Self(unsafe {
+            let less = _mm512_set1_pd(less);
+            let low = _mm512_cvtps_pd(_mm512_castps512_ps256(self.0));
+            let high = _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0));
+            let high = _mm512_cvtps_pd(_mm256_castpd_ps(high));
+            let low = _mm512_cvtpd_ps(_mm512_fmsub_pd(low, _mm512_loadu_pd(weight), less));
+            let high = _mm512_cvtpd_ps(_mm512_fmsub_pd(high, _mm512_loadu_pd(weight.add(8)), less));
+            let low = _mm512_castpd256_pd512(_mm256_castps_pd(low));
+            _mm512_castpd_ps(_mm512_insertf64x4::<1>(low, _mm256_castps_pd(high)))
+        })
+    }
+    #[inline(always)]
     unsafe fn total(self) -> f32 {
         // SAFETY: see `splat`.
         unsafe { _mm512_reduce_add_ps(self.0) }

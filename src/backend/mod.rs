@@ -126,13 +126,10 @@ pub(crate) struct Kernels {
     pub absorb_exactly: fn(&[f32], f32, &mut [f32], &mut [f64]),
     /// `add_exp(tile, scale, rows, sums, totals)`: `sums[i] += Σ_r e[i, r] · weight[r]`, where `e[i, r] = 2^(scale · tile[i, r] − shift[r])`.
     /// `totals[r] += Σ_i e[i, r]`, unless `totals` is empty.
-    #[expect(clippy::type_complexity, reason = "a type of its own would hide the shapes")]
     pub add_exp: fn(&[f32], f32, Softmax, &mut [f32; KEY_BLOCK], &mut [f64]),
     /// `add_squares(tile, scale, rows, sums, totals)`: the same with `sums[i] += Σ_r (e[i, r] · weight[r])²`.
-    #[expect(clippy::type_complexity, reason = "a type of its own would hide the shapes")]
     pub add_squares: fn(&[f32], f32, Softmax, &mut [f32; KEY_BLOCK], &mut [f64]),
     /// `add_weighted(away, max, rows, sums)`: `sums[i] += Σ_r 2^(max[r] − shift[r]) · weight[r] · tile[i, r]`, of a tile put away.
-    #[expect(clippy::type_complexity, reason = "a type of its own would hide the shapes")]
     pub add_weighted: fn(&[u8], &[f32], Softmax, &mut [f32; KEY_BLOCK]),
     /// `spread(tile, scale, rows, spread, totals)`: mean and deviations of `a[i, r] = e[i, r] · weight[r]` over the query rows, in f64.
     /// Overwrites the tile.
@@ -340,6 +337,50 @@ mod tests {
             }
             assert_eq!(power(backend.kernels, [0.0; KEY_BLOCK]), [1.0; KEY_BLOCK], "{}", backend.name());
             assert_eq!(power(backend.kernels, [-140.0; KEY_BLOCK]), [0.0; KEY_BLOCK], "{}", backend.name());
+        }
+    }
+
+    /// Squares, deviations and totals of every backend against f64, with and without rows that fill up a register.
+    #[test]
+    fn kernels_of_a_tile_agree_with_f64() {
+        for (rows, n) in [(ROW_BLOCK, 16), (ROW_BLOCK, 5), (2 * ROW_BLOCK, 32), (3 * ROW_BLOCK, 33)] {
+            let logit = |i: usize, r: usize| ((i * 7 + r * 13) % 29) as f64 * -0.25;
+            let tile: Vec<f32> = (0..KEY_BLOCK * rows).map(|at| logit(at / rows, at % rows) as f32).collect();
+            let weight: Vec<f64> = (0..rows).map(|r| 1.0 - 1.0 / (r + 3) as f64).collect();
+            let weight_32: Vec<f32> = weight.iter().map(|&x| x as f32).collect();
+            let shift: Vec<f32> = (0..rows).map(|r| if r < n { 0.5 } else { f32::INFINITY }).collect();
+            let softmax = Softmax { shift: &shift, weight: &weight_32 };
+            let exact = ExactSoftmax { shift: &shift, weight: &weight, n };
+            let e = |i: usize, r: usize| (logit(i, r) * 2.0 - 0.5).exp2();
+            for Backend { kernels } in Backend::all() {
+                let near = |got: f64, want: f64| {
+                    assert!((got / want - 1.0).abs() < 2e-6, "{:?}: {got} for {want}", kernels.name)
+                };
+                let (mut sums, mut squares) = ([0.0; KEY_BLOCK], [0.0; KEY_BLOCK]);
+                let (mut totals, mut spread) =
+                    ([vec![0.0; rows], vec![0.0; rows], vec![0.0; rows]], Spread::default());
+                (kernels.add_exp)(&tile, 2.0, softmax, &mut sums, &mut totals[0]);
+                (kernels.add_squares)(&tile, 2.0, softmax, &mut squares, &mut totals[1]);
+                (kernels.spread)(&mut tile.clone(), 2.0, exact, &mut spread, &mut totals[2]);
+                for i in 0..KEY_BLOCK {
+                    let a: Vec<f64> = (0..n).map(|r| e(i, r) * weight[r]).collect();
+                    let sum: f64 = a.iter().sum();
+                    near(sums[i] as f64, sum);
+                    near(spread.sums[i] as f64, sum);
+                    near(squares[i] as f64, a.iter().map(|a| a * a).sum());
+                    near(spread.deviations[i] as f64, a.iter().map(|a| (a - sum / n as f64).powi(2)).sum());
+                }
+                for r in 0..n {
+                    totals.iter().for_each(|t| near(t[r], (0..KEY_BLOCK).map(|i| e(i, r)).sum()));
+                }
+                // The sum of what is absorbed, where the largest leaves little to the others.
+                let column: Vec<f32> = (0..KEY_BLOCK * rows)
+                    .map(|at| if at < rows { 0.0 } else { -40.0 - (at / rows) as f32 })
+                    .collect();
+                let (mut max, mut sum) = (vec![UNSEEN; rows], vec![0.0; rows]);
+                (kernels.absorb_exactly)(&column, 1.0, &mut max, &mut sum);
+                near(sum[0] - 1.0, (1..KEY_BLOCK).map(|i| (-40.0 - i as f64).exp2()).sum());
+            }
         }
     }
 }

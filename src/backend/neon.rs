@@ -149,6 +149,16 @@ unsafe impl Lanes for Neon {
         }
     }
     #[inline(always)]
+    unsafe fn weighted_less(self, weight: *const f64, less: f64) -> Self {
+        // SAFETY: the caller promises eight readable weights.
+        Self::of(|i| unsafe {
+            let (weight, less) = (weight.add(4 * i), vdupq_n_f64(-less));
+            let low = vfmaq_f64(less, vcvt_f64_f32(vget_low_f32(self.0[i])), vld1q_f64(weight));
+            let high = vfmaq_f64(less, vcvt_high_f64_f32(self.0[i]), vld1q_f64(weight.add(2)));
+            vcvt_high_f32_f64(vcvt_f32_f64(low), high)
+        })
+    }
+    #[inline(always)]
     unsafe fn total(self) -> f32 {
         // SAFETY: see `splat`.
         unsafe { vaddvq_f32(vaddq_f32(self.0[0], self.0[1])) }

@@ -24,7 +24,7 @@ pub(super) use score::*;
 /// A register of f32s.
 ///
 /// # Safety
-/// `load` and `store` touch exactly `N` elements.
+/// What a function reads or writes at a pointer is exactly `N` elements.
 pub(super) unsafe trait Lanes: Copy {
     /// Elements of a register.
     const N: usize;
@@ -59,6 +59,8 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn where_above(self, bound: Self, x: Self) -> Self;
     /// Whether any lane is above `bound`'s.
     unsafe fn any_above(self, bound: Self) -> bool;
+    /// `self · weight − less` in f64, rounded to f32 at last.
+    unsafe fn weighted_less(self, weight: *const f64, less: f64) -> Self;
     /// Sum of the lanes.
     unsafe fn total(self) -> f32;
     /// The same of each of `L = N` registers: lane `i` holds the sum of register `i`.
@@ -264,7 +266,7 @@ macro_rules! kernels {
             fn spread(
                 tile: &mut [f32], scale: f32, rows: ExactSoftmax, out: &mut Spread, totals: &mut [f64]
             ) -> () {
-                vector::spread::<$lanes, $e>(tile, scale, rows, out, totals)
+                vector::spread::<$lanes, N, $e>(tile, scale, rows, out, totals)
             }
             fn softmax_rows(tile: &mut [f32], scale: f32, max: &mut [f32], sum: &mut [f64]) -> () {
                 vector::softmax_rows::<$lanes, { KEY_BLOCK / N }>(tile, scale, max, sum)

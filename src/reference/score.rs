@@ -31,11 +31,7 @@ fn softmax(logits: &[Option<f64>], sink: Option<f32>) -> Row {
     }
     let exps: Vec<f64> = logits.iter().map(|l| l.map_or(0.0, |x| (x - max).exp())).collect();
     let sum = exps.iter().sum::<f64>() + (sink - max).exp();
-    Row {
-        keys: exps.iter().map(|e| e / sum).collect(),
-        sink: (sink - max).exp() / sum,
-        lse: max + sum.ln(),
-    }
+    Row { keys: exps.iter().map(|e| e / sum).collect(), sink: (sink - max).exp() / sum, lse: max + sum.ln() }
 }
 
 /// Log-sum-exp of the window's queries, in the base of the options: `lse[h][j]`.
@@ -51,7 +47,8 @@ fn window_attention(shape: &Shape, params: &ScoreParams, q: &Heads, k: &Heads, h
     let logits: Vec<Option<f64>> = (0..shape.rows(g))
         .map(|i| {
             let key = shape.position(g, i);
-            let seen = key <= position && shape.sliding_window.is_none_or(|keys| key.saturating_add(keys) > position);
+            let seen = key <= position
+                && shape.sliding_window.is_none_or(|keys| key.saturating_add(keys) > position);
             seen.then(|| logit(&q[h][j], &k[g][i], params.scale, params.softcap))
         })
         .collect();

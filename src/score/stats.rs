@@ -80,7 +80,8 @@ pub(super) fn of_head(task: &Task, b: &mut Buffers) -> Result<AttentionStats> {
                 }
                 let mean = sum / w as f64;
                 let deviation = |(x, weight): (&f32, &f64)| *x as f64 * weight - mean;
-                let squares = key[..w].iter().zip(&*b.exact_weight).map(deviation).map(|d| d * d).sum::<f64>();
+                let squares =
+                    key[..w].iter().zip(&*b.exact_weight).map(deviation).map(|d| d * d).sum::<f64>();
                 stats.variance += if w > 1 { squares / (w - 1) as f64 } else { 0.0 };
                 stats.entropy += entropy * core::f64::consts::LN_2;
             }

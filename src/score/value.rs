@@ -27,7 +27,8 @@ pub(super) fn maxima(
         if live.is_empty() {
             continue;
         }
-        let dead = if weight == ValueWeight::Output { seen_rows(shape, first_head).start } else { live.start };
+        let dead =
+            if weight == ValueWeight::Output { seen_rows(shape, first_head).start } else { live.start };
         let window = live.end..shape.rows(first_head);
         let runs = [(dead..live.start, false), (live, true), (window, span == ValueSpan::All)];
         for (rows, counts) in runs {
@@ -60,14 +61,7 @@ pub(super) fn times_norms(kernels: &Kernels, v: &Tensor, head: usize, first: usi
 /// value. What is lost if the difference to 1 or to `o` is taken literally: an entry with nearly all the attention is nearly the output.
 /// So for the largest entry, the only one that may hold more than half, the others are summed by themselves: with their mean
 /// `m = Σ a_k v_k / Σ a_k` over `k ≠ i`, the change is `a_i · ‖m − v_i‖₂`. Where their attention is less than f32 holds, m is 0.
-pub(super) fn to_output_change(
-    v: &Tensor,
-    head: usize,
-    first: usize,
-    w: usize,
-    sink: f64,
-    row: &mut [f32],
-) {
+pub(super) fn to_output_change(v: &Tensor, head: usize, first: usize, w: usize, sink: f64, row: &mut [f32]) {
     let a = |a: f32| a as f64 / w as f64;
     let mut largest = 0;
     for (i, a) in row.iter().enumerate() {

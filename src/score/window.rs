@@ -223,8 +223,7 @@ fn sums(task: &Task, b: &mut Buffers, h: usize, totals: bool) -> [f32; KEY_BLOCK
             let mut spread = Spread::default();
             (task.kernels.spread)(b.tile, exponent, exact, &mut spread, totals);
             // The mean alone where there is one query.
-            let of_deviations =
-                if w > 1 { w as f32 * task.params.gamma / (w - 1) as f32 } else { 0.0 };
+            let of_deviations = if w > 1 { w as f32 * task.params.gamma / (w - 1) as f32 } else { 0.0 };
             sums = core::array::from_fn(|i| spread.sums[i] + of_deviations * spread.deviations[i]);
         }
         _ => (task.kernels.add_exp)(b.tile, exponent, softmax, &mut sums, totals),

@@ -42,11 +42,6 @@ pub fn carver(memory: &mut [u128]) -> Carver<'_> {
 }
 
 /// Layer 3 of something, of which nothing has been evicted.
-pub fn shape(
-    n_tokens: usize,
-    heads: (usize, usize),
-    dims: (usize, usize),
-    window: usize,
-) -> Shape<'static> {
+pub fn shape(n_tokens: usize, heads: (usize, usize), dims: (usize, usize), window: usize) -> Shape<'static> {
     Shape { layer: 3, ..Shape::dense(n_tokens, heads.0, heads.1, dims.0, dims.1, window) }
 }
