@@ -38,12 +38,12 @@ impl Number for bf16 {
 /// Q, K and V, token-major as engines hold them.
 pub struct Layer<T> {
     pub backend: Backend,
-    pub shape: Shape,
-    pub params: ScoreParams,
+    pub shape: Shape<'static>,
+    pub params: ScoreParams<'static>,
     q: Vec<T>,
     k: Vec<T>,
     v: Vec<T>,
-    /// A log-sum-exp that is near enough to the truth for timing.
+    /// The log-sum-exp of the window's queries, as an engine's own attention would hand it over.
     lse: Vec<f32>,
 }
 
@@ -84,23 +84,45 @@ impl<T: Number> Layer<T> {
                 })
                 .collect()
         };
-        Self {
+        let mut layer = Self {
             backend,
-            shape: Shape {
-                layer: 0,
-                n_tokens,
-                n_q_heads,
-                n_kv_heads,
-                head_dim_k: dim,
-                head_dim_v: dim,
-                window: WINDOW,
-            },
-            params: ScoreParams::default(),
+            shape: Shape::dense(n_tokens, n_q_heads, n_kv_heads, dim, dim, WINDOW),
+            params: ScoreParams::lava(),
             q: random(WINDOW * n_q_heads * dim, 2.0),
             k: random(n_tokens * n_kv_heads * dim, 2.0),
             v: random(n_tokens * n_kv_heads * dim, 1.0),
-            lse: vec![(n_tokens as f32).ln() + 1.0; WINDOW * n_q_heads],
+            lse: vec![0.0; WINDOW * n_q_heads],
+        };
+        layer.lse = layer.log_sum_exp();
+        layer
+    }
+
+    fn log_sum_exp(&self) -> Vec<f32> {
+        let Shape { n_q_heads, head_dim_v: dim, .. } = self.shape;
+        let ScoreInputs { q, k, v, .. } = self.inputs(false);
+        let (mut out, mut lse) = (vec![0.0f32; WINDOW * n_q_heads * dim], vec![0.0f32; WINDOW * n_q_heads]);
+        {
+            let dense = |data, dim| {
+                let strides = Strides::token_major(n_q_heads, dim);
+                TensorMut::from_slice(data, strides, Rows::Same(WINDOW), n_q_heads, dim).expect("dense")
+            };
+            let (mut out, mut lse) = (dense(&mut out[..], dim), dense(&mut lse[..], 1));
+            let size = attend::workspace_size(&self.shape, WINDOW).expect("a valid shape");
+            attend::attend(
+                self.backend,
+                &self.shape,
+                &AttendParams { causal: true, ..Default::default() },
+                WINDOW,
+                &AttendInputs { q, k, v },
+                &mut out,
+                Some(&mut lse),
+                0,
+                1,
+                &mut carver(&mut vec![0; size.div_ceil(16)]),
+            )
+            .expect("valid input");
         }
+        lse
     }
 
     /// Bytes of K and V.
@@ -204,7 +226,6 @@ impl<T: Number> Layer<T> {
         out.turn = (out.turn + 1) % out.layers.len();
         let [k, v] = &out.layers[out.turn];
         let Shape { n_q_heads, n_kv_heads, head_dim_k: dim, .. } = self.shape;
-        let shape = Shape { n_tokens: 1, ..self.shape };
         let ragged = |data| {
             Tensor::from_slice(data, Strides::ragged(&out.cu, dim), Rows::Cu(&out.cu), n_kv_heads, dim)
                 .expect("ragged")
@@ -219,8 +240,9 @@ impl<T: Number> Layer<T> {
             TensorMut::from_slice(&mut out.attention, strides, Rows::Same(1), n_q_heads, dim).expect("dense");
         attend::attend(
             self.backend,
-            &shape,
+            &self.shape,
             &AttendParams::default(),
+            1,
             &inputs,
             &mut to,
             None,
@@ -238,13 +260,12 @@ impl<T: Number> Outputs<T> {
         let shape = &layer.shape;
         let entries = params::total_entries(shape, budget, 1).expect("a valid budget");
         let n_kept = select::n_kept(shape, entries).expect("a valid shape") as usize;
-        let one_token = Shape { n_tokens: 1, ..*shape };
         let size = layer
             .workspace_bytes()
             .max(select::workspace_size(shape).expect("a valid shape"))
-            .max(attend::workspace_size(&one_token).expect("a valid shape"));
+            .max(attend::workspace_size(shape, 1).expect("a valid shape"));
         Self {
-            scores: vec![0.0; shape.prefix_entries() as usize],
+            scores: vec![0.0; shape.n_scores() as usize],
             kept: vec![0; n_kept],
             cu: vec![0; shape.n_kv_heads + 1],
             budget: entries,

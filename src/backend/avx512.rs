@@ -1,7 +1,7 @@
 //! x86-64 with AVX-512F: sixteen f32 a register, thirty-two registers.
 //!
-//! Where the machine multiplies pairs of bf16 (`avx512_bf16`) and queries and keys are both bf16, they are not widened: twice
-//! the products an instruction. A lane then is a pair of neighbours of a row.
+//! Where the machine multiplies pairs of bf16 (`avx512_bf16`) and queries and keys are both bf16, they are not widened:
+//! twice the products an instruction. A lane then is a pair of neighbours of a row.
 
 use core::arch::x86_64::*;
 
@@ -84,7 +84,7 @@ unsafe impl Lanes for Avx512 {
     }
     #[inline(always)]
     unsafe fn round(self) -> Self {
-        // SAFETY: see `splat`. To no digit behind the point, half to even.
+        // SAFETY: see `splat`. To no digit after the point, half to even.
         Self(unsafe { _mm512_roundscale_ps::<0>(self.0) })
     }
     #[inline(always)]
@@ -124,8 +124,8 @@ unsafe impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn sums<const L: usize>(x: [Self; L]) -> Self {
         const { assert!(L == 16) };
-        // SAFETY: see `splat`. Each step adds the halves of two registers into one: neighbours, pairs, then quarters. No closure
-        // here: it would be compiled without the instruction set.
+        // SAFETY: see `splat`. Each step adds the halves of two registers into one: neighbours, pairs, then quarters.
+        // No closure here: it would be compiled without the instruction set.
         Self(unsafe {
             let (mut two, mut four) = ([_mm512_setzero_pd(); 8], [_mm512_setzero_ps(); 4]);
             for i in 0..8 {

@@ -131,7 +131,8 @@ fn add_exp(tile: &[f32], scale: f32, rows: Softmax, sums: &mut [f32; KEY_BLOCK],
     add_exp_and(|e, weight| e * weight, -126.0, tile, scale, rows, sums, totals);
 }
 
-/// Below 2 to this nothing is squared: the result would be subnormal, which is slow, and is nothing beside other scores.
+/// Below 2 to this nothing is squared: the result would be subnormal, which is slow, and is nothing beside other
+/// scores.
 pub(super) const LEAST_SQUARED: f32 = -63.0;
 
 fn add_squares(tile: &[f32], scale: f32, rows: Softmax, sums: &mut [f32; KEY_BLOCK], totals: &mut [f64]) {
@@ -238,8 +239,8 @@ fn pairwise(s: [f32; 8]) -> f32 {
 pub(super) const EXP2: [f32; 7] =
     [1.559_467_8e-4, 1.340_664_4e-3, 9.617_693e-3, 5.550_310_6e-2, 2.402_265_3e-1, 6.931_472_2e-1, 1.0];
 
-/// `2^x` within 2 ulp; 0 for NaN and below −126, where the result would be subnormal; capped at `2^127`, near the largest
-/// f32. So `exp2(UNSEEN − x)` is 0 for every `x`, `UNSEEN` included.
+/// `2^x` within 2 ulp; 0 for NaN and below −126, where the result would be subnormal; capped at `2^127`, near the
+/// largest f32. So `exp2(UNSEEN − x)` is 0 for every `x`, `UNSEEN` included.
 ///
 /// `x = n + r`, then a polynomial in `r`, without a branch.
 #[inline(always)]
