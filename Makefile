@@ -1,5 +1,7 @@
-# Two commands for people: `make run` shows the library at work on a real model's cache, `make test` runs every check.
-# Those of the llama.cpp integration build llama.cpp first, so they are by themselves: `make llama`, `make test-llama`.
+# Three commands for people: `make run` shows the library at work on a real model's cache, `make test` runs the checks that a change needs
+# while it is written (minutes), `make check-all` all that a machine without a GPU can run (about half an hour).
+#
+# For Linux. Meant for macOS too: run, lib, install, uninstall. On Windows: `cargo test`, and `cargo rustc` as in lib below.
 
 CARGO  ?= cargo
 CC     ?= cc
@@ -13,28 +15,33 @@ LIB  := target/capi/capi/liblava.a
 BIN  := target/examples-c
 LIBS := -lm -lpthread -ldl
 
-.PHONY: run test parts test-neon bench eval test-eval lib install uninstall check-tools fmt lint msrv package doc doc-c unit fuzz fuzz-smoke \
-	sanitize miri clean
+.PHONY: run test check-all parts test-neon test-windows bench eval test-eval lib install uninstall check-tools fmt lint lint-features msrv package doc \
+	doc-c unit fuzz fuzz-seed fuzz-quick fuzz-smoke sanitize miri break-sample break-all clean
 
 run: $(BIN)/quickstart
 	@$(BIN)/quickstart target/budget-map.svg
 
 # Every program of examples-c, built against the static library.
-$(BIN)/%: examples-c/%.c examples-c/*.h include/lava.h lib
+$(BIN)/%: examples-c/%.c examples-c/*.h include/lava.h include/lava_methods.h lib
 	@mkdir -p $(BIN)
 	$(CC) $(CFLAGS) -I include $< $(LIB) $(LIBS) -o $@
 
-# The C libraries: target/capi/capi/liblava.a and liblava.so, the latter with the ABI's major version in its SONAME. FEATURES=cuda adds
-# lava_cuda.h's functions.
+# The C libraries: target/capi/capi/liblava.a and liblava.so, the latter with the ABI's major version in its SONAME; on macOS
+# liblava.dylib, with it in its install name. FEATURES=cuda adds lava_cuda.h's functions.
 WITH = $(if $(FEATURES),--features $(FEATURES))
+ifeq ($(shell uname -s),Darwin)
+SONAME := -install_name,@rpath/liblava.$(ABI).dylib
+else
+SONAME := -soname,liblava.so.$(ABI)
+endif
 lib: check-tools
 	@echo "building liblava (a minute, the first time)"
 	@$(CARGO) rustc --quiet --lib --profile capi $(WITH) --crate-type staticlib --target-dir target/capi
 	@$(CARGO) rustc --quiet --lib --profile capi $(WITH) --crate-type cdylib --target-dir target/capi -- \
-		-C link-arg=-Wl,-soname,liblava.so.$(ABI)
+		-C link-arg=-Wl,$(SONAME)
 
-# Headers, liblava.a, liblava.so with its links, lava.pc and the CMake package, under PREFIX (/usr/local). LIBDIR, INCLUDEDIR
-# and DESTDIR as everywhere.
+# Headers, liblava.a, liblava.so with its links, lava.pc and the CMake package, under PREFIX (/usr/local), on Linux and macOS.
+# LIBDIR, INCLUDEDIR and DESTDIR as everywhere.
 install: lib
 	@VERSION=$(VERSION) include/install/install.sh install
 # Takes them away again, with the same variables.
@@ -42,19 +49,29 @@ uninstall:
 	@VERSION=$(VERSION) include/install/install.sh uninstall
 export PREFIX LIBDIR INCLUDEDIR DESTDIR FEATURES
 
-# Each part is a target of its own. .ci/run asks for their names.
-PARTS := lint doc doc-c unit fuzz-smoke cuda-plain cuda-ptx cuda-asan cuda-tsan cuda-host-test
-test: check-tools $(PARTS)
-	@echo "all checks passed"
+# Each part is a target of its own. .ci/parts runs them, says how long each took and names what was not run. PARTS="lint unit" chooses.
+TEST_PARTS := lint unit doc doc-c fuzz-quick cuda-quick
+ALL_PARTS  := lint lint-features unit doc doc-c fuzz-smoke cuda-plain cuda-ptx cuda-asan cuda-tsan cuda-host-test cuda test-eval sanitize \
+	miri break-sample test-llama msrv package
+test: check-tools
+	@MAKE="$(MAKE)" ALL="$(ALL_PARTS)" .ci/parts $(or $(PARTS),$(TEST_PARTS))
+check-all: check-tools
+	@MAKE="$(MAKE)" ALL="$(ALL_PARTS)" .ci/parts $(or $(PARTS),$(ALL_PARTS))
 parts:
-	@echo $(PARTS)
+	@echo "make test:      $(TEST_PARTS)"
+	@echo "make check-all: $(ALL_PARTS)"
 
+# All code with its tests, and the core alone.
 lint:
 	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --features lava-kv/rayon -- -D warnings
+	$(CARGO) clippy --no-default-features -- -D warnings
+
+# The other combinations of features.
+lint-features:
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --features rayon --all-targets -- -D warnings
 	NVCC= $(CARGO) clippy --features cuda -- -D warnings
-	$(CARGO) clippy --no-default-features -- -D warnings
 	$(CARGO) clippy --no-default-features --features capi -- -D warnings
 
 # The library builds with the oldest Rust that Cargo.toml promises. Calls of what is newer are also found by clippy, in lint.
@@ -69,7 +86,7 @@ msrv:
 # What a registry would get: it builds by itself, and cargo has nothing to say about it. That a version is there already is for
 # who publishes.
 package:
-	@mkdir -p target && $(CARGO) publish --dry-run --allow-dirty --package lava --target-dir target/package-check \
+	@mkdir -p target && $(CARGO) publish --dry-run --allow-dirty --package lava-kv --target-dir target/package-check \
 		>target/package.log 2>&1 || { cat target/package.log; exit 1; }
 	@grep Packaged target/package.log
 	@! grep '^warning' target/package.log | grep -v 'aborting upload due to dry run\|already exists on'
@@ -85,20 +102,31 @@ doc-c:
 
 # libclang for bindgen is found, or brought, by ffi-tests/libclang.sh.
 unit:
-	$(CARGO) test --workspace --features lava/rayon
+	$(CARGO) test --workspace --features lava-kv/rayon
 
-# What can be run of aarch64 on x86-64, under QEMU. Not part of `make test`: it installs and downloads several hundred MB.
+# What can be run of aarch64 on x86-64, under QEMU. Not part of `make check-all`: it installs and downloads several hundred MB.
 test-neon: check-tools
 	@CARGO=$(CARGO) tests/neon.sh
 
-# Arbitrary arguments and every backend against the reference, 10 seconds for each of five questions. No fuzzer is needed.
+# The programs, the DLL and the tests for x86-64 Windows, under wine. Not part of `make check-all`: it installs more than 1 GB.
+test-windows: check-tools
+	@CARGO=$(CARGO) tests/windows.sh
+
+# Arbitrary arguments and every backend against the reference: all seeds, then 10 seconds of random cases for each of five questions. No
+# fuzzer is needed. fuzz-quick is the same with 2 seconds.
 fuzz-smoke:
 	$(CARGO) test --quiet --manifest-path fuzz/Cargo.toml
+fuzz-quick:
+	LAVA_FUZZ_SECONDS=2 $(CARGO) test --quiet --manifest-path fuzz/Cargo.toml
 
 # The same with a fuzzer, SECONDS for each target, or RUNS executions. Needs nightly Rust and cargo-fuzz.
 SECONDS ?= 60
 fuzz:
 	RUNS=$(RUNS) fuzz/run.sh $(SECONDS)
+
+# Keeps cases as seeds, from which every later run starts: make fuzz-seed TARGET=abi FILES=fuzz/artifacts/abi/crash-...
+fuzz-seed:
+	$(CARGO) run --quiet --manifest-path fuzz/Cargo.toml --example seeds -- add $(TARGET) $(FILES)
 
 # C programs and Rust tests under sanitizers and valgrind, five minutes. It brings what it lacks, but for a nightly compiler.
 sanitize: lib
@@ -116,7 +144,7 @@ bench: check-tools
 # What eviction methods lose, at equal bytes: tables and plots in eval/results and the README's table. ARGS="--quick" for a look, which
 # changes no file.
 eval: check-tools
-	$(CARGO) run --release --quiet --manifest-path eval/Cargo.toml -- $(if $(ARGS),$(ARGS),--out eval/results --readme README.md)
+	$(CARGO) run --release --quiet --manifest-path eval/Cargo.toml -- $(if $(ARGS),$(ARGS),--out eval/results --readme docs/evaluation.md)
 
 test-eval:
 	$(CARGO) clippy --release --manifest-path eval/Cargo.toml --all-targets -- -D warnings
@@ -124,6 +152,15 @@ test-eval:
 
 include examples-c/llama.cpp/llama.mk
 include cuda/cuda.mk
+
+# What the tests are worth: promises of the headers and places of the kernels broken on purpose, each of which a test must notice. Whether
+# the text to break is still there is looked at for all of them, also in the sample.
+break-sample: lib $(CU_KIT)/.fetched
+	ffi-tests/break_promises.py --sample 10
+	cuda/tests/break.py --sample 15
+break-all: lib $(CU_KIT)/.fetched
+	ffi-tests/break_promises.py
+	cuda/tests/break.py
 
 fmt:
 	$(CARGO) fmt --all

@@ -48,4 +48,5 @@ def main() -> None:
     print(best)
 
 
-main()
+if __name__ == "__main__":
+    main()

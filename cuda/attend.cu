@@ -38,7 +38,7 @@ struct Cache {
     }
     /// The rows that new token `t` sees.
     __device__ uint2 seen(uint32_t t) const {
-        const uint32_t hidden = args.causal ? args.n_new - 1 - t : 0, end = n_rows > hidden ? n_rows - hidden : 0;
+        const uint32_t hidden = args.causal ? args.n_queries - 1 - t : 0, end = n_rows > hidden ? n_rows - hidden : 0;
         if (args.sliding_window == 0 || end == 0) return uint2{0, end};
         // A query's own row is the last that it sees; without causal it comes behind all rows.
         const uint64_t own = args.causal ? position(end - 1) : position(end) + t;
@@ -401,7 +401,7 @@ __device__ inline void attend_merge(const lava_attend_args &args) {
     }
     if (poison != 0) cache.fault(LAVA_FAULT_V);
     if (threadIdx.x == 0 && cache.sequence.lse.data != nullptr)
-        *row_of<float>(cache.sequence.lse, head, t) = (most + log2f(weight_sum)) * LN_2;
+        *row_of<float>(cache.sequence.lse, head, t) = (most + log2f(weight_sum)) * args.lse_from_base_2;
 }
 
 } // namespace lava

@@ -1,4 +1,4 @@
-// Integers that sum exactly, by one block: a total shared among layers by weight, a layer's budget among heads. The arithmetic is
+// Integers that sum exactly, by one block: a total shared among layers by weight, a layer's entries among heads. The arithmetic is
 // that of src/budget.rs, in 128-bit integers, so the order in which threads add changes nothing.
 #pragma once
 #include <cstring>
@@ -97,27 +97,34 @@ struct ShareMemory {
     LAVA_SHARED(lava::i128, name##_wide, (threads) / 32);                                                                 \
     const lava::ShareMemory name = {name##_weight, name##_remainder, name##_share, name##_sums, name##_wide}
 
-/// Shares `total` among `n` in proportion to their weights, into m.share: as src/budget.rs does, by one block. Weights are finite and
-/// not negative, and taken on a grid of 2^-52; capacities are below 2^32, and `total` is between the sums of the minimums and of
-/// the capacities.
-template <class Capacity, class Minimum>
-__device__ void water_fill(uint32_t n, const double *weights, Capacity capacity, Minimum minimum, uint64_t total, Rounding rounding,
-                           const ShareMemory &m) {
+/// Puts the weights of the open shares on a grid of 2^-52 of the next power of two above the largest of them, or of 1 if that is more.
+__device__ inline void resolve_weights(uint32_t n, const double *weights, const ShareMemory &m) {
     // Few, and each thread needs all of them.
     double largest = 0.0;
     for (uint32_t i = 0; i < n; i++)
-        if (weights[i] > largest) largest = weights[i];
+        if (m.share[i] == OPEN && weights[i] > largest) largest = weights[i];
     // Dividing by a power of two changes no digit of a weight.
     const double grid = 4503599627370496.0;
     double unit = grid;
     while (largest * (unit / grid) > 1.0) unit *= 0.5;
-    for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) {
-        m.weight[i] = uint64_t(rint(weights[i] * unit));
-        m.share[i] = OPEN;
-    }
+    for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) m.weight[i] = uint64_t(rint(weights[i] * unit));
     __syncthreads();
+}
 
-    // Water-filling with bounds on both sides: fix those violations that pull in the direction of the sum, and share again.
+/// Whose shares they are. Weights of layers are resolved anew whenever shares have been settled; those of heads only once, so that a share
+/// never grows when `total` shrinks.
+enum class Sharers { LAYERS, HEADS };
+
+/// Shares `total` among `n` in proportion to their weights, into m.share: as src/budget.rs does, by one block. Weights are finite and
+/// not negative; capacities are below 2^32, and `total` is between the sums of the minimums and of the capacities.
+template <class Capacity, class Minimum>
+__device__ void water_fill(Sharers sharers, uint32_t n, const double *weights, Capacity capacity, Minimum minimum, uint64_t total,
+                           Rounding rounding, const ShareMemory &m) {
+    for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) m.share[i] = OPEN;
+    __syncthreads();
+    resolve_weights(n, weights, m);
+
+    // Water-filling with bounds on both sides: settle those violations that pull in the direction of the sum, and share again.
     for (;;) {
         uint64_t fixed = 0, sum = 0, n_open = 0;
         for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) {
@@ -146,7 +153,10 @@ __device__ void water_fill(uint32_t n, const double *weights, Capacity capacity,
             if (excess >= 0 && own < u128(minimum(i)) * sum) m.share[i] = minimum(i), n_fixed++;
             else if (excess <= 0 && own > u128(capacity(i)) * sum) m.share[i] = capacity(i), n_fixed++;
         }
-        if (block_sum(n_fixed, m.sums) != 0) continue;
+        if (block_sum(n_fixed, m.sums) != 0) {
+            if (sharers == Sharers::LAYERS) resolve_weights(n, weights, m);
+            continue;
+        }
         if (n_open != 0) round_shares(rounding, sum, rest, n, share, m.share, m.remainder, m.sums);
         __syncthreads();
         return;
@@ -179,13 +189,13 @@ __device__ inline ShareFault share_total(uint32_t n, const double *weights, cons
     total = min(total, capacity);
     if (fault == OPEN && promised > total) fault = LAVA_FAULT_BUDGET;
     if (fault != OPEN) return {uint32_t(fault & 0xff), uint32_t(fault >> 8)};
-    water_fill(n, weights, [&](uint32_t l) { return capacities[l]; }, minimum, total, rounding, m);
+    water_fill(Sharers::LAYERS, n, weights, [&](uint32_t l) { return capacities[l]; }, minimum, total, rounding, m);
     return {0, 0};
 }
 
-/// What each head is promised under the guaranteed floor: ⌊α · b / n_kv_heads⌋.
-__device__ inline uint64_t guaranteed_floor(uint64_t alpha, uint64_t budget, uint64_t n_kv_heads) {
-    return divide(u128(alpha) * budget, ALPHA_ONE * n_kv_heads).quotient;
+/// What each head is promised under the guaranteed floor: ⌊α · n_entries / n_kv_heads⌋.
+__device__ inline uint64_t guaranteed_floor(uint64_t alpha, uint64_t n_entries, uint64_t n_kv_heads) {
+    return divide(u128(alpha) * n_entries, ALPHA_ONE * n_kv_heads).quotient;
 }
 
 } // namespace lava

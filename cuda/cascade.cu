@@ -1,6 +1,6 @@
 // Compress while prefilling: after each layer's scores all layers so far share the total anew, on the GPU. plan.h has the launches.
 //
-// As src/cascade.rs: budgets are rounded up until the last layer is there, so that they only shrink, and the kept sets end as those
+// As src/cascade.rs: shares are rounded up until the last layer is there, so that they only shrink, and the kept sets end as those
 // of all layers at once. The kept entries' scores, positions and rows are there twice: a push reads one copy and writes the other. A
 // launch has cascades of any shapes side by side, each at a layer of its own.
 //
@@ -20,7 +20,7 @@ struct State {
     uint64_t *const status;
     unsigned char *const workspace;
     double *entropies, *weights, *masses, *shares;
-    uint64_t *budgets, *capacities, *minimums;
+    uint64_t *n_entries, *capacities, *minimums;
     uint64_t *old_starts, *new_starts;
     uint32_t *old_cu, *new_cu, *cu_rows; // [n_layers, n_kv_heads + 1]
     float *old_scores, *new_scores;
@@ -34,7 +34,7 @@ struct State {
         const bool second = a.layer % 2 != 0;
         const uint64_t heads = a.n_kv_heads + 1, layers = a.n_layers;
         entropies = at(entropies, l.entropies), masses = at(masses, l.masses), shares = at(shares, l.shares);
-        budgets = at(budgets, l.budgets), capacities = at(capacities, l.capacities), minimums = at(minimums, l.minimums);
+        n_entries = at(n_entries, l.n_entries), capacities = at(capacities, l.capacities), minimums = at(minimums, l.minimums);
         old_starts = at(old_starts, l.starts) + second * layers, new_starts = at(new_starts, l.starts) + !second * layers;
         old_cu = at(old_cu, l.cu) + second * layers * heads, new_cu = at(new_cu, l.cu) + !second * layers * heads;
         old_scores = at(old_scores, l.scores) + second * l.capacity, new_scores = at(new_scores, l.scores) + !second * l.capacity;
@@ -78,9 +78,9 @@ struct LayersSoFar {
     }
 };
 
-__device__ inline bool is_global(const lava_cuda_cascade_item &a) { return a.layer_budgets == LAYERS_GLOBAL; }
+__device__ inline bool is_global(const lava_cuda_cascade_item &a) { return a.layers == LAYERS_GLOBAL; }
 
-/// The heads that compete for one budget: one layer's, or with LAVA_LAYERS_GLOBAL those of all layers so far.
+/// The heads that compete for the same entries: one layer's, or with LAVA_LAYERS_GLOBAL those of all layers so far.
 __device__ inline Choice<LayersSoFar> heads_of(const State &s, uint32_t layer) {
     const lava_cuda_cascade_item &a = s.a;
     const uint32_t first = is_global(a) ? 0 : layer, n = is_global(a) ? a.layer + 1 : 1;
@@ -124,7 +124,7 @@ __device__ inline void plan_layer(const State &s, uint32_t layer, uint32_t block
     uint64_t entries = 0;
     for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) entries += c.len(h);
     entries = block_sum(entries, sums);
-    choose(c, s.minimums[layer] / heads, min(is_global(a) ? a.total : s.budgets[layer], entries), a.layer + 1 == a.n_layers ? Rounding::EXACT : Rounding::UP);
+    choose(c, s.minimums[layer] / heads, min(is_global(a) ? a.total : s.n_entries[layer], entries), a.layer + 1 == a.n_layers ? Rounding::EXACT : Rounding::UP);
     if (c.block() != 0) return;
     for (uint32_t l = threadIdx.x; l < c.n_heads / heads; l += blockDim.x)
         write_counts(c.counts + l * heads, heads, a.window_rows, s.new_cu + uint64_t(layer + l) * (heads + 1));
@@ -157,7 +157,7 @@ __device__ inline void write_layer(const State &s, uint32_t layer, uint32_t bloc
     if (threadIdx.x != 0) return;
     const uint64_t kept = cu[heads] - uint64_t(heads) * a.window_rows;
     s.new_starts[layer] = start;
-    s.budgets[layer] = kept;
+    s.n_entries[layer] = kept;
     s.shares[layer] = evicted_share(kept == s.capacities[layer], s.masses[layer], kept_mass);
 }
 
@@ -207,7 +207,7 @@ LAVA_KERNEL(LAVA_CUDA_BUDGET_THREADS) lava_cascade_share(const __grid_constant__
     const uint32_t n = a.layer + 1;
     entropy_of_layer(s.piece_sums, a.n_kv_heads, a.prefix_len, s.entropies + a.layer, s.masses + a.layer);
     if (threadIdx.x == 0)
-        s.weights[a.layer] = a.layer_budgets == LAYERS_ENTROPY ? s.entropies[a.layer] : a.layer_budgets == LAYERS_WEIGHTS ? *a.weight : 1.0;
+        s.weights[a.layer] = a.layers == LAYERS_ENTROPY ? s.entropies[a.layer] : a.layers == LAYERS_WEIGHTS ? *a.weight : 1.0;
     uint32_t *const control = reinterpret_cast<uint32_t *>(s.workspace);
     for (uint32_t i = threadIdx.x; i < n * (LAVA_CUDA_CONTROL_BYTES / 4); i += blockDim.x) control[i] = 0;
     if (is_global(a)) return;
@@ -217,7 +217,9 @@ LAVA_KERNEL(LAVA_CUDA_BUDGET_THREADS) lava_cascade_share(const __grid_constant__
         if (threadIdx.x == 0) fail_cascade(s, fault.layer, LAVA_NO_HEAD, fault.what == FAULT_TOLD ? uint32_t(LAVA_FAULT_WEIGHTS) : fault.what);
         return;
     }
-    for (uint32_t l = threadIdx.x; l < n; l += blockDim.x) s.budgets[l] = memory.share[l];
+    // A larger weight may come, and with it a coarser grid that moves shares by less than one entry.
+    const uint64_t more = a.layers == LAYERS_WEIGHTS && n < a.n_layers ? 1 : 0;
+    for (uint32_t l = threadIdx.x; l < n; l += blockDim.x) s.n_entries[l] = min(memory.share[l] + more, s.capacities[l]);
 }
 
 LAVA_SELECT_KERNEL lava_cascade_plan(const __grid_constant__ lava_cuda_cascade_args args) {

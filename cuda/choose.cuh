@@ -2,7 +2,7 @@
 //
 //     k-th largest   three digits of an order-preserving key, 11 + 11 + 10 bits: histogram of the keys that share the digits so far,
 //                    then the bucket in which the k-th lies
-//     choose         the `budget` largest; with a floor also each head's own best; or counts by weights from outside; then one cut
+//     choose         the `n_entries` largest; with a floor also each head's own best; or counts by weights from outside; then one cut
 //                    per head
 //     write          entries above their head's cut, and the first of those equal to it, in token order
 //
@@ -81,7 +81,7 @@ template <class Source> struct Choice {
         counts = of_heads(4), above = of_heads(5), equal = of_heads(6);
         tile = reinterpret_cast<uint32_t *>(own + l.tile);
         tile_mass = reinterpret_cast<double *>(own + l.tile_mass);
-        tiles_per_head = tiles_of(prefix_len);
+        tiles_per_head = lava_cuda_tiles(prefix_len);
     }
     /// Makes this block one of `n`. Each gets as many of the tiles that there are: of a head that was evicted from, most are not.
     __device__ void share(uint32_t block, uint32_t n) const {
@@ -89,13 +89,13 @@ template <class Source> struct Choice {
         Share &own = own_share();
         const uint32_t each = (n_heads + blockDim.x - 1) / blockDim.x, begin = threadIdx.x * each, end = min(begin + each, n_heads);
         uint32_t tiles = 0, all = 0;
-        for (uint32_t h = begin; h < end; h++) tiles += tiles_of(len(h));
+        for (uint32_t h = begin; h < end; h++) tiles += lava_cuda_tiles(len(h));
         uint32_t before = sum_before(tiles, warps);
         for (uint32_t w = 0; w < blockDim.x / 32; w++) all += warps[w];
         const uint32_t first = uint32_t(uint64_t(all) * block / n);
         if (threadIdx.x == 0) own.block = block, own.n_blocks = n, own.n_tiles = uint32_t(uint64_t(all) * (block + 1) / n) - first;
         for (uint32_t h = begin; h < end && before <= first; h++) {
-            const uint32_t its = tiles_of(len(h));
+            const uint32_t its = lava_cuda_tiles(len(h));
             if (first - before < its) own.first_head = h, own.first_tile = first - before;
             before += its;
         }
@@ -103,7 +103,6 @@ template <class Source> struct Choice {
     }
     __device__ uint32_t block() const { return own_share().block; }
     __device__ uint32_t n_blocks() const { return own_share().n_blocks; }
-    __device__ static uint32_t tiles_of(uint32_t len) { return (len + LAVA_CUDA_SELECT_TILE - 1) / LAVA_CUDA_SELECT_TILE; }
     __device__ void meet() const { meet_blocks(control, n_blocks()); }
     __device__ uint32_t len(uint32_t h) const { return head(h).len; }
     __device__ bool is_protected(uint32_t position) const {
@@ -234,20 +233,20 @@ struct Fault {
 };
 
 /// What is wrong before the first choice, for all threads of all blocks; in the order in which the CPU looks. Behind begin_choice.
-template <class Source> __device__ Fault fault_of(const Choice<Source> &c, uint64_t budget) {
+template <class Source> __device__ Fault fault_of(const Choice<Source> &c, uint64_t n_entries) {
     LAVA_SHARED(uint32_t, first, 1);
     if (c.params.head_weights != nullptr) {
         const uint32_t head = first_faulty_weight(c.params.head_weights, c.n_heads, first);
         if (head < c.n_heads) return {LAVA_FAULT_WEIGHTS, head};
     }
-    if (budget < uint64_t(c.minimum()) * c.n_heads) return {LAVA_FAULT_BUDGET, 0};
+    if (n_entries < uint64_t(c.minimum()) * c.n_heads) return {LAVA_FAULT_BUDGET, 0};
     if (c.control[1] != 0) return {LAVA_FAULT_SCORES, UINT32_MAX - c.control[1]};
     return {0, 0};
 }
 
-/// Each head's `guarantee` best entries, and the best of the others, `budget` in all: counts, and where nothing is guaranteed the cuts.
+/// Each head's `guarantee` best entries, and the best of the others, `n_entries` in all: counts, and where nothing is guaranteed the cuts.
 /// Block 0 alone has them behind it.
-template <class Source> __device__ void compete(const Choice<Source> &c, uint64_t guarantee, uint64_t budget) {
+template <class Source> __device__ void compete(const Choice<Source> &c, uint64_t guarantee, uint64_t n_entries) {
     LAVA_SHARED(uint32_t, warps, LAVA_CUDA_SELECT_THREADS / 32);
     LAVA_SHARED(uint64_t, wide, LAVA_CUDA_SELECT_THREADS / 32);
     LAVA_SHARED(uint32_t, equals, LAVA_CUDA_SELECT_THREADS);
@@ -260,7 +259,7 @@ template <class Source> __device__ void compete(const Choice<Source> &c, uint64_
         c.taken_ties[h] = c.counts[h] = taken;
         c.cut_ties[h] = 0;
     }
-    const uint64_t left = budget - block_sum(all_taken, wide);
+    const uint64_t left = n_entries - block_sum(all_taken, wide);
     uint32_t *const layer_key = c.control + 3, *const layer_ties = c.control + 4;
     if (c.block() == 0 && threadIdx.x == 0) *layer_ties = uint32_t(left);
     c.meet();
@@ -308,15 +307,15 @@ template <class Source> __device__ void compete(const Choice<Source> &c, uint64_
     }
 }
 
-/// What each head is sure of: the guaranteed floor's part of the budget, or head_min.
-__device__ inline uint64_t floor_of(const lava_cuda_select_params &params, uint64_t budget, uint32_t n_heads) {
-    const uint64_t guaranteed = params.head_floor == FLOOR_GUARANTEED ? guaranteed_floor(params.alpha_billionths, budget, n_heads) : 0;
+/// What each head is sure of: the guaranteed floor's part of `n_entries`, or head_min.
+__device__ inline uint64_t floor_of(const lava_cuda_select_params &params, uint64_t n_entries, uint32_t n_heads) {
+    const uint64_t guaranteed = params.head_floor == FLOOR_GUARANTEED ? guaranteed_floor(params.alpha_billionths, n_entries, n_heads) : 0;
     return max(guaranteed, uint64_t(params.head_min));
 }
 
-/// How many entries each head keeps, and its cut. `budget` is at most their number and holds each head's `minimum`, the protected ones
-/// among them. Rounding::UP: the smallest set that holds every set that the same entries would give for `budget` or less.
-template <class Source> __device__ void choose(const Choice<Source> &c, uint64_t minimum, uint64_t budget, Rounding rounding) {
+/// How many entries each head keeps, and its cut. `n_entries` is at most their number and holds each head's `minimum`, the protected ones
+/// among them. Rounding::UP: the smallest set that holds every set that the same entries would give for `n_entries` or less.
+template <class Source> __device__ void choose(const Choice<Source> &c, uint64_t minimum, uint64_t n_entries, Rounding rounding) {
     LAVA_SHARE_MEMORY(m, LAVA_CUDA_MAX_HEADS, LAVA_CUDA_SELECT_THREADS);
     const lava_cuda_select_params &params = c.params;
     const auto at_most = [&](uint64_t n, uint32_t h) { return uint32_t(min(n, uint64_t(c.len(h)))); };
@@ -327,12 +326,12 @@ template <class Source> __device__ void choose(const Choice<Source> &c, uint64_t
     if (params.head_weights != nullptr) {
         if (c.block() == 0) {
             const auto least = [&](uint32_t h) -> uint64_t { return at_most(minimum, h); };
-            water_fill(c.n_heads, params.head_weights, [&](uint32_t h) -> uint64_t { return c.len(h); }, least, budget, rounding, m);
+            water_fill(Sharers::HEADS, c.n_heads, params.head_weights, [&](uint32_t h) -> uint64_t { return c.len(h); }, least, n_entries, rounding, m);
             each([&](uint32_t h) { c.counts[h] = at_most(m.share[h], h); });
         }
     } else {
-        const uint64_t floor = floor_of(params, budget, c.n_heads);
-        compete(c, rounding == Rounding::EXACT ? floor : 0, budget);
+        const uint64_t floor = floor_of(params, n_entries, c.n_heads);
+        compete(c, rounding == Rounding::EXACT ? floor : 0, n_entries);
         if (floor == 0 && params.head_floor != FLOOR_AFFINE) {
             c.meet();
             return;
@@ -342,10 +341,10 @@ template <class Source> __device__ void choose(const Choice<Source> &c, uint64_t
             const uint64_t alpha = params.alpha_billionths;
             uint32_t *const free = c.above; // it has done its work
             each([&](uint32_t h) { free[h] = c.counts[h], m.share[h] = OPEN; });
-            const auto numerator = [&](uint32_t h) { return u128(ALPHA_ONE - alpha) * free[h] * c.n_heads + u128(alpha) * budget; };
-            round_shares(rounding, ALPHA_ONE * c.n_heads, budget, c.n_heads, numerator, m.share, m.remainder, m.sums);
+            const auto numerator = [&](uint32_t h) { return u128(ALPHA_ONE - alpha) * free[h] * c.n_heads + u128(alpha) * n_entries; };
+            round_shares(rounding, ALPHA_ONE * c.n_heads, n_entries, c.n_heads, numerator, m.share, m.remainder, m.sums);
             __syncthreads();
-            // The counts of a later, smaller budget start from free competition again.
+            // The counts of a later, smaller number start from free competition again.
             each([&](uint32_t h) { c.counts[h] = at_most(rounding == Rounding::UP ? max(m.share[h], uint64_t(free[h])) : m.share[h], h); });
         }
     }
@@ -435,7 +434,7 @@ template <class Source, class Emit> __device__ void write_kept(const Choice<Sour
 template <class Source> __device__ double mass_of_tiles(const Choice<Source> &c, int which, double *memory) {
     double mass = 0.0;
     for (uint32_t t = threadIdx.x; t < c.n_heads * c.tiles_per_head; t += blockDim.x)
-        if (t % c.tiles_per_head < c.tiles_of(c.len(t / c.tiles_per_head))) mass += c.tile_mass[2 * t + which];
+        if (t % c.tiles_per_head < lava_cuda_tiles(c.len(t / c.tiles_per_head))) mass += c.tile_mass[2 * t + which];
     return block_sum(mass, memory);
 }
 

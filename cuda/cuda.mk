@@ -11,7 +11,7 @@ CU_PTX   := $(foreach name,$(CU_NAMES),$(CU_HOME)/$(name).ptx)
 CU_SOURCES := $(wildcard $(CU)/*.cu $(CU)/*.cuh $(CU)/*.h)
 CU_TESTS := emu wrappers shares select global compact score attend
 
-# A source may ask for options of its own, behind "// nvcc:" (build.rs looks there too).
+# A source may ask for options of its own, after "// nvcc:" (build.rs looks there too).
 CU_FLAGS = -std=c++17 -O3 $(shell sed -n 's|^// nvcc: ||p' $(CU)/$(1).cu)
 
 .PHONY: cuda cuda-resources cuda-sass cuda-test cuda-tsan cuda-asan cuda-ptx cuda-break
@@ -61,7 +61,7 @@ cuda-test: cuda-plain cuda-ptx cuda-tsan cuda-asan
 .PHONY: cuda-plain
 cuda-plain: $(foreach test,$(CU_TESTS),$(CU_HOME)/test-$(test))
 	@set -e; for test in $(CU_TESTS); do LAVA_SEEDS=2 $(CU_HOME)/test-$$test; done
-# All cases take many minutes (SAMPLE=1): of each check the first and one of so many are in `make test`.
+# All cases take many minutes (SAMPLE=1): of each check the first and one of so many are in `make check-all`.
 cuda-tsan: SAMPLE ?= 16
 cuda-asan: SAMPLE ?= 8
 cuda-tsan: $(foreach test,$(CU_TESTS),$(CU_HOME)/tsan-$(test))
@@ -177,6 +177,20 @@ cuda-host-test: $(CU_HOME)/path_plain $(CU_HOME)/path $(CU_HOME)/prefill $(CU_HP
 	@ldconfig -p | grep -q libcuda.so || { set -x; $(CU_HOME)/path init LAVA_ERR_DRIVER libcuda; }
 cuda-path: $(CU_HOME)/path
 	$(CU_HOME)/path
+
+# A sample of cuda-host-test for `make test`: the path over the emulation, once, with nothing compiled by nvcc and no interpreter.
+.PHONY: cuda-quick cuda-lib-quick
+cuda-lib-quick: $(CU_KIT)/.fetched
+	@NVCC=$(CURDIR)/$(CU)/tests/no_nvcc.sh $(CARGO) rustc --quiet --lib --features cuda --crate-type staticlib --target-dir target
+$(CU_HOME)/quick/libcuda.so.1: $(CU)/tests/fake_driver.cpp $(CU)/tests/no_ptx.cpp $(CU)/emu/emu.cpp $(foreach name,$(CU_NAMES),$(CU_HOME)/fake/$(name).o)
+	@mkdir -p $(@D)
+	@$(CU_EMU) -fPIC -c $(CU)/emu/emu.cpp -o $(@D)/emu.o
+	@$(CU_DRIVER) -shared -Wl,-Bsymbolic -Wl,-soname,libcuda.so.1 $(filter-out %/emu.cpp,$^) $(@D)/emu.o -ldl -o $@
+$(CU_HOME)/quick/path: $(CU_PATH) $(CU)/tests/path.h include/lava.h include/lava_cuda.h cuda-lib-quick
+	@mkdir -p $(@D)
+	@$(CC) $(CFLAGS) -I include -I $(CU) $(CU_PATH) target/debug/liblava.a $(LIBS) -o $@
+cuda-quick: $(CU_HOME)/quick/path $(CU_HOME)/quick/libcuda.so.1
+	LD_LIBRARY_PATH=$(CU_HOME)/quick $(CU_HOME)/quick/path
 
 # What cuda/gpu.sh runs on a machine with a GPU and without Rust: the library with CUDA for all architectures, the path, and the kernels'
 # tests, which compare with the CPU library. To be carried there with the source: target/cuda-gpu.

@@ -1,4 +1,4 @@
-// Layer and head budgets by one threshold over all layers of a model: as src/select.rs's global_budgets. What comes out is what
+// Entries of layers and heads by one threshold over all layers of a model: as src/select.rs's global_entries. What comes out is what
 // lava_select_entries takes, layer for layer. choose.cuh says how.
 //
 // No fused operations: the CPU's bits are the goal.
@@ -34,11 +34,11 @@ LAVA_SELECT_KERNEL lava_share_globally(const __grid_constant__ lava_cuda_global_
     if (fault.what != 0 && threadIdx.x == 0) report(a.status, fault.head / a.n_kv_heads, blockIdx.y, fault.head % a.n_kv_heads, fault.what);
     __syncthreads();
     for (uint32_t l = threadIdx.x; l < a.n_layers; l += blockDim.x) {
-        uint64_t budget = fault.what == 0 ? 0 : LAVA_NO_BUDGET;
+        uint64_t n_entries = fault.what == 0 ? 0 : LAVA_NO_ENTRIES;
         for (uint32_t h = l * a.n_kv_heads; fault.what == 0 && h < (l + 1) * a.n_kv_heads; h++) {
-            budget += c.counts[h];
+            n_entries += c.counts[h];
             item.head_weights[h] = c.counts[h];
         }
-        item.budgets[l] = budget;
+        item.entries[l] = n_entries;
     }
 }

@@ -1,9 +1,12 @@
 // What a score takes for attention with LAVA_VALUE_OUTPUT: by how much a query head's output changes if one entry goes alone and the
 // others take its share. Source: CAOTE, arXiv 2504.14051, theorem 3.2.
 //
-//     score_values     for each range of tokens and query head: the sum of a_i v_i
+//     score_values     for each range of tokens and query head: the sum of a_i v_i, without the entry with the largest attention
 //     score_output     their merge in the order of the ranges: the head's output o
 //     score_change     w a_i becomes w a_i |o - v_i| / (1 - a_i)
+//
+// An entry with nearly all the attention is nearly the output: of 1 - a_i and o - v_i nothing is left then. Only the largest can be such an
+// entry, so the others are summed by themselves: with their mean m the largest becomes w a_i |m - v_i|.
 //
 // They run between score_columns, which leaves w a_i of all tokens, the window's too, and score_pool. The values are read twice, by eight
 // query heads together. Every sum has an order that depends on the sequence alone.
@@ -15,21 +18,66 @@ constexpr uint32_t THREADS = LAVA_SCORE_OUTPUT_THREADS;
 /// Query heads that go over the values together.
 constexpr uint32_t TOGETHER = 8;
 
-/// The sum of a range's values, weighed, for one query head: [heads, ranges, group, head_dim_v].
-__device__ inline float *partial_output(const Head &head, uint32_t range) {
-    const lava_score_args &args = head.args;
-    return args.partial_outputs + (head.flat() * lava_score_ranges(&args) + range) * lava_score_output_len(&args);
+/// What a range leaves for its KV head's query heads: see lava_score_partial_output_len.
+struct Partial {
+    float *sums, *rest, *largest;
+    uint32_t *token;
+
+    __device__ Partial(const Head &head, uint32_t range) {
+        const lava_score_args &args = head.args;
+        sums = args.partial_outputs + (head.flat() * lava_score_ranges(&args) + range) * lava_score_partial_output_len(&args);
+        rest = sums + lava_score_output_len(&args), largest = rest + head.group();
+        token = reinterpret_cast<uint32_t *>(largest + head.group());
+    }
+};
+/// And what all ranges leave: see lava_score_whole_output_len.
+struct Whole {
+    float *outputs, *means, *all;
+    uint32_t *token;
+
+    __device__ explicit Whole(const Head &head) {
+        const lava_score_args &args = head.args;
+        outputs = args.outputs + head.flat() * lava_score_whole_output_len(&args);
+        means = outputs + lava_score_output_len(&args), all = means + lava_score_output_len(&args);
+        token = reinterpret_cast<uint32_t *>(all + head.group());
+    }
+};
+
+/// Finds a range's entry with the largest attention for each of `heads` query heads, one for each warp, and sums up the others' attention.
+/// largest: [TOGETHER], receives the tokens.
+__device__ inline void find_largest(const Range &range, uint32_t first_head, uint32_t heads, uint32_t *largest) {
+    if (warp() >= heads) return;
+    const float *const attention = range.columns(first_head + warp());
+    float most = -1;
+    uint32_t token = range.first;
+    for (uint32_t i = range.first + lane(); i < range.end; i += 32)
+        if (attention[i] > most) most = attention[i], token = i;
+    for (int distance = 16; distance > 0; distance /= 2) {
+        const float its = __shfl_xor_sync(ALL, most, distance);
+        const uint32_t its_token = __shfl_xor_sync(ALL, token, distance);
+        if (its > most || (its == most && its_token < token)) most = its, token = its_token;
+    }
+    double rest = 0;
+    for (uint32_t i = range.first + lane(); i < range.end; i += 32)
+        if (i != token) rest += double(attention[i]);
+    rest = warp_sum(rest);
+    if (lane() != 0) return;
+    const Partial to(range, range.number);
+    largest[warp()] = to.token[first_head + warp()] = token;
+    to.largest[first_head + warp()] = attention[token] / range.args.window;
+    to.rest[first_head + warp()] = float(rest / range.args.window);
 }
 
 /// `heads` query heads from `first_head` of the group on. Where rows are short, threads of one dimension share the tokens.
 ///
-/// Chains of f32 are no longer than a tile; tiles meet in f64. weights: [KEYS, TOGETHER]. sums: [THREADS].
+/// Chains of f32 are no longer than a tile; tiles meet in f64. largest: [TOGETHER], tokens that are left out. weights: [KEYS, TOGETHER].
+/// sums: [THREADS].
 template <class T>
-__device__ void weigh_values(const Range &range, uint32_t first_head, uint32_t heads, float *weights, double *sums) {
+__device__ void weigh_values(const Range &range, uint32_t first_head, uint32_t heads, const uint32_t *largest, float *weights, double *sums) {
     const lava_device_tensor &v = range.sequence.v;
     const uint32_t dim = range.args.head_dim_v, rounds = (dim + THREADS - 1) / THREADS, width = (dim + rounds - 1) / rounds;
     const uint32_t shares = THREADS / width, share = threadIdx.x / width;
-    float *const to = partial_output(range, range.number) + uint64_t(first_head) * dim;
+    float *const to = Partial(range, range.number).sums + uint64_t(first_head) * dim;
     for (uint32_t first_dim = 0; first_dim < dim; first_dim += width) {
         const uint32_t c = first_dim + threadIdx.x % width;
         const bool works = share < shares && c < dim;
@@ -39,7 +87,7 @@ __device__ void weigh_values(const Range &range, uint32_t first_head, uint32_t h
             __syncthreads(); // the last weights are no longer read
             for (uint32_t i = threadIdx.x; i < KEYS * TOGETHER; i += THREADS) {
                 const uint32_t h = i / KEYS, token = i % KEYS;
-                const bool real = h < heads && token < n;
+                const bool real = h < heads && token < n && first + token != largest[h];
                 weights[token * TOGETHER + h] = real ? range.columns(first_head + h)[first + token] / range.args.window : 0;
             }
             __syncthreads();
@@ -72,28 +120,49 @@ __device__ void weigh_values(const Range &range, uint32_t first_head, uint32_t h
 __device__ inline void values(const lava_score_args &args) {
     LAVA_SHARED(float, weights, KEYS * TOGETHER);
     LAVA_SHARED(double, sums, THREADS);
+    LAVA_SHARED(uint32_t, largest, TOGETHER);
     const Head head(args, blockIdx.z, blockIdx.y);
     const Range range(head, blockIdx.x, head.n_tokens());
     if (head.prefix() == 0 || range.first == range.end) return;
     for (uint32_t first = 0; first < head.group(); first += TOGETHER) {
         const uint32_t heads = min(TOGETHER, head.group() - first);
+        __syncthreads(); // the last tokens are no longer read
+        find_largest(range, first, heads, largest);
+        __syncthreads();
         switch (head.sequence.v.dtype) {
-        case 0: weigh_values<float>(range, first, heads, weights, sums); break;
-        case 1: weigh_values<__half>(range, first, heads, weights, sums); break;
-        default: weigh_values<__nv_bfloat16>(range, first, heads, weights, sums);
+        case 0: weigh_values<float>(range, first, heads, largest, weights, sums); break;
+        case 1: weigh_values<__half>(range, first, heads, largest, weights, sums); break;
+        default: weigh_values<__nv_bfloat16>(range, first, heads, largest, weights, sums);
         }
     }
 }
 
-/// 256 numbers of a KV head's outputs, [heads, group, head_dim_v].
+/// 256 numbers of a KV head's outputs.
 __device__ inline void output(const lava_score_args &args) {
     const Head head(args, blockIdx.z, blockIdx.y);
     const uint64_t i = uint64_t(blockIdx.x) * THREADS + threadIdx.x, n = lava_score_output_len(&args);
     if (head.prefix() == 0 || i >= n) return;
-    const uint32_t ranges = lava_score_ranges_of(&args, head.n_tokens());
-    double sum = 0;
-    for (uint32_t range = 0; range < ranges; range++) sum += double(partial_output(head, range)[i]);
-    args.outputs[head.flat() * n + i] = float(sum);
+    const uint32_t ranges = lava_score_ranges_of(&args, head.n_tokens()), h = uint32_t(i / args.head_dim_v), c = uint32_t(i % args.head_dim_v);
+    const auto value = [&](uint32_t token) { return double(element(head.sequence.v, head.head, token, c)); };
+    // The largest of all so far, and everything else.
+    float most = Partial(head, 0).largest[h];
+    uint32_t token = Partial(head, 0).token[h];
+    double sum = 0, rest = 0;
+    for (uint32_t range = 0; range < ranges; range++) {
+        const Partial its(head, range);
+        sum += double(its.sums[i]), rest += double(its.rest[h]);
+        if (range == 0) continue;
+        const bool is_more = its.largest[h] > most;
+        const float less = is_more ? most : its.largest[h];
+        // What has none may be no number.
+        if (less > 0) sum += double(less) * value(is_more ? token : its.token[h]), rest += double(less);
+        if (is_more) most = its.largest[h], token = its.token[h];
+    }
+    const Whole to(head);
+    const double all = rest + double(most);
+    to.outputs[i] = float((most > 0 ? sum + double(most) * value(token) : sum) / all);
+    to.means[i] = rest > 0 ? float(sum / rest) : 0.0f;
+    if (c == 0) to.all[h] = float(all), to.token[h] = token;
 }
 
 /// Pieces of a value that one thread takes at a time: 16 bytes, or an element of any type at any stride.
@@ -110,12 +179,32 @@ struct Element {
     }
 };
 
-/// A range's entries, by eight threads a row. outputs: [heads, head_dim_v], of query heads from `first_head` of the group on.
+/// The entry with the largest attention of each of `heads` query heads, one for each warp, if it is in the range.
+__device__ inline void change_largest(const Range &range, uint32_t first_head, uint32_t heads) {
+    const Whole whole(range);
+    const uint32_t h = first_head + warp(), dim = range.args.head_dim_v;
+    if (warp() >= heads) return;
+    const uint32_t token = whole.token[h];
+    if (token < range.first || token >= min(range.end, range.prefix())) return;
+    const float *const mean = whole.means + uint64_t(h) * dim;
+    float squares = 0;
+    for (uint32_t c = lane(); c < dim; c += 32) {
+        const float apart = mean[c] - element(range.sequence.v, range.head, token, c);
+        squares = fmaf(apart, apart, squares);
+    }
+    squares = warp_sum(squares);
+    float &attention = range.columns(h)[token];
+    if (lane() == 0) attention = attention > 0 ? attention * (sqrtf(squares) / whole.all[h]) : 0;
+}
+
+/// A range's other entries, by eight threads a row. outputs: [heads, head_dim_v], of query heads from `first_head` of the group on.
 template <class Piece>
 __device__ void change(const Range &range, uint32_t first_head, uint32_t heads, const float *outputs) {
     constexpr uint32_t N = Piece::N, AT_ONCE = 4; // rows on their way per eight threads
-    constexpr float LEAST = 1.0f / (1 << 24);     // an entry that has all attention is the output: 0 over this
     const uint32_t dim = range.args.head_dim_v, row = threadIdx.x / 8, own = threadIdx.x % 8, step = THREADS / 8;
+    const Whole whole(range);
+    const float all = own < heads ? whole.all[first_head + own] : 1.0f;
+    const uint32_t largest = own < heads ? whole.token[first_head + own] : 0;
     bool faulty = false;
     // All threads of a warp go round equally often: they exchange sums.
     for (uint32_t first = range.first; first < range.end; first += step * AT_ONCE) {
@@ -145,11 +234,12 @@ __device__ void change(const Range &range, uint32_t first_head, uint32_t heads, 
             for (int distance = 1; distance < 8; distance *= 2) norms[i] += __shfl_xor_sync(ALL, norms[i], distance);
             faulty |= !(norms[i] < INFINITY);
             const float sum = sum_over_eight<4>(squares[i]);
-            if (own >= heads || token >= range.end || token >= range.prefix()) continue;
+            if (own >= heads || token >= range.end || token >= range.prefix() || token == largest) continue;
             float &attention = range.columns(first_head + own)[token];
-            attention *= sqrtf(sum) / fmaxf(1 - attention / range.args.window, LEAST);
+            attention = attention > 0 ? attention * (sqrtf(sum) / (all - attention / range.args.window)) : 0;
         }
     }
+    change_largest(range, first_head, heads);
     // As the CPU says it: of every token, and of a norm that overflows.
     if (faulty) range.fault(LAVA_FAULT_V);
 }
@@ -160,7 +250,7 @@ __device__ inline void changes(const lava_score_args &args) {
     const Range range(head, blockIdx.x, head.n_tokens());
     if (head.prefix() == 0 || range.first == range.end) return;
     const lava_device_tensor &v = head.sequence.v;
-    const float *const all = args.outputs + head.flat() * lava_score_output_len(&args);
+    const float *const all = Whole(head).outputs;
     for (uint32_t first = 0; first < head.group(); first += TOGETHER) {
         const uint32_t heads = min(TOGETHER, head.group() - first);
         __syncthreads(); // the last outputs are no longer read

@@ -10,7 +10,7 @@
 _Static_assert(sizeof(lava_device_tensor) == 48, "plan.rs: DeviceTensor");
 _Static_assert(sizeof(lava_score_sequence) == 208, "plan.rs: ScoreSequence");
 _Static_assert(offsetof(lava_score_sequence, scores) == 192, "plan.rs: ScoreSequence");
-_Static_assert(sizeof(lava_score_args) == 392, "plan.rs: ScoreArgs");
+_Static_assert(sizeof(lava_score_args) == 400, "plan.rs: ScoreArgs");
 _Static_assert(offsetof(lava_score_args, layer) == 216, "plan.rs: ScoreArgs");
 _Static_assert(offsetof(lava_score_args, has_lse) == 292, "plan.rs: ScoreArgs");
 _Static_assert(offsetof(lava_score_args, partial) == 320, "plan.rs: ScoreArgs");
@@ -22,7 +22,7 @@ _Static_assert(offsetof(lava_attend_args, partial) == 344, "plan.rs: AttendArgs"
 _Static_assert(sizeof(lava_cuda_entropy_item) == 32 && sizeof(lava_cuda_entropy_args) == 72, "plan.rs: EntropyArgs");
 _Static_assert(sizeof(lava_cuda_preference_item) == 24 && sizeof(lava_cuda_preference_args) == 64, "plan.rs: PreferenceArgs");
 _Static_assert(sizeof(lava_cuda_mean_item) == 16 && sizeof(lava_cuda_mean_args) == 48, "plan.rs: MeanArgs");
-_Static_assert(sizeof(lava_cuda_budget_item) == 48 && sizeof(lava_cuda_budget_args) == 72, "plan.rs: BudgetArgs");
+_Static_assert(sizeof(lava_cuda_share_item) == 48 && sizeof(lava_cuda_share_args) == 72, "plan.rs: ShareArgs");
 _Static_assert(sizeof(lava_cuda_select_params) == 32 && sizeof(lava_cuda_select_item) == 88, "plan.rs: SelectItem");
 _Static_assert(offsetof(lava_cuda_select_item, prefix_len) == 72 && sizeof(lava_cuda_select_args) == 128, "plan.rs: SelectArgs");
 _Static_assert(sizeof(lava_cuda_compact_item) == 136 && sizeof(lava_cuda_compact_args) == 168, "plan.rs: CompactArgs");
@@ -230,7 +230,7 @@ uint32_t lava_plan_mean_launches(const lava_cuda_mean_args *a, lava_launch *laun
     return 1;
 }
 
-uint32_t lava_plan_budget_launches(const lava_cuda_budget_args *a, lava_launch *launches) {
+uint32_t lava_plan_share_launches(const lava_cuda_share_args *a, lava_launch *launches) {
     add(launches, SHARE_LAYERS, a->n_items, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0);
     return 1;
 }
@@ -323,7 +323,7 @@ uint32_t lava_plan_cascade_push(const lava_cuda_cascade_args *a, const lava_proc
 /** Where a layer's part of the state is; all on the device. */
 typedef struct lava_cascade_place {
     const uint32_t *kept_indices, *cu_kept, *rows, *cu_rows;
-    const uint64_t *offset, *budget;
+    const uint64_t *offset, *n_entries;
     const double *entropy, *mass, *evicted_share;
 } lava_cascade_place;
 
@@ -336,7 +336,7 @@ void lava_plan_cascade_get(const lava_cuda_cascade_item *a, uint32_t layer, lava
     out->cu_kept = (const uint32_t *) (a->state + l.cu) + (now * layers + layer) * heads;
     out->cu_rows = (const uint32_t *) (a->state + l.cu_rows) + layer * heads;
     out->offset = (const uint64_t *) (a->state + l.starts) + now * layers + layer;
-    out->budget = (const uint64_t *) (a->state + l.budgets) + layer;
+    out->n_entries = (const uint64_t *) (a->state + l.n_entries) + layer;
     out->entropy = (const double *) (a->state + l.entropies) + layer;
     out->mass = (const double *) (a->state + l.masses) + layer;
     out->evicted_share = (const double *) (a->state + l.shares) + layer;

@@ -55,10 +55,10 @@ enum {
     LAVA_FAULT_STATS = 6,
     LAVA_FAULT_WEIGHTS = 7
 };
-/* The head of layer weights' faults. It comes behind all others of the sequence, which may be why. */
+/* The head of layer weights' faults. It comes after all others of the sequence, which may be its cause. */
 #define LAVA_NO_HEAD 0xfffffu
-/* What a kernel that finds a fault leaves for budgets. Selection does nothing for an item with such a budget; the fault has been told. */
-#define LAVA_NO_BUDGET (UINT64_MAX - 1)
+/* What a kernel that finds a fault leaves as a number of entries. Selection does nothing for such an item; the fault has been told. */
+#define LAVA_NO_ENTRIES (UINT64_MAX - 1)
 LAVA_PLAN uint64_t lava_fault(uint32_t what, uint32_t layer, uint32_t sequence, uint32_t head) {
     return (uint64_t) (layer & 0xffff) << 48 | (uint64_t) (sequence & 0xfffff) << 28 | (uint64_t) (head & 0xfffff) << 8 | what;
 }
@@ -171,23 +171,23 @@ typedef struct lava_cuda_mean_args {
     uint32_t n_items, n_kv_heads, max_prefix, reserved;
 } lava_cuda_mean_args;
 
-/* ---- Layer budgets ------------------------------------------------------------------------------------------------ */
+/* ---- Entries of layers -------------------------------------------------------------------------------------------- */
 
 /* lava_share_layers: grid (n_items), LAVA_CUDA_BUDGET_THREADS threads. */
-typedef struct lava_cuda_budget_item {
+typedef struct lava_cuda_share_item {
     const double *weights;      /* [n_layers] */
     const uint64_t *capacities; /* [n_layers] */
     const uint64_t *minimums;   /* [n_layers], or NULL */
-    uint64_t *budgets;          /* [n_layers], receives */
+    uint64_t *entries;          /* [n_layers], receives */
     uint64_t total;
     uint32_t n_layers, round_up; /* round_up 1: as in a cascade that is not complete */
-} lava_cuda_budget_item;
-typedef struct lava_cuda_budget_args {
-    const lava_cuda_budget_item *items;
-    lava_cuda_budget_item one;
+} lava_cuda_share_item;
+typedef struct lava_cuda_share_args {
+    const lava_cuda_share_item *items;
+    lava_cuda_share_item one;
     uint64_t *status;
     uint32_t n_items;
-} lava_cuda_budget_args;
+} lava_cuda_share_args;
 
 /* ---- Selection ---------------------------------------------------------------------------------------------------- */
 
@@ -201,14 +201,14 @@ typedef struct lava_cuda_select_params {
 /* As lava_selection. */
 typedef struct lava_cuda_selection {
     uint32_t struct_size, everything_kept;
-    uint64_t n_kept, budget;
+    uint64_t n_kept, n_entries;
     double mass, evicted_share; /* within 1e-12 of the CPU's; the order of the sums is another */
 } lava_cuda_selection;
 
 typedef struct lava_cuda_select_item {
     const float *scores;            /* [n_kv_heads, prefix_len] */
-    const uint64_t *budget;         /* one number, on the device: nobody waits for the layer budgets */
-    uint32_t *kept_indices;         /* receives min(budget, all) + n_kv_heads * window_rows positions */
+    const uint64_t *n_entries;      /* one number, on the device: nobody waits for the layers' shares */
+    uint32_t *kept_indices;         /* receives min(n_entries, all) + n_kv_heads * window_rows positions */
     uint32_t *cu_kept;              /* receives n_kv_heads + 1 */
     lava_cuda_selection *selection; /* NULL, or receives a report */
     lava_cuda_select_params params;
@@ -230,13 +230,13 @@ typedef struct lava_cuda_select_args {
     uint32_t n_items, n_kv_heads, max_prefix, reserved;
 } lava_cuda_select_args;
 
-/* Of one item, behind the control words of all. */
+/* Of one item, after the control words of all. */
 typedef struct lava_cuda_choice_layout {
     uint64_t histogram, head, tile, tile_mass, size;
 } lava_cuda_choice_layout;
-LAVA_PLAN uint32_t lava_cuda_choice_tiles(uint32_t n_kv_heads, uint32_t max_prefix) {
-    return n_kv_heads * ((max_prefix + LAVA_CUDA_SELECT_TILE - 1) / LAVA_CUDA_SELECT_TILE);
-}
+/* Of a head with so many entries. Without a sum: there may be nearly 2^32. */
+LAVA_PLAN uint32_t lava_cuda_tiles(uint32_t len) { return len / LAVA_CUDA_SELECT_TILE + (len % LAVA_CUDA_SELECT_TILE != 0); }
+LAVA_PLAN uint32_t lava_cuda_choice_tiles(uint32_t n_kv_heads, uint32_t max_prefix) { return n_kv_heads * lava_cuda_tiles(max_prefix); }
 LAVA_PLAN lava_cuda_choice_layout lava_cuda_choice_place(uint32_t n_kv_heads, uint32_t max_prefix) {
     lava_cuda_choice_layout l;
     const uint64_t tiles = lava_cuda_choice_tiles(n_kv_heads, max_prefix);
@@ -254,15 +254,16 @@ LAVA_PLAN uint64_t lava_cuda_choice_workspace(uint32_t n_items, uint32_t n_kv_he
 /* ---- One sort over all layers ------------------------------------------------------------------------------------- */
 
 /*
- * lava_global_begin, lava_share_globally: grids and threads as of lava_select_begin and lava_select_entries. An item is one sequence; of all layers' entries the `total` largest win. Behind it lava_select_entries
- * with each layer's budget, &budgets[l], and params.head_weights = head_weights + l * n_kv_heads keeps exactly those.
+ * lava_global_begin, lava_share_globally: grids and threads as of lava_select_begin and lava_select_entries. An item is one sequence; of
+ * all layers' entries the `total` largest win. After it lava_select_entries with each layer's n_entries, &entries[l], and
+ * params.head_weights = head_weights + l * n_kv_heads keeps exactly those.
  *
  * The host sees to it that n_layers * n_kv_heads * prefix_len is below 2^32, that head_floor is not the affine one, and that
  * params.head_weights is NULL. Faults: BUDGET (of layer 0), SCORES (of the layer and head).
  */
 typedef struct lava_cuda_global_item {
     const float *const *scores; /* [n_layers], on the device: each layer's [n_kv_heads, prefix_len] */
-    uint64_t *budgets;          /* [n_layers], receives prefix entries, or LAVA_NO_BUDGET on a fault */
+    uint64_t *entries;          /* [n_layers], receives prefix entries, or LAVA_NO_ENTRIES on a fault */
     double *head_weights;       /* [n_layers, n_kv_heads], receives each head's prefix entries; untouched on a fault */
     lava_cuda_select_params params;
     uint64_t total;
@@ -303,7 +304,7 @@ typedef struct lava_cuda_cascade_item {
     lava_cuda_select_params params;
     uint64_t total;
     uint32_t layer, n_layers, n_kv_heads, prefix_len, window_rows;
-    uint32_t layer_budgets; /* LAVA_LAYERS_; with _GLOBAL as for lava_share_globally: no affine floor, no head weights */
+    uint32_t layers;        /* LAVA_LAYERS_; with _GLOBAL as for lava_share_globally: no affine floor, no head weights */
     uint32_t evict_every;   /* at least 1: the caller compacts after so many pushes */
     uint32_t reserved;
     const double *weight;   /* LAVA_LAYERS_WEIGHTS: one number on the device, of the layer that is pushed. Else not looked at */
@@ -323,7 +324,7 @@ LAVA_PLAN uint64_t lava_cuda_cascade_workspace(const lava_cuda_cascade_item *a) 
 }
 
 typedef struct lava_cuda_cascade_layout {
-    uint64_t entropies, masses, shares, budgets, capacities, minimums; /* [n_layers] */
+    uint64_t entropies, masses, shares, n_entries, capacities, minimums; /* [n_layers] */
     uint64_t starts;            /* u64 [2, n_layers]: first row of each layer, in either copy */
     uint64_t cu;                /* u32 [2, n_layers, n_kv_heads + 1]: rows per head, in either copy */
     uint64_t cu_rows;           /* u32 [n_layers, n_kv_heads + 1]: rows per head in the caller's cache */
@@ -338,8 +339,9 @@ typedef struct lava_cuda_cascade_layout {
 LAVA_PLAN lava_cuda_cascade_layout lava_cuda_cascade_place(const lava_cuda_cascade_item *a) {
     lava_cuda_cascade_layout l;
     const uint64_t layers = a->n_layers, heads = a->n_kv_heads, entries = heads * a->prefix_len;
-    const uint64_t total = lava_cuda_min(a->total, entries * layers), shares = total + layers;
-    /* Shares rounded up, and what a floor may add to them. */
+    /* Shares rounded up; by weights each may grow by one more. And what a floor may add to them. */
+    const uint64_t waiting = a->layers == 2 /* LAVA_LAYERS_WEIGHTS */ ? 2 : 1;
+    const uint64_t shares = lava_cuda_min(a->total, entries * layers) + waiting * layers;
     const uint64_t whole = shares / 1000000000, part = shares % 1000000000;
     const uint64_t alpha = a->params.alpha_billionths;
     const uint64_t floors = a->params.head_floor == 0 ? 0 : whole * alpha + (part * alpha + 999999999) / 1000000000 + layers * heads;
@@ -349,8 +351,8 @@ LAVA_PLAN lava_cuda_cascade_layout lava_cuda_cascade_place(const lava_cuda_casca
     l.entropies = 0;
     l.masses = l.entropies + layers * 8;
     l.shares = l.masses + layers * 8;
-    l.budgets = l.shares + layers * 8;
-    l.capacities = l.budgets + layers * 8;
+    l.n_entries = l.shares + layers * 8;
+    l.capacities = l.n_entries + layers * 8;
     l.minimums = l.capacities + layers * 8;
     l.starts = l.minimums + layers * 8;
     l.cu = l.starts + 2 * layers * 8;

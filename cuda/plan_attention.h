@@ -1,8 +1,8 @@
 /*
  * plan_attention.h - what the kernels of score.cu, output.cu, pool.cu and attend.cu are launched with, and how; rules as in plan.h.
  *
- * Sequences may be of unlike length; no length but the largest
- * is needed on the host, so a captured graph stays good while they change.
+ * Sequences may be of unlike length; of an attention, no length but the largest is needed on the host, so a captured graph stays valid
+ * while they change.
  *
  * The launches of a score, in this order on one stream. `lse` given for every sequence: without the first.
  *
@@ -26,7 +26,7 @@
  * The two launches of an attention:
  *
  *     attend_rows     any number of blocks: as many as run at once      32 * LAVA_ATTEND_WARPS
- *     attend_merge    n_new * group_size, n_kv_heads, n_sequences       128
+ *     attend_merge    n_queries * group_size, n_kv_heads, n_sequences       128
  *
  * SPDX-License-Identifier: MIT OR Apache-2.0
  */
@@ -55,7 +55,7 @@ typedef struct lava_score_sequence {
     lava_device_tensor k;
     /** [n_tokens, n_kv_heads, head_dim_v]. */
     lava_device_tensor v;
-    /** f32 [window, n_q_heads, 1], natural; data NULL: not given. Given for all sequences of a launch or for none. */
+    /** f32 [window, n_q_heads, 1]; data NULL: not given. Given for all sequences of a launch or for none. */
     lava_device_tensor lse;
     union {
         /** [n_kv_heads, n_tokens - window]. */
@@ -80,7 +80,7 @@ typedef struct lava_score_args {
     uint32_t head_dim_v;
     uint32_t window;
 
-    /* As in lava_score_params, with the defaults put in: scale and decay are what they are, softcap 0 is none. */
+    /* As in lava_score_params and lava_shape, with the defaults put in: scale and decay are what they are, softcap 0 is none. */
     int32_t pool;
     uint32_t pool_kernel;
     int32_t group_reduce;
@@ -97,6 +97,8 @@ typedef struct lava_score_args {
 
     /** Whether `lse` is given. */
     uint32_t has_lse;
+    /** What a given log-sum-exp is multiplied by to be of base 2. */
+    float lse_to_base_2;
     uint32_t n_sequences;
     /** The longest sequence's n_tokens. */
     uint32_t max_tokens;
@@ -105,11 +107,15 @@ typedef struct lava_score_args {
     /** A block's warps: row_warps (a power of two) that share the rows, for each of key_split shares of the keys of a tile. */
     uint32_t row_warps;
     uint32_t key_split;
-    uint32_t reserved;
 
     /** Workspace; see lava_score_layout. */
     float *partial;
+    /**
+     * Each row's log-sum-exp, over ln 2. Where that is so large that its rounding would show, and for a variance, the row's largest logit,
+     * and in row_rest what is left of it; else 0 there.
+     */
     float *row_lse;
+    float *row_rest;
     float *columns;
     uint32_t *value_max;
     float *value_norms;
@@ -181,12 +187,15 @@ LAVA_PLAN uint32_t lava_score_column_rows(const lava_score_args *a) {
     return lava_score_reduces_first(a) ? 1 : a->n_q_heads / a->n_kv_heads;
 }
 
+/** Whether a variance is wanted: LAVA_ATTENTION_MEAN_VARIANCE and LAVA_SCORE_SPREAD. */
+LAVA_PLAN int lava_score_spreads(const lava_score_args *a) { return a->attention == 2 || a->attention == LAVA_SCORE_SPREAD; }
+
 /**
- * What is summed of the attention: itself; for LAVA_ATTENTION_SQUARED, LAVA_ATTENTION_MEAN_VARIANCE and LAVA_SCORE_SPREAD its squares;
- * for the last its entropy.
+ * What is summed of the attention: itself; for LAVA_ATTENTION_SQUARED its squares too. For a variance how much it differs from that of a
+ * tile's first row, the squares of that, and that row's attention; for LAVA_SCORE_SPREAD also its entropy.
  */
 LAVA_PLAN uint32_t lava_score_kinds(const lava_score_args *a) {
-    return a->attention == LAVA_SCORE_SPREAD ? 3 : a->attention == 1 || a->attention == 2 ? 2 : 1;
+    return a->attention == LAVA_SCORE_SPREAD ? 4 : lava_score_spreads(a) ? 3 : a->attention == 1 ? 2 : 1;
 }
 
 /** Whether the values' norms are wanted: LAVA_VALUE_HEAD_MAX and LAVA_VALUE_TOKEN. */
@@ -215,6 +224,22 @@ LAVA_PLAN uint64_t lava_score_output_len(const lava_score_args *a) {
     return (uint64_t) (a->n_q_heads / a->n_kv_heads) * a->head_dim_v;
 }
 
+/**
+ * What a range leaves of them: weighted sums of the values of all its tokens but the one with the largest attention, [group, head_dim_v]; the
+ * sum of their attention, the largest one, and its token, [group] each.
+ */
+LAVA_PLAN uint64_t lava_score_partial_output_len(const lava_score_args *a) {
+    return lava_score_output_len(a) + 3 * (a->n_q_heads / a->n_kv_heads);
+}
+
+/**
+ * And what comes of all ranges: outputs, and the mean of all values but the one with the largest attention, [group, head_dim_v] each; the
+ * sum of the attention, and the token with the largest, [group] each.
+ */
+LAVA_PLAN uint64_t lava_score_whole_output_len(const lava_score_args *a) {
+    return 2 * lava_score_output_len(a) + 2 * (a->n_q_heads / a->n_kv_heads);
+}
+
 /** Threads of a block of score_values, score_output and score_change. */
 #define LAVA_SCORE_OUTPUT_THREADS 256
 LAVA_PLAN uint32_t lava_score_output_blocks(const lava_score_args *a) {
@@ -224,16 +249,17 @@ LAVA_PLAN uint32_t lava_score_output_blocks(const lava_score_args *a) {
 /** Sets the workspace's pointers (workspace NULL: to NULL) and returns the bytes needed. All other fields are set before. */
 static inline size_t lava_score_layout(lava_score_args *a, void *workspace) {
     const size_t heads = (size_t) a->n_sequences * a->n_kv_heads, rows = lava_score_rows(a);
-    const size_t prefix = lava_score_max_prefix(a), outputs = lava_score_has_output(a) ? heads * lava_score_output_len(a) : 0;
+    const size_t prefix = lava_score_max_prefix(a), outputs = lava_score_has_output(a) ? heads : 0;
     size_t used = 0;
     a->partial = (float *) lava_take(workspace, &used, a->has_lse ? 0 : 2 * heads * lava_score_ranges(a) * a->key_split * rows);
     a->row_lse = (float *) lava_take(workspace, &used, heads * rows);
+    a->row_rest = (float *) lava_take(workspace, &used, heads * rows);
     a->columns = (float *) lava_take(workspace, &used, heads * lava_score_column_rows(a) * lava_score_max_columns(a));
     a->value_max = (uint32_t *) lava_take(workspace, &used, heads);
     a->value_norms = (float *) lava_take(workspace, &used, a->value_weight == 2 ? heads * prefix : 0);
     a->sums = (double *) lava_take(workspace, &used, a->smoothing > 0 ? 2 * heads * lava_score_pool_blocks(a) : 0);
-    a->partial_outputs = (float *) lava_take(workspace, &used, outputs * lava_score_ranges(a));
-    a->outputs = (float *) lava_take(workspace, &used, outputs);
+    a->partial_outputs = (float *) lava_take(workspace, &used, outputs * lava_score_ranges(a) * lava_score_partial_output_len(a));
+    a->outputs = (float *) lava_take(workspace, &used, outputs * lava_score_whole_output_len(a));
     return used;
 }
 
@@ -277,17 +303,17 @@ LAVA_PLAN uint32_t lava_score_row_tiles_at_once(const lava_score_args *a) {
     return a->row_warps * LAVA_SCORE_TILES_OF_WARP(a->head_dim_k);
 }
 
-/** Row tiles of which score_columns makes one sum per key: a warp's two, where every query head has an even number of them. */
+/** Row tiles of which score_columns makes one sum per key: a warp's two, where every query head has an even number of them. Not for a variance. */
 LAVA_PLAN uint32_t lava_score_tiles_of_sum(const lava_score_args *a) {
     const uint32_t of_head = (a->window + LAVA_SCORE_ROWS - 1) / LAVA_SCORE_ROWS;
-    return LAVA_SCORE_TILES_OF_WARP(a->head_dim_k) == 2 && of_head % 2 == 0 ? 2 : 1;
+    return LAVA_SCORE_TILES_OF_WARP(a->head_dim_k) == 2 && of_head % 2 == 0 && !lava_score_spreads(a) ? 2 : 1;
 }
 LAVA_PLAN uint32_t lava_score_sums_at_once(const lava_score_args *a) { return lava_score_row_tiles_at_once(a) / lava_score_tiles_of_sum(a); }
 
-/** The same of score_columns_*: also two buffers of those sums, and what is carried from round to round. */
+/** The same of score_columns_*: also two buffers of those sums, a row's rest for each thread, and what is carried from round to round. */
 LAVA_PLAN uint32_t lava_score_columns_shared(const lava_score_args *a) {
     const uint32_t one_round = lava_score_rows(a) / LAVA_SCORE_ROWS <= lava_score_row_tiles_at_once(a);
-    return lava_score_stats_shared(a) + 4 * (2 * lava_score_kinds(a) * lava_score_sums_at_once(a) * LAVA_SCORE_KEYS +
+    return lava_score_stats_shared(a) + 4 * (2 * lava_score_kinds(a) * lava_score_sums_at_once(a) * LAVA_SCORE_KEYS + lava_score_threads(a) +
                                              (one_round ? 0 : 4 * lava_score_most_keys(a)));
 }
 
@@ -300,15 +326,15 @@ LAVA_PLAN uint32_t lava_score_columns_shared(const lava_score_args *a) {
 #define LAVA_ATTEND_KEYS 16
 
 typedef struct lava_attend_sequence {
-    /** [n_new, n_q_heads, head_dim_k]. */
+    /** [n_queries, n_q_heads, head_dim_k]. */
     lava_device_tensor q;
     /** [n_rows[h], n_kv_heads, head_dim_k]. */
     lava_device_tensor k;
     /** [n_rows[h], n_kv_heads, head_dim_v]. */
     lava_device_tensor v;
-    /** f32 [n_new, n_q_heads, head_dim_v]; written. */
+    /** f32 [n_queries, n_q_heads, head_dim_v]; written. */
     lava_device_tensor out;
-    /** f32 [n_new, n_q_heads, 1], written; data NULL: not wanted. */
+    /** f32 [n_queries, n_q_heads, 1], written; data NULL: not wanted. */
     lava_device_tensor lse;
     /** n_kv_heads counts. */
     const uint32_t *n_rows;
@@ -328,7 +354,7 @@ typedef struct lava_attend_args {
     lava_attend_sequence one;
 
     uint32_t layer;
-    uint32_t n_new;
+    uint32_t n_queries;
     uint32_t n_q_heads;
     uint32_t n_kv_heads;
     uint32_t head_dim_k;
@@ -337,12 +363,13 @@ typedef struct lava_attend_args {
     uint32_t sliding_window;
     float scale;
     float softcap;
+    /** What a log-sum-exp of base 2 is multiplied by to be the caller's. */
+    float lse_from_base_2;
     uint32_t n_sequences;
     /** Cache rows that one warp goes over, a multiple of LAVA_ATTEND_KEYS. Results are the same bits for the same one. */
     uint32_t rows_per_item;
     /** Items that the workspace has room for: at least that of lava_attend_items. */
     uint32_t max_items;
-    uint32_t reserved;
 
     /** [max_items, queries, lava_attend_partial]: sums, maximum and sum of a query over an item's rows. */
     float *partial;
@@ -351,7 +378,7 @@ typedef struct lava_attend_args {
 } lava_attend_args;
 
 /** Query rows of one KV head. */
-LAVA_PLAN uint32_t lava_attend_queries(const lava_attend_args *a) { return a->n_new * (a->n_q_heads / a->n_kv_heads); }
+LAVA_PLAN uint32_t lava_attend_queries(const lava_attend_args *a) { return a->n_queries * (a->n_q_heads / a->n_kv_heads); }
 
 /** Floats from one query's partial results to the next's: whole sectors of memory, so that none is written twice. */
 LAVA_PLAN uint32_t lava_attend_partial(const lava_attend_args *a) { return (a->head_dim_v + 2 + 7) / 8 * 8; }

@@ -11,7 +11,7 @@ __device__ inline void pool(const lava_score_args &args) {
     constexpr uint32_t BLOCK = LAVA_SCORE_POOLED, MOST = 126;
     LAVA_SHARED(float, near, BLOCK + MOST);
     const Head head(args, blockIdx.z, blockIdx.y);
-    const uint32_t first = blockIdx.x * BLOCK, radius = args.pool_kernel / 2, prefix = head.prefix();
+    const uint32_t first = blockIdx.x * BLOCK, radius = args.pool_kernel / 2, prefix = head.prefix(), live = head.first_live();
     if (first >= prefix) return;
     const bool recency = args.attention == RECENCY;
     const uint32_t rows = lava_score_reduces_first(&args) || recency ? 1 : head.group();
@@ -22,7 +22,7 @@ __device__ inline void pool(const lava_score_args &args) {
         for (uint32_t at = threadIdx.x; at < BLOCK + 2 * radius; at += BLOCK) {
             const uint64_t token = uint64_t(first) + at; // radius ahead
             float x = 0;
-            if (token >= radius && token - radius < prefix)
+            if (token >= uint64_t(radius) + live && token - radius < prefix)
                 x = recency ? float(token - radius + 1) : head.columns(row)[token - radius];
             near[at] = x;
         }
@@ -39,8 +39,8 @@ __device__ inline void pool(const lava_score_args &args) {
     if (args.value_weight == VALUE_HEAD_MAX) score *= __uint_as_float(args.value_max[head.flat()]);
     if (args.value_weight == VALUE_TOKEN && i < prefix) score *= args.value_norms[head.flat() * lava_score_max_prefix(&args) + i];
     score *= args.weight;
-    if (i >= prefix) score = 0;
-    else head.sequence.scores[uint64_t(head.head) * prefix + i] = score;
+    if (i < live || i >= prefix) score = 0;
+    if (i < prefix) head.sequence.scores[uint64_t(head.head) * prefix + i] = score;
     if (!(score < INFINITY)) head.fault(LAVA_FAULT_SCORES);
     if (!(args.smoothing > 0)) return;
     LAVA_SHARED(double, sums, BLOCK / 32);
@@ -48,17 +48,17 @@ __device__ inline void pool(const lava_score_args &args) {
     if (threadIdx.x == 0) args.sums[head.flat() * lava_score_pool_blocks(&args) + blockIdx.x] = sum;
 }
 
-/// Adds the head's mean score, times the smoothing, to 256 scores of it.
+/// Adds the mean score of the head's live entries, times the smoothing, to those among 256.
 __device__ inline void smooth(const lava_score_args &args) {
     LAVA_SHARED(double, memory, LAVA_SCORE_POOLED / 32);
     const Head head(args, blockIdx.z, blockIdx.y);
-    const uint32_t first = blockIdx.x * LAVA_SCORE_POOLED, prefix = head.prefix(), i = first + threadIdx.x;
+    const uint32_t first = blockIdx.x * LAVA_SCORE_POOLED, prefix = head.prefix(), live = head.first_live(), i = first + threadIdx.x;
     if (first >= prefix) return;
     const double *const sums = args.sums + head.flat() * lava_score_pool_blocks(&args);
     double sum = 0;
     for (uint32_t b = threadIdx.x; b < (prefix + LAVA_SCORE_POOLED - 1) / LAVA_SCORE_POOLED; b += LAVA_SCORE_POOLED) sum += sums[b];
-    const float more = float(args.smoothing * (block_sum(sum, memory) / prefix));
-    if (i >= prefix) return;
+    const float more = float(args.smoothing * (block_sum(sum, memory) / (prefix - live)));
+    if (i < live || i >= prefix) return;
     float &score = head.sequence.scores[uint64_t(head.head) * prefix + i];
     score += more;
     if (!(score < INFINITY)) head.fault(LAVA_FAULT_SCORES);

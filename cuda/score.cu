@@ -212,18 +212,27 @@ template <class T, int D> __device__ void stats(const lava_score_args &args) {
 
 /// Attention of one key, summed row tile by row tile in their order, becomes the group's number or one per query head.
 struct ColumnSums {
-    float sum = 0, squares = 0, group = 0, entropy = 0;
+    /// Of a query head's rows so far: sums. Where a variance is wanted, the mean, and the sum of the squared deviations from it.
+    float sum = 0, squares = 0;
+    float group = 0, entropy = 0;
 
-    /// The part of the next row tile or two; `last`: it is the last one of query head `h` of the group.
-    __device__ void add(const Head &head, uint32_t key, float more, float more_squares, float more_entropy, uint32_t h, bool last) {
+    /// The part of the next row tile or two.
+    __device__ void add(float more, float more_squares) {
         sum += more;
         squares += more_squares;
-        entropy += more_entropy;
-        if (!last) return;
-        const float w = head.args.window, variance = w > 1 ? fmaxf((squares - sum * (sum / w)) / (w - 1), 0.0f) : 0;
+    }
+    /// The same where a variance is wanted: `more` rows with their own mean and deviations, after `rows` others of the head.
+    __device__ void add_spread(float rows, float more, float mean, float deviations) {
+        const float apart = mean - sum, all = rows + more;
+        squares += deviations + apart * apart * (rows * more / all);
+        sum += apart * (more / all);
+    }
+    /// All rows of query head `h` of the group are there.
+    __device__ void end_head(const Head &head, uint32_t key, uint32_t h) {
+        const float w = head.args.window, variance = w > 1 ? squares / (w - 1) : 0;
         float value = sum;
         if (head.args.attention == SQUARED) value = squares;
-        if (head.args.attention == MEAN_VARIANCE) value += w * head.args.gamma * variance;
+        if (head.args.attention == MEAN_VARIANCE) value = w * (sum + head.args.gamma * variance);
         if (head.args.attention == SPREAD) value = variance;
         if (!lava_score_reduces_first(&head.args)) head.columns(h)[key] = value;
         group = head.args.group_reduce == GROUP_MAX ? fmaxf(group, value) : group + value;
@@ -249,7 +258,7 @@ template <int M> struct Columns {
     float *const sums;
     /// Of this step's, the one that is this thread's if its warp looks at the first keys.
     float *own = nullptr;
-    float lse[M][2], poison = 0;
+    float lse[M][2];
 
     __device__ Columns(const Range &range, float *shared) : range(range), logits(logits_of(range.args)), sums(shared) {}
 
@@ -265,61 +274,99 @@ template <int M> struct Columns {
         return sum_over_eight<16>(both);
     }
     __device__ uint32_t kinds() const { return lava_score_kinds(&range.args); }
+    __device__ bool spreads() const { return lava_score_spreads(&range.args); }
     __device__ float *sums_of(uint32_t step, uint32_t kind) const { return sums + (step % 2 * kinds() + kind) * at_once() * KEYS; }
+    /// The rest of one of the warp's rows, whose number is the lane's. Nobody else looks at it: registers are dear.
+    __device__ float &own_rest() const { return sums[2 * kinds() * at_once() * KEYS + threadIdx.x]; }
     /// What a key's sums were at the end of the last round: [keys of the range, 4]. Only where there are several rounds.
-    __device__ float *carried() const { return sums + 2 * kinds() * at_once() * KEYS; }
+    __device__ float *carried() const { return sums + 2 * kinds() * at_once() * KEYS + blockDim.x; }
 
     __device__ void begin(uint32_t row_tile) {
-        const float *const from = range.args.row_lse + range.flat() * lava_score_rows(&range.args);
+        const uint64_t rows = range.flat() * lava_score_rows(&range.args);
+        const float *const from = range.args.row_lse + rows;
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
             for (int half = 0; half < 2; half++)
                 lse[m][half] = row_tile + m < range.row_tiles() ? from[(row_tile + m) * ROWS + own_row(half)] : INFINITY;
+        own_rest() = lane() < M * ROWS && row_tile + lane() / ROWS < range.row_tiles() ? range.args.row_rest[rows + row_tile * ROWS + lane()] : 0;
     }
     __device__ void visit(float (&x)[M][2][4], uint32_t row_tile, uint32_t key, uint32_t part, bool all_see) {
-        if (range.args.has_lse) look_for_faults(poison, x);
+        // A fault stays in a number that is there anyway.
+        if (range.args.has_lse) look_for_faults(lse[0][0], x);
         to_exponents(x, range, logits, row_tile, key + part, all_see);
         const float slope = logits.slope();
-        // Where there are fewer sums than lanes, two have the same.
-        const bool writes = (M == 2 && !sums_both()) || threadIdx.x / 4 % 2 == 0;
-        if (kinds() == 3) {
-            float three[4 * M];
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int n = 0; n < 2; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) x[m][n][i] = fmaf(x[m][n][i], slope, -lse[m][i / 2]);
+        const float rest = own_rest();
+        if (__any_sync(ALL, rest != 0)) {
 #pragma unroll
             for (int m = 0; m < M; m++)
 #pragma unroll
-                for (int n = 0; n < 2; n++)
+                for (int half = 0; half < 2; half++) {
+                    const float its = __shfl_sync(ALL, rest, m * ROWS + own_row(half));
 #pragma unroll
-                    for (int i = 0; i < 2; i++)
-                        three[4 * m + 2 * n + i] = surprise(fmaf(x[m][n][i], slope, -lse[m][0])) + surprise(fmaf(x[m][n][i + 2], slope, -lse[m][1]));
-            const float entropy = sum_of(three);
-            if (writes) own[2 * at_once() * KEYS + part] = entropy;
+                    for (int n = 0; n < 2; n++) x[m][n][2 * half] -= its, x[m][n][2 * half + 1] -= its;
+                }
         }
-        float one[4 * M], two[4 * M];
+        if (kinds() == 4) add_up_pairs(x, part, 3, [](float a, float b) { return surprise(a) + surprise(b); });
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int n = 0; n < 2; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) x[m][n][i] = exp2_fast(x[m][n][i]);
+        if (spreads()) {
+            if (lane() < 4) put_away_the_first(x, own + 2 * at_once() * KEYS + part);
+            less_the_first(x);
+        }
+        add_up_pairs(x, part, 0, [](float a, float b) { return a + b; });
+        if (kinds() > 1) add_up_pairs(x, part, 1, [](float a, float b) { return a * a + b * b; });
+    }
+    /// Sums of what `f` makes of a key's two rows, for the block's keys from `part` on.
+    template <class F> __device__ void add_up_pairs(const float (&x)[M][2][4], uint32_t part, uint32_t kind, F f) const {
+        float numbers[4 * M];
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int n = 0; n < 2; n++)
+#pragma unroll
+                for (int i = 0; i < 2; i++) numbers[4 * m + 2 * n + i] = f(x[m][n][i], x[m][n][i + 2]);
+        const float sum = sum_of(numbers);
+        // Where there are fewer sums than lanes, two have the same.
+        if ((M == 2 && !sums_both()) || threadIdx.x / 4 % 2 == 0) own[kind * at_once() * KEYS + part] = sum;
+    }
+    /// Attention of each tile's first row, by lanes 0 to 3, which have it.
+    __device__ static void put_away_the_first(const float (&x)[M][2][4], float *to) {
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int n = 0; n < 2; n++) {
+                to[m * KEYS + 8 * n] = x[m][n][0];
+                to[m * KEYS + 8 * n + 1] = x[m][n][1];
+            }
+    }
+    /// Attention becomes what it differs by from that of its tile's first row, which is one of the window's.
+    __device__ void less_the_first(float (&x)[M][2][4]) const {
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
             for (int n = 0; n < 2; n++)
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
-                    float &a = x[m][n][i], &b = x[m][n][i + 2];
-                    a = exp2_fast(fmaf(a, slope, -lse[m][0]));
-                    b = exp2_fast(fmaf(b, slope, -lse[m][1]));
-                    one[4 * m + 2 * n + i] = a + b;
+                    const float first = __shfl_sync(ALL, x[m][n][i], lane() % 4);
+                    // Rows that fill the window up are none.
+                    x[m][n][i] = lse[m][0] < INFINITY ? x[m][n][i] - first : 0;
+                    x[m][n][i + 2] = lse[m][1] < INFINITY ? x[m][n][i + 2] - first : 0;
                 }
-        const float sum = sum_of(one);
-        if (writes) own[part] = sum;
-        if (kinds() == 1) return;
-#pragma unroll
-        for (int m = 0; m < M; m++)
-#pragma unroll
-            for (int n = 0; n < 2; n++)
-#pragma unroll
-                for (int i = 0; i < 2; i++) two[4 * m + 2 * n + i] = x[m][n][i] * x[m][n][i] + x[m][n][i + 2] * x[m][n][i + 2];
-        const float sum_of_squares = sum_of(two);
-        if (writes) own[at_once() * KEYS + part] = sum_of_squares;
     }
-    __device__ void end(uint32_t, uint32_t) {}
+    __device__ void end(uint32_t, uint32_t) {
+        if (range.args.has_lse && lse[0][0] != lse[0][0]) range.fault(LAVA_FAULT_Q_OR_K);
+    }
     __device__ void before(uint32_t step, uint32_t tile, uint32_t first_row_tile) {
         const uint32_t of_warp = sums_both() ? 1 : M, lane = threadIdx.x % 32, number = of_warp == 2 ? lane / 4 : lane / 8;
         const uint32_t of_round = threadIdx.x / 32 % range.args.row_warps * of_warp + number / 4;
@@ -350,9 +397,15 @@ template <int M> struct Columns {
         const float *one = sums_of(step - 1, 0) + i;
         const uint32_t apart = at_once() * KEYS;
         for (uint32_t t = 0; t < here; t++, one += KEYS) {
-            const bool last = ++of_head == of_each;
-            column.add(range, key, one[0], kinds() > 1 ? one[apart] : 0.0f, kinds() > 2 ? one[2 * apart] : 0.0f, h, last);
-            if (last) h++, of_head = 0;
+            if (spreads()) {
+                const uint32_t rows = of_head * together, more = min(together, range.args.window - rows);
+                const float off = one[0] / more;
+                column.add_spread(rows, more, one[2 * apart] + off, fmaxf(one[apart] - one[0] * off, 0.0f));
+                if (kinds() > 3) column.entropy += one[3 * apart];
+            } else {
+                column.add(one[0], kinds() > 1 ? one[apart] : 0.0f);
+            }
+            if (++of_head == of_each) column.end_head(range, key, h), h++, of_head = 0;
         }
         if (first + here == all) {
             column.write(range, key);
@@ -396,7 +449,6 @@ template <class T, int D> __device__ void columns(const lava_score_args &args) {
     constexpr int STAGES = LAVA_SCORE_STAGES(D);
     Columns<HELD<D>> columns(range, reinterpret_cast<float *>(shared + STAGES * KEYS * PITCH<D> * sizeof(T)));
     stream_keys<T, D>(range, shared, columns);
-    if (columns.poison != 0) job.head.fault(LAVA_FAULT_Q_OR_K);
 }
 
 // ------------------------------------------------------------------------------- any type, dimension and strides
@@ -483,7 +535,10 @@ __device__ inline void columns_any(const lava_score_args &args) {
     const Range range = job.range();
     const Logits logits(args.scale, args.softcap);
     const uint32_t upper = threadIdx.x / KEYS * 8, own = threadIdx.x % KEYS, tiles_of_head = range.padded() / ROWS;
-    const float *const lse = args.row_lse + range.flat() * lava_score_rows(&args);
+    const float *const lse = args.row_lse + range.flat() * lava_score_rows(&args), *const rest = args.row_rest + range.flat() * lava_score_rows(&args);
+    const bool spreads = lava_score_spreads(&args);
+    // Rows of the window among the eight from this one of a query head on.
+    const auto rows_of = [&](uint32_t row) { return row < args.window ? min(args.window - row, 8u) : 0u; };
     bool faulty = false;
     for (uint32_t first = range.first; first < range.end; first += KEYS) {
         ColumnSums column;
@@ -495,19 +550,33 @@ __device__ inline void columns_any(const lava_score_args &args) {
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 x[i] -= lse[row_tile * ROWS + upper + i];
-                const float a = exp2_fast(x[i]);
-                one += a;
-                two += a * a;
+                x[i] -= rest[row_tile * ROWS + upper + i];
+                if (args.attention == SPREAD) three += surprise(x[i]);
+                x[i] = exp2_fast(x[i]);
+                one += x[i];
+                two += x[i] * x[i];
             }
+            const uint32_t rows = row_tile % tiles_of_head * ROWS;
+            if (spreads) {
+                // Of a thread's rows, their mean and the squares of what they are off it.
+                const uint32_t n = rows_of(rows + upper);
+                one = n > 0 ? one / n : 0, two = 0;
 #pragma unroll
-            for (int i = 0; i < 8 && args.attention == SPREAD; i++) three += surprise(x[i]);
+                for (uint32_t i = 0; i < 8; i++) two += i < n ? (x[i] - one) * (x[i] - one) : 0;
+            }
             sums[threadIdx.x] = one;
             squares[threadIdx.x] = two;
             entropies[threadIdx.x] = three;
-            __syncthreads(); // the other one, behind the last reads, is the next row tile's first
-            if (writes)
-                column.add(range, key, sums[own] + sums[own + KEYS], squares[own] + squares[own + KEYS],
-                           entropies[own] + entropies[own + KEYS], row_tile / tiles_of_head, (row_tile + 1) % tiles_of_head == 0);
+            __syncthreads(); // the other one, after the last reads, is the next row tile's first
+            if (!writes) continue;
+            if (spreads) {
+                column.add_spread(rows, rows_of(rows), sums[own], squares[own]);
+                if (rows_of(rows + 8) > 0) column.add_spread(rows + 8, rows_of(rows + 8), sums[own + KEYS], squares[own + KEYS]);
+            } else {
+                column.add(sums[own] + sums[own + KEYS], squares[own] + squares[own + KEYS]);
+            }
+            column.entropy += entropies[own] + entropies[own + KEYS];
+            if ((row_tile + 1) % tiles_of_head == 0) column.end_head(range, key, row_tile / tiles_of_head);
         }
         if (writes) column.write(range, key);
     }
@@ -515,6 +584,10 @@ __device__ inline void columns_any(const lava_score_args &args) {
 }
 
 // ------------------------------------------------------------------------------------------------------- in between
+
+/// In f32 a log-sum-exp over ln 2 is off by half a unit of its last place. Up to here that is no more than what a logit is off by; beyond,
+/// attention would not sum to 1.
+constexpr float LARGEST_LSE = 256;
 
 /// Log-sum-exp of 16 rows, over ln 2: the caller's, or what the ranges have merged in their order. Rows that fill a window up get
 /// +infinity: nothing they look at gets any attention.
@@ -539,22 +612,28 @@ __device__ inline void row_lse(const lava_score_args &args) {
     sums[threadIdx.x] = softmax.sum;
     __syncthreads();
     if (share != 0) return;
-    float lse = INFINITY;
+    float lse = INFINITY, rest = 0;
     if (j < args.window) {
         if (args.has_lse) {
-            lse = element(head.sequence.lse, head.head * head.group() + row / head.padded(), j, 0) * LOG2_E;
+            lse = element(head.sequence.lse, head.head * head.group() + row / head.padded(), j, 0) * args.lse_to_base_2;
         } else {
             for (uint32_t i = 1; i < SHARES; i++) softmax.merge(maxima[i * ROWS + threadIdx.x], sums[i * ROWS + threadIdx.x]);
-            lse = softmax.max + log2f(softmax.sum);
+            rest = log2f(softmax.sum);
+            lse = softmax.max + rest;
         }
         if (!(fabsf(lse) < INFINITY)) head.fault(args.has_lse ? LAVA_FAULT_LSE : LAVA_FAULT_Q_OR_K);
+        // A variance is nothing but what attention differs by.
+        const bool splits = fabsf(lse) >= LARGEST_LSE || lava_score_spreads(&args);
+        if (!splits) rest = 0;
+        else if (!args.has_lse) lse = softmax.max;
         if (args.attention == EXPONENTIAL) {
             // A weight by age, w decay (1 - decay)^age and for the oldest w (1 - decay)^age, is a term in the exponent.
             const float age = args.window - 1 - j, faded = age == 0 ? 0 : age * log2f(1 - args.decay);
-            lse -= log2f(float(args.window)) + (j == 0 ? 0 : log2f(args.decay)) + faded;
+            (splits ? rest : lse) -= log2f(float(args.window)) + (j == 0 ? 0 : log2f(args.decay)) + faded;
         }
     }
     args.row_lse[head.flat() * lava_score_rows(&args) + row] = lse;
+    args.row_rest[head.flat() * lava_score_rows(&args) + row] = rest;
 }
 
 } // namespace lava

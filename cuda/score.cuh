@@ -22,6 +22,10 @@ struct Head {
 
     __device__ uint32_t n_tokens() const { return sequence.n_tokens; }
     __device__ uint32_t prefix() const { return n_tokens() > args.window ? n_tokens() - args.window : 0; }
+    /// The first token of the prefix that a later query can see. Those before it are dead: they score 0 and count nowhere.
+    __device__ uint32_t first_live() const {
+        return args.sliding_window == 0 ? 0 : min(prefix(), n_tokens() + 1 - min(n_tokens() + 1, args.sliding_window));
+    }
     __device__ uint32_t group() const { return args.n_q_heads / args.n_kv_heads; }
     /// Of all heads of all sequences, this one.
     __device__ uint64_t flat() const { return uint64_t(index) * args.n_kv_heads + head; }

@@ -12,16 +12,16 @@ LAVA_SELECT_KERNEL lava_select_entries(const __grid_constant__ lava_cuda_select_
     Choice<Dense> c({item.scores, item.prefix_len}, item.params, a.n_kv_heads, item.prefix_len, item.window_rows);
     c.place(a.workspace, blockIdx.y, a.n_items, a.max_prefix);
     c.share(blockIdx.x, gridDim.x);
-    if (*item.budget == LAVA_NO_BUDGET) return;
-    const uint64_t budget = min(*item.budget, uint64_t(c.n_heads) * c.prefix_len);
+    if (*item.n_entries == LAVA_NO_ENTRIES) return;
+    const uint64_t n_entries = min(*item.n_entries, uint64_t(c.n_heads) * c.prefix_len);
     begin_choice(c);
     // A fault is a fault for all blocks: nothing has been written yet, and nothing will be.
-    const Fault fault = fault_of(c, budget);
+    const Fault fault = fault_of(c, n_entries);
     if (fault.what != 0) {
         if (c.block() == 0 && threadIdx.x == 0) report(a.status, item.layer, blockIdx.y, fault.head, fault.what);
         return;
     }
-    choose(c, c.minimum(), budget, Rounding::EXACT);
+    choose(c, c.minimum(), n_entries, Rounding::EXACT);
     if (c.block() == 0 && threadIdx.x == 0) write_counts(c.counts, c.n_heads, c.window_rows, item.cu_kept);
     write_kept(c, c.control, [&](uint32_t h, const Head &, uint32_t row, uint32_t place) { item.kept_indices[item.cu_kept[h] + place] = row; });
     if (c.block() != 0 || item.selection == nullptr) return;

@@ -1,7 +1,7 @@
 // How a layer's window looks at the prefix, as numbers per KV head: what CAKE's layer preference (arXiv 2503.12491) is made of.
 // score_columns, with LAVA_SCORE_SPREAD, leaves each key's variance and entropy, summed over its group.
 //
-//     stats_sum         their sums over the prefix
+//     stats_sum         their sums over the live entries of the prefix
 //     stats_preference  (sum of entropies)^(1 / tau1) (sum of variances)^(1 / tau2)
 //
 // Every sum has an order that does not depend on the schedule.
@@ -13,7 +13,7 @@ __device__ inline void add_up_stats(const lava_score_args &args) {
     LAVA_SHARED(double, memory, LAVA_SCORE_POOLED / 32);
     const Head head(args, blockIdx.y, blockIdx.x);
     double entropy = 0, variance = 0;
-    for (uint32_t i = threadIdx.x; i < head.prefix(); i += blockDim.x) {
+    for (uint32_t i = head.first_live() + threadIdx.x; i < head.prefix(); i += blockDim.x) {
         variance += double(head.columns(0)[i]);
         entropy += double(head.columns(1)[i]);
     }

@@ -80,7 +80,7 @@ struct PlainNorms {
 /// Goes over a range's values: each one's own norm where it is wanted, else the largest that counts.
 template <uint32_t OF_ROW, class Add> __device__ void norms_of_range(const Range &range, Add add) {
     const lava_score_args &args = range.args;
-    const uint32_t counted = args.value_span == VALUES_ALL ? range.n_tokens() : range.prefix();
+    const uint32_t counted = args.value_span == VALUES_ALL ? range.n_tokens() : range.prefix(), live = range.first_live();
     const uint32_t wanted = min(range.prefix(), range.end); // a round may be longer than the range
     const uint32_t own = threadIdx.x / OF_ROW, step = blockDim.x / OF_ROW;
     float most = 0;
@@ -92,8 +92,8 @@ template <uint32_t OF_ROW, class Add> __device__ void norms_of_range(const Range
 #pragma unroll
         for (uint32_t i = 0; i < AT_ONCE; i++) {
             const uint32_t token = first + i * step + own;
-            faulty |= !(norms[i] < INFINITY);
-            if (token < counted) most = fmaxf(most, norms[i]);
+            faulty |= token >= live && !(norms[i] < INFINITY);
+            if (token >= live && token < counted) most = fmaxf(most, norms[i]);
             if (args.value_weight == VALUE_TOKEN && token < wanted && threadIdx.x % OF_ROW == 0)
                 args.value_norms[range.flat() * lava_score_max_prefix(&args) + token] = norms[i];
         }

@@ -1,9 +1,10 @@
 /*
  * What the examples share: the captured KV cache of a small model as lava_tensors, and what to do when a call fails.
  *
- * eval/model/captures.safetensors holds, for a few prompts and every layer: the queries of the prompt's last tokens, its keys and
- * values (all after RoPE), and the same of some decode steps after it, computed with the full cache. It stands for what
- * an engine has in its buffers at the end of prefill. Everything here exits with a message when something is wrong.
+ * eval/model/captures.safetensors holds, for a few prompts and every layer: the queries of the prompt's last tokens,
+ * its keys and values (all after RoPE), and the same of some decode steps after it, computed with the full cache. It
+ * stands for what an engine has in its buffers at the end of prefill. Everything here exits with a message when
+ * something is wrong.
  */
 #ifndef CAPTURE_H
 #define CAPTURE_H
@@ -50,7 +51,7 @@ typedef struct {
     st_file file;
     uint32_t n_prompts, n_layers, n_q_heads, n_kv_heads, head_dim;
     uint32_t n_queries;  /* last queries captured of each prompt: a window may be as long as that */
-    uint32_t n_next;     /* decode steps captured behind each prompt */
+    uint32_t n_next;     /* decode steps captured after each prompt */
 } capture;
 
 /* One layer of one prompt, as views of the file's memory: they are read, never written. */
@@ -105,13 +106,14 @@ static inline lava_tensor capture_tensor(const capture *c, uint32_t prompt, uint
     const st_tensor *t = st_find(&c->file, name);
     if (t == NULL || t->dtype != dtype || t->n_dims != 3 || t->shape[0] == 0 || t->shape[0] > 1u << 24
         || (*n_rows != 0 && t->shape[0] != *n_rows) || t->shape[1] != n_heads || t->shape[2] != c->head_dim) {
-        fprintf(stderr, "%s: %s is missing, or not of the type and shape that the metadata implies\n", c->file.path, name);
+        fprintf(stderr, "%s: %s is missing, or not of the type and shape that the metadata implies\n", c->file.path,
+                name);
         exit(1);
     }
     *n_rows = (uint32_t) t->shape[0];
-    /* const goes here: lava.h has one tensor type for inputs and outputs, and never writes to an input */
-    return lava_tensor_token_major(dtype == ST_F32 ? LAVA_F32 : LAVA_F16, (void *) (uintptr_t) t->data, t->size, n_heads,
-                                   c->head_dim);
+    /* const is cast away: lava.h has one tensor type for inputs and outputs, and never writes to an input */
+    return lava_tensor_token_major(dtype == ST_F32 ? LAVA_F32 : LAVA_F16, (void *) (uintptr_t) t->data, t->size,
+                                   n_heads, c->head_dim);
 }
 
 /* Layer `layer` of prompt `prompt`, with the last `window` of the captured queries. */

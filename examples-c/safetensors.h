@@ -1,16 +1,16 @@
 /*
  * A small reader of .safetensors files, for the examples beside it.
  *
- * Why it is here: no C library for the format is kept well enough to depend on, and what the examples need of it is little.
- * The format: a u64 (little-endian) with the header's length, the header as JSON, then the tensors' bytes:
+ * Why it is here: no C library for the format is maintained well enough to depend on, and the examples need little of
+ * it. The format: a u64 (little-endian) with the header's length, the header as JSON, then the tensors' bytes:
  *
  *     { "__metadata__": {"key": "text", ...},
  *       "name": {"dtype": "F16", "shape": [1024, 2, 32], "data_offsets": [begin, end]}, ... }
  *
  * What it does: reads the whole file into memory, checks every entry once (element type, sizes, bounds, alignment), and
- * finds tensors and metadata by name. What it does not do: write, map files into memory, big-endian machines, escapes (\)
- * in names and texts, more than ST_MAX_DIMS dimensions, or element types but F32, F16, BF16 and I32. It refuses those,
- * saying so on stderr. Compiles as C11 and as C++17.
+ * finds tensors and metadata by name. What it does not do: write, map files into memory, big-endian machines, escapes
+ * (\) in names and texts, more than ST_MAX_DIMS dimensions, or element types other than F32, F16, BF16 and I32. It
+ * refuses those, saying so on stderr. Compiles as C11 and as C++17.
  */
 #ifndef ST_SAFETENSORS_H
 #define ST_SAFETENSORS_H
@@ -43,7 +43,7 @@ typedef struct {
 typedef struct {
     unsigned char *bytes;  /* the file */
     size_t size;
-    unsigned char *data;  /* the part behind the header */
+    unsigned char *data;  /* the part after the header */
     size_t data_size;
     st_tensor *tensors;
     size_t n_tensors;

@@ -41,7 +41,8 @@ int main(void) {
 
     size_t size = in.k.size, roomy = (size_t) n_heads * room * dim * sizeof(uint16_t);
     char *k0 = allocate(size), *v0 = allocate(size);
-    char *k1 = allocate(roomy), *v1 = allocate(roomy), *k2 = allocate(roomy), *v2 = allocate(roomy), *kv3 = allocate(2 * size);
+    char *k1 = allocate(roomy), *v1 = allocate(roomy), *k2 = allocate(roomy), *v2 = allocate(roomy);
+    char *kv3 = allocate(2 * size);
     float *q_rows = allocate(in.q.size);
     int64_t row = dim, pair = 2 * row;
     lava_tensor q_head_major = lava_tensor_head_major(LAVA_F32, q_rows, in.q.size, WINDOW, dim);
@@ -54,27 +55,26 @@ int main(void) {
          lava_tensor_head_major(LAVA_F16, v1, roomy, room, dim)},
         {"transposed", q_head_major,
          lava_tensor_token_major(LAVA_F16, k2, roomy, n_heads, dim),
-         lava_tensor_init(LAVA_F16, v2, roomy, 1, row * room, room)},
+         lava_tensor_transposed(LAVA_F16, v2, roomy, room, dim)},
         {"interleaved", in.q,
          lava_tensor_init(LAVA_F16, kv3, 2 * size, n_heads * pair, pair, 1),
          lava_tensor_init(LAVA_F16, kv3 + row * 2, 2 * size - (size_t) row * 2, n_heads * pair, pair, 1)},
     };
 
     uint32_t budget;
-    uint64_t entries, n_kept;
-    CHECK(lava_budget_from_ratio(&shape, 0.2, &budget, &error));
-    CHECK(lava_total_entries(&shape, budget, 1, &entries, &error));
-    CHECK(lava_n_kept(&shape, entries, &n_kept, &error));
-    lava_score_params how_to_score = lava_score_params_init();
-    lava_select_params how_to_select = lava_select_params_init();
+    uint64_t n_entries, n_kept;
+    CHECK(lava_budget_from_ratio(&shape, NULL, 0.2, &budget, &error));
+    CHECK(lava_total_entries(&shape, 1, 1, budget, &n_entries, &error));
+    CHECK(lava_n_kept(&shape, n_entries, &n_kept, &error));
     size_t score_size, select_size;
-    CHECK(lava_score_workspace_size(&shape, &how_to_score, &score_size, &error));
+    CHECK(lava_score_workspace_size(&shape, NULL, &score_size, &error));
     CHECK(lava_select_workspace_size(&shape, &select_size, &error));
     size_t workspace_size = score_size > select_size ? score_size : select_size;
     void *workspace = allocate(workspace_size);
-    float *scores = allocate((size_t) n_heads * (n - WINDOW) * sizeof(float));
+    float *scores = allocate(lava_n_scores(&shape) * sizeof(float));
     uint32_t *kept = allocate(n_kept * sizeof(uint32_t)), *cu = allocate((n_heads + 1) * sizeof(uint32_t));
-    uint32_t *kept_first = allocate(n_kept * sizeof(uint32_t)), *cu_first = allocate((n_heads + 1) * sizeof(uint32_t));
+    uint32_t *kept_first = allocate(n_kept * sizeof(uint32_t));
+    uint32_t *cu_first = allocate((n_heads + 1) * sizeof(uint32_t));
 
     convert(&in.q, &q_head_major, WINDOW, c.n_q_heads, dim);
     for (int i = 0; i < N_LAYOUTS; i++) {
@@ -82,8 +82,9 @@ int main(void) {
         convert(&in.k, &a->k, n, n_heads, dim);
         convert(&in.v, &a->v, n, n_heads, dim);
 
-        CHECK(lava_score(&shape, &how_to_score, &a->q, &a->k, &a->v, NULL, 0, 1, workspace, workspace_size, scores, &error));
-        CHECK(lava_select(&shape, &how_to_select, scores, entries, workspace, workspace_size, kept, n_kept, cu, NULL, &error));
+        CHECK(lava_score(&shape, NULL, &a->q, &a->k, &a->v, NULL, 0, 1, workspace, workspace_size, scores, &error));
+        CHECK(lava_select(&shape, NULL, scores, n_entries, workspace, workspace_size, kept, n_kept, cu, NULL, NULL,
+                          &error));
         if (i == 0) {
             memcpy(kept_first, kept, n_kept * sizeof(uint32_t));
             memcpy(cu_first, cu, (n_heads + 1) * sizeof(uint32_t));
@@ -97,13 +98,14 @@ int main(void) {
             for (uint32_t r = 0; r < cu[h + 1] - cu[h]; r++) {
                 for (uint32_t d = 0; d < dim; d++) {
                     uint32_t token = kept[cu[h] + r];
-                    expect(memcmp(element(&a->k, h, r, d), element(&in.k, h, token, d), 2) == 0, "the key is the token's");
-                    expect(memcmp(element(&a->v, h, r, d), element(&in.v, h, token, d), 2) == 0, "the value is the token's");
+                    expect(memcmp(element(&a->k, h, r, d), element(&in.k, h, token, d), 2) == 0
+                               && memcmp(element(&a->v, h, r, d), element(&in.v, h, token, d), 2) == 0,
+                           "row r of the head is the token's");
                 }
             }
         }
-        printf("%-12s strides of V in elements: token %5lld, head %6lld, dim %4lld; kept", a->name, (long long) a->v.stride_token,
-               (long long) a->v.stride_head, (long long) a->v.stride_dim);
+        printf("%-12s strides of V in elements: token %5lld, head %6lld, dim %4lld; kept", a->name,
+               (long long) a->v.stride_token, (long long) a->v.stride_head, (long long) a->v.stride_dim);
         for (uint32_t h = 0; h < n_heads; h++) printf(" %u", cu[h + 1] - cu[h]);
         printf(" of %u\n", n);
     }

@@ -7,7 +7,7 @@
  */
 #include "capture.h"
 
-#include <pthread.h>
+#include <pthread.h>  /* POSIX: also in mingw-w64, not in MSVC */
 
 enum { WINDOW = 32, MAX_THREADS = 5 };
 
@@ -16,7 +16,7 @@ typedef struct {
     uint32_t n_layers, n_heads, dim, n_parts;
     capture_layer *in;
     lava_shape *shapes;
-    uint64_t entries, n_kept;  /* of each layer */
+    uint64_t n_entries, n_kept;  /* of each layer: all get the same, so that the buffers are simple */
     size_t n_scores, row, score_size, select_size;
     float *scores;    /* [n_layers, n_scores] */
     uint32_t *kept;   /* [n_layers, n_kept] */
@@ -35,10 +35,9 @@ static void *score(void *argument) {
     worker *me = argument;
     work *w = me->w;
     lava_error error = lava_error_init();
-    lava_score_params params = lava_score_params_init();
     for (uint32_t l = 0; l < w->n_layers; l++)
-        CHECK(lava_score(&w->shapes[l], &params, &w->in[l].q, &w->in[l].k, &w->in[l].v, NULL, me->part, w->n_parts, me->workspace,
-                         w->score_size, w->scores + l * w->n_scores, &error));
+        CHECK(lava_score(&w->shapes[l], NULL, &w->in[l].q, &w->in[l].k, &w->in[l].v, NULL, me->part, w->n_parts,
+                         me->workspace, w->score_size, w->scores + l * w->n_scores, &error));
     return NULL;
 }
 
@@ -47,10 +46,9 @@ static void *select_rows(void *argument) {
     worker *me = argument;
     work *w = me->w;
     lava_error error = lava_error_init();
-    lava_select_params params = lava_select_params_init();
     for (uint32_t l = me->part; l < w->n_layers; l += w->n_parts)
-        CHECK(lava_select(&w->shapes[l], &params, w->scores + l * w->n_scores, w->entries, me->workspace, w->select_size,
-                          w->kept + l * w->n_kept, w->n_kept, w->cu + l * (w->n_heads + 1), NULL, &error));
+        CHECK(lava_select(&w->shapes[l], NULL, w->scores + l * w->n_scores, w->n_entries, me->workspace, w->select_size,
+                          w->kept + l * w->n_kept, w->n_kept, w->cu + l * (w->n_heads + 1), NULL, NULL, &error));
     return NULL;
 }
 
@@ -105,7 +103,8 @@ int main(void) {
     static const uint32_t n_threads[] = {1, 2, 3, MAX_THREADS};
     lava_error error = lava_error_init();
     capture c = capture_open(CAPTURE_PATH);
-    work one = {.n_layers = c.n_layers, .n_heads = c.n_kv_heads, .dim = c.head_dim, .row = c.head_dim * sizeof(uint16_t)};
+    work one = {.n_layers = c.n_layers, .n_heads = c.n_kv_heads, .dim = c.head_dim};
+    one.row = c.head_dim * sizeof(uint16_t);
     one.in = allocate(c.n_layers * sizeof(*one.in));
     one.shapes = allocate(c.n_layers * sizeof(*one.shapes));
     for (uint32_t l = 0; l < c.n_layers; l++) {
@@ -113,13 +112,12 @@ int main(void) {
         one.shapes[l] = capture_shape(&c, &one.in[l], l, WINDOW);
     }
     uint32_t budget;
-    lava_score_params params = lava_score_params_init();
-    CHECK(lava_budget_from_ratio(&one.shapes[0], 0.2, &budget, &error));
-    CHECK(lava_total_entries(&one.shapes[0], budget, 1, &one.entries, &error));
-    CHECK(lava_n_kept(&one.shapes[0], one.entries, &one.n_kept, &error));
-    CHECK(lava_score_workspace_size(&one.shapes[0], &params, &one.score_size, &error));
+    CHECK(lava_budget_from_ratio(&one.shapes[0], NULL, 0.2, &budget, &error));
+    CHECK(lava_total_entries(&one.shapes[0], 1, 1, budget, &one.n_entries, &error));
+    CHECK(lava_n_kept(&one.shapes[0], one.n_entries, &one.n_kept, &error));
+    CHECK(lava_score_workspace_size(&one.shapes[0], NULL, &one.score_size, &error));
     CHECK(lava_select_workspace_size(&one.shapes[0], &one.select_size, &error));
-    one.n_scores = (size_t) c.n_kv_heads * (one.in[0].n_tokens - WINDOW);
+    one.n_scores = lava_n_scores(&one.shapes[0]);
 
     for (size_t i = 0; i < sizeof(n_threads) / sizeof(n_threads[0]); i++) {
         work many = one;
@@ -132,15 +130,16 @@ int main(void) {
             one = many;
         } else {
             size_t rows = one.n_layers * one.n_kept;
-            expect(memcmp(many.scores, one.scores, one.n_layers * one.n_scores * sizeof(float)) == 0, "scores are the same bits");
+            size_t scores = one.n_layers * one.n_scores, counts = (size_t) one.n_layers * (one.n_heads + 1);
+            expect(memcmp(many.scores, one.scores, scores * sizeof(float)) == 0, "scores are the same bits");
             expect(memcmp(many.kept, one.kept, rows * sizeof(uint32_t)) == 0, "the same tokens are kept");
-            expect(memcmp(many.cu, one.cu, (size_t) one.n_layers * (one.n_heads + 1) * sizeof(uint32_t)) == 0, "as many of each head");
+            expect(memcmp(many.cu, one.cu, counts * sizeof(uint32_t)) == 0, "as many of each head");
             expect(memcmp(many.k, one.k, rows * one.row) == 0 && memcmp(many.v, one.v, rows * one.row) == 0,
                    "K and V are the same bytes");
             free_outputs(&many);
         }
-        printf("%u thread%s, %u layers of %u KV heads: %s\n", n_threads[i], n_threads[i] == 1 ? "" : "s", one.n_layers, one.n_heads,
-               i == 0 ? "done" : "the same bits");
+        printf("%u thread%s, %u layers of %u KV heads: %s\n", n_threads[i], n_threads[i] == 1 ? "" : "s", one.n_layers,
+               one.n_heads, i == 0 ? "done" : "the same bits");
     }
     free_outputs(&one);
     free(one.shapes);

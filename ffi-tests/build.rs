@@ -1,4 +1,4 @@
-//! Bindings of `include/lava.h`, inline functions included: tests see what a C program sees.
+//! Bindings of `include/lava.h` and `include/lava_methods.h`, inline functions included: tests see what a C program sees.
 
 use std::env;
 use std::path::PathBuf;
@@ -7,8 +7,10 @@ use std::process::Command;
 fn main() {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap());
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap());
-    let header = root.join("../include/lava.h");
+    // It includes lava.h.
+    let header = root.join("../include/lava_methods.h");
     println!("cargo:rerun-if-changed={}", header.display());
+    println!("cargo:rerun-if-changed={}", root.join("../include/lava.h").display());
     println!("cargo:rerun-if-changed=libclang.sh");
     println!("cargo:rerun-if-env-changed=LIBCLANG_PATH");
     if env::var_os("LIBCLANG_PATH").is_none() {
@@ -30,7 +32,7 @@ fn main() {
     if let Some(gcc) = first_line(Command::new("gcc").arg("-print-file-name=include")) {
         bindings = bindings.clang_arg(format!("-idirafter{gcc}"));
     }
-    let bindings = bindings.generate().expect("include/lava.h");
+    let bindings = bindings.generate().expect("include/lava_methods.h");
     bindings.write_to_file(out.join("bindings.rs")).unwrap();
     cc::Build::new().file(shim).include(root.join("../include")).compile("lava_static_functions");
 }

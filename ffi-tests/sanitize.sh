@@ -11,6 +11,8 @@ host=$(rustc -vV | sed -n 's/^host: //p')
 out=target/sanitize
 libs=(-lm -lpthread -ldl)
 mkdir -p "$out/bin"
+# Says what is left out, also to who asked for all parts (.ci/parts).
+not_run() { printf '%-16s %s\n' sanitize "$*" | tee -a "${LAVA_NOT_RUN:-/dev/null}" >&2; }
 
 WITH=libc6-dbg ffi-tests/programs.sh valgrind
 with_clang=
@@ -18,7 +20,7 @@ WITH=libclang-rt-19-dev ffi-tests/programs.sh clang-19 || true
 if echo 'int main(void) { return 0; }' | clang-19 -x c -fsanitize=memory - -o "$out/bin/program" 2>/dev/null; then
     with_clang=1
 else
-    echo "no clang-19 with libclang-rt-19-dev: nothing looks at conversions and at what is read unwritten but valgrind" >&2
+    not_run "no clang-19 with libclang-rt-19-dev: only valgrind looks at conversions and at what is read before it is written"
 fi
 
 # Asked once: a compiler that is gone later is a failure.
@@ -35,7 +37,7 @@ library() {
             --target-dir "$out/$1" "${@:3}"
         echo "$out/$1/$host/release/liblava.a"
     else
-        echo "no nightly compiler: $1 sanitizer looks at the C side only" >&2
+        not_run "no nightly compiler: the $1 sanitizer looks at the C side only"
         echo target/capi/capi/liblava.a
     fi
 }
@@ -81,7 +83,7 @@ if [ -n "$with_clang" ] && with_source; then
     memory=$(library memory "-Zsanitizer=memory -Zsanitizer-memory-track-origins -Cpanic=abort" \
         -Zbuild-std=core --no-default-features --features ffi-panic-handler)
 elif [ -n "$with_clang" ]; then
-    echo "no nightly compiler with rust-src: nothing looks at what AVX-512 kernels read unwritten" >&2
+    not_run "no nightly compiler with rust-src: nothing looks at what AVX-512 kernels read before it is written"
 fi
 
 export UBSAN_OPTIONS=print_stacktrace=1
@@ -100,7 +102,7 @@ for source in "${programs[@]}"; do
     check "clang, conversions" "$(basename "$source")" "$out/bin/program"
     # Its C++ library would have to be built for it too.
     [ -n "$memory" ] && [ "${source%.cpp}" = "$source" ] || continue
-    clang "$source" "$out/bin/program" -fsanitize=memory -fsanitize-memory-track-origins ffi-tests/c/msan_libc.c "$memory"
+    clang "$source" "$out/bin/program" -fsanitize=memory -fsanitize-memory-track-origins "$memory"
     check "memory" "$(basename "$source")" "$out/bin/program"
 done
 for source in "${programs[@]}"; do
@@ -126,7 +128,7 @@ expect_found() {
 }
 if nightly; then
     build ffi-tests/c/planted.c "$out/bin/program" -fsanitize=address "$address"
-    check "address, planted" "a read behind the scores" expect_found heap-buffer-overflow "$out/bin/program" overread
+    check "address, planted" "a read after the scores" expect_found heap-buffer-overflow "$out/bin/program" overread
     build ffi-tests/c/planted.c "$out/bin/program" -fsanitize=thread ffi-tests/c/tsan_memory.c "$thread"
     check "thread, planted" "two calls, one workspace" expect_found "data race" "$out/bin/program" race
 fi
@@ -139,7 +141,7 @@ if [ -n "$memory" ]; then
     check "memory, planted" "scores never written" expect_found use-of-uninitialized-value "$out/bin/program" unwritten
 fi
 build ffi-tests/c/planted.c "$out/bin/program" "$plain"
-check "valgrind, planted" "a read behind the scores" \
+check "valgrind, planted" "a read after the scores" \
     expect_found "Invalid read" valgrind --error-exitcode=9 "$out/bin/program" overread
 check "helgrind, planted" "two calls, one workspace" \
     expect_found "Possible data race" valgrind --tool=helgrind --error-exitcode=9 "$out/bin/program" race
@@ -148,9 +150,11 @@ check "drd, planted" "two calls, one workspace" \
 
 if nightly; then
     rust() { RUSTFLAGS="-Zsanitizer=address" cargo +nightly test --quiet --target "$host" --target-dir "$out/rust" "$@"; }
-    check "address, Rust" "tests/stages.rs and units" rust --lib --test stages
+    check "address, Rust" "scoring.rs, decisions.rs, units" rust --lib --test scoring --test decisions
     check "address, Rust" "fuzz targets, 5 s each" env LAVA_FUZZ_SECONDS=5 RUSTFLAGS="-Zsanitizer=address" \
         cargo +nightly test --quiet --manifest-path fuzz/Cargo.toml --target "$host" --target-dir "$out/rust"
+else
+    not_run "no nightly compiler: the Rust tests do not run under AddressSanitizer"
 fi
 echo "$n checks, $failed with findings"
 [ "$failed" -eq 0 ]

@@ -6,7 +6,8 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 rustup component add --toolchain nightly miri rust-src >/dev/null 2>&1 || cargo +nightly miri --version >/dev/null 2>&1 || {
-    echo "not run: Miri is missing. Run: rustup toolchain install nightly --component miri --component rust-src"
+    printf '%-16s %s\n' miri "Miri is missing. Run: rustup toolchain install nightly --component miri --component rust-src" |
+        tee -a "${LAVA_NOT_RUN:-/dev/null}"
     exit 0
 }
 # It asks the compiler for the machine's instructions, not the machine. Without f16c, which it does not know: `half` would use it.

@@ -22,6 +22,10 @@ cargo +nightly fuzz --version >/dev/null 2>&1 || {
 options=(--fuzz-dir . --sanitizer none --features libfuzzer --release --debug-assertions --no-trace-compares)
 cargo +nightly fuzz build "${options[@]}" --quiet 2>/dev/null || cargo +nightly fuzz build "${options[@]}"
 
+# libFuzzer wants a file for each seed.
+seeds=../target/fuzz-seeds
+cargo run --quiet --example seeds -- unpack "$seeds"
+
 # Of a libFuzzer log: the last number of executions, and of covered places.
 executions() { grep -oE '^(#|Done )[0-9]+' "$1" | tail -1 | tr -dc '0-9'; }
 covered() { grep -oE 'cov: [0-9]+' "$1" | tail -1 | tr -dc '0-9'; }
@@ -32,7 +36,7 @@ table='' failed=0
 for target in "${targets[@]}"; do
     log=$logs/$target
     mkdir -p "corpus/$target" "artifacts/$target"
-    cargo +nightly fuzz run "${options[@]}" "$target" "corpus/$target" "seeds/$target" -- \
+    cargo +nightly fuzz run "${options[@]}" "$target" "corpus/$target" "$seeds/$target" -- \
         "${limit:--max_total_time=$seconds}" -timeout=600 -max_len=256 >"$log" 2>&1 &
     while kill -0 $! 2>/dev/null; do
         [ ! -t 2 ] || printf '\r%-16s %12s executions' "$target" "$(executions "$log" || true)" >&2

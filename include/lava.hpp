@@ -1,22 +1,30 @@
 /*
- * lava.hpp - the C ABI of lava.h for C++17: memory that frees itself, spans, and exceptions. Header only.
+ * lava.hpp - the C ABI of lava.h and lava_methods.h for C++17: memory that frees itself, spans, and exceptions.
  *
- * It adds nothing to what lava.h computes and costs nothing over it; lava.h is the manual. Shapes, params and reports are
- * the C structs, made by the functions of lava.h (lava_shape_init, lava_score_params_init, ...).
+ * Header only. It adds nothing to what lava.h computes and costs nothing beyond it; lava.h is the manual. Shapes,
+ * params and reports are the C structs, made by the functions of lava.h. A params argument that is left out is the
+ * recommended preset, as NULL is in C.
  *
- * - A function that calls one of lava.h, named in its comment, throws lava::error with the status that one would return, and
- *   std::bad_alloc where it allocates and cannot. Outputs are then as lava.h says. What is marked noexcept does not throw.
- *   To do without exceptions and allocations, call the C functions: they throw nothing and mix freely with what is here.
- * - Spans and tensors are views: the memory they are made from must outlive their use. vectors that are returned are the caller's.
+ *     lava::workspace scratch;
+ *     std::vector<float> scores = lava::score(shape, q, k, v, scratch);
+ *     lava::kept kept = lava::select(shape, scores, n_entries, scratch);
+ *     lava::compact(shape, k, v, kept.rows, kept.cu, k_small, v_small);
+ *
+ * - A function that calls one of lava.h, named in its comment, throws lava::error with the status that one would
+ *   return, and std::bad_alloc where it allocates and cannot. Outputs are then as lava.h says. What is marked noexcept
+ *   does not throw. To do without exceptions and allocations, call the C functions: they throw nothing and mix freely
+ *   with what is here.
+ * - Spans, tensors and layers are views: the memory that they are made from must outlive their use. Vectors that are
+ *   returned are the caller's.
  * - A span's length is checked against the shape before the C function is called (LAVA_ERR_BUFFER_SIZE).
- * - Threads: as lava.h says of each function. A workspace or a cascade serves one call at a time.
+ * - Threads: as lava.h says of each function. A workspace serves one call at a time.
  *
  * SPDX-License-Identifier: MIT OR Apache-2.0
  */
 #ifndef LAVA_HPP
 #define LAVA_HPP
 
-#include "lava.h"
+#include "lava_methods.h"
 
 #include <cstddef>
 #include <cstdint>
@@ -72,11 +80,12 @@ public:
     /** `size` elements from `data` on. */
     constexpr span(T *data, std::size_t size) noexcept : data_(data), size_(size) {}
     /** A vector, array, std::span or anything else that std::data and std::size take. */
-    template <class Container, class = std::enable_if_t<std::is_convertible_v<
-                                   std::remove_pointer_t<decltype(std::data(std::declval<Container &>()))> (*)[], T (*)[]>>>
+    template <class Container,
+              class = std::enable_if_t<std::is_convertible_v<
+                  std::remove_pointer_t<decltype(std::data(std::declval<Container &>()))> (*)[], T (*)[]>>>
     constexpr span(Container &container) noexcept : data_(std::data(container)), size_(std::size(container)) {}
 
-    constexpr T *data() const noexcept { return data_; }            /**< the first element; nullptr for a span of nothing */
+    constexpr T *data() const noexcept { return data_; }            /**< the first element; nullptr for an empty span */
     constexpr std::size_t size() const noexcept { return size_; }   /**< elements */
     constexpr bool empty() const noexcept { return size_ == 0; }    /**< whether there are none */
     constexpr T *begin() const noexcept { return data_; }           /**< as containers have it */
@@ -101,7 +110,8 @@ void check(const char *function, Call &&call) {
     }
 }
 
-[[noreturn]] inline void refuse(const char *function, lava_status status, const char *argument, std::uint32_t layer = LAVA_NONE) {
+[[noreturn]] inline void refuse(const char *function, lava_status status, const char *argument,
+                                std::uint32_t layer = LAVA_NONE) {
     lava_error why = lava_error_init();
     why.status = status;
     why.argument = argument;
@@ -120,14 +130,44 @@ struct release {
 
 using aligned = std::unique_ptr<void, release>;
 
-inline aligned allocate(std::size_t size) { return aligned(::operator new(size, std::align_val_t(LAVA_WORKSPACE_ALIGN))); }
+inline aligned allocate(std::size_t size) {
+    return aligned(::operator new(size, std::align_val_t(LAVA_WORKSPACE_ALIGN)));
+}
 
 }  // namespace detail
 
-/** Entries that a layer's scores have: n_kv_heads * prefix, 0 where the window covers all tokens. */
-inline std::uint64_t n_scores(const lava_shape &shape) noexcept {
-    return shape.n_tokens <= shape.window ? 0 : std::uint64_t(shape.n_kv_heads) * (shape.n_tokens - shape.window);
-}
+/*
+ * Layers.
+ */
+
+/** lava_n_scores: how many scores a layer has. The shape must be valid. */
+inline std::uint64_t n_scores(const lava_shape &shape) noexcept { return lava_n_scores(&shape); }
+
+/**
+ * The layers of a model that share a total: a shape for each, or one shape that stands for all. A view.
+ *
+ * A vector, array or span of lava_shape turns into it by itself, and so does a single shape: one layer.
+ */
+class layers {
+public:
+    /** A shape for each layer. */
+    template <class Shapes, class = std::enable_if_t<std::is_constructible_v<span<const lava_shape>, Shapes &>>>
+    layers(Shapes &shapes) noexcept
+        : shapes_(std::data(shapes)), n_shapes_(std::uint32_t(std::size(shapes))), n_layers_(n_shapes_) {}
+    /** `n_layers` layers of this shape. */
+    layers(const lava_shape &shape, std::uint32_t n_layers = 1) noexcept
+        : shapes_(&shape), n_shapes_(1), n_layers_(n_layers) {}
+
+    const lava_shape *shapes() const noexcept { return shapes_; }     /**< the first shape */
+    std::uint32_t n_shapes() const noexcept { return n_shapes_; }     /**< 1, or n_layers() */
+    std::uint32_t n_layers() const noexcept { return n_layers_; }     /**< how many layers there are */
+    /** Layer l's shape. l is below n_layers(); not checked. */
+    const lava_shape &operator[](std::size_t l) const noexcept { return shapes_[n_shapes_ == 1 ? 0 : l]; }
+
+private:
+    const lava_shape *shapes_;
+    std::uint32_t n_shapes_, n_layers_;
+};
 
 /*
  * Tensors.
@@ -141,7 +181,7 @@ struct elements {
     std::size_t bytes;   /**< of all elements */
 };
 
-/** A C tensor, and whether its elements may be written. A tensor turns into a const_tensor by itself, not the reverse. */
+/** A C tensor, and whether its elements may be written. A tensor turns into a const_tensor, not the reverse. */
 template <class Void>
 struct basic_tensor;
 
@@ -172,11 +212,15 @@ inline elements<const void> f32(const float *data, std::size_t count) noexcept {
 /** `count` binary16 numbers, as their bits. */
 inline elements<void> f16(std::uint16_t *data, std::size_t count) noexcept { return {LAVA_F16, data, count * 2}; }
 /** The same, only to be read. */
-inline elements<const void> f16(const std::uint16_t *data, std::size_t count) noexcept { return {LAVA_F16, data, count * 2}; }
+inline elements<const void> f16(const std::uint16_t *data, std::size_t count) noexcept {
+    return {LAVA_F16, data, count * 2};
+}
 /** `count` bfloat16 numbers, as their bits. */
 inline elements<void> bf16(std::uint16_t *data, std::size_t count) noexcept { return {LAVA_BF16, data, count * 2}; }
 /** The same, only to be read. */
-inline elements<const void> bf16(const std::uint16_t *data, std::size_t count) noexcept { return {LAVA_BF16, data, count * 2}; }
+inline elements<const void> bf16(const std::uint16_t *data, std::size_t count) noexcept {
+    return {LAVA_BF16, data, count * 2};
+}
 
 /** The elements of a vector, array or span of float. */
 template <class Container>
@@ -196,7 +240,8 @@ auto bf16(Container &container) noexcept -> decltype(bf16(std::data(container), 
 
 /** Any strides, in elements. */
 template <class Void>
-basic_tensor<Void> strided(elements<Void> e, std::int64_t stride_token, std::int64_t stride_head, std::int64_t stride_dim) noexcept {
+basic_tensor<Void> strided(elements<Void> e, std::int64_t stride_token, std::int64_t stride_head,
+                           std::int64_t stride_dim) noexcept {
     return {lava_tensor_init(e.dtype, const_cast<void *>(e.data), e.bytes, stride_token, stride_head, stride_dim)};
 }
 
@@ -218,7 +263,7 @@ basic_tensor<Void> transposed(elements<Void> e, std::uint32_t room, std::uint32_
     return strided(e, 1, std::int64_t(room) * dim, room);
 }
 
-/** Rows of dim elements, head h from row row_start[h] on: a compressed cache. row_start is a view too; cu_kept will do. */
+/** Rows of dim elements, head h from row row_start[h] on: a compressed cache. row_start is a view, of kept::cu say. */
 template <class Void>
 basic_tensor<Void> ragged(elements<Void> e, span<const std::uint32_t> row_start, std::uint32_t dim) noexcept {
     return {lava_tensor_ragged(e.dtype, const_cast<void *>(e.data), e.bytes, row_start.data(), dim)};
@@ -228,7 +273,7 @@ basic_tensor<Void> ragged(elements<Void> e, span<const std::uint32_t> row_start,
  * The calls.
  */
 
-/** Scratch memory, aligned as lava.h asks. Grows to what the calls it is given to need; keeps nothing between them. */
+/** Scratch memory, aligned as lava.h asks. Grows to what each call needs; nothing is kept in it between calls. */
 class workspace {
 public:
     /** At least `size` bytes. What they held is gone. Throws std::bad_alloc. */
@@ -242,7 +287,7 @@ public:
         return memory_.get();
     }
     void *data() const noexcept { return memory_.get(); }     /**< the memory; nullptr before the first use */
-    std::size_t size() const noexcept { return size_; }       /**< bytes there are now */
+    std::size_t size() const noexcept { return size_; }       /**< bytes that there are now */
 
 private:
     detail::aligned memory_;
@@ -255,50 +300,62 @@ struct part {
     std::uint32_t count = 1;   /**< parts in all, at least 1 */
 };
 
-/** lava_budget_from_ratio: tokens per KV head per layer that a ratio of the prompt means. */
-inline std::uint32_t budget_from_ratio(const lava_shape &shape, double ratio) {
+/** lava_budget_from_ratio: tokens per KV head per layer that a ratio of the tokens means. */
+inline std::uint32_t budget_from_ratio(const lava_shape &shape, double ratio,
+                                       const lava_select_params &params = lava_select_params_default()) {
     std::uint32_t budget = 0;
-    detail::check("lava_budget_from_ratio", [&](lava_error *e) { return lava_budget_from_ratio(&shape, ratio, &budget, e); });
+    detail::check("lava_budget_from_ratio",
+                  [&](lava_error *e) { return lava_budget_from_ratio(&shape, &params, ratio, &budget, e); });
     return budget;
 }
 
-/** lava_total_entries: prefix entries that a budget means for n_layers layers. */
-inline std::uint64_t total_entries(const lava_shape &shape, std::uint32_t budget, std::uint32_t n_layers) {
+/** lava_total_entries: prefix entries that a budget means for these layers. */
+inline std::uint64_t total_entries(const layers &model, std::uint32_t budget) {
     std::uint64_t total = 0;
-    detail::check("lava_total_entries", [&](lava_error *e) { return lava_total_entries(&shape, budget, n_layers, &total, e); });
+    detail::check("lava_total_entries", [&](lava_error *e) {
+        return lava_total_entries(model.shapes(), model.n_shapes(), model.n_layers(), budget, &total, e);
+    });
     return total;
 }
 
 /**
  * lava_score: writes a part's scores.
  *
- * q [window, n_q_heads, head_dim_k], k [n_tokens, n_kv_heads, head_dim_k], v [n_tokens, n_kv_heads, head_dim_v].
- * scores: n_scores(shape) floats, [n_kv_heads, n_tokens - window], for all heads, whatever the part.
- * lse: nullptr, or f32 [window, n_q_heads, 1].
+ * q [min(window, n_tokens), n_q_heads, head_dim_k], k [rows, n_kv_heads, head_dim_k], v [rows, n_kv_heads, head_dim_v].
+ * scores: n_scores(shape) floats for all heads, head after head, whatever the part.
+ * lse: nullptr, or f32 [min(window, n_tokens), n_q_heads, 1].
+ * To score without V (LAVA_VALUE_NONE), call lava_score.
  */
-inline void score(const lava_shape &shape, const lava_score_params &params, const const_tensor &q, const const_tensor &k,
-                  const const_tensor &v, span<float> scores, workspace &scratch, part p = {}, const const_tensor *lse = nullptr) {
-    detail::want_size("lava_score", "scores", scores.size(), n_scores(shape), shape.layer);
+inline void score(const lava_shape &shape, const const_tensor &q, const const_tensor &k, const const_tensor &v,
+                  span<float> scores, workspace &scratch, const lava_score_params &params = lava_score_params_default(),
+                  part p = {}, const const_tensor *lse = nullptr) {
     std::size_t size = 0;
-    detail::check("lava_score_workspace_size", [&](lava_error *e) { return lava_score_workspace_size(&shape, &params, &size, e); });
+    detail::check("lava_score_workspace_size",
+                  [&](lava_error *e) { return lava_score_workspace_size(&shape, &params, &size, e); });
+    detail::want_size("lava_score", "scores", scores.size(), n_scores(shape), shape.layer);
     void *memory = scratch.reserve(size);
     detail::check("lava_score", [&](lava_error *e) {
-        return lava_score(&shape, &params, &q.c, &k.c, &v.c, lse == nullptr ? nullptr : &lse->c, p.index, p.count, memory, size,
-                          scores.data(), e);
+        return lava_score(&shape, &params, &q.c, &k.c, &v.c, lse == nullptr ? nullptr : &lse->c, p.index, p.count,
+                          memory, size, scores.data(), e);
     });
 }
 
 /** The same, all parts, into a vector of n_scores(shape) floats. */
-inline std::vector<float> score(const lava_shape &shape, const const_tensor &q, const const_tensor &k, const const_tensor &v,
-                                workspace &scratch, const lava_score_params &params = lava_score_params_init()) {
+inline std::vector<float> score(const lava_shape &shape, const const_tensor &q, const const_tensor &k,
+                                const const_tensor &v, workspace &scratch,
+                                const lava_score_params &params = lava_score_params_default(),
+                                const const_tensor *lse = nullptr) {
+    std::size_t size = 0;  // a shape that cannot be is refused here, before its scores are allocated
+    detail::check("lava_score_workspace_size",
+                  [&](lava_error *e) { return lava_score_workspace_size(&shape, &params, &size, e); });
     std::vector<float> scores(static_cast<std::size_t>(n_scores(shape)));
-    score(shape, params, q, k, v, span<float>(scores), scratch);
+    score(shape, q, k, v, span<float>(scores), scratch, params, {}, lse);
     return scores;
 }
 
-/** What entropy() tells of a layer. */
+/** What entropy() says about a layer. */
 struct entropy_and_mass {
-    double entropy;   /**< in [0, 1]: its weight for layer_budgets() */
+    double entropy;   /**< in [0, 1]: its weight for layer_entries() */
     double mass;      /**< sum of its scores */
 };
 
@@ -306,152 +363,142 @@ struct entropy_and_mass {
 inline entropy_and_mass entropy(const lava_shape &shape, span<const float> scores) {
     detail::want_size("lava_entropy", "scores", scores.size(), n_scores(shape), shape.layer);
     entropy_and_mass out = {0, 0};
-    detail::check("lava_entropy", [&](lava_error *e) { return lava_entropy(&shape, scores.data(), &out.entropy, &out.mass, e); });
+    detail::check("lava_entropy",
+                  [&](lava_error *e) { return lava_entropy(&shape, scores.data(), &out.entropy, &out.mass, e); });
     return out;
 }
 
-/**
- * lava_layer_budgets: each layer's prefix entries, min(total, sum of capacities) in all.
- *
- * weights, capacities: one per layer. minimums: empty, or one per layer.
- */
-inline std::vector<std::uint64_t> layer_budgets(span<const double> weights, span<const std::uint64_t> capacities,
-                                                std::uint64_t total, span<const std::uint64_t> minimums = {}) {
-    detail::want_size("lava_layer_budgets", "capacities", capacities.size(), weights.size());
-    if (!minimums.empty()) detail::want_size("lava_layer_budgets", "minimums", minimums.size(), weights.size());
-    if (weights.size() > LAVA_MAX_LAYERS) detail::refuse("lava_layer_budgets", LAVA_ERR_SHAPE, "n_layers");
-    std::vector<std::uint64_t> budgets(weights.size());
-    detail::check("lava_layer_budgets", [&](lava_error *e) {
-        return lava_layer_budgets(static_cast<std::uint32_t>(weights.size()), weights.data(), capacities.data(),
-                                  minimums.empty() ? nullptr : minimums.data(), total, budgets.data(), e);
+/** lava_layer_entries: each layer's prefix entries, if layers share a total in proportion to weights, one for each. */
+inline std::vector<std::uint64_t> layer_entries(const layers &model, span<const double> weights, std::uint64_t total,
+                                                const lava_select_params &params = lava_select_params_default()) {
+    detail::want_size("lava_layer_entries", "weights", weights.size(), model.n_layers());
+    std::vector<std::uint64_t> entries(model.n_layers());
+    detail::check("lava_layer_entries", [&](lava_error *e) {
+        return lava_layer_entries(model.shapes(), model.n_shapes(), model.n_layers(), &params, weights.data(), total,
+                                  entries.data(), e);
     });
-    return budgets;
-}
-
-/** lava_mean_over_heads: all heads get the mean of their scores, n_scores(shape) of them. */
-inline void mean_over_heads(const lava_shape &shape, span<float> scores) {
-    detail::want_size("lava_mean_over_heads", "scores", scores.size(), n_scores(shape), shape.layer);
-    detail::check("lava_mean_over_heads", [&](lava_error *e) { return lava_mean_over_heads(&shape, scores.data(), e); });
-}
-
-/** lava_attention_stats and lava_preference: CAKE's weight of a layer. */
-inline double preference(const lava_shape &shape, const lava_score_params &params, const const_tensor &q, const const_tensor &k,
-                         double tau1, double tau2, workspace &scratch) {
-    std::size_t size = 0;
-    double weight = 0;
-    detail::check("lava_score_workspace_size", [&](lava_error *e) { return lava_score_workspace_size(&shape, &params, &size, e); });
-    std::vector<double> stats(2 * std::size_t(shape.n_kv_heads));
-    void *memory = scratch.reserve(size);
-    detail::check("lava_attention_stats", [&](lava_error *e) {
-        return lava_attention_stats(&shape, &params, &q.c, &k.c, nullptr, 0, 1, memory, size, stats.data(), e);
-    });
-    detail::check("lava_preference", [&](lava_error *e) { return lava_preference(&shape, stats.data(), tau1, tau2, &weight, e); });
-    return weight;
-}
-
-/** lava_pyramid_weights: PyramidKV's, one per layer, for layer_budgets. */
-inline std::vector<double> pyramid_weights(std::uint32_t n_layers, std::uint64_t prefix_budget, std::uint64_t prefix_len, double beta) {
-    if (n_layers > LAVA_MAX_LAYERS) detail::refuse("lava_pyramid_weights", LAVA_ERR_SHAPE, "n_layers");
-    std::vector<double> weights(n_layers);
-    detail::check("lava_pyramid_weights", [&](lava_error *e) {
-        return lava_pyramid_weights(n_layers, prefix_budget, prefix_len, beta, weights.data(), e);
-    });
-    return weights;
+    return entries;
 }
 
 /** What one sort over the model gives each layer, and of that each of its heads. */
-struct budgets_of_model {
-    std::vector<std::uint64_t> layers;  /**< n_layers prefix budgets, for select */
-    std::vector<double> head_weights;   /**< [n_layers, n_kv_heads], for lava_select_params::head_weights */
+struct entries_of_model {
+    std::vector<std::uint64_t> layers;      /**< each layer's prefix entries, for select */
+    std::vector<double> head_weights;       /**< a number for each KV head, layer after layer */
+    std::vector<std::size_t> first_head;    /**< each layer's first in head_weights */
+
+    /** Layer l's, for lava_select_params::head_weights. l is below the number of layers; not checked. */
+    const double *heads(std::size_t l) const noexcept { return head_weights.data() + first_head[l]; }
 };
 
-/** lava_global_budgets: one sort over all layers' scores, [n_layers, n_scores(shape)]. */
-inline budgets_of_model global_budgets(const lava_shape &shape, std::uint32_t n_layers, span<const float> scores, std::uint64_t total,
-                                          workspace &scratch, const lava_select_params &params = lava_select_params_init()) {
-    detail::want_size("lava_global_budgets", "scores", scores.size(), n_layers * n_scores(shape));
-    std::size_t size = 0;
-    detail::check("lava_global_budgets_workspace_size",
-                  [&](lava_error *e) { return lava_global_budgets_workspace_size(&shape, n_layers, &size, e); });
-    budgets_of_model out = {std::vector<std::uint64_t>(n_layers), std::vector<double>(std::size_t(n_layers) * shape.n_kv_heads)};
+/**
+ * lava_global_entries: one sort over all layers' scores, which lie one layer after the other.
+ *
+ * For each layer l, select with layers[l], and with heads(l) as head_weights in the same params, keeps exactly those.
+ */
+inline entries_of_model global_entries(const layers &model, span<const float> scores, std::uint64_t total,
+                                       workspace &scratch,
+                                       const lava_select_params &params = lava_select_params_default()) {
+    std::size_t size = 0, n_heads = 0;
+    detail::check("lava_global_entries_workspace_size", [&](lava_error *e) {
+        return lava_global_entries_workspace_size(model.shapes(), model.n_shapes(), model.n_layers(), &size, e);
+    });
+    entries_of_model out;
+    std::uint64_t want = 0;
+    for (std::uint32_t l = 0; l < model.n_layers(); l++) {
+        out.first_head.push_back(n_heads);
+        n_heads += model[l].n_kv_heads;
+        want += n_scores(model[l]);
+    }
+    detail::want_size("lava_global_entries", "scores", scores.size(), want);
+    out.layers.resize(model.n_layers());
+    out.head_weights.resize(n_heads);
     void *memory = scratch.reserve(size);
-    detail::check("lava_global_budgets", [&](lava_error *e) {
-        return lava_global_budgets(&shape, n_layers, &params, scores.data(), total, memory, size, out.layers.data(),
-                                   out.head_weights.data(), e);
+    detail::check("lava_global_entries", [&](lava_error *e) {
+        return lava_global_entries(model.shapes(), model.n_shapes(), model.n_layers(), &params, scores.data(), total,
+                                   memory, size, out.layers.data(), out.head_weights.data(), e);
     });
     return out;
 }
 
 /** What a layer keeps. */
 struct kept {
-    std::vector<std::uint32_t> indices;  /**< token positions, ascending per head, head behind head */
+    std::vector<std::uint32_t> indices;  /**< true token positions, ascending per head, head after head */
+    std::vector<std::uint32_t> rows;     /**< for compact: which rows of the cache these are */
     std::vector<std::uint32_t> cu;       /**< n_kv_heads + 1: head h's are indices[cu[h]] up to indices[cu[h + 1]] */
     lava_selection selection;            /**< counts, mass, evicted share */
 
     /** Head h's positions. h is below n_kv_heads; not checked. */
-    span<const std::uint32_t> head(std::uint32_t h) const noexcept { return {indices.data() + cu[h], std::size_t(cu[h + 1] - cu[h])}; }
+    span<const std::uint32_t> head(std::uint32_t h) const noexcept {
+        return {indices.data() + cu[h], std::size_t(cu[h + 1] - cu[h])};
+    }
 };
 
-/** lava_select: the best `budget` prefix entries of n_scores(shape) scores, and every head's window. */
-inline kept select(const lava_shape &shape, span<const float> scores, std::uint64_t budget, workspace &scratch,
-                   const lava_select_params &params = lava_select_params_init()) {
-    detail::want_size("lava_select", "scores", scores.size(), n_scores(shape), shape.layer);
+/** lava_select: the best `n_entries` prefix entries by n_scores(shape) scores, and every head's window. */
+inline kept select(const lava_shape &shape, span<const float> scores, std::uint64_t n_entries, workspace &scratch,
+                   const lava_select_params &params = lava_select_params_default()) {
     std::size_t size = 0;
     std::uint64_t n_kept = 0;
-    detail::check("lava_select_workspace_size", [&](lava_error *e) { return lava_select_workspace_size(&shape, &size, e); });
-    detail::check("lava_n_kept", [&](lava_error *e) { return lava_n_kept(&shape, budget, &n_kept, e); });
+    detail::check("lava_select_workspace_size",
+                  [&](lava_error *e) { return lava_select_workspace_size(&shape, &size, e); });
+    detail::want_size("lava_select", "scores", scores.size(), n_scores(shape), shape.layer);
+    detail::check("lava_n_kept", [&](lava_error *e) { return lava_n_kept(&shape, n_entries, &n_kept, e); });
     kept out;
     out.indices.resize(static_cast<std::size_t>(n_kept));
+    out.rows.resize(static_cast<std::size_t>(n_kept));
     out.cu.resize(std::size_t(shape.n_kv_heads) + 1);
     out.selection = lava_selection_init();
     void *memory = scratch.reserve(size);
     detail::check("lava_select", [&](lava_error *e) {
-        return lava_select(&shape, &params, scores.data(), budget, memory, size, out.indices.data(), n_kept, out.cu.data(),
-                           &out.selection, e);
+        return lava_select(&shape, &params, scores.data(), n_entries, memory, size, out.indices.data(), n_kept,
+                           out.cu.data(), out.rows.data(), &out.selection, e);
     });
     return out;
 }
 
-/** lava_budget_for_share: the smallest budget that evicts at most `epsilon`, in [0, 1], of the score mass. */
-inline std::uint64_t budget_for_share(const lava_shape &shape, span<const float> scores, double epsilon, workspace &scratch) {
-    detail::want_size("lava_budget_for_share", "scores", scores.size(), n_scores(shape), shape.layer);
+/** lava_entries_for_share: the fewest entries with which at most `epsilon`, in [0, 1], of the score mass is evicted. */
+inline std::uint64_t entries_for_share(const lava_shape &shape, span<const float> scores, double epsilon,
+                                       workspace &scratch) {
+    detail::want_size("lava_entries_for_share", "scores", scores.size(), n_scores(shape), shape.layer);
     std::size_t size = 0;
-    std::uint64_t budget = 0;
-    detail::check("lava_budget_for_share_workspace_size",
-                  [&](lava_error *e) { return lava_budget_for_share_workspace_size(&size, e); });
+    std::uint64_t n_entries = 0;
+    detail::check("lava_entries_for_share_workspace_size",
+                  [&](lava_error *e) { return lava_entries_for_share_workspace_size(&size, e); });
     void *memory = scratch.reserve(size);
-    detail::check("lava_budget_for_share", [&](lava_error *e) {
-        return lava_budget_for_share(&shape, scores.data(), epsilon, memory, size, &budget, e);
+    detail::check("lava_entries_for_share", [&](lava_error *e) {
+        return lava_entries_for_share(&shape, scores.data(), epsilon, memory, size, &n_entries, e);
     });
-    return budget;
+    return n_entries;
 }
 
 /**
  * lava_compact: gathers kept rows of K and V into another cache, or in place.
  *
- * rows: kept::indices, or a cascade layer's rows: cu_kept's last entry is its length. cu_kept: n_kv_heads + 1 entries.
- * cu_rows: empty if each head has n_tokens rows, else n_kv_heads + 1 entries. For a cache of keys only, call lava_compact.
+ * rows: kept::rows, or a cascade layer's: cu_kept's last entry is its length. cu_kept: n_kv_heads + 1 entries.
+ * cu_rows: empty if each head has the rows that the shape says, else n_kv_heads + 1 entries. For a cache of keys only,
+ * call lava_compact.
  */
-inline void compact(const lava_shape &shape, const const_tensor &k_src, const const_tensor &v_src, span<const std::uint32_t> rows,
-                    span<const std::uint32_t> cu_kept, const tensor &k_dst, const tensor &v_dst,
-                    span<const std::uint32_t> cu_rows = {}, part p = {}) {
-    detail::want_size("lava_compact", "cu_kept", cu_kept.size(), std::uint64_t(shape.n_kv_heads) + 1, shape.layer);
+inline void compact(const lava_shape &shape, const const_tensor &k_src, const const_tensor &v_src,
+                    span<const std::uint32_t> rows, span<const std::uint32_t> cu_kept, const tensor &k_dst,
+                    const tensor &v_dst, span<const std::uint32_t> cu_rows = {}, part p = {}) {
+    const std::uint64_t n_cu = std::uint64_t(shape.n_kv_heads) + 1;
+    detail::want_size("lava_compact", "cu_kept", cu_kept.size(), n_cu, shape.layer);
     detail::want_size("lava_compact", "rows", rows.size(), cu_kept[shape.n_kv_heads], shape.layer);
-    if (!cu_rows.empty()) detail::want_size("lava_compact", "cu_rows", cu_rows.size(), std::uint64_t(shape.n_kv_heads) + 1, shape.layer);
+    if (!cu_rows.empty()) detail::want_size("lava_compact", "cu_rows", cu_rows.size(), n_cu, shape.layer);
     detail::check("lava_compact", [&](lava_error *e) {
-        return lava_compact(&shape, &k_src.c, &v_src.c, cu_rows.empty() ? nullptr : cu_rows.data(), rows.data(), cu_kept.data(),
-                            &k_dst.c, &v_dst.c, p.index, p.count, e);
+        return lava_compact(&shape, &k_src.c, &v_src.c, cu_rows.empty() ? nullptr : cu_rows.data(), rows.data(),
+                            cu_kept.data(), &k_dst.c, &v_dst.c, p.index, p.count, e);
     });
 }
 
 /** A layer of a cascade after a push: views into the cascade, good until its next push or its end. */
 struct cascade_layer {
-    bool unchanged;                            /**< nothing evicted here since the caller's last eviction: no row moves */
-    span<const std::uint32_t> kept_indices;    /**< token positions, as kept::indices */
+    bool unchanged;                            /**< nothing was evicted since the caller last compacted it */
+    span<const std::uint32_t> kept_indices;    /**< true token positions, as kept::indices */
     span<const std::uint32_t> cu_kept;         /**< n_kv_heads + 1 */
-    span<const std::uint32_t> rows;            /**< for compact: rows of the caller's cache, as kept_indices */
+    span<const std::uint32_t> rows;            /**< for compact: rows of the caller's cache, as kept::rows */
     span<const std::uint32_t> cu_rows;         /**< for compact: n_kv_heads + 1, the rows of that cache */
-    std::uint64_t budget;                      /**< prefix entries kept */
-    double entropy;                            /**< the layer's weight, as entropy() tells it */
+    std::uint64_t n_entries;                   /**< prefix entries kept */
+    double entropy;                            /**< normalised entropy of the scores */
     double mass;                               /**< sum of all its scores */
     double evicted_share;                      /**< of the mass, what was evicted up to now */
 };
@@ -463,72 +510,126 @@ struct cascade_layer {
  */
 class cascade {
 public:
-    /** shape: the same for all of n_layers layers. total: prefix entries to keep over all. params are copied;
-        their evict_every says after which pushes the caller evicts. */
-    cascade(const lava_shape &shape, std::uint32_t n_layers, std::uint64_t total,
-            const lava_select_params &params = lava_select_params_init())
-        : n_heads_(shape.n_kv_heads), n_scores_(n_scores(shape)) {
-        detail::check("lava_cascade_state_size",
-                      [&](lava_error *e) { return lava_cascade_state_size(&shape, n_layers, total, &params, &size_, e); });
+    /** total: prefix entries to keep over all layers. how: how they share it, and after which pushes the caller evicts.
+        All is copied. */
+    cascade(const layers &model, std::uint64_t total, const lava_select_params &params = lava_select_params_default(),
+            const lava_cascade_params &how = lava_cascade_params_default()) {
+        detail::check("lava_cascade_state_size", [&](lava_error *e) {
+            return lava_cascade_state_size(model.shapes(), model.n_shapes(), model.n_layers(), total, &params, &how,
+                                           &size_, e);
+        });
+        for (std::uint32_t l = 0; l < model.n_layers(); l++) n_heads_.push_back(model[l].n_kv_heads);
         state_ = detail::allocate(size_);
-        detail::check("lava_cascade_init",
-                      [&](lava_error *e) { return lava_cascade_init(&shape, n_layers, total, &params, state_.get(), size_, e); });
+        detail::check("lava_cascade_init", [&](lava_error *e) {
+            return lava_cascade_init(model.shapes(), model.n_shapes(), model.n_layers(), total, &params, &how,
+                                     state_.get(), size_, e);
+        });
     }
     cascade(cascade &&) noexcept = default;              /**< push and layer of what was moved from throw */
     cascade &operator=(cascade &&) noexcept = default;   /**< the same */
     cascade(const cascade &) = delete;
     cascade &operator=(const cascade &) = delete;
 
-    /** The next layer's scores, n_scores(shape) of them. The cascade is unchanged if this throws. */
-    void push(span<const float> scores) {
-        detail::want_size("lava_cascade_push", "scores", scores.size(), n_scores_);
-        detail::check("lava_cascade_push", [&](lava_error *e) { return lava_cascade_push(state_.get(), size_, scores.data(), e); });
-    }
+    /** The next layer's n_scores(shape) scores, with its shape again. The cascade is unchanged if this throws. */
+    void push(const lava_shape &shape, span<const float> scores) { push_as(shape, scores, nullptr); }
 
     /** The same with the layer's weight, under LAVA_LAYERS_WEIGHTS. */
-    void push(span<const float> scores, double weight) {
-        detail::want_size("lava_cascade_push_weighted", "scores", scores.size(), n_scores_);
-        detail::check("lava_cascade_push_weighted",
-                      [&](lava_error *e) { return lava_cascade_push_weighted(state_.get(), size_, scores.data(), weight, e); });
-    }
+    void push(const lava_shape &shape, span<const float> scores, double weight) { push_as(shape, scores, &weight); }
 
     /** What a layer that was pushed keeps now. */
-    cascade_layer layer(std::uint32_t index) {
+    cascade_layer layer(std::uint32_t index) const {
         lava_cascade_layer c = lava_cascade_layer_init();
-        detail::check("lava_cascade_get", [&](lava_error *e) { return lava_cascade_get(state_.get(), size_, index, &c, e); });
-        std::size_t n_cu = std::size_t(n_heads_) + 1, n_kept = c.cu_kept[n_heads_];
+        detail::check("lava_cascade_get",
+                      [&](lava_error *e) { return lava_cascade_get(state_.get(), size_, index, &c, e); });
+        std::size_t n_heads = n_heads_[index], n_cu = n_heads + 1, n_kept = n_heads == 0 ? 0 : c.cu_kept[n_heads];
         return {c.unchanged != 0, {c.kept_indices, n_kept}, {c.cu_kept, n_cu}, {c.rows, n_kept}, {c.cu_rows, n_cu},
-                c.budget, c.entropy, c.mass, c.evicted_share};
+                c.n_entries, c.entropy, c.mass, c.evicted_share};
     }
 
     /** Bytes of state. */
     std::size_t size() const noexcept { return size_; }
 
 private:
+    void push_as(const lava_shape &shape, span<const float> scores, const double *weight) {
+        detail::want_size("lava_cascade_push", "scores", scores.size(), n_scores(shape), shape.layer);
+        detail::check("lava_cascade_push", [&](lava_error *e) {
+            return lava_cascade_push(state_.get(), size_, &shape, scores.data(), weight, e);
+        });
+    }
+
     detail::aligned state_;
     std::size_t size_ = 0;
-    std::uint32_t n_heads_;
-    std::uint64_t n_scores_;
+    std::vector<std::uint32_t> n_heads_;
 };
 
 /**
- * lava_attend: attention of new queries over a compressed cache.
+ * lava_attend: attention of n_queries new queries over a compressed cache.
  *
- * shape.n_tokens: the number of queries. q [n_tokens, n_q_heads, head_dim_k]; k, v usually ragged; n_rows: n_kv_heads
- * entries, each head's rows, the new tokens' own included if params.causal. out: f32 [n_tokens, n_q_heads, head_dim_v].
- * lse: nullptr, or f32 [n_tokens, n_q_heads, 1].
+ * q [n_queries, n_q_heads, head_dim_k]; k, v usually ragged; n_rows: n_kv_heads entries, each head's rows, the new
+ * tokens' own included if params.causal. out: f32 [n_queries, n_q_heads, head_dim_v]. lse: nullptr, or f32
+ * [n_queries, n_q_heads, 1].
  */
-inline void attend(const lava_shape &shape, const lava_attend_params &params, const const_tensor &q, const const_tensor &k,
-                   const const_tensor &v, span<const std::uint32_t> n_rows, const tensor &out, workspace &scratch, part p = {},
+inline void attend(const lava_shape &shape, std::uint32_t n_queries, const const_tensor &q, const const_tensor &k,
+                   const const_tensor &v, span<const std::uint32_t> n_rows, const tensor &out, workspace &scratch,
+                   const lava_attend_params &params = lava_attend_params_default(), part p = {},
                    const tensor *lse = nullptr) {
     detail::want_size("lava_attend", "n_rows", n_rows.size(), shape.n_kv_heads, shape.layer);
     std::size_t size = 0;
-    detail::check("lava_attend_workspace_size", [&](lava_error *e) { return lava_attend_workspace_size(&shape, &size, e); });
+    detail::check("lava_attend_workspace_size",
+                  [&](lava_error *e) { return lava_attend_workspace_size(&shape, n_queries, &size, e); });
     void *memory = scratch.reserve(size);
     detail::check("lava_attend", [&](lava_error *e) {
-        return lava_attend(&shape, &params, &q.c, &k.c, &v.c, n_rows.data(), &out.c, lse == nullptr ? nullptr : &lse->c, p.index,
-                           p.count, memory, size, e);
+        return lava_attend(&shape, &params, n_queries, &q.c, &k.c, &v.c, n_rows.data(), &out.c,
+                           lse == nullptr ? nullptr : &lse->c, p.index, p.count, memory, size, e);
     });
+}
+
+/*
+ * Other papers' methods: lava_methods.h has their presets.
+ */
+
+/** lava_mean_over_heads: all heads get the mean of their scores, n_scores(shape) of them. */
+inline void mean_over_heads(const lava_shape &shape, span<float> scores) {
+    detail::want_size("lava_mean_over_heads", "scores", scores.size(), n_scores(shape), shape.layer);
+    detail::check("lava_mean_over_heads",
+                  [&](lava_error *e) { return lava_mean_over_heads(&shape, scores.data(), e); });
+}
+
+/** lava_attention_stats: [n_kv_heads, 2], entropy and variance of the window's attention. q, k and lse as in score. */
+inline std::vector<double> attention_stats(const lava_shape &shape, const const_tensor &q, const const_tensor &k,
+                                           workspace &scratch,
+                                           const lava_score_params &params = lava_score_params_default(),
+                                           const const_tensor *lse = nullptr) {
+    std::size_t size = 0;
+    detail::check("lava_score_workspace_size",
+                  [&](lava_error *e) { return lava_score_workspace_size(&shape, &params, &size, e); });
+    std::vector<double> stats(2 * std::size_t(shape.n_kv_heads));
+    void *memory = scratch.reserve(size);
+    detail::check("lava_attention_stats", [&](lava_error *e) {
+        return lava_attention_stats(&shape, &params, &q.c, &k.c, lse == nullptr ? nullptr : &lse->c, 0, 1, memory, size,
+                                    stats.data(), e);
+    });
+    return stats;
+}
+
+/** lava_preference: CAKE's weight of a layer, from its attention_stats. */
+inline double preference(const lava_shape &shape, span<const double> stats, double tau1, double tau2) {
+    detail::want_size("lava_preference", "stats", stats.size(), 2 * std::uint64_t(shape.n_kv_heads), shape.layer);
+    double weight = 0;
+    detail::check("lava_preference",
+                  [&](lava_error *e) { return lava_preference(&shape, stats.data(), tau1, tau2, &weight, e); });
+    return weight;
+}
+
+/** lava_pyramid_weights: PyramidKV's, one for each layer, for layer_entries. */
+inline std::vector<double> pyramid_weights(std::uint32_t n_layers, std::uint64_t prefix_budget,
+                                           std::uint64_t prefix_len, double beta) {
+    if (n_layers > LAVA_MAX_LAYERS) detail::refuse("lava_pyramid_weights", LAVA_ERR_SHAPE, "n_layers");
+    std::vector<double> weights(n_layers);
+    detail::check("lava_pyramid_weights", [&](lava_error *e) {
+        return lava_pyramid_weights(n_layers, prefix_budget, prefix_len, beta, weights.data(), e);
+    });
+    return weights;
 }
 
 }  // namespace lava

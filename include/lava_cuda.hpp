@@ -1,19 +1,21 @@
 /*
  * lava_cuda.hpp - the C ABI of lava_cuda.h for C++17: a context that unloads itself, spans, and exceptions. Header only.
  *
- * It adds nothing to what lava_cuda.h computes and costs nothing over it; lava_cuda.h is the manual, and its rules are true here.
+ * Experimental: it has not run on a GPU yet.
+ *
+ * It adds nothing to what lava_cuda.h computes and costs nothing on top; lava_cuda.h is the manual, and its rules hold here.
  * Shapes, params and sequences are the C structs, made by the functions of lava.h and by init; tensors and spans are lava.hpp's.
  *
  *     lava::cuda::context gpu;                                    once, with the engine's CUDA context current
  *     gpu.score_workspace_size(...), then cudaMalloc              once, for the longest prompt
- *     auto s = lava::cuda::init<lava_cuda_score_sequence>();      for each sequence; then what it has
+ *     auto s = lava::cuda::init<lava_cuda_score_sequence>();      for each sequence; then set its fields
  *     gpu.score(shape, params, {&s, 1}, workspace, status, stream)
- *     the status word back to the host, lava::cuda::result(word)  when the stream is past the calls
+ *     the status word back to the host, lava::cuda::result(word)  when the stream has run the calls
  *
- * - A function that calls one of lava_cuda.h, named in its comment, throws lava::error with the status that one would return. What the
- *   kernels find is thrown by result alone, as a fault. What is marked noexcept does not throw.
- * - Only context's constructor allocates, host memory of a fixed size, and throws std::bad_alloc where it cannot; beside it there is
- *   an exception's text. Device memory is the caller's, always: the functions that end in _size tell how much.
+ * - A function that calls one of lava_cuda.h, named in its comment, throws lava::error with the status that the C function would return.
+ *   What the kernels find is thrown by result alone, as a fault. What is marked noexcept does not throw.
+ * - Only context's constructor allocates, host memory of a fixed size, and throws std::bad_alloc where it cannot; apart from it, only an
+ *   exception's text is allocated. Device memory is always the caller's: the functions that end in _size tell how much.
  * - Pointers to device memory are plain pointers and never followed. The makers of tensors in lava.hpp take them as well, and a span
  *   of row_start is {pointer, size}.
  * - A stream is a void *, which a cudaStream_t and a CUstream turn into by themselves. No header of CUDA is needed.
@@ -79,7 +81,7 @@ private:
     std::uint32_t sequence_;
 };
 
-/** lava_cuda_result: throws a fault, unless the word of calls that the stream is past says that nothing went wrong. */
+/** lava_cuda_result: throws a fault, unless the word of calls that the stream has run says that nothing went wrong. */
 inline void result(std::uint64_t word) {
     lava_error why = lava_error_init();
     std::uint32_t sequence = LAVA_NONE;
@@ -105,7 +107,7 @@ public:
     context &operator=(context &&) noexcept = default;   /**< the same; unloads what was here, as the end of a context does */
     context(const context &) = delete;
     context &operator=(const context &) = delete;
-    /** lava_cuda_destroy. Where another CUDA context is current, or none, the kernels stay for as long as theirs; destroy() tells. */
+    /** lava_cuda_destroy. Where another CUDA context is current, or none, the kernels stay for as long as theirs; destroy() says so. */
     ~context() = default;
 
     /** lava_cuda_destroy: later calls throw LAVA_ERR_STATE. If this throws LAVA_ERR_CONTEXT, all is as it was. */
@@ -113,7 +115,7 @@ public:
         detail::check("lava_cuda_destroy", [&](lava_error *e) { return lava_cuda_destroy(memory_.get(), e); });
     }
 
-    /** What the C functions take; where it lies does not change when the context is moved. */
+    /** What the C functions take; its place does not change when the context is moved. */
     const void *c() const noexcept { return memory_.get(); }
 
     /** lava_cuda_score_workspace_size. */
@@ -138,13 +140,13 @@ public:
         launch("lava_cuda_attention_stats", lava_cuda_attention_stats, sequences, workspace, status, stream, &shape, &params);
     }
 
-    /** lava_cuda_preference. workspace: 24 bytes for each sequence; {} will do for a single one. */
+    /** lava_cuda_preference. workspace: 24 bytes for each sequence; may be {} for a single one. */
     void preference(const lava_shape &shape, double tau1, double tau2, span<const lava_cuda_preference_sequence> sequences,
                     device_memory workspace, std::uint64_t *status, void *stream) const {
         launch("lava_cuda_preference", lava_cuda_preference, sequences, workspace, status, stream, &shape, tau1, tau2);
     }
 
-    /** lava_cuda_mean_over_heads. workspace: 16 bytes for each sequence; {} will do for a single one. */
+    /** lava_cuda_mean_over_heads. workspace: 16 bytes for each sequence; may be {} for a single one. */
     void mean_over_heads(const lava_shape &shape, span<const lava_cuda_mean_sequence> sequences, device_memory workspace,
                          std::uint64_t *status, void *stream) const {
         launch("lava_cuda_mean_over_heads", lava_cuda_mean_over_heads, sequences, workspace, status, stream, &shape);
@@ -160,22 +162,22 @@ public:
         launch("lava_cuda_entropy", lava_cuda_entropy, sequences, workspace, status, stream, &shape);
     }
 
-    /** lava_cuda_layer_budgets. workspace: 48 bytes for each sequence; {} will do for a single one. */
-    void layer_budgets(span<const lava_cuda_budget_sequence> sequences, device_memory workspace, std::uint64_t *status,
+    /** lava_cuda_layer_entries. workspace: 48 bytes for each sequence; may be {} for a single one. */
+    void layer_entries(span<const lava_cuda_entries_sequence> sequences, device_memory workspace, std::uint64_t *status,
                        void *stream) const {
-        launch("lava_cuda_layer_budgets", lava_cuda_layer_budgets, sequences, workspace, status, stream);
+        launch("lava_cuda_layer_entries", lava_cuda_layer_entries, sequences, workspace, status, stream);
     }
 
-    /** lava_cuda_global_budgets_workspace_size. */
-    std::size_t global_budgets_workspace_size(const lava_shape &shape, std::uint32_t n_layers, std::uint32_t n_sequences) const {
-        return size("lava_cuda_global_budgets_workspace_size", lava_cuda_global_budgets_workspace_size, &shape, n_layers,
+    /** lava_cuda_global_entries_workspace_size. */
+    std::size_t global_entries_workspace_size(const lava_shape &shape, std::uint32_t n_layers, std::uint32_t n_sequences) const {
+        return size("lava_cuda_global_entries_workspace_size", lava_cuda_global_entries_workspace_size, &shape, n_layers,
                     n_sequences);
     }
-    /** lava_cuda_global_budgets. */
-    void global_budgets(const lava_shape &shape, std::uint32_t n_layers, const lava_select_params &params,
+    /** lava_cuda_global_entries. */
+    void global_entries(const lava_shape &shape, std::uint32_t n_layers, const lava_select_params &params,
                         span<const lava_cuda_global_sequence> sequences, device_memory workspace, std::uint64_t *status,
                         void *stream) const {
-        launch("lava_cuda_global_budgets", lava_cuda_global_budgets, sequences, workspace, status, stream, &shape, n_layers,
+        launch("lava_cuda_global_entries", lava_cuda_global_entries, sequences, workspace, status, stream, &shape, n_layers,
                &params);
     }
 
@@ -206,13 +208,15 @@ public:
     }
 
     /** lava_cuda_attend_workspace_size. */
-    std::size_t attend_workspace_size(const lava_shape &shape, std::uint32_t n_sequences, std::uint64_t total_rows) const {
-        return size("lava_cuda_attend_workspace_size", lava_cuda_attend_workspace_size, &shape, n_sequences, total_rows);
+    std::size_t attend_workspace_size(const lava_shape &shape, std::uint32_t n_queries, std::uint32_t n_sequences,
+                                      std::uint64_t total_rows) const {
+        return size("lava_cuda_attend_workspace_size", lava_cuda_attend_workspace_size, &shape, n_queries, n_sequences, total_rows);
     }
     /** lava_cuda_attend. */
-    void attend(const lava_shape &shape, const lava_attend_params &params, span<const lava_cuda_attend_sequence> sequences,
-                device_memory workspace, std::uint64_t *status, void *stream) const {
-        launch("lava_cuda_attend", lava_cuda_attend, sequences, workspace, status, stream, &shape, &params);
+    void attend(const lava_shape &shape, const lava_attend_params &params, std::uint32_t n_queries,
+                span<const lava_cuda_attend_sequence> sequences, device_memory workspace, std::uint64_t *status,
+                void *stream) const {
+        launch("lava_cuda_attend", lava_cuda_attend, sequences, workspace, status, stream, &shape, &params, n_queries);
     }
 
 private:
@@ -244,19 +248,23 @@ class cascade {
 public:
     /** lava_cuda_cascade_state_size. */
     static std::size_t state_size(const lava_shape &shape, std::uint32_t n_layers, std::uint64_t total,
-                                  const lava_select_params &params = lava_select_params_init()) {
+                                  const lava_select_params &params = lava_select_params_default(),
+                                  const lava_cascade_params &how = lava_cascade_params_default()) {
         std::size_t size = 0;
-        detail::check("lava_cuda_cascade_state_size",
-                      [&](lava_error *e) { return lava_cuda_cascade_state_size(&shape, n_layers, total, &params, &size, e); });
+        detail::check("lava_cuda_cascade_state_size", [&](lava_error *e) {
+            return lava_cuda_cascade_state_size(&shape, n_layers, total, &params, &how, &size, e);
+        });
         return size;
     }
 
-    /** lava_cuda_cascade_init. shape: the same for all of n_layers layers. total: prefix entries to keep over all. */
+    /** lava_cuda_cascade_init. shape: the same for all of n_layers layers. total: prefix entries to keep over all. how: how they share
+        it, and after which pushes the caller evicts. */
     cascade(const context &gpu, const lava_shape &shape, std::uint32_t n_layers, std::uint64_t total, device_memory state,
-            std::uint64_t *status, void *stream, const lava_select_params &params = lava_select_params_init()) {
+            std::uint64_t *status, void *stream, const lava_select_params &params = lava_select_params_default(),
+            const lava_cascade_params &how = lava_cascade_params_default()) {
         detail::check("lava_cuda_cascade_init", [&](lava_error *e) {
-            return lava_cuda_cascade_init(gpu.c(), &shape, n_layers, total, &params, state.data, state.size, &c_, status, stream,
-                                          e);
+            return lava_cuda_cascade_init(gpu.c(), &shape, n_layers, total, &params, &how, state.data, state.size, &c_, status,
+                                          stream, e);
         });
     }
     /** push and layer of what was moved from throw. */
@@ -277,7 +285,7 @@ public:
         return size;
     }
 
-    /** The next layer as context::cascade_push wants it, at once: it points to this cascade. weight: see push. */
+    /** The next layer as context::cascade_push takes it; to be used at once, since it points to this cascade. weight: see push. */
     lava_cuda_push_sequence next(const float *scores, const double *weight = nullptr) noexcept {
         lava_cuda_push_sequence s = init<lava_cuda_push_sequence>();
         s.cascade = &c_;
@@ -293,7 +301,7 @@ public:
         gpu.cascade_push({&s, 1}, workspace, status, stream);
     }
 
-    /** lava_cuda_cascade_get: where a layer that was pushed lies when the last push has run. */
+    /** lava_cuda_cascade_get: where a layer that was pushed lies once the last push has run. */
     lava_cuda_cascade_layer layer(std::uint32_t index) const {
         lava_cuda_cascade_layer out = init<lava_cuda_cascade_layer>();
         detail::check("lava_cuda_cascade_get", [&](lava_error *e) { return lava_cuda_cascade_get(&c_, index, &out, e); });

@@ -1,10 +1,13 @@
-//! Integers that sum exactly: a total shared among layers by weight, a layer's budget among heads.
+//! Integers that sum exactly: a total shared among layers by weight, a layer's entries among heads.
 //!
 //! Shares are exact rationals. Weights are taken on a grid of 2⁻⁵², and every product and remainder is an integer, so no
 //! rounding can lose a token or decide a tie. (The authors' released code truncates floats and loses up to a token per
 //! layer per head.)
 
+use core::ffi::CStr;
+
 use crate::error::{ErrorKind, Result, ensure};
+use crate::params::{Layers, SelectParams};
 
 /// Most layers that a total can be shared among.
 pub const MAX_LAYERS: usize = 1024;
@@ -22,118 +25,160 @@ pub(crate) enum Rounding {
     Up,
 }
 
-/// Marks a layer whose share is still open. No budget is that large.
-const OPEN: u64 = u64::MAX;
-
-/// Shares `total` among layers in proportion to `weights`, into `budgets`.
-///
-/// - They sum to exactly `min(total, Σ capacities)`: largest remainder, ties to the lower layer.
-/// - No layer gets more than its capacity or less than its minimum; what it cannot use goes to the others in proportion.
-/// - Where all open layers weigh zero they share equally.
-///
-/// Weights are finite and not negative. They are resolved to 2⁻⁵² (of the next power of two, where the largest is above 1);
-/// smaller ones count as zero. Capacities are below 2³².
-pub fn layer_budgets(
-    weights: &[f64],
-    capacities: &[u64],
-    minimums: Option<&[u64]>,
-    total: u64,
-    budgets: &mut [u64],
-) -> Result<()> {
-    share(weights, capacities, minimums, total, Rounding::Exact, budgets)
+/// What each layer or head keeps at least, and can keep at most: below 2³², and the first is never above the second.
+#[derive(Clone, Copy)]
+pub(crate) struct Bounds<'a> {
+    pub least: &'a [u64],
+    pub most: &'a [u64],
 }
 
-pub(crate) fn share(
+/// Shares `total` among layers in proportion to `weights`, into `entries`: how many prefix entries each layer keeps.
+///
+/// - They sum to exactly `min(total, all live entries)`: largest remainder, ties to the lower layer.
+/// - No layer gets more than its live entries or less than what its heads keep whatever their scores (`params`: sinks, the
+///   mask, `head_min`); what it cannot use goes to the others in proportion.
+/// - Where all open layers weigh zero they share equally.
+/// - A layer without KV heads gets 0, and its weight is not looked at.
+///
+/// Weights are finite and not negative. They are resolved to 2⁻⁵² (of the next power of two, where the largest of those that are
+/// still open is above 1); smaller ones count as zero. Floors and `head_weights` of `params` decide inside a layer, not here.
+pub fn layer_entries(
+    layers: &(impl Layers + ?Sized),
+    params: &SelectParams,
     weights: &[f64],
-    capacities: &[u64],
-    minimums: Option<&[u64]>,
+    total: u64,
+    entries: &mut [u64],
+) -> Result<()> {
+    layers.validate()?;
+    let n = layers.n_layers();
+    SelectParams { head_weights: None, ..*params }.validate(0, layers.longest_prefix())?;
+    ensure(weights.len() >= n, ErrorKind::BufferSize, c"weights")?;
+    ensure(entries.len() >= n, ErrorKind::BufferSize, c"entries")?;
+    // A mask takes long to count, so it is counted once.
+    let (mut least, mut most) = ([0; MAX_LAYERS], [0; MAX_LAYERS]);
+    for l in 0..n {
+        let shape = layers.layer(l);
+        if shape.n_kv_heads > 0 {
+            check_weight(weights[l], c"weights").map_err(|e| e.at_layer(l as u32))?;
+            (least[l], most[l]) = (params.layer_minimum(&shape), shape.capacity());
+        }
+    }
+    let weight = |l: usize| if layers.layer(l).n_kv_heads > 0 { weights[l] } else { 0.0 };
+    share(weight, Bounds { least: &least[..n], most: &most[..n] }, total, Rounding::Exact, &mut entries[..n])
+}
+
+/// That shares can be in proportion to it.
+pub(crate) fn check_weight(weight: f64, name: &'static CStr) -> Result<()> {
+    ensure(weight.is_finite(), ErrorKind::NonFinite, name)?;
+    ensure(weight >= 0.0, ErrorKind::Argument, name)
+}
+
+/// Shares `total`, or all there is if that is less, in proportion to weights that are finite and not negative.
+pub(crate) fn share(
+    weight: impl Fn(usize) -> f64,
+    bounds: Bounds,
     total: u64,
     rounding: Rounding,
-    budgets: &mut [u64],
+    out: &mut [u64],
 ) -> Result<()> {
-    let n = weights.len();
-    ensure(n > 0 && n <= MAX_LAYERS, ErrorKind::Shape, c"n_layers")?;
-    ensure(capacities.len() >= n, ErrorKind::BufferSize, c"capacities")?;
-    ensure(minimums.is_none_or(|m| m.len() >= n), ErrorKind::BufferSize, c"minimums")?;
-    ensure(budgets.len() >= n, ErrorKind::BufferSize, c"budgets")?;
-    for (l, &w) in weights.iter().enumerate() {
-        ensure(w.is_finite() && w >= 0.0, ErrorKind::NonFinite, c"weights")
-            .map_err(|e| e.at_layer(l as u32))?;
-    }
-    let minimum = |l: usize| minimums.map_or(0, |m| m[l]);
-    for l in 0..n {
-        ensure(capacities[l] <= u32::MAX as u64, ErrorKind::Overflow, c"capacities")
-            .and_then(|()| ensure(minimum(l) <= capacities[l], ErrorKind::Budget, c"minimums"))
-            .map_err(|e| e.at_layer(l as u32))?;
-    }
-    let total = total.min(capacities[..n].iter().sum());
-    ensure((0..n).map(minimum).sum::<u64>() <= total, ErrorKind::Budget, c"total")?;
-    water_fill(weights, capacities, minimum, total, rounding, &mut budgets[..n]);
+    let total = total.min(bounds.most.iter().sum());
+    ensure(bounds.least.iter().sum::<u64>() <= total, ErrorKind::Budget, c"total")?;
+    water_fill(weight, bounds, total, rounding, out);
     Ok(())
 }
 
-/// [`share`], where everything is known to fit: weights are finite and not negative, capacities below 2³², and `total` is
-/// between the sums of the minimums and of the capacities.
+/// The same, where `total` is known to be between the sums of the bounds.
 pub(crate) fn water_fill(
-    weights: &[f64],
-    capacities: &[u64],
-    minimum: impl Fn(usize) -> u64,
+    weight: impl Fn(usize) -> f64,
+    bounds: Bounds,
     total: u64,
     rounding: Rounding,
-    budgets: &mut [u64],
+    out: &mut [u64],
 ) {
-    let n = weights.len();
-    let largest = weights.iter().fold(0.0f64, |most, &w| most.max(w));
-    // Dividing by a power of two changes no digit of a weight.
+    out.fill(OPEN);
+    loop {
+        // Weights are resolved anew when shares have been settled: one large weight of a layer that can use little does not make
+        // zeros of the others. In a cascade a share may grow by that, but by less than one over their number, and so little
+        // is never rounded up by largest remainders: there would have to be more of them than there are.
+        let unit = unit((0..out.len()).filter(|&i| out[i] == OPEN).map(&weight));
+        let weight = |i: usize| on_grid(weight(i), unit);
+        if let Some(level) = settle(weight, bounds, total, out) {
+            return round(rounding, level.sum, level.rest, |i| level.share(weight(i)), out);
+        }
+    }
+}
+
+/// The grid's unit for these weights: dividing by a power of two changes no digit of a weight.
+fn unit(weights: impl Iterator<Item = f64>) -> f64 {
+    let largest = weights.fold(0.0f64, f64::max);
     let mut unit = GRID;
     while largest * (unit / GRID) > 1.0 {
         unit *= 0.5;
     }
-    let weight = |l: usize| libm::rint(weights[l] * unit) as u128;
+    unit
+}
 
-    // Water-filling with bounds on both sides: as long as bounds are violated, fix those violations that pull in the
-    // direction of the sum, and share again among the rest.
-    budgets.fill(OPEN);
-    loop {
-        let mut rest = total as u128;
-        let mut sum = 0u128;
-        let mut n_open = 0usize;
-        for l in 0..n {
-            if budgets[l] == OPEN {
-                sum += weight(l);
-                n_open += 1;
-            } else {
-                rest -= budgets[l] as u128;
-            }
-        }
-        // All zero: equal weights.
-        let (sum, equal) = if sum == 0 { (n_open as u128, 1) } else { (sum, 0) };
-        let share = |l: usize| rest * if equal == 1 { 1 } else { weight(l) };
+fn on_grid(weight: f64, unit: f64) -> u128 {
+    libm::rint(weight * unit) as u128
+}
 
-        // Positive: bounds ask for more than there is.
-        let mut excess = 0i128;
-        for l in (0..n).filter(|&l| budgets[l] == OPEN) {
-            let bounded = share(l).clamp(minimum(l) as u128 * sum, capacities[l] as u128 * sum);
-            excess += bounded as i128 - share(l) as i128;
-        }
-        let mut fixed_any = false;
-        for l in 0..n {
-            if budgets[l] == OPEN {
-                if excess >= 0 && share(l) < minimum(l) as u128 * sum {
-                    budgets[l] = minimum(l);
-                    fixed_any = true;
-                } else if excess <= 0 && share(l) > capacities[l] as u128 * sum {
-                    budgets[l] = capacities[l];
-                    fixed_any = true;
-                }
-            }
-        }
-        if fixed_any {
-            continue;
-        }
-        round(rounding, sum, rest, share, budgets);
-        return;
+/// Marks a share that is still open. None is that large.
+const OPEN: u64 = u64::MAX;
+
+/// What the open shares divide: `rest`, in proportion to weights that sum to `sum`.
+struct Level {
+    rest: u128,
+    sum: u128,
+    /// All open weights are zero, and count as one.
+    equal: bool,
+}
+
+impl Level {
+    /// The share of an open slot with this weight, times `sum`.
+    fn share(&self, weight: u128) -> u128 {
+        self.rest * if self.equal { 1 } else { weight }
     }
+}
+
+/// One step of water-filling with bounds on both sides: if open shares violate their bounds, those that pull in the direction of the sum
+/// are settled there. Otherwise this is the level.
+///
+/// Products fit: of a total and capacities below 2³² a layer, with weights of at most 2⁵² and at most 2³² of them.
+fn settle(weight: impl Fn(usize) -> u128, bounds: Bounds, total: u64, out: &mut [u64]) -> Option<Level> {
+    let (mut rest, mut sum, mut n_open) = (total as u128, 0, 0);
+    for (i, &share) in out.iter().enumerate() {
+        if share == OPEN {
+            sum += weight(i);
+            n_open += 1;
+        } else {
+            rest -= share as u128;
+        }
+    }
+    let equal = sum == 0;
+    let level = Level { rest, sum: if equal { n_open } else { sum }, equal };
+    let least = |i: usize| bounds.least[i] as u128 * level.sum;
+    let most = |i: usize| bounds.most[i] as u128 * level.sum;
+
+    // Positive: bounds ask for more than there is.
+    let mut excess = 0i128;
+    for i in (0..out.len()).filter(|&i| out[i] == OPEN) {
+        let share = level.share(weight(i));
+        excess += share.clamp(least(i), most(i)) as i128 - share as i128;
+    }
+    let mut settled_any = false;
+    for i in 0..out.len() {
+        if out[i] == OPEN {
+            let share = level.share(weight(i));
+            if excess >= 0 && share < least(i) {
+                out[i] = bounds.least[i];
+                settled_any = true;
+            } else if excess <= 0 && share > most(i) {
+                out[i] = bounds.most[i];
+                settled_any = true;
+            }
+        }
+    }
+    if settled_any { None } else { Some(level) }
 }
 
 /// Turns the real shares `numerator(i) / denominator` of the [`OPEN`] slots into integers.
@@ -182,7 +227,7 @@ fn round(
     }
 }
 
-/// PyramidKV's weights for [`layer_budgets`]: budgets fall linearly from the first layer to the last.
+/// PyramidKV's weights for [`layer_entries`]: entries fall linearly from the first layer to the last.
 ///
 /// `prefix_budget` is the average number of prefix tokens kept per head, `budget − window`, and `prefix_len` all there are. The last
 /// layer's is `prefix_budget / beta`, the first's as far above the average as that is below it; where that is more than
@@ -211,18 +256,51 @@ pub(crate) fn alpha_units(alpha: f64) -> u128 {
     libm::rint(alpha * ALPHA_ONE as f64) as u128
 }
 
-/// What each head is promised under the guaranteed floor: `⌊α · b / n_kv_heads⌋`.
-pub(crate) fn guaranteed_floor(alpha: f64, budget: u64, n_kv_heads: usize) -> u64 {
-    (alpha_units(alpha) * budget as u128 / (ALPHA_ONE * n_kv_heads as u128)) as u64
+/// What each head is promised under the guaranteed floor: `⌊α · n_entries / n_heads⌋`, but where heads that keep more than that
+/// anyway (`least`) leave too little, as much as can be promised to all others alike.
+pub(crate) fn guaranteed_floor(alpha: f64, n_entries: u64, Bounds { least, most }: Bounds) -> u64 {
+    let floor = (alpha_units(alpha) * n_entries as u128 / (ALPHA_ONE * least.len().max(1) as u128)) as u64;
+    let promised = |floor: u64| least.iter().zip(most).map(move |(&least, &most)| least.max(floor).min(most));
+    let fits = |floor: u64| promised(floor).sum::<u64>() <= n_entries;
+    if fits(floor) {
+        return floor;
+    }
+    let (mut fitting, mut too_much) = (0, floor);
+    while too_much - fitting > 1 {
+        let middle = fitting + (too_much - fitting) / 2;
+        if fits(middle) {
+            fitting = middle;
+        } else {
+            too_much = middle;
+        }
+    }
+    fitting
 }
 
-/// Head counts under the affine floor: `h · (1 − α) + α · b / n_kv_heads`, from the counts `h` of free competition, which
-/// sum to `b`. `counts` holds `h` on entry.
-pub(crate) fn affine_counts(alpha: f64, budget: u64, rounding: Rounding, free: &[u64], counts: &mut [u64]) {
-    let n = free.len() as u128;
+/// Head counts under the affine floor: `h · (1 − α) + α · e`, from the counts `h` of free competition and from equal parts
+/// `e` of `n_entries`, both of which sum to that. A part that leaves its bounds ends there, and the others share what is left.
+///
+/// Where all heads are alike, `e` is `n_entries / n_heads`. `equal` is memory for the equal parts.
+pub(crate) fn affine_counts(
+    alpha: f64,
+    free: &[u64],
+    bounds: Bounds,
+    n_entries: u64,
+    rounding: Rounding,
+    equal: &mut [u64],
+    counts: &mut [u64],
+) {
+    equal.fill(OPEN);
+    let level = loop {
+        if let Some(level) = settle(|_| 1, bounds, n_entries, equal) {
+            break level;
+        }
+    };
     let a = alpha_units(alpha);
-    let numerator = |h: usize| (ALPHA_ONE - a) * free[h] as u128 * n + a * budget as u128;
-    let denominator = ALPHA_ONE * n;
+    // The level is a fraction, and so is everything here. Where no part is open, parts are integers.
+    let (rest, sum) = (level.rest, level.sum.max(1));
+    let part = |h: usize| if equal[h] == OPEN { rest } else { equal[h] as u128 * sum };
+    let numerator = |h: usize| (ALPHA_ONE - a) * free[h] as u128 * sum + a * part(h);
     counts.fill(OPEN);
-    round(rounding, denominator, budget as u128, numerator, counts);
+    round(rounding, ALPHA_ONE * sum, n_entries as u128, numerator, counts);
 }

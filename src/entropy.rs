@@ -1,22 +1,26 @@
 //! Stage 6: how evenly a layer's scores are spread, as a number in [0, 1].
 //!
 //! ```text
-//! p = S / ΣS          e = −Σ p·ln p / ln(n_kv_heads · P)  =  (ln ΣS − Σ S·ln S / ΣS) / ln(n_kv_heads · P)
+//! p = S / ΣS          e = −Σ p·ln p / ln n  =  (ln ΣS − Σ S·ln S / ΣS) / ln n          n: the layer's live entries
 //! ```
 //!
-//! The right-hand form needs one pass and no second array. All in f64, with sums in one fixed order and a logarithm of
-//! our own without fused operations: the entropy decides budgets, so it must have the same bits on every machine. The order
-//! is one that a machine of any width can keep: eight running sums for each thousand scores, then their sums one by one.
+//! Entries that no later query can see have no part in it. The right-hand form needs one pass and no second array. All in f64,
+//! with sums in one fixed order and a logarithm of our own without fused operations: the entropy decides what layers keep, so it
+//! must have the same bits on every machine. The order is one that a machine of any width can keep: eight running sums for each
+//! thousand of a head's live scores, then their sums one by one.
 //! (The authors' released code computes it in the model's dtype, which gives values above 1 in bf16 and NaN in f16.)
 
+use core::ops::Range;
+
 use crate::error::{Error, ErrorKind, Result, ensure};
+use crate::params::Shape;
 
 /// Entropy and sum of a layer's scores.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayerEntropy {
     /// Normalised entropy in [0, 1]; 0 where there is nothing to spread (no entry, one entry, all scores zero).
     pub entropy: f64,
-    /// ΣS over the layer's prefix entries.
+    /// ΣS over the layer's live entries.
     pub mass: f64,
 }
 
@@ -26,21 +30,19 @@ const LANES: usize = 8;
 /// Scores of a head that are summed by themselves, so that a GPU can take them all at once (`cuda/plan.h`: `LAVA_CUDA_PIECE`).
 pub(crate) const PIECE: usize = 1024;
 
-/// Entropy of `scores`, `[n_kv_heads, prefix_len]`. An error names the head of a score that is negative, NaN or infinite.
-pub fn entropy(scores: &[f32], n_kv_heads: usize, prefix_len: usize) -> Result<LayerEntropy> {
-    let n = n_kv_heads.checked_mul(prefix_len).ok_or(Error::new(ErrorKind::Overflow, c"prefix_len"))?;
-    ensure(scores.len() >= n, ErrorKind::BufferSize, c"scores")?;
+/// Entropy of a layer's `scores`: f32, head after head, each head's prefix rows. An error names the head of a score that is NaN or
+/// infinite ([`ErrorKind::NonFinite`]) or negative ([`ErrorKind::Argument`]).
+pub fn entropy(shape: &Shape, scores: &[f32]) -> Result<LayerEntropy> {
+    shape.validate()?;
+    ensure(scores.len() as u64 >= shape.n_scores(), ErrorKind::BufferSize, c"scores")?;
+    let n = shape.capacity();
     if n == 0 {
         return Ok(LayerEntropy { entropy: 0.0, mass: 0.0 });
     }
-    let mut weighted = 0.0;
-    for (h, head) in scores[..n].chunks_exact(prefix_len).enumerate() {
-        ensure(head.iter().all(|s| *s >= 0.0 && s.is_finite()), ErrorKind::NonFinite, c"scores")
-            .map_err(|e| e.at_head(h))?;
-        // 0 · ln 0 = 0.
-        weighted += lane_sum(head, |s| s * ln(if s > 0.0 { s } else { 1.0 }));
-    }
-    let mass = mass(&scores[..n], prefix_len);
+    check_not_negative(shape, scores)?;
+    // 0 · ln 0 = 0.
+    let weighted = sum(shape, scores, |s| s * ln(if s > 0.0 { s } else { 1.0 }));
+    let mass = mass(shape, scores, 0.0);
     if n == 1 || mass == 0.0 {
         return Ok(LayerEntropy { entropy: 0.0, mass });
     }
@@ -49,10 +51,69 @@ pub fn entropy(scores: &[f32], n_kv_heads: usize, prefix_len: usize) -> Result<L
     Ok(LayerEntropy { entropy: entropy.clamp(0.0, 1.0), mass })
 }
 
-/// ΣS of a layer's scores, head by head: the same bits wherever it is asked for.
-pub(crate) fn mass(scores: &[f32], prefix_len: usize) -> f64 {
-    // Not `sum()`: of nothing that is -0.0.
-    scores.chunks(prefix_len.max(1)).fold(0.0, |mass, head| mass + lane_sum(head, |s| s))
+/// That live scores are numbers. Returns the smallest, or 0 where none is below.
+pub(crate) fn check_finite(shape: &Shape, scores: &[f32]) -> Result<f32> {
+    let mut smallest = 0.0f32;
+    for h in heads(shape) {
+        let (low, finite) = smallest_of(live(shape, scores, h));
+        ensure(finite, ErrorKind::NonFinite, c"scores").map_err(|e| e.at_layer(shape.layer).at_head(h))?;
+        smallest = smallest.min(low);
+    }
+    Ok(smallest)
+}
+
+/// The smallest of a head's scores, or 0 where none is below; and whether all are finite. Side by side and without a way out of the
+/// loop, so that it vectorises.
+fn smallest_of(head: &[f32]) -> (f32, bool) {
+    let (mut low, mut zero) = ([0.0f32; LANES], [0.0f32; LANES]);
+    let mut look = |lane: usize, score: f32| {
+        low[lane] = if score < low[lane] { score } else { low[lane] };
+        // NaN for what is not finite.
+        zero[lane] += score * 0.0;
+    };
+    let blocks = head.chunks_exact(LANES);
+    blocks.remainder().iter().enumerate().for_each(|(lane, &score)| look(lane, score));
+    for block in blocks {
+        (0..LANES).for_each(|lane| look(lane, block[lane]));
+    }
+    (low.into_iter().fold(0.0, f32::min), zero == [0.0; LANES])
+}
+
+/// That live scores are numbers, and none is negative.
+pub(crate) fn check_not_negative(shape: &Shape, scores: &[f32]) -> Result<()> {
+    if check_finite(shape, scores)? == 0.0 {
+        return Ok(());
+    }
+    let negative = |&h: &usize| live(shape, scores, h).iter().any(|&s| s < 0.0);
+    let error = Error::new(ErrorKind::Argument, c"scores").at_layer(shape.layer);
+    Err(heads(shape).find(negative).map_or(error, |h| error.at_head(h)))
+}
+
+/// Σ(S − base) over a layer's live entries: the same bits wherever it is asked for.
+pub(crate) fn mass(shape: &Shape, scores: &[f32], base: f64) -> f64 {
+    sum(shape, scores, |s| s - base)
+}
+
+/// Head by head. Not `sum()`: of nothing that is -0.0.
+fn sum(shape: &Shape, scores: &[f32], f: impl Fn(f64) -> f64 + Copy) -> f64 {
+    heads(shape).fold(0.0, |sum, h| sum + lane_sum(live(shape, scores, h), f))
+}
+
+/// The heads of a layer that have scores.
+fn heads(shape: &Shape) -> Range<usize> {
+    0..if shape.n_scores() > 0 { shape.n_kv_heads } else { 0 }
+}
+
+/// Scores of a head's live entries.
+#[inline]
+pub(crate) fn live<'a>(shape: &Shape, scores: &'a [f32], h: usize) -> &'a [f32] {
+    let (first, live) = (shape.first_score(h), shape.live(h));
+    &scores[first + live.start..first + live.end]
+}
+
+/// The sum of a head's scores, in the order of all sums here.
+pub(crate) fn total(head: &[f32]) -> f64 {
+    lane_sum(head, |s| s)
 }
 
 fn lane_sum(head: &[f32], f: impl Fn(f64) -> f64 + Copy) -> f64 {
@@ -108,20 +169,32 @@ mod tests {
         assert_eq!(ln(1.0), 0.0);
     }
 
+    fn of(scores: &[f32], heads: usize) -> Result<LayerEntropy> {
+        entropy(&Shape::dense(scores.len() / heads + 1, heads, heads, 1, 1, 1), scores)
+    }
+
     #[test]
     fn ends_of_the_range() {
-        assert_eq!(entropy(&[], 2, 0).unwrap().entropy, 0.0);
-        assert_eq!(entropy(&[3.0], 1, 1).unwrap().entropy, 0.0);
-        assert_eq!(entropy(&[0.0; 8], 2, 4).unwrap(), LayerEntropy { entropy: 0.0, mass: 0.0 });
-        assert_eq!(entropy(&[0.0, 0.0, 7.5, 0.0], 2, 2).unwrap().entropy, 0.0);
-        assert!((entropy(&[0.1; 600], 3, 200).unwrap().entropy - 1.0).abs() < 1e-14);
+        assert_eq!(of(&[], 2).unwrap().entropy, 0.0);
+        assert_eq!(of(&[3.0], 1).unwrap().entropy, 0.0);
+        assert_eq!(of(&[0.0; 8], 2).unwrap(), LayerEntropy { entropy: 0.0, mass: 0.0 });
+        assert_eq!(of(&[0.0, 0.0, 7.5, 0.0], 2).unwrap().entropy, 0.0);
+        assert!((of(&[0.1; 600], 3).unwrap().entropy - 1.0).abs() < 1e-14);
     }
 
     #[test]
     fn a_bad_score_is_named() {
-        for bad in [f32::NAN, f32::INFINITY, -1.0] {
-            let error = entropy(&[1.0, 1.0, 1.0, bad], 2, 2).unwrap_err();
-            assert_eq!((error.kind, error.head), (ErrorKind::NonFinite, Some(1)));
+        for (bad, kind) in [
+            (f32::NAN, ErrorKind::NonFinite),
+            (f32::INFINITY, ErrorKind::NonFinite),
+            (f32::NEG_INFINITY, ErrorKind::NonFinite),
+            (-1.0, ErrorKind::Argument),
+        ] {
+            let error = of(&[1.0, 1.0, 1.0, bad], 2).unwrap_err();
+            assert_eq!((error.kind, error.head), (kind, Some(1)));
         }
+        // Nobody sees the dead ones.
+        let shape = Shape::dense(5, 1, 1, 1, 1, 1).sliding(3);
+        assert_eq!(entropy(&shape, &[f32::NAN, -1.0, f32::INFINITY, 2.0]).unwrap().mass, 2.0);
     }
 }

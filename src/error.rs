@@ -9,10 +9,9 @@ use core::fmt;
 pub enum ErrorKind {
     /// A pointer that must not be NULL is NULL.
     Null = -1,
-    /// A `struct_size` is smaller than the first version of its struct, or the tail that this version
-    /// does not know is not zero.
+    /// A `struct_size` is smaller than the first version of its struct, or what this version does not know of it is not zero.
     StructSize = -2,
-    /// An option is outside its range: an enum value, an even pooling kernel, an α outside [0, 1].
+    /// An option is outside its range (an enum value, an even pooling kernel, an α outside [0, 1]), or an input contradicts the others.
     Argument = -3,
     /// Sizes do not fit together: a zero, a head dimension above 576, query heads that are no multiple of KV heads.
     Shape = -4,
@@ -26,15 +25,15 @@ pub enum ErrorKind {
     BufferSize = -8,
     /// The workspace is smaller than the matching `_workspace_size` says.
     Workspace = -9,
-    /// A size does not fit its type: `n_kv_heads · n_tokens` must be below 2³².
+    /// A size does not fit its type: a layer's rows over all heads must be below 2³².
     Overflow = -10,
     /// An unknown element type, or one that this argument does not take.
     Dtype = -11,
-    /// The budget is smaller than what must be kept: the window, or the protected entries.
+    /// The budget is smaller than what is always kept: the window, or the protected entries.
     Budget = -12,
     /// NaN or infinity in the input, or a score that overflows. The error names the head.
     NonFinite = -13,
-    /// Kept indices that are not strictly ascending or lie outside the cache; prefix sums that decrease.
+    /// Row indices or positions that are not strictly ascending or lie outside the cache; prefix sums that decrease.
     Indices = -14,
     /// A cascade that was not initialised, is already complete, or has no such layer yet.
     State = -15,
@@ -46,7 +45,7 @@ pub enum ErrorKind {
     Context = -18,
     /// The CUDA driver refused a launch.
     Launch = -19,
-    /// This build has no CUDA kernels, or none for these options.
+    /// This build or this machine cannot do what was asked for.
     Unsupported = -20,
 }
 
@@ -58,24 +57,26 @@ impl ErrorKind {
             Self::StructSize => {
                 c"struct_size is not one this library knows; initialise structs with lava.h's functions"
             }
-            Self::Argument => c"an option is out of range",
+            Self::Argument => c"an option is out of range, or an input contradicts the others",
             Self::Shape => c"the sizes do not fit together",
             Self::Stride => c"strides must be positive and give every element memory of its own",
             Self::Alignment => c"a pointer is misaligned (elements: their own size; workspaces: 16 bytes)",
             Self::Overlap => c"an output shares memory with another argument",
             Self::BufferSize => c"a buffer is smaller than its shape and strides need",
             Self::Workspace => c"the workspace is smaller than the _workspace_size function says",
-            Self::Overflow => c"a size overflows: n_kv_heads * n_tokens must be below 2^32",
+            Self::Overflow => {
+                c"a size does not fit its type; a layer's rows over all heads must be below 2^32"
+            }
             Self::Dtype => c"this element type is unknown, or not accepted here",
             Self::Budget => c"the budget is smaller than the window or the protected entries",
             Self::NonFinite => c"NaN or infinity in the input, or a score overflowed",
-            Self::Indices => c"kept indices must be strictly ascending per head and inside the cache",
+            Self::Indices => c"rows and positions must be strictly ascending per head and inside the cache",
             Self::State => c"the cascade is not initialised, complete, or has no such layer yet",
             Self::Internal => c"internal error in lava; please report it",
             Self::Driver => c"libcuda is missing, too old, without a device, or does not take the kernels",
             Self::Context => c"the CUDA context that lava_cuda_init saw is not current on this thread",
             Self::Launch => c"the CUDA driver refused a launch",
-            Self::Unsupported => c"this build has no CUDA kernels for this call",
+            Self::Unsupported => c"this build or this machine cannot do that",
         }
     }
 

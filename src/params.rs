@@ -232,6 +232,33 @@ pub trait Layers {
     /// Layer `l`. With no KV heads it takes no part.
     fn layer(&self, l: usize) -> Shape<'_>;
 
+    /// Heads of all layers.
+    fn n_heads(&self) -> u64 {
+        (0..self.n_layers()).map(|l| self.layer(l).n_kv_heads as u64).sum()
+    }
+
+    /// Scores of all layers.
+    fn n_scores(&self) -> u64 {
+        self.sum(&|shape| shape.n_scores())
+    }
+
+    /// Prefix entries of all layers that can be kept.
+    fn n_entries(&self) -> u64 {
+        self.sum(&|shape| shape.capacity())
+    }
+
+    /// The sum of a number over the layers that take part, all of them valid.
+    fn sum(&self, number: &dyn Fn(&Shape) -> u64) -> u64 {
+        let layers = (0..self.n_layers()).map(|l| self.layer(l));
+        layers.filter(|shape| shape.n_kv_heads > 0).map(|shape| number(&shape)).sum()
+    }
+
+    /// Positions before the observation window in the layer that has most: the length of a protected mask.
+    fn longest_prefix(&self) -> usize {
+        let layers = (0..self.n_layers()).map(|l| self.layer(l));
+        layers.filter(|shape| shape.n_kv_heads > 0).map(|shape| shape.prefix_len()).max().unwrap_or(0)
+    }
+
     /// Checks their number and each of them.
     fn validate(&self) -> Result<()> {
         let n = self.n_layers();
@@ -652,10 +679,11 @@ impl SelectParams<'_> {
 }
 
 /// Prefix entries to keep over the whole model, for an average of `budget` tokens per KV head per layer, window included: the sum
-/// over all heads of `budget − window`, or of what a head has that later queries can see, if that is less.
+/// over all heads of `budget − window`, or of the prefix positions that later queries can see where those are fewer; and at most all
+/// that there are. What earlier compressions have left to a head does not matter, so compressing again asks for the same total.
 pub fn total_entries(layers: &(impl Layers + ?Sized), budget: usize) -> Result<u64> {
     layers.validate()?;
-    let mut total = 0u64;
+    let (mut total, mut there_are) = (0u64, 0u64);
     for l in 0..layers.n_layers() {
         let shape = layers.layer(l);
         if shape.n_kv_heads == 0 {
@@ -663,13 +691,11 @@ pub fn total_entries(layers: &(impl Layers + ?Sized), budget: usize) -> Result<u
         }
         let fits = budget >= shape.window || shape.prefix_len() == 0;
         ensure(fits, ErrorKind::Budget, c"budget").map_err(|e| e.at_layer(l as u32))?;
-        let per_head = |h: usize| shape.live(h).len().min(budget.saturating_sub(shape.window)) as u64;
-        total += match shape.ragged {
-            None => per_head(0) * shape.n_kv_heads as u64,
-            Some(_) => (0..shape.n_kv_heads).map(per_head).sum(),
-        };
+        let visible = shape.prefix_len().saturating_sub(shape.first_visible());
+        total += visible.min(budget.saturating_sub(shape.window)) as u64 * shape.n_kv_heads as u64;
+        there_are += shape.capacity();
     }
-    Ok(total)
+    Ok(total.min(there_are))
 }
 
 /// A ratio is taken in billionths, so that 0.29 of 100 is 29.

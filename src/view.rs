@@ -88,20 +88,28 @@ pub struct Strides<'a> {
     pub row_start: Option<&'a [u32]>,
 }
 
+/// A stride; one that does not fit is negative, which every tensor refuses.
+const fn product(a: usize, b: usize) -> i64 {
+    match a.checked_mul(b) {
+        Some(n) if n <= i64::MAX as usize => n as i64,
+        _ => -1,
+    }
+}
+
 impl Strides<'_> {
     /// `[n_tokens, n_heads, dim]` without gaps.
     pub const fn token_major(n_heads: usize, dim: usize) -> Self {
-        Self { token: (n_heads * dim) as i64, head: dim as i64, dim: 1, row_start: None }
+        Self { token: product(n_heads, dim), head: dim as i64, dim: 1, row_start: None }
     }
 
     /// `[n_heads, n_tokens, dim]` without gaps.
     pub const fn head_major(n_tokens: usize, dim: usize) -> Self {
-        Self { token: dim as i64, head: (n_tokens * dim) as i64, dim: 1, row_start: None }
+        Self { token: dim as i64, head: product(n_tokens, dim), dim: 1, row_start: None }
     }
 }
 
 impl<'a> Strides<'a> {
-    /// Rows of `dim` elements one behind the other, head `h` from row `row_start[h]` on.
+    /// Rows of `dim` elements one after the other, head `h` from row `row_start[h]` on.
     pub const fn ragged(row_start: &'a [u32], dim: usize) -> Self {
         Self { token: dim as i64, head: 0, dim: 1, row_start: Some(row_start) }
     }
@@ -119,13 +127,13 @@ pub enum Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Rows of head `h`.
+    /// Rows of head `h`. None where the prefix sum decreases, which every tensor refuses.
     #[inline]
     pub fn of(&self, h: usize) -> usize {
         match self {
             Rows::Same(n) => *n,
             Rows::PerHead(n) => n[h] as usize,
-            Rows::Cu(cu) => (cu[h + 1] - cu[h]) as usize,
+            Rows::Cu(cu) => cu[h + 1].saturating_sub(cu[h]) as usize,
         }
     }
 
@@ -289,8 +297,8 @@ impl<'a> Tensor<'a> {
                 size,
                 _memory: PhantomData,
             }),
-            Some(_) => refuse(ErrorKind::BufferSize, c"size"),
-            None => refuse(ErrorKind::Overflow, c"stride_token"),
+            // No buffer has elements at offsets that overflow.
+            Some(_) | None => refuse(ErrorKind::BufferSize, c"size"),
         }
     }
 

@@ -43,7 +43,7 @@ pub struct Layer<T> {
     q: Vec<T>,
     k: Vec<T>,
     v: Vec<T>,
-    /// The log-sum-exp of the window's queries, as an engine's own attention would hand it over.
+    /// The window's log-sum-exp, `[WINDOW, n_q_heads]`.
     lse: Vec<f32>,
 }
 
@@ -52,7 +52,7 @@ pub struct Outputs<T> {
     pub scores: Vec<f32>,
     pub kept: Vec<u32>,
     pub cu: Vec<u32>,
-    budget: u64,
+    n_entries: u64,
     k: Vec<T>,
     v: Vec<T>,
     /// More compressed layers, so that each is out of the caches when its turn comes, as when a model decodes.
@@ -91,37 +91,40 @@ impl<T: Number> Layer<T> {
             q: random(WINDOW * n_q_heads * dim, 2.0),
             k: random(n_tokens * n_kv_heads * dim, 2.0),
             v: random(n_tokens * n_kv_heads * dim, 1.0),
-            lse: vec![0.0; WINDOW * n_q_heads],
+            lse: vec![],
         };
         layer.lse = layer.log_sum_exp();
         layer
     }
 
+    /// As an engine's own attention over the whole cache would return it.
     fn log_sum_exp(&self) -> Vec<f32> {
         let Shape { n_q_heads, head_dim_v: dim, .. } = self.shape;
         let ScoreInputs { q, k, v, .. } = self.inputs(false);
-        let (mut out, mut lse) = (vec![0.0f32; WINDOW * n_q_heads * dim], vec![0.0f32; WINDOW * n_q_heads]);
-        {
-            let dense = |data, dim| {
-                let strides = Strides::token_major(n_q_heads, dim);
-                TensorMut::from_slice(data, strides, Rows::Same(WINDOW), n_q_heads, dim).expect("dense")
-            };
-            let (mut out, mut lse) = (dense(&mut out[..], dim), dense(&mut lse[..], 1));
-            let size = attend::workspace_size(&self.shape, WINDOW).expect("a valid shape");
-            attend::attend(
-                self.backend,
-                &self.shape,
-                &AttendParams { causal: true, ..Default::default() },
-                WINDOW,
-                &AttendInputs { q, k, v },
-                &mut out,
-                Some(&mut lse),
-                0,
-                1,
-                &mut carver(&mut vec![0; size.div_ceil(16)]),
-            )
-            .expect("valid input");
-        }
+        let (mut lse, mut out) = (vec![0.0; WINDOW * n_q_heads], vec![0.0; WINDOW * n_q_heads * dim]);
+        let rows = Rows::Same(WINDOW);
+
+        let mut lse_view =
+            TensorMut::from_slice(&mut lse, Strides::token_major(n_q_heads, 1), rows, n_q_heads, 1)
+                .expect("dense");
+        let mut out_view =
+            TensorMut::from_slice(&mut out, Strides::token_major(n_q_heads, dim), rows, n_q_heads, dim)
+                .expect("dense");
+        let params = AttendParams { causal: true, ..AttendParams::default() };
+        let size = attend::workspace_size(&self.shape, WINDOW).expect("a valid shape");
+        attend::attend(
+            self.backend,
+            &self.shape,
+            &params,
+            WINDOW,
+            &AttendInputs { q, k, v },
+            &mut out_view,
+            Some(&mut lse_view),
+            0,
+            1,
+            &mut carver(&mut vec![0; size.div_ceil(16)]),
+        )
+        .expect("valid input");
         lse
     }
 
@@ -195,18 +198,19 @@ impl<T: Number> Layer<T> {
     }
 
     pub fn entropy(&self, out: &Outputs<T>) -> f64 {
-        entropy::entropy(&out.scores, self.shape.n_kv_heads, self.shape.prefix_len()).expect("scores").entropy
+        entropy::entropy(&self.shape, &out.scores).expect("scores").entropy
     }
 
     pub fn select(&self, out: &mut Outputs<T>) {
         select::select(
             &self.shape,
-            &SelectParams::default(),
+            &SelectParams::lava(),
             &out.scores,
-            out.budget,
+            out.n_entries,
             &mut carver(&mut out.workspaces[0]),
             &mut out.kept,
             &mut out.cu,
+            None,
         )
         .expect("valid scores");
     }
@@ -258,7 +262,7 @@ impl<T: Number> Outputs<T> {
     /// For a budget of so many tokens per KV head.
     pub fn new(layer: &Layer<T>, budget: usize) -> Self {
         let shape = &layer.shape;
-        let entries = params::total_entries(shape, budget, 1).expect("a valid budget");
+        let entries = params::total_entries(&Alike(*shape, 1), budget).expect("a valid budget");
         let n_kept = select::n_kept(shape, entries).expect("a valid shape") as usize;
         let size = layer
             .workspace_bytes()
@@ -268,7 +272,7 @@ impl<T: Number> Outputs<T> {
             scores: vec![0.0; shape.n_scores() as usize],
             kept: vec![0; n_kept],
             cu: vec![0; shape.n_kv_heads + 1],
-            budget: entries,
+            n_entries: entries,
             k: vec![T::from_f32(0.0); n_kept * shape.head_dim_k],
             v: vec![T::from_f32(0.0); n_kept * shape.head_dim_v],
             layers: vec![],
@@ -313,16 +317,11 @@ pub fn run_cascade<T: Number>(
     ready();
     let mut layer = Layer::<T>::new(shape, n_tokens, Backend::detect());
     let mut out = Outputs::new(&layer, WINDOW);
-    let total = params::total_entries(&layer.shape, budget, n_layers).expect("a valid budget");
-    let params = CascadeParams {
-        shape: layer.shape,
-        n_layers,
-        total,
-        layer_budgets: LayerBudgets::Entropy,
-        select: SelectParams::default(),
-        evict_every: 1,
-    };
-    let mut state = vec![0u128; state_size(&params).expect("valid").div_ceil(16)];
+    let layers = Alike(layer.shape, n_layers);
+    let total = params::total_entries(&layers, budget).expect("a valid budget");
+    let (select, cascade) = (SelectParams::lava(), CascadeParams::lava());
+    let size = state_size(&layers, total, &select, &cascade).expect("valid");
+    let mut state = vec![0u128; size.div_ceil(16)];
     // Before the last push up to an entry per layer waits.
     let rows = total as usize + n_layers * (heads * WINDOW + 1);
     let mut arenas = [vec![T::from_f32(0.0); rows * dim], vec![T::from_f32(0.0); rows * dim]];
@@ -330,14 +329,15 @@ pub fn run_cascade<T: Number>(
         buffers: layer.bytes() + 2 * size_of_val(&arenas[0][..]),
         state: size_of_val(&state[..]) + layer.workspace_bytes() + size_of_val(&out.scores[..]),
     };
-    let mut cascade = Cascade::new(&params, &mut carver(&mut state)).expect("valid");
+    let mut cascade =
+        Cascade::new(&layers, total, &select, &cascade, &mut carver(&mut state)).expect("valid");
     let mut starts = vec![0u32; n_layers * heads];
     for l in 0..n_layers {
         // Another layer's numbers: the same ones, elsewhere.
         let by = 1 + l * 77 % layer.q.len();
         layer.q.rotate_left(by);
         layer.score(&mut out, 1, false);
-        cascade.push(&out.scores).expect("valid scores");
+        cascade.push(&layer.shape, &out.scores, None).expect("valid scores");
         let mut next = 0u32;
         for j in 0..=l {
             let now = cascade.layer(j).expect("pushed");

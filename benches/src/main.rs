@@ -327,11 +327,7 @@ fn machine(backend: Backend) -> String {
         .arg("+%F")
         .output()
         .map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned());
-    format!(
-        "{}; {model}, {cores} cores; {} kernels\n",
-        date.unwrap_or_default(),
-        backend.name()
-    )
+    format!("{}; {model}, {cores} cores; {} kernels\n", date.unwrap_or_default(), backend.name())
 }
 
 fn main() -> ExitCode {

@@ -10,20 +10,24 @@ from stages import CAOTE, DEFAULT, WINDOW, Attend, Compact, Decide, Prefill, Sco
 U = 2.0**-24
 
 
-def score_reference(q, k, v, params):
+def score_reference(q, k, v, params, sliding_window=0):
     """As the header says, for the options used here."""
     w = q.shape[0]
     prefix = k.shape[0] - w
-    attention = torch.softmax(logits(q, k, params), -1)
+    live = max(k.shape[0] + 1 - sliding_window, 0) if sliding_window else 0
+    attention = torch.softmax(logits(q, k, params, sliding_window), -1)
     attention = (attention**2 if params.attention == 1 else attention).mean(2)
     if params.value_weight == 3:
         attention = output_change(attention, v.double().transpose(0, 1))
     attention = attention[..., :prefix]
+    attention[..., :live] = 0
     half = params.pool_kernel // 2
     pooled = torch.nn.functional.max_pool1d(attention, params.pool_kernel, stride=1, padding=half).amax(1)
     norms = v[:prefix].double().abs().sum(-1).T
+    norms[:, :live], pooled[:, :live] = 0, 0
     scores = pooled * {0: norms.amax(1, keepdim=True), 2: norms, 3: 1}[params.value_weight]
-    return scores + params.smoothing * scores.mean(1, keepdim=True)
+    scores[:, live:] += params.smoothing * scores[:, live:].mean(1, keepdim=True)
+    return scores
 
 
 def output_change(a, v):
@@ -57,7 +61,7 @@ def score_bound(q, k, params, window, dim_v):
 
 def check_scores(lava, checks, generator, dtype, n):
     for d in (64, 80, 96, 128, 256, 72):
-        for name, options in {"LAVa": {}, "default": DEFAULT, "lse": {"with_lse": True}, "CAOTE": CAOTE, "window": {"sliding_window": 40, "softcap": 8.0}}.items():
+        for name, options in {"LAVa": {}, "default": DEFAULT, "lse": {"with_lse": True}, "CAOTE": CAOTE, "window": {"sliding_window": 140, "softcap": 8.0}, "smoothing": {**DEFAULT, "smoothing": 1}}.items():
             if name != "LAVa" and d not in (128, 72):
                 continue
             inputs = [layer(lava.gpu, generator, m, 8, 2, d, dtype) for m in (n, n // 3 + 1)]
@@ -65,7 +69,7 @@ def check_scores(lava, checks, generator, dtype, n):
             run()
             lava.finish()
             for (q, k, v), scores in zip(inputs, run.scores):
-                want = score_reference(q, k, v, run.params)
+                want = score_reference(q, k, v, run.params, run.shape.sliding_window)
                 checks.near(f"score {NAMES[dtype]} {d} {name}, {k.shape[0]} tokens", scores, want, score_bound(q, k, run.params, WINDOW, d))
 
 
@@ -125,10 +129,10 @@ def check_attention(lava, checks, generator, dtype, rows):
             checks.near(f"attend {NAMES[dtype]} {d}, rows {c}", out, want, bound, relative=False)
 
 
-def kept_reference(scores, budget, window):
-    """The `budget` largest over all heads, ties to the lower head and token, and the windows: (kept_indices, cu_kept)."""
+def kept_reference(scores, n_entries, window):
+    """The `n_entries` largest over all heads, ties to the lower head and token, and the windows: (kept_indices, cu_kept)."""
     n_kv, prefix = scores.shape
-    order = torch.sort(scores.flatten().cpu(), descending=True, stable=True).indices[:budget]
+    order = torch.sort(scores.flatten().cpu(), descending=True, stable=True).indices[:n_entries]
     mask = torch.zeros(n_kv * prefix, dtype=torch.bool)
     mask[order] = True
     mask = torch.cat([mask.view(n_kv, prefix), torch.ones(n_kv, window, dtype=torch.bool)], 1)
@@ -146,7 +150,7 @@ def check_decisions(lava, checks, generator, prefix, n_layers):
     lava.finish()
     best = torch.sort(torch.stack(scores).flatten().cpu(), descending=True, stable=True).indices[:total]
     per_layer = torch.bincount(best // (n_kv * prefix), minlength=n_layers)
-    checks.tell("one sort: layer budgets", torch.equal(run.budgets.cpu(), per_layer), f"{total} of {n_layers * n_kv * prefix} entries")
+    checks.tell("one sort: entries of layers", torch.equal(run.entries.cpu(), per_layer), f"{total} of {n_layers * n_kv * prefix} entries")
     same = True
     for l in range(n_layers):
         kept, cu = kept_reference(scores[l], int(per_layer[l]), WINDOW)
@@ -159,8 +163,8 @@ def check_decisions(lava, checks, generator, prefix, n_layers):
     p = [x.double() / x.double().sum() for x in scores]
     want = torch.stack([-(x * x.clamp_min(1e-300).log()).sum() / math.log(n_kv * prefix) for x in p])
     checks.near("entropies", run.sums[0], want.to(device), 1e-12)
-    checks.tell("budgets by entropy", int(run.budgets.sum()) == total, f"sum to {int(run.budgets.sum())}")
-    kept, cu = zip(*(kept_reference(scores[l], int(run.budgets[l]), WINDOW) for l in range(n_layers)))
+    checks.tell("entries by entropy", int(run.entries.sum()) == total, f"sum to {int(run.entries.sum())}")
+    kept, cu = zip(*(kept_reference(scores[l], int(run.entries[l]), WINDOW) for l in range(n_layers)))
     same = all(torch.equal(run.cu[l].cpu(), cu[l]) and torch.equal(run.kept[l, : kept[l].numel()].cpu(), kept[l]) for l in range(n_layers))
     checks.tell("kept sets by entropy", same, f"{n_layers} layers of {n_kv} heads")
 

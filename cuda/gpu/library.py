@@ -20,7 +20,7 @@ def read_headers():
     """Structs and constants of lava.h and lava_cuda.h. A struct's first member is its size."""
     structs, constants = {}, {}
     for name in ("lava.h", "lava_cuda.h"):
-        text = re.sub(r"/\*.*?\*/", "", (ROOT / "include" / name).read_text(), flags=re.S)
+        text = re.sub(r"/\*.*?\*/|//[^\n]*", "", (ROOT / "include" / name).read_text(), flags=re.S)
         for key, value in re.findall(r"#define (LAVA_\w+) (\d+)", text):
             constants[key] = int(value)
         for struct, body in re.findall(r"typedef struct (\w+) \{(.*?)\} \1;", text, flags=re.S):

@@ -1,11 +1,11 @@
-"""The stages of the method on tensors of torch: made once, called as often as wanted, waited for by Library.finish."""
+"""The stages of the method on tensors of torch: made once, called as often as wanted; Library.finish waits for them."""
 import ctypes
 import math
 
 import torch
 
 WINDOW = 32
-DEFAULT = {"attention": 1, "value_weight": 2, "smoothing": 1}
+DEFAULT = {"attention": 1, "value_weight": 2}
 CAOTE = {"value_weight": 3, "pool_kernel": 1}
 
 
@@ -25,18 +25,19 @@ def ragged(gpu, generator, counts, d, dtype):
 class Score:
     """One layer of a batch of sequences: queries [window, n_q_heads, d], keys and values [n_tokens, n_kv_heads, d]."""
 
-    def __init__(self, lava, inputs, window=WINDOW, with_lse=False, **params):
+    def __init__(self, lava, inputs, window=WINDOW, with_lse=False, sliding_window=0, **params):
         self.lava, self.inputs = lava, inputs
         q, k, v = inputs[0]
         longest = max(k.shape[0] for _, k, _ in inputs)
         self.shape = lava.struct(
-            "shape", n_tokens=longest, n_q_heads=q.shape[1], n_kv_heads=k.shape[1], head_dim_k=k.shape[2], head_dim_v=v.shape[2], window=window
-        )
+            "shape", n_tokens=longest, n_q_heads=q.shape[1], n_kv_heads=k.shape[1], head_dim_k=k.shape[2], head_dim_v=v.shape[2], window=window,
+            sliding_window=sliding_window,
+        )  # fmt: skip
         self.params = lava.struct("score_params", **{"pool_kernel": 7, **params})
         device = lava.gpu.device
         prefixes = [max(k.shape[0] - window, 0) for _, k, _ in inputs]
         self.scores = [torch.full((k.shape[1], n), math.nan, device=device) for (_, k, _), n in zip(inputs, prefixes)]
-        self.lse = [log_sum_exp(q, k, self.params).float() for q, k, _ in inputs] if with_lse else None
+        self.lse = [log_sum_exp(q, k, self.params, sliding_window).float() for q, k, _ in inputs] if with_lse else None
         self.tensors = [[lava.tensor(x) for x in sequence] for sequence in inputs]
         for tensors, lse in zip(self.tensors, self.lse or []):
             tensors.append(lava.tensor(lse.unsqueeze(-1)))
@@ -56,7 +57,7 @@ class Score:
         )
 
 
-def logits(q, k, params):
+def logits(q, k, params, sliding_window=0):
     """[n_kv_heads, group, window, n_tokens] in float64, minus infinity where a query does not see."""
     w, n_q, d = q.shape
     n, n_kv, _ = k.shape
@@ -67,14 +68,14 @@ def logits(q, k, params):
     own = torch.arange(n - w, n, device=k.device)[:, None]
     key = torch.arange(n, device=k.device)
     seen = key <= own
-    if params.sliding_window:
-        seen &= key > own - params.sliding_window
+    if sliding_window:
+        seen &= key > own - sliding_window
     return x.masked_fill(~seen, -math.inf)
 
 
-def log_sum_exp(q, k, params):
+def log_sum_exp(q, k, params, sliding_window=0):
     """[window, n_q_heads]."""
-    return torch.logsumexp(logits(q, k, params), -1).permute(2, 0, 1).flatten(1)
+    return torch.logsumexp(logits(q, k, params, sliding_window), -1).permute(2, 0, 1).flatten(1)
 
 
 class Statistics:
@@ -107,7 +108,7 @@ class Statistics:
 
 
 class Attend:
-    """A batch of sequences, each head with rows of its own: queries [n_new, n_q_heads, d], ragged keys and values."""
+    """A batch of sequences, each head with rows of its own: queries [n_queries, n_q_heads, d], ragged keys and values."""
 
     def __init__(self, lava, queries, caches):
         self.lava = lava
@@ -116,8 +117,8 @@ class Attend:
         q = queries[0]
         n_kv = len(caches[0][2])
         dim_k, dim_v = caches[0][0].shape[1], caches[0][1].shape[1]
-        self.shape = lava.struct("shape", n_tokens=q.shape[0], n_q_heads=q.shape[1], n_kv_heads=n_kv, head_dim_k=dim_k, head_dim_v=dim_v, window=1)
-        self.params = lava.struct("attend_params", causal=1)
+        self.shape = lava.struct("shape", n_q_heads=q.shape[1], n_kv_heads=n_kv, head_dim_k=dim_k, head_dim_v=dim_v)
+        self.params, self.n_queries = lava.struct("attend_params", causal=1), q.shape[0]
         self.outs = [torch.empty(q.shape[0], q.shape[1], dim_v, device=device) for q in queries]
         self.kept, items, total = [], [], 0
         for q, (k, v, counts), out in zip(queries, caches, self.outs):
@@ -131,17 +132,18 @@ class Attend:
             )
             total += sum(counts)
         self.items = lava.array(items)
-        size = lava.size("cuda_attend_workspace_size", lava.context, self.shape, len(items), ctypes.c_uint64(total))
+        size = lava.size("cuda_attend_workspace_size", lava.context, self.shape, self.n_queries, len(items), ctypes.c_uint64(total))
         self.workspace = torch.empty(size, dtype=torch.uint8, device=device)
 
     def __call__(self):
         self.lava.launch(
-            "cuda_attend", self.lava.context, self.shape, self.params, self.items, len(self.items), self.workspace, self.workspace.numel()
-        )
+            "cuda_attend", self.lava.context, self.shape, self.params, self.n_queries, self.items, len(self.items), self.workspace,
+            self.workspace.numel(),
+        )  # fmt: skip
 
 
 class Decide:
-    """Budgets and kept sets of layers side by side, without the host: scores [n_kv_heads, prefix] of each layer."""
+    """What layers keep, side by side, without the host: scores [n_kv_heads, prefix] of each layer."""
 
     def __init__(self, lava, scores, total, window=WINDOW, layers="global", **params):
         self.lava, self.scores, self.total, self.window, self.layers = lava, scores, total, window, layers
@@ -150,7 +152,7 @@ class Decide:
         self.n = len(scores)
         self.shape = lava.struct("shape", n_tokens=prefix + window, n_q_heads=n_kv, n_kv_heads=n_kv, head_dim_k=1, head_dim_v=1, window=window)
         self.params = lava.struct("select_params", **params)
-        self.budgets = torch.zeros(self.n, dtype=torch.int64, device=device)
+        self.entries = torch.zeros(self.n, dtype=torch.int64, device=device)
         self.weights = torch.zeros(self.n, n_kv, dtype=torch.float64, device=device)
         self.sums = torch.zeros(2, self.n, dtype=torch.float64, device=device)
         self.capacities = torch.full((self.n,), n_kv * prefix, dtype=torch.int64, device=device)
@@ -158,41 +160,41 @@ class Decide:
         self.kept = torch.full((self.n, room), -1, dtype=torch.int32, device=device)
         self.cu = torch.full((self.n, n_kv + 1), -1, dtype=torch.int32, device=device)
         self.pointers = torch.tensor([x.data_ptr() for x in scores], dtype=torch.int64).to(device)
-        item = lava.struct("cuda_global_sequence", n_tokens=prefix + window, total=total, scores=self.pointers.data_ptr(), budgets=self.budgets.data_ptr(), head_weights=self.weights.data_ptr())
+        item = lava.struct("cuda_global_sequence", n_tokens=prefix + window, total=total, scores=self.pointers.data_ptr(), entries=self.entries.data_ptr(), head_weights=self.weights.data_ptr())
         self.one_sort = lava.array([item])
         self.entropies = lava.array([
             lava.struct("cuda_entropy_sequence", n_tokens=prefix + window, layer=l, scores=x.data_ptr(), entropy=self.sums[0, l].data_ptr(), mass=self.sums[1, l].data_ptr())
             for l, x in enumerate(scores)
         ])  # fmt: skip
         self.shares = lava.array([
-            lava.struct("cuda_budget_sequence", n_layers=self.n, total=total, weights=self.sums[0].data_ptr(), capacities=self.capacities.data_ptr(), budgets=self.budgets.data_ptr())
+            lava.struct("cuda_entries_sequence", n_layers=self.n, total=total, weights=self.sums[0].data_ptr(), capacities=self.capacities.data_ptr(), entries=self.entries.data_ptr())
         ])  # fmt: skip
         self.selections = lava.array([
             lava.struct(
-                "cuda_select_sequence", n_tokens=prefix + window, layer=l, scores=x.data_ptr(), budget=self.budgets[l].data_ptr(),
+                "cuda_select_sequence", n_tokens=prefix + window, layer=l, scores=x.data_ptr(), n_entries=self.entries[l].data_ptr(),
                 head_weights=self.weights[l].data_ptr() if layers == "global" else None, kept_indices=self.kept[l].data_ptr(), cu_kept=self.cu[l].data_ptr(),
             )
             for l, x in enumerate(scores)
         ])  # fmt: skip
         sizes = [
-            lava.size("cuda_global_budgets_workspace_size", lava.context, self.shape, self.n, 1),
+            lava.size("cuda_global_entries_workspace_size", lava.context, self.shape, self.n, 1),
             lava.size("cuda_entropy_workspace_size", lava.context, self.shape, self.n),
             lava.size("cuda_select_workspace_size", lava.context, self.shape, self.n),
         ]
         self.workspaces = [torch.empty(max(size, 1), dtype=torch.uint8, device=device) for size in sizes]
 
-    def budget(self):
+    def share(self):
         if self.layers == "global":
-            self.lava.launch("cuda_global_budgets", self.lava.context, self.shape, self.n, self.params, self.one_sort, 1, self.workspaces[0], self.workspaces[0].numel())
+            self.lava.launch("cuda_global_entries", self.lava.context, self.shape, self.n, self.params, self.one_sort, 1, self.workspaces[0], self.workspaces[0].numel())
         else:
             self.lava.launch("cuda_entropy", self.lava.context, self.shape, self.entropies, self.n, self.workspaces[1], self.workspaces[1].numel())
-            self.lava.launch("cuda_layer_budgets", self.lava.context, self.shares, 1, ctypes.c_void_p(None), ctypes.c_size_t(0))
+            self.lava.launch("cuda_layer_entries", self.lava.context, self.shares, 1, ctypes.c_void_p(None), ctypes.c_size_t(0))
 
     def select(self):
         self.lava.launch("cuda_select", self.lava.context, self.shape, self.params, self.selections, self.n, self.workspaces[2], self.workspaces[2].numel())
 
     def __call__(self):
-        self.budget()
+        self.share()
         self.select()
 
 
@@ -232,8 +234,8 @@ class Prefill:
         device = lava.gpu.device
         self.runs = [Score(lava, [s], window, **DEFAULT) for s in layers]
         self.shape = self.runs[0].shape
-        self.params = lava.struct("select_params", layer_budgets=kind, evict_every=evict_every)
-        size = lava.size("cuda_cascade_state_size", self.shape, self.n_layers, ctypes.c_uint64(total), self.params)
+        self.params, self.how = lava.struct("select_params"), lava.struct("cascade_params", layers=kind, evict_every=evict_every)
+        size = lava.size("cuda_cascade_state_size", self.shape, self.n_layers, ctypes.c_uint64(total), self.params, self.how)
         self.state = torch.empty(size, dtype=torch.uint8, device=device)
         self.cascade = lava.struct("cuda_cascade")
         self.start()
@@ -243,7 +245,7 @@ class Prefill:
 
     def start(self):
         lava = self.lava
-        lava.call("cuda_cascade_init", lava.context, self.shape, self.n_layers, ctypes.c_uint64(self.total), self.params, self.state, self.state.numel(), self.cascade, lava.status, ctypes.c_void_p(lava.gpu.stream()))
+        lava.call("cuda_cascade_init", lava.context, self.shape, self.n_layers, ctypes.c_uint64(self.total), self.params, self.how, self.state, self.state.numel(), self.cascade, lava.status, ctypes.c_void_p(lava.gpu.stream()))
 
     def layer(self, l):
         place = self.lava.struct("cuda_cascade_layer")

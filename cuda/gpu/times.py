@@ -88,10 +88,10 @@ def time_decisions(lava, table, generator, heads, n, n_layers, ratio):
     of_torch = table.fastest({"topk": lambda: [lambda x=x: torch.topk(x.flatten(), total, sorted=False) for x in sets]}, 3)
     runs = [Decide(lava, list(x), total) for x in sets]
     name = f"{n_layers} layers N={n}, {ratio:.0%}"
-    table.row(f"one sort, {name}", lambda: [run.budget for run in runs], n_bytes)
+    table.row(f"one sort, {name}", lambda: [run.share for run in runs], n_bytes)
     table.row(f"select, {name}", lambda: [run.select for run in runs], n_bytes)
     table.row(f"one sort and select, {name}", lambda: runs, 2 * n_bytes, of_torch)
-    table.row(f"entropy and budgets, {name}", lambda: [Decide(lava, list(x), total, layers="entropy").budget for x in sets], n_bytes)
+    table.row(f"entropy and shares, {name}", lambda: [Decide(lava, list(x), total, layers="entropy").share for x in sets], n_bytes)
 
 
 def time_compaction(lava, table, generator, heads, n, ratio):

@@ -15,9 +15,9 @@ struct Case {
     const char *name;
     /// Rows of each head, sequence by sequence.
     std::vector<std::vector<uint32_t>> rows = {{70, 33}};
-    uint32_t n_new = 1, n_q_heads = 8, dim_k = 64, dim_v = 64, rows_per_item = 32, blocks = 2;
+    uint32_t n_queries = 1, n_q_heads = 8, dim_k = 64, dim_v = 64, rows_per_item = 32, blocks = 2;
     int32_t dtype = LAVA_BF16;
-    bool causal = true, ragged = true, lse = true;
+    bool causal = true, ragged = true, lse = true, base_two = false;
     /// Gaps between the kept rows' positions.
     uint32_t sliding_window = 0, n_kept = 20, gap = 3;
     float scale = 0, softcap = 0;
@@ -48,11 +48,11 @@ struct Sequence {
         return pack(c, rows).back() + rows.back();
     }
     Sequence(const Case &c, const std::vector<uint32_t> &rows, Random &random)
-        : n_rows(rows), starts(pack(c, rows)), q(c.dtype, c.n_new, c.n_q_heads, c.dim_k, TOKEN_MAJOR),
+        : n_rows(rows), starts(pack(c, rows)), q(c.dtype, c.n_queries, c.n_q_heads, c.dim_k, TOKEN_MAJOR),
           k(c.dtype, extent(c, rows), uint32_t(rows.size()), c.dim_k, HEAD_MAJOR, starts),
           v(c.dtype, extent(c, rows), uint32_t(rows.size()), c.dim_v, HEAD_MAJOR, starts),
-          out(LAVA_F32, c.n_new, c.n_q_heads, c.dim_v, TOKEN_MAJOR),
-          lse(LAVA_F32, c.n_new, c.n_q_heads, 1, TOKEN_MAJOR) {
+          out(LAVA_F32, c.n_queries, c.n_q_heads, c.dim_v, TOKEN_MAJOR),
+          lse(LAVA_F32, c.n_queries, c.n_q_heads, 1, TOKEN_MAJOR) {
         q.fill(random, 2);
         k.fill(random, 2);
         v.fill(random, 1);
@@ -92,7 +92,7 @@ Kernel rows_of(const Case &c, bool instance) {
 }
 
 void append(Result &result, const Case &c, const Sequence &s) {
-    for (uint32_t t = 0; t < c.n_new; t++)
+    for (uint32_t t = 0; t < c.n_queries; t++)
         for (uint32_t h = 0; h < c.n_q_heads; h++) {
             for (uint32_t e = 0; e < c.dim_v; e++) result.numbers.push_back(s.out.get(h, t, e));
             result.numbers.push_back(c.lse ? s.lse.get(h, t, 0) : 0);
@@ -133,9 +133,9 @@ Result run(const Case &c, const std::vector<std::unique_ptr<Sequence>> &sequence
     if (list.size() == 1) args.one = list[0];
     else args.items = list.data();
     args.layer = 3;
-    args.n_new = c.n_new, args.n_q_heads = c.n_q_heads, args.n_kv_heads = uint32_t(sequences[0]->n_rows.size());
+    args.n_queries = c.n_queries, args.n_q_heads = c.n_q_heads, args.n_kv_heads = uint32_t(sequences[0]->n_rows.size());
     args.head_dim_k = c.dim_k, args.head_dim_v = c.dim_v, args.causal = c.causal, args.sliding_window = c.sliding_window;
-    args.scale = scale_of(c), args.softcap = c.softcap, args.n_sequences = uint32_t(list.size());
+    args.scale = scale_of(c), args.softcap = c.softcap, args.lse_from_base_2 = c.base_two ? 1 : lava::LN_2, args.n_sequences = uint32_t(list.size());
     args.rows_per_item = c.rows_per_item;
     args.max_items = c.max_items != 0 ? c.max_items : lava_attend_items(&args, total);
     bool instance = true;
@@ -154,7 +154,7 @@ double largest_logit(const Case &c, const Sequence &s) {
     double largest = 0;
     const uint32_t group = c.n_q_heads / uint32_t(s.n_rows.size());
     for (uint32_t h = 0; h < c.n_q_heads; h++)
-        for (uint32_t t = 0; t < c.n_new; t++)
+        for (uint32_t t = 0; t < c.n_queries; t++)
             for (uint32_t i = 0; i < s.n_rows[h / group]; i++) {
                 double sum = 0;
                 for (uint32_t e = 0; e < c.dim_k; e++) sum += std::abs(double(s.q.get(h, t, e)) * s.k.get(h / group, i, e));
@@ -181,7 +181,7 @@ long n_cases = 0;
 void check(const Case &c) {
     SAMPLE;
     n_cases++;
-    Random random(c.dim_k + c.n_new);
+    Random random(c.dim_k + c.n_queries);
     std::vector<std::unique_ptr<Sequence>> sequences;
     for (const auto &rows : c.rows) sequences.emplace_back(new Sequence(c, rows, random));
     const Result got = run(c, sequences, 1, c.blocks);
@@ -191,17 +191,18 @@ void check(const Case &c) {
     Result want;
     double worst = 0, bound = 0;
     for (auto &s : sequences) {
-        lava_shape shape = lava_shape_init(c.n_new, c.n_q_heads, uint32_t(s->n_rows.size()), c.dim_k, c.dim_v, 1);
-        lava_attend_params params = lava_attend_params_init();
-        params.causal = c.causal, params.scale = c.scale, params.softcap = c.softcap, params.sliding_window = c.sliding_window;
+        lava_shape shape = lava_shape_init(1, c.n_q_heads, uint32_t(s->n_rows.size()), c.dim_k, c.dim_v, 1);
+        lava_attend_params params = lava_attend_params_default();
+        shape.sliding_window = c.sliding_window;
+        params.causal = c.causal, params.scale = c.scale, params.softcap = c.softcap, params.lse_base = c.base_two;
         params.n_base = s->n_base, params.kept_indices = s->kept.data(), params.cu_kept = s->cu_kept.data();
         size_t bytes = 0;
-        lava_attend_workspace_size(&shape, &bytes, nullptr);
+        lava_attend_workspace_size(&shape, c.n_queries, &bytes, nullptr);
         Buffer<uint8_t> workspace(bytes, 0xff);
         const lava_tensor q = s->q.host(), k = s->k.host(), v = s->v.host(), out = s->out.host(), lse = s->lse.host();
         lava_error error = {};
         error.struct_size = sizeof error;
-        const lava_status status = lava_attend(&shape, &params, &q, &k, &v, s->n_rows.data(), &out, c.lse ? &lse : nullptr, 0, 1,
+        const lava_status status = lava_attend(&shape, &params, c.n_queries, &q, &k, &v, s->n_rows.data(), &out, c.lse ? &lse : nullptr, 0, 1,
                                                workspace.data(), bytes, &error);
         expect(status == LAVA_OK, "%s: the CPU says %s: %s", c.name, error.argument, error.message);
         append(want, c, *s);
@@ -257,29 +258,30 @@ int main() {
     add("150 caches", [](Case &c) { c.causal = false, c.n_q_heads = 5, c.rows.assign(30, {1, 0, 3, 2, 17}); });
     add("an item exactly, and one row more", [](Case &c) { c.rows = {{64, 65}}; });
     add("f16, 80", [](Case &c) { c.dtype = LAVA_F16, c.dim_k = c.dim_v = 80; });
-    add("bf16, 96, three new tokens", [](Case &c) { c.dim_k = c.dim_v = 96, c.n_new = 3; });
+    add("bf16, 96, three new tokens", [](Case &c) { c.dim_k = c.dim_v = 96, c.n_queries = 3; });
     add("f16, 128, seven queries of a group", [](Case &c) { c.dtype = LAVA_F16, c.dim_k = c.dim_v = 128, c.n_q_heads = 14; });
     add("bf16, 128", [](Case &c) { c.dim_k = c.dim_v = 128; });
     add("bf16, 256", [](Case &c) { c.dim_k = c.dim_v = 256; });
     add("group 20: two chunks of queries", [](Case &c) { c.n_q_heads = 40; });
-    add("five new tokens, group 8: three chunks", [](Case &c) { c.n_new = 5, c.n_q_heads = 16, c.rows = {{5, 90}}; });
-    add("new tokens that see nothing older", [](Case &c) { c.n_new = 3, c.rows = {{3, 4}}; });
-    add("not causal", [](Case &c) { c.n_new = 2, c.causal = false; });
-    add("sliding window 9", [](Case &c) { c.sliding_window = 9, c.n_new = 3; });
-    add("sliding window 40: into the kept rows", [](Case &c) { c.sliding_window = 60, c.n_new = 2, c.rows = {{22, 47}}; });
-    add("the same, kept_indices that begin later", [](Case &c) { c.sliding_window = 60, c.n_new = 2, c.rows = {{22, 47}, {31, 9}}, c.later = true; });
+    add("five new tokens, group 8: three chunks", [](Case &c) { c.n_queries = 5, c.n_q_heads = 16, c.rows = {{5, 90}}; });
+    add("new tokens that see nothing older", [](Case &c) { c.n_queries = 3, c.rows = {{3, 4}}; });
+    add("not causal", [](Case &c) { c.n_queries = 2, c.causal = false; });
+    add("sliding window 9", [](Case &c) { c.sliding_window = 9, c.n_queries = 3; });
+    add("sliding window 40: into the kept rows", [](Case &c) { c.sliding_window = 60, c.n_queries = 2, c.rows = {{22, 47}}; });
+    add("the same, kept_indices that begin later", [](Case &c) { c.sliding_window = 60, c.n_queries = 2, c.rows = {{22, 47}, {31, 9}}, c.later = true; });
     add("counts that were never written: the room", [](Case &c) { c.unwritten = true, c.rows = {{70, 70}, {70, 70}}; });
-    add("sliding window, not causal", [](Case &c) { c.sliding_window = 11, c.n_new = 4, c.causal = false, c.rows = {{30, 0}}; });
+    add("sliding window, not causal", [](Case &c) { c.sliding_window = 11, c.n_queries = 4, c.causal = false, c.rows = {{30, 0}}; });
     add("softcap", [](Case &c) { c.softcap = 1.5f; });
+    add("lse of base two", [](Case &c) { c.base_two = true; });
     add("scale negative", [](Case &c) { c.scale = -0.3f; });
     add("f16, logits in the hundreds", [](Case &c) { c.dtype = LAVA_F16, c.scale = 6; });
     add("f16, 2000 faint rows", [](Case &c) { c.dtype = LAVA_F16, c.faint = true, c.rows = {{2000, 5}}, c.rows_per_item = 2048; });
     add("head-major", [](Case &c) { c.ragged = false; });
     add("no lse", [](Case &c) { c.lse = false; });
     add("any: f32", [](Case &c) { c.dtype = LAVA_F32; });
-    add("any: f32, 576 and 512, two new tokens", [](Case &c) { c.dtype = LAVA_F32, c.dim_k = 576, c.dim_v = 512, c.n_new = 2, c.n_q_heads = 2, c.rows = {{40, 3}}; });
+    add("any: f32, 576 and 512, two new tokens", [](Case &c) { c.dtype = LAVA_F32, c.dim_k = 576, c.dim_v = 512, c.n_queries = 2, c.n_q_heads = 2, c.rows = {{40, 3}}; });
     add("any: bf16, 64 and 40, sliding window, softcap", [](Case &c) { c.dim_v = 40, c.sliding_window = 25, c.softcap = 4; });
-    add("any: f16, 33", [](Case &c) { c.dtype = LAVA_F16, c.dim_k = c.dim_v = 33, c.n_q_heads = 40, c.n_new = 2; });
+    add("any: f16, 33", [](Case &c) { c.dtype = LAVA_F16, c.dim_k = c.dim_v = 33, c.n_q_heads = 40, c.n_queries = 2; });
     for (const Case &c : cases) check(c);
     check_less_room();
 

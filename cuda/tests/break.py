@@ -1,10 +1,15 @@
 #!/usr/bin/env python3
 """What the kernels' tests are worth: breaks the kernels on purpose, one place at a time, in a copy, and wants a test to say so.
 
-Each line names a file, what is replaced (its first occurrence behind an optional anchor), by what, the test (with the part of it that
-is enough), and how the test is built: plain, under ThreadSanitizer, or over what nvcc makes of the kernels (ptx). Run by `make cuda-break`, from the project's root. Minutes.
-Arguments: files and builds, to run their lines alone.
+    cuda/tests/break.py [FILE|BUILD...]     only the lines of these files and builds; `make cuda-break` brings what it needs first
+        --list         print them, and do nothing
+        --sample N     the first of every N (in check-all: `make break-sample`)
+
+Each line names a file, what is replaced (its first occurrence after an optional anchor), by what, the test (with the part of it that
+is enough), and how the test is built: plain, under ThreadSanitizer, or over what nvcc makes of the kernels (ptx). A line whose text is
+not there any more is an error, also where it is not in the sample.
 """
+import argparse
 import os
 import pathlib
 import shutil
@@ -25,12 +30,15 @@ BREAKS = [
     ("score.cu", "", "SLACK = 8;", "SLACK = 300;", "score", "plain"),
     ("score.cu", "", "rises |= fmaf", "rises = fmaf", "score", "plain"),
     ("score.cu", "", "column.sum = carry[0];", "", "score", "plain"),
+    ("score.cu", "", "if (__any_sync(ALL, rest != 0)) {", "if (false) {", "score", "plain"),
+    ("score.cu", "", "x[i] -= rest[row_tile * ROWS + upper + i];", "", "score", "plain"),
+    ("score.cu", "", "LARGEST_LSE = 256", "LARGEST_LSE = 1e30f", "score", "plain"),
     ("values.cuh", "", "most = fmaxf(most, norms[i]);", "if (i < 3) most = fmaxf(most, norms[i]);", "score", "plain"),
     ("values.cuh", "", "upper.x & MAGNITUDES", "upper.x", "score", "plain"),
     ("values.cuh", "", "sums[i / 2][i % 2 * 2]", "sums[i / 2][0]", "score", "plain"),
     ("values.cuh", "", "sum < FLT_MAX ? sum : INFINITY", "min(sum, FLT_MAX)", "score", "plain"),
     ("values.cuh", "", "c < range.args.head_dim_v && token", "token", "score", "ptx"),
-    ("score.cu", "", "if (range.args.has_lse) look_for_faults(poison, x);", "", "score", "plain"),
+    ("score.cu", "", "if (range.args.has_lse) look_for_faults(lse[0][0], x);", "", "score", "plain"),
     ("score.cu", "", "range.args.scale < 0 ? 0x80008000u : 0", "0", "score", "plain"),
     ("score.cu", "", "copy_wait<STAGES - 2>();", "copy_wait<STAGES - 1>();", "score", "plain"),
     ("score.cu", "copy_wait<STAGES - 2>();", SYNC, "", "score", "tsan"),
@@ -42,8 +50,14 @@ BREAKS = [
     ("output.cu", "", "s < shares; s++) sum", "s + 1 < shares; s++) sum", "score", "plain"),
     ("output.cu", "", "first_dim + threadIdx.x % width", "threadIdx.x % width", "score", "plain"),
     ("output.cu", "", "range < ranges; range++", "range < 1; range++", "score", "plain"),
+    ("output.cu", "", "first + token != largest[h]", "true", "score CAOTE", "plain"),
+    ("output.cu", "", "if (i != token) rest", "rest", "score CAOTE", "plain"),
+    ("output.cu", "", "if (is_more) most = its.largest[h], token = its.token[h];", "if (is_more) most = its.largest[h];", "score CAOTE", "plain"),
+    ("output.cu", "", "|| token == largest) continue;", ") continue;", "score CAOTE", "plain"),
+    ("output.cu", "__device__ inline void change_largest", "mean[c] - element", "0 - element", "score CAOTE", "plain"),
+    ("output.cu", "__device__ inline void values", "__syncthreads(); // the last tokens are no longer read", "", "score CAOTE", "tsan"),
     ("output.cu", "", "fmaf(o - x[i][e], o - x[i][e], squares[i][h])", "fmaf(o, o, squares[i][h])", "score", "plain"),
-    ("output.cu", "", "fmaxf(1 - attention / range.args.window, LEAST)", "(1 - attention / range.args.window)", "score", "plain"),
+    ("output.cu", "", "(all - attention / range.args.window)", "all", "score CAOTE", "plain"),
     ("output.cu", "", "range.columns(first_head + own)[token]", "range.columns(own)[token]", "score", "plain"),
     ("output.cu", "", "faulty |= !(norms[i] < INFINITY);", "faulty |= token < range.prefix() && !(norms[i] < INFINITY);", "score", "plain"),
     ("output.cu", "", "__syncthreads(); // the last weights are no longer read", "", "score CAOTE", "tsan"),
@@ -52,11 +66,24 @@ BREAKS = [
     ("output.cu", "sums[threadIdx.x] = totals[h];", SYNC, "", "score CAOTE", "tsan"),
     ("output.cu", "", "__syncthreads(); // the last outputs are no longer read", "", "score CAOTE", "tsan"),
     ("output.cu", "outputs[i] = all[", SYNC, "", "score CAOTE", "tsan"),
-    ("pool.cu", "", "block_sum(sum, memory) / prefix", "block_sum(sum, memory) / (prefix + 1)", "score", "plain"),
-    ("pool.cu", "", "if (i >= prefix) score = 0;", "if (i > prefix) score = 0;", "score", "plain"),
+    ("pool.cu", "", "(prefix - live)", "(prefix - live + 1)", "score", "plain"),
+    ("pool.cu", "", "if (i < live || i >= prefix) score = 0;", "if (i < live || i > prefix) score = 0;", "score", "plain"),
+    ("pool.cu", "", "if (i < live || i >= prefix) score = 0;", "if (i >= prefix) score = 0;", "score", "plain"),
+    ("pool.cu", "", "uint64_t(radius) + live", "radius", "score", "plain"),
+    ("values.cuh", "", "token >= live && token < counted", "token < counted", "score", "plain"),
+    ("values.cuh", "", "faulty |= token >= live && ", "faulty |= ", "score", "plain"),
+    ("stats.cu", "", "head.first_live() + threadIdx.x", "threadIdx.x", "score", "plain"),
+    ("score.cuh", "uint32_t first_live()", "n_tokens() + 1 - min", "n_tokens() - min", "score", "plain"),
+    ("score.cu", "", "* args.lse_to_base_2", "* LOG2_E", "score", "plain"),
+    ("attend.cu", "", "* args.lse_from_base_2", "* LN_2", "attend", "plain"),
     ("plan_attention.h", "", "&used, heads * rows);", "&used, heads * rows - 20);", "score", "plain"),
-    ("score.cu", "", "one[2 * apart]", "one[apart]", "score", "plain"),
+    ("score.cu", "", "one[2 * apart] + off", "one[2 * apart]", "score", "plain"),
     ("score.cu", "", "a > 0 ? -a * power : a", "-a * power", "score", "plain"),
+    ("score.cu", "", "apart * apart * (rows * more / all)", "0", "score", "plain"),
+    ("score.cu", "", "lse[m][1] < INFINITY ? x[m][n][i + 2] - first : 0", "x[m][n][i + 2] - first", "score", "plain"),
+    ("score.cu", "", "lane() % 4);\n", "lane());\n", "score", "plain"),
+    ("score.cu", "", "if (range.args.has_lse && lse[0][0] != lse[0][0]) range.fault(LAVA_FAULT_Q_OR_K);", "", "score", "plain"),
+    ("score.cu", "", ">= LARGEST_LSE || lava_score_spreads(&args)", ">= LARGEST_LSE", "score", "plain"),
     ("score.cu", "", "column.entropy = carry[3];", "", "score", "plain"),
     ("stats.cu", "", "pow(variance, 1 / args.tau2)", "pow(variance, 1 / args.tau1)", "score", "plain"),
     ("stats.cu", "", "weight < INFINITY", "weight <= INFINITY", "score", "plain"),
@@ -67,6 +94,9 @@ BREAKS = [
     ("entropy.cuh", "", "1.0 / 15.0", "1.0 / 14.0", "shares", "plain"),
     ("budget.cuh", "", "remainder[j] == remainder[i] && j < i", "remainder[j] == remainder[i] && j > i", "shares", "plain"),
     ("budget.cuh", "", "u128(high) << 64 | low", "low", "shares", "plain"),
+    ("budget.cuh", "", "if (sharers == Sharers::LAYERS) resolve_weights(n, weights, m);", "", "shares", "plain"),
+    ("cascade.cu", "", "n < a.n_layers ? 1 : 0", "n < a.n_layers ? 0 : 0", "select", "plain"),
+    ("plan.h", "uint32_t lava_cuda_tiles", "len / LAVA_CUDA_SELECT_TILE + (len % LAVA_CUDA_SELECT_TILE != 0)", "(len + LAVA_CUDA_SELECT_TILE - 1) / LAVA_CUDA_SELECT_TILE", "select", "plain"),
     ("budget.cuh", "", "remainder >= divisor", "remainder > divisor", "shares", "plain"),
     ("device.cuh", "inline void meet_blocks", "if (n_blocks > 1 && threadIdx.x == 0) {", "if (false) {", "select", "plain"),
     ("choose.cuh", "", "atomicAdd(&c.histogram[highest >> shift & mask], 0u - c.taken_ties[h]);", ";", "select", "plain"),
@@ -105,9 +135,9 @@ BREAKS = [
     ("choose.cuh", "", "min(equal, ties - min(ties, lower))", "min(equal, ties)", "global", "plain"),
     ("choose.cuh", "", "equals[threadIdx.x] = equal;\n        __syncthreads();", "equals[threadIdx.x] = equal;", "global", "plain"),
     ("global.cu", "", "report(a.status, fault.head / a.n_kv_heads", "report(a.status, 0", "global", "plain"),
-    ("global.cu", "", "fault.what == 0 ? 0 : LAVA_NO_BUDGET", "0", "global", "plain"),
+    ("global.cu", "", "fault.what == 0 ? 0 : LAVA_NO_ENTRIES", "0", "global", "plain"),
     ("global.cu", "", "item.head_weights[h] = c.counts[h]", "item.head_weights[h] = 1", "global", "plain"),
-    ("select.cu", "", "if (*item.budget == LAVA_NO_BUDGET) return;", "", "select", "plain"),
+    ("select.cu", "", "if (*item.n_entries == LAVA_NO_ENTRIES) return;", "", "select", "plain"),
     ("choose.cuh", "", "return {LAVA_FAULT_WEIGHTS, head};", "return {0, 0};", "select", "plain"),
     ("choose.cuh", "const auto least", "return at_most(minimum, h);", "return 0;", "select", "plain"),
     ("cascade.cu", "", "s.minimums[layer] / heads", "0", "select", "plain"),
@@ -171,8 +201,34 @@ def build_and_run(source, test, kind):
     return f"exit status {result.returncode}"
 
 
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("only", nargs="*", metavar="FILE|BUILD", help="only lines of these files and builds")
+    parser.add_argument("--list", action="store_true", help="print the lines, and do nothing")
+    parser.add_argument("--sample", type=int, default=1, metavar="N", help="only the first of every N")
+    return parser.parse_args()
+
+
+def place(text, anchor, old):
+    """Where a line's text begins, or -1."""
+    after = text.find(anchor)
+    return text.find(old, after) if after >= 0 else -1
+
+
 def main():
-    chosen = BREAKS if len(sys.argv) < 2 else [b for b in BREAKS if b[0] in sys.argv[1:] or b[5] in sys.argv[1:]]
+    given = arguments()
+    chosen = [b for b in BREAKS if not given.only or b[0] in given.only or b[5] in given.only][::given.sample]
+    if not chosen:
+        sys.exit("there is no such line")
+    if given.list:
+        for name, _, old, new, test, build in chosen:
+            print(f"{name:<16} {build:<5} {test:<12} {old!r} -> {new!r}")
+        return
+    gone = [b for b in BREAKS if place((ROOT / "cuda" / b[0]).read_text(), b[1], b[2]) < 0]
+    for name, _, old, *_ in gone:
+        print(f"{name}: {old!r} is not there any more", file=sys.stderr)
+    if gone:
+        sys.exit(1)
     unseen = 0
     for i, (name, anchor, old, new, test, build) in enumerate(chosen):
         source = WORK / "cuda"
@@ -180,9 +236,7 @@ def main():
         shutil.copytree(ROOT / "cuda", source)
         shutil.copytree(ROOT / "include", WORK / "include")
         text = (source / name).read_text()
-        at = text.find(old, text.find(anchor))
-        if text.find(anchor) < 0 or at < 0:
-            sys.exit(f"{name}: {old!r} is not there any more")
+        at = place(text, anchor, old)
         (source / name).write_text(text[:at] + new + text[at + len(old):])
         line = text.count("\n", 0, at) + 1
         said = build_and_run(source, test, build)

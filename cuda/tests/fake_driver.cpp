@@ -122,7 +122,7 @@ const Family families[] = {
     family<lava_cuda_mean_args>("lava_mean_"),
     family<lava_upload_many_args>("lava_upload_many"), family<lava_upload_args>("lava_upload"),
     family<lava_cuda_entropy_args>("lava_entropy_"),
-    family<lava_cuda_budget_args>("lava_share_layers"), family<lava_cuda_select_args>("lava_select_"),
+    family<lava_cuda_share_args>("lava_share_layers"), family<lava_cuda_select_args>("lava_select_"),
     family<lava_cuda_global_args>("lava_global_begin"), family<lava_cuda_global_args>("lava_share_globally"),
     family<lava_cuda_compact_args>("lava_compact_"),  family<lava_cuda_cascade_args>("lava_cascade_"),
 };

@@ -1,4 +1,4 @@
-// lava_share_globally: the budgets and head weights of the CPU library, and the same kept sets when lava_select_entries takes them from
+// lava_share_globally: the entries and head weights of the CPU library, and the same kept sets when lava_select_entries takes them from
 // where they are.
 #include "test.h"
 #include "../global.cu"
@@ -15,19 +15,19 @@ static lava_cuda_select_params on_device(const lava_select_params &p) {
 /// One sequence: what the kernels get, and what the CPU says.
 struct Sequence {
     uint32_t prefix;
-    lava_select_params params = lava_select_params_init();
+    lava_select_params params = lava_select_params_lava();
     uint64_t total;
     Buffer<uint8_t> mask;
     Buffer<float> scores; // [n_layers, n_kv_heads, prefix]
     Buffer<const float *> layers;
-    Buffer<uint64_t> budgets;
+    Buffer<uint64_t> entries;
     Buffer<double> head_weights;
-    std::vector<uint64_t> want_budgets;
+    std::vector<uint64_t> want_entries;
     std::vector<double> want_weights;
 
     Sequence(Random &random, uint32_t n_layers, uint32_t heads, uint32_t prefix)
-        : prefix(prefix), mask(prefix), scores(size_t(n_layers) * heads * prefix), layers(n_layers), budgets(n_layers),
-          head_weights(n_layers * heads), want_budgets(n_layers), want_weights(n_layers * heads) {
+        : prefix(prefix), mask(prefix), scores(size_t(n_layers) * heads * prefix), layers(n_layers), entries(n_layers),
+          head_weights(n_layers * heads), want_entries(n_layers), want_weights(n_layers * heads) {
         // Plateaus as max-pooling leaves them, few values, or none at all; some layers are zero, some larger throughout.
         const uint32_t kind = random.below(4);
         for (uint32_t l = 0; l < n_layers; l++) {
@@ -56,24 +56,24 @@ struct Sequence {
         std::vector<float> in_order;
         for (uint32_t l = 0; l < n_layers; l++) in_order.insert(in_order.end(), layers[l], layers[l] + size_t(heads) * prefix);
         size_t size = 0;
-        lava_global_budgets_workspace_size(&shape, n_layers, &size, nullptr);
+        lava_global_entries_workspace_size(&shape, 1, n_layers, &size, nullptr);
         std::unique_ptr<char, void (*)(void *)> workspace(static_cast<char *>(aligned_alloc(64, (size + 64) / 64 * 64)), free);
-        const lava_status on_cpu = lava_global_budgets(&shape, n_layers, &params, in_order.data(), total, workspace.get(), size, want_budgets.data(), want_weights.data(), nullptr);
+        const lava_status on_cpu = lava_global_entries(&shape, 1, n_layers, &params, in_order.data(), total, workspace.get(), size, want_entries.data(), want_weights.data(), nullptr);
         CHECK(on_cpu == LAVA_OK, "the CPU refuses: %d", on_cpu);
     }
 
-    lava_cuda_global_item item() { return {layers.data(), budgets.data(), head_weights.data(), on_device(params), total, prefix, 0}; }
+    lava_cuda_global_item item() { return {layers.data(), entries.data(), head_weights.data(), on_device(params), total, prefix, 0}; }
 };
 
-/// The kept sets of all layers of a sequence, from the budgets on the device.
+/// The kept sets of all layers of a sequence, from the entries on the device.
 static void check_selection(Sequence &sequence, uint32_t n_layers, uint32_t heads, uint32_t n_blocks, unsigned seed) {
     const uint32_t window = 2, prefix = sequence.prefix;
     const lava_shape shape = lava_shape_init(prefix + window, heads, heads, 1, 1, window);
     Buffer<lava_cuda_select_item> list(n_layers);
     std::vector<std::unique_ptr<Buffer<uint32_t>>> kept, cu;
     for (uint32_t l = 0; l < n_layers; l++) {
-        kept.emplace_back(new Buffer<uint32_t>(sequence.want_budgets[l] + heads * window)), cu.emplace_back(new Buffer<uint32_t>(heads + 1));
-        list[l] = {sequence.layers[l], &sequence.budgets[l], kept[l]->data(), cu[l]->data(), nullptr, on_device(sequence.params), prefix, window, l, 0};
+        kept.emplace_back(new Buffer<uint32_t>(sequence.want_entries[l] + heads * window)), cu.emplace_back(new Buffer<uint32_t>(heads + 1));
+        list[l] = {sequence.layers[l], &sequence.entries[l], kept[l]->data(), cu[l]->data(), nullptr, on_device(sequence.params), prefix, window, l, 0};
         list[l].params.head_weights = sequence.head_weights.data() + size_t(l) * heads;
     }
     Buffer<unsigned char> workspace(lava_cuda_choice_workspace(n_layers, heads, prefix));
@@ -90,7 +90,7 @@ static void check_selection(Sequence &sequence, uint32_t n_layers, uint32_t head
         size_t size = 0;
         lava_select_workspace_size(&shape, &size, nullptr);
         std::unique_ptr<char, void (*)(void *)> memory(static_cast<char *>(aligned_alloc(64, (size + 64) / 64 * 64)), free);
-        CHECK(lava_select(&shape, &params, sequence.layers[l], sequence.want_budgets[l], memory.get(), size, want_kept.data(), want_kept.size(), want_cu.data(), nullptr, nullptr) == LAVA_OK, "the CPU refuses");
+        CHECK(lava_select(&shape, &params, sequence.layers[l], sequence.want_entries[l], memory.get(), size, want_kept.data(), want_kept.size(), want_cu.data(), nullptr, nullptr, nullptr) == LAVA_OK, "the CPU refuses");
         CHECK(memcmp(cu[l]->data(), want_cu.data(), 4 * (heads + 1)) == 0 && memcmp(kept[l]->data(), want_kept.data(), kept[l]->bytes()) == 0, "layer %u of %u: kept_indices", l, n_layers);
     }
 }
@@ -119,13 +119,13 @@ static void check(uint32_t n_layers, uint32_t heads, const std::vector<uint32_t>
             memset(workspace.data(), 0xA5, workspace.bytes());
             launch(lava_global_begin, n, 1, 1, 32, 0, s, a);
             status[0] = LAVA_NO_FAULT;
-            for (auto &sequence : sequences) memset(sequence->budgets.data(), 0xA5, sequence->budgets.bytes()), memset(sequence->head_weights.data(), 0xA5, sequence->head_weights.bytes());
+            for (auto &sequence : sequences) memset(sequence->entries.data(), 0xA5, sequence->entries.bytes()), memset(sequence->head_weights.data(), 0xA5, sequence->head_weights.bytes());
             launch(lava_share_globally, n_blocks, n, 1, LAVA_CUDA_SELECT_THREADS, 0, s, a, 0);
             CHECK(status[0] == LAVA_NO_FAULT, "status %llx", (unsigned long long) status[0]);
             for (uint32_t i = 0; i < n; i++) {
                 Sequence &sequence = *sequences[i];
                 const lava_select_params &p = sequence.params;
-                const bool same = memcmp(sequence.budgets.data(), sequence.want_budgets.data(), 8 * n_layers) == 0 && memcmp(sequence.head_weights.data(), sequence.want_weights.data(), 8 * n_layers * heads) == 0;
+                const bool same = memcmp(sequence.entries.data(), sequence.want_entries.data(), 8 * n_layers) == 0 && memcmp(sequence.head_weights.data(), sequence.want_weights.data(), 8 * n_layers * heads) == 0;
                 CHECK(same, "%u layers of [%u, %u], total %llu, floor %d of %g, min %u, %u blocks", n_layers, heads, sequence.prefix, (unsigned long long) sequence.total, p.head_floor, p.alpha, p.head_min, n_blocks);
                 // Blocks that wait for each other have to run side by side: a GPU has room for 128. ThreadSanitizer takes eight thousand
                 // threads, and the last case's layers are too many for it altogether.
@@ -150,14 +150,14 @@ static void check_faults() {
     const auto run = [&](uint32_t n_sink, uint32_t head_min, uint64_t total, unsigned seed) {
         launch(lava_global_begin, 2, 1, 1, 32, 0, 1, a);
         memset(sequence.head_weights.data(), 0xA5, sequence.head_weights.bytes());
-        sequence.params = lava_select_params_init();
+        sequence.params = lava_select_params_lava();
         sequence.params.n_sink = n_sink, sequence.params.head_min = head_min, sequence.total = total;
         list[0] = fine.item(), list[1] = sequence.item();
         status[0] = LAVA_NO_FAULT;
         launch(lava_share_globally, 2, 2, 1, LAVA_CUDA_SELECT_THREADS, 0, seed, a, 0);
-        CHECK(memcmp(fine.budgets.data(), fine.want_budgets.data(), fine.budgets.bytes()) == 0, "the other sequence's budgets");
+        CHECK(memcmp(fine.entries.data(), fine.want_entries.data(), fine.entries.bytes()) == 0, "the other sequence's entries");
         if (status[0] != LAVA_NO_FAULT) {
-            for (uint32_t l = 0; l < n_layers; l++) CHECK(sequence.budgets[l] == LAVA_NO_BUDGET, "a budget in spite of a fault");
+            for (uint32_t l = 0; l < n_layers; l++) CHECK(sequence.entries[l] == LAVA_NO_ENTRIES, "a number in spite of a fault");
             CHECK(memcmp(sequence.head_weights.data(), "\xA5\xA5\xA5\xA5\xA5\xA5\xA5\xA5", 8) == 0, "a weight in spite of a fault");
         }
         return status[0];
@@ -167,7 +167,7 @@ static void check_faults() {
     CHECK(run(3, 0, 17, 1) == lava_fault(LAVA_FAULT_BUDGET, 0, 1, 0), "but not into less");
     CHECK(run(3, 4, 23, 1) == lava_fault(LAVA_FAULT_BUDGET, 0, 1, 0), "nor four");
     // Of equal scores the first head's win, but for two of each head.
-    CHECK(run(0, 2, 15, 1) == LAVA_NO_FAULT && sequence.budgets[0] == 7 && sequence.budgets[1] == 4 && sequence.budgets[2] == 4, "two of each head");
+    CHECK(run(0, 2, 15, 1) == LAVA_NO_FAULT && sequence.entries[0] == 7 && sequence.entries[1] == 4 && sequence.entries[2] == 4, "two of each head");
     CHECK(run(3, 99, 200, 1) == LAVA_NO_FAULT, "more than there are: all");
     const_cast<float *>(sequence.layers[2])[3] = NAN;
     CHECK(run(0, 0, 9, 1) == lava_fault(LAVA_FAULT_SCORES, 2, 1, 0), "NaN in layer 2, head 0");

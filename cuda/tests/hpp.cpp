@@ -202,7 +202,7 @@ void prefill(const lava::cuda::context &gpu) {
     size_t push_size = 0;
     for (uint32_t i = 0; i < N; i++) {
         cascades.emplace_back(gpu, shape_of(i), LAYERS, TOTALS[i], states[i], status, stream, selecting);
-        cpu.emplace_back(shape_of(i), LAYERS, TOTALS[i], selecting);
+        cpu.emplace_back(lava::layers(shape_of(i), LAYERS), TOTALS[i], selecting);
         push_size = std::max(push_size, cascades[i].workspace_size(gpu, N));
     }
     const Bytes score_room(gpu.score_workspace_size(shape_of(0), scoring, N)), push_room(push_size),
@@ -243,7 +243,7 @@ void prefill(const lava::cuda::context &gpu) {
             for (size_t s = 0; s < scores.size(); s++) CHECK(is_near(layer.scores[s], scores[s], 1e-3 * largest));
         }
         for (uint32_t l = 0; l < LAYERS; l++) {
-            cpu[i].push(model.layers[i][l].scores);
+            cpu[i].push(shape_of(i), model.layers[i][l].scores);
             for (uint32_t x = 0; x <= l; x++) {
                 const lava::cascade_layer its = cpu[i].layer(x);
                 const Layer &layer = model.layers[i][x];
@@ -256,7 +256,7 @@ void prefill(const lava::cuda::context &gpu) {
             const lava_cuda_cascade_layer got = cascades[i].layer(l);
             const Layer &layer = model.layers[i][l];
             CHECK(same(got.cu_kept, want.cu_kept) && same(got.kept_indices + *got.offset, want.kept_indices));
-            CHECK(want.kept_indices.size() < HEADS * LENGTHS[i] && *got.budget == want.budget);
+            CHECK(want.kept_indices.size() < HEADS * LENGTHS[i] && *got.n_entries == want.n_entries);
             CHECK(std::equal(layer.k_host.begin(), layer.k_host.end(), layer.k.data()));
             CHECK(std::equal(layer.v_host.begin(), layer.v_host.end(), layer.v.data()));
             for (uint32_t h = 0; h < HEADS && l == LAYERS - 1; h++)
@@ -269,7 +269,7 @@ void prefill(const lava::cuda::context &gpu) {
 
     // A decoding step over the last layer.
     const lava_shape one = lava_shape_init(1, Q_HEADS, HEADS, DIM, DIM, 1);
-    const lava_attend_params attending = lava_attend_params_init();
+    const lava_attend_params attending = lava_attend_params_default();
     const Device<uint16_t> q = numbers(N * Q_HEADS * DIM);
     const Device<float> out(q.size());
     std::vector<float> want(Q_HEADS * DIM);
@@ -285,12 +285,12 @@ void prefill(const lava::cuda::context &gpu) {
         list[i].out = &result[i].c;
         list[i].n_rows = &n_rows[i * HEADS];
     }
-    const Bytes attend_room(gpu.attend_workspace_size(one, N, HEADS * (LENGTHS[0] + LENGTHS[1])));
-    gpu.attend(one, attending, list, attend_room, status, stream);
+    const Bytes attend_room(gpu.attend_workspace_size(one, 1, N, HEADS * (LENGTHS[0] + LENGTHS[1])));
+    gpu.attend(one, attending, 1, list, attend_room, status, stream);
     model.fine();
     for (uint32_t i = 0; i < N; i++) {
         const Layer &layer = model.layers[i].back();
-        lava::attend(one, attending, query[i], layer.k_cpu, layer.v_cpu, {&n_rows[i * HEADS], HEADS},
+        lava::attend(one, 1, query[i], layer.k_cpu, layer.v_cpu, {&n_rows[i * HEADS], HEADS},
                      lava::token_major(lava::f32(want), Q_HEADS, DIM), scratch);
         // Logits of at most 8 in size, values of at most 1: see attend.cpp.
         for (size_t x = 0; x < want.size(); x++) CHECK(is_near(out[i * want.size() + x], want[x], 1e-4));
@@ -307,7 +307,7 @@ void decisions(const lava::cuda::context &gpu) {
     const lava_score_params scoring = lava_score_params_cake(2);
     const size_t n_scores = lava::n_scores(shape);
     Device<double> stats(2 * HEADS), weights(LAYERS), entropies(LAYERS), masses(LAYERS), head_weights(LAYERS * HEADS);
-    Device<uint64_t> capacities(LAYERS), budgets(LAYERS);
+    Device<uint64_t> capacities(LAYERS), entries(LAYERS);
     Device<const float *> all(LAYERS);
     lava::workspace scratch;
 
@@ -330,55 +330,57 @@ void decisions(const lava::cuda::context &gpu) {
         all[l] = score.scores;
     }
     gpu.entropy(shape, sum, entropy_room, status, stream);
-    auto shares = init<lava_cuda_budget_sequence>();
+    auto shares = init<lava_cuda_entries_sequence>();
     shares.n_layers = LAYERS, shares.total = TOTALS[0];
-    shares.weights = entropies.data(), shares.capacities = capacities.data(), shares.budgets = budgets.data();
-    gpu.layer_budgets({&shares, 1}, {}, status, stream);
+    shares.weights = entropies.data(), shares.capacities = capacities.data(), shares.entries = entries.data();
+    gpu.layer_entries({&shares, 1}, {}, status, stream);
     model.fine();
     std::vector<double> want_entropies;
     std::vector<float> scores;
     for (uint32_t l = 0; l < LAYERS; l++) {
-        const double weight = lava::preference(shape, scoring, layers[l].q_in, layers[l].k_cpu, 1.6, 0.7, scratch);
+        const std::vector<double> spread = lava::attention_stats(shape, layers[l].q_in, layers[l].k_cpu, scratch, scoring);
+        const double weight = lava::preference(shape, spread, 1.6, 0.7);
         CHECK(is_near(weights[l], weight, 1e-3 * weight));
         const lava::entropy_and_mass want = lava::entropy(shape, layers[l].scores);
         CHECK(entropies[l] == want.entropy && masses[l] == want.mass);
         want_entropies.push_back(want.entropy);
         scores.insert(scores.end(), layers[l].scores.data(), layers[l].scores.data() + n_scores);
     }
-    std::vector<uint64_t> want_capacities(LAYERS, n_scores);
-    const std::vector<uint64_t> shared = lava::layer_budgets(want_entropies, want_capacities, TOTALS[0]);
-    CHECK(std::equal(shared.begin(), shared.end(), budgets.data()));
+    const lava::layers alike(shape, LAYERS);
+    const std::vector<uint64_t> shared = lava::layer_entries(alike, want_entropies, TOTALS[0], lava_select_params_lava());
+    CHECK(std::equal(shared.begin(), shared.end(), entries.data()));
 
     // One sort over all layers, and each layer's entries by it.
     lava_select_params selecting = lava_select_params_default();
     auto sort = init<lava_cuda_global_sequence>();
     sort.n_tokens = LENGTHS[0], sort.total = TOTALS[0], sort.scores = all.data();
-    sort.budgets = budgets.data(), sort.head_weights = head_weights.data();
-    const Bytes global_room(gpu.global_budgets_workspace_size(shape, LAYERS, 1)), select_room(gpu.select_workspace_size(shape, LAYERS));
-    gpu.global_budgets(shape, LAYERS, selecting, {&sort, 1}, global_room, status, stream);
+    sort.entries = entries.data(), sort.head_weights = head_weights.data();
+    const Bytes global_room(gpu.global_entries_workspace_size(shape, LAYERS, 1)), select_room(gpu.select_workspace_size(shape, LAYERS));
+    gpu.global_entries(shape, LAYERS, selecting, {&sort, 1}, global_room, status, stream);
     const Device<uint32_t> kept(LAYERS * HEADS * LENGTHS[0]), cu(LAYERS * (HEADS + 1));
     std::vector<lava_cuda_select_sequence> picks;
     for (uint32_t l = 0; l < LAYERS; l++) {
         picks.push_back(init<lava_cuda_select_sequence>());
-        picks[l].n_tokens = LENGTHS[0], picks[l].layer = l, picks[l].scores = all[l], picks[l].budget = &budgets[l];
+        picks[l].n_tokens = LENGTHS[0], picks[l].layer = l, picks[l].scores = all[l], picks[l].n_entries = &entries[l];
         picks[l].head_weights = &head_weights[l * HEADS];
         picks[l].kept_indices = &kept[l * HEADS * LENGTHS[0]], picks[l].cu_kept = &cu[l * (HEADS + 1)];
     }
     gpu.select(shape, selecting, picks, select_room, status, stream);
     model.fine();
-    const lava::budgets_of_model want = lava::global_budgets(shape, LAYERS, scores, TOTALS[0], scratch, selecting);
-    CHECK(std::equal(want.layers.begin(), want.layers.end(), budgets.data()));
+    const lava::entries_of_model want = lava::global_entries(alike, scores, TOTALS[0], scratch, selecting);
+    CHECK(std::equal(want.layers.begin(), want.layers.end(), entries.data()));
     for (uint32_t l = 0; l < LAYERS; l++) {
-        selecting.head_weights = want.head_weights.data() + l * HEADS;
+        selecting.head_weights = want.heads(l);
         const lava::kept its = lava::select(shape, layers[l].scores, want.layers[l], scratch, selecting);
         CHECK(same(picks[l].cu_kept, its.cu) && same(picks[l].kept_indices, its.indices));
     }
 
     // A cascade by weights, moved between its pushes.
-    lava_select_params by_weights = lava_select_params_init();
-    by_weights.layer_budgets = LAVA_LAYERS_WEIGHTS;
-    const Bytes state(lava::cuda::cascade::state_size(shape, LAYERS, TOTALS[0], by_weights));
-    lava::cuda::cascade first(gpu, shape, LAYERS, TOTALS[0], state, status, stream, by_weights);
+    const lava_select_params plain = lava_select_params_lava();
+    lava_cascade_params by_weights = lava_cascade_params_default();
+    by_weights.layers = LAVA_LAYERS_WEIGHTS;
+    const Bytes state(lava::cuda::cascade::state_size(shape, LAYERS, TOTALS[0], plain, by_weights));
+    lava::cuda::cascade first(gpu, shape, LAYERS, TOTALS[0], state, status, stream, plain, by_weights);
     const Bytes push_room(first.workspace_size(gpu));
     first.push(gpu, all[0], push_room, status, stream, &weights[0]);
     lava::cuda::cascade second = std::move(first);
@@ -392,8 +394,8 @@ void decisions(const lava::cuda::context &gpu) {
     CHECK(first.n_pushed() == 2);
     first.push(gpu, all[2], push_room, status, stream, &weights[2]);
     model.fine();
-    lava::cascade cpu(shape, LAYERS, TOTALS[0], by_weights);
-    for (uint32_t l = 0; l < LAYERS; l++) cpu.push(layers[l].scores, weights[l]);
+    lava::cascade cpu(alike, TOTALS[0], plain, by_weights);
+    for (uint32_t l = 0; l < LAYERS; l++) cpu.push(shape, layers[l].scores, weights[l]);
     for (uint32_t l = 0; l < LAYERS; l++) {
         const lava_cuda_cascade_layer got = first.layer(l);
         CHECK(same(got.cu_kept, cpu.layer(l).cu_kept) && same(got.kept_indices + *got.offset, cpu.layer(l).kept_indices));
@@ -406,7 +408,7 @@ void decisions(const lava::cuda::context &gpu) {
     gpu.mean_over_heads(shape, {&level, 1}, {}, status, stream);
     model.fine();
     CHECK(std::equal(mean.begin(), mean.end(), layers[0].scores.data()));
-    std::printf("  decisions  entropies, budgets, kept sets, means and a weighted cascade are the CPU's\n");
+    std::printf("  decisions  entropies, entries, kept sets, means and a weighted cascade are the CPU's\n");
 }
 
 void errors(const lava::cuda::context &gpu) {

@@ -71,7 +71,7 @@ enum { MOST = 160, LAYER = 7 };
 
 typedef struct score_case {
     const char *name;
-    uint32_t lengths[MOST], n_sequences, n_q_heads, n_kv_heads, dim_k, dim_v, window;
+    uint32_t lengths[MOST], n_sequences, n_q_heads, n_kv_heads, dim_k, dim_v, window, sliding_window;
     lava_dtype q, k, v;
     int lse, captured;
     lava_score_params params;
@@ -99,11 +99,13 @@ static score_batch *make_scores(const score_case *c) {
         t[0] = tensor(c->q, c->window, c->n_q_heads, c->dim_k, 1);
         t[1] = tensor(c->k, n, c->n_kv_heads, c->dim_k, 1);
         t[2] = tensor(c->v, n, c->n_kv_heads, c->dim_v, 1);
-        t[3] = tensor(LAVA_F32, c->window, c->n_q_heads, 1, 1);
-        for (size_t e = 0; c->lse && e < (size_t) c->window * c->n_q_heads; e++) ((float *) t[3].data)[e] = 9 + number();
+        t[3] = c->lse ? log_sum_exp(&t[0], &t[1], n, c->window, c->n_q_heads, c->n_kv_heads, c->dim_k) : tensor(LAVA_F32, c->window, c->n_q_heads, 1, 1);
+        for (size_t e = 0; c->params.lse_base == LAVA_LSE_BASE2 && e < (size_t) c->window * c->n_q_heads; e++)
+            ((float *) t[3].data)[e] = (float) (((float *) t[3].data)[e] / log(2.0));
         b->n_scores[i] = (size_t) c->n_kv_heads * prefix;
         b->want[i] = malloc(4 * b->n_scores[i] + 1);
         lava_shape shape = lava_shape_init(n, c->n_q_heads, c->n_kv_heads, c->dim_k, c->dim_v, c->window);
+        shape.sliding_window = c->sliding_window;
         size_t size;
         OK(lava_score_workspace_size(&shape, &c->params, &size, &error));
         void *workspace = malloc(size);
@@ -120,6 +122,7 @@ static score_batch *make_scores(const score_case *c) {
     }
     b->shape = lava_shape_init(longest, c->n_q_heads, c->n_kv_heads, c->dim_k, c->dim_v, c->window);
     b->shape.layer = LAYER;
+    b->shape.sliding_window = c->sliding_window;
     OK(lava_cuda_score_workspace_size(context, &b->shape, &c->params, c->n_sequences, &b->workspace_size, &error));
     b->workspace = allocate(b->workspace_size);
     memset(b->workspace, 0xff, b->workspace_size);
@@ -196,7 +199,7 @@ static score_case plain_score(const char *name) {
     c.dim_v = 24;
     c.window = 8;
     c.q = c.k = c.v = LAVA_BF16;
-    c.params = lava_score_params_init();
+    c.params = lava_score_params_lava();
     return c;
 }
 
@@ -220,6 +223,9 @@ static void scores(void) {
     c.lengths[2] = 70;
     c.lse = 1;
     check_scores(&c);
+    c.name = "the same, of base two";
+    c.params.lse_base = LAVA_LSE_BASE2;
+    check_scores(&c);
     c = plain_score("f32, 33 elements");
     c.q = c.k = c.v = LAVA_F32;
     c.dim_k = 33;
@@ -231,7 +237,7 @@ static void scores(void) {
     c = plain_score("SnapKV, soft cap, sliding window, no values");
     c.params = lava_score_params_snapkv();
     c.params.softcap = 20;
-    c.params.sliding_window = 90;
+    c.sliding_window = 90;
     c.params.scale = 0.125f;
     check_scores(&c);
     c = plain_score("the default preset, two sequences");
@@ -295,6 +301,12 @@ static void refused_scores(void) {
     WRONG(LAVA_ERR_ARGUMENT, "n_sequences", c.n_sequences = LAVA_CUDA_MAX_SEQUENCES + 1);
     WRONG(LAVA_ERR_ARGUMENT, "layer", b->shape.layer = 65536);
     WRONG(LAVA_ERR_SHAPE, "n_q_heads", b->shape.n_q_heads = 3);
+    const uint32_t cu_rows[3] = {0, 1, 2};
+    const float sinks[4] = {0};
+    WRONG(LAVA_ERR_UNSUPPORTED, "cu_rows", b->shape.cu_rows = cu_rows);
+    WRONG(LAVA_ERR_UNSUPPORTED, "sink_logits", c.params.sink_logits = sinks);
+    WRONG(LAVA_ERR_UNSUPPORTED, "backend", c.params.backend = LAVA_BACKEND_SCALAR);
+    WRONG(LAVA_ERR_OVERFLOW, "n_tokens", (b->shape = lava_shape_init(UINT32_MAX - 4094, 1, 1, 1, 1, 1)));
     WRONG(LAVA_ERR_ARGUMENT, "pool_kernel", c.params.pool_kernel = 4);
     WRONG(LAVA_ERR_ARGUMENT, "value_weight", c.params = lava_score_params_caote(); c.params.attention = LAVA_ATTENTION_RECENCY);
     WRONG(LAVA_ERR_STRUCT_SIZE, "sequences", b->sequences[1].struct_size = 56);
@@ -324,6 +336,11 @@ static void refused_scores(void) {
     settle();
     CHECK(memcmp(&before, &outputs[0][0], 4) == 0 && *b->status == UINT64_MAX);
     refused_late();
+    /* Errors name the layer. */
+    lava_error of_layer = lava_error_init();
+    b->tensors[1][1].dtype = 9;
+    CHECK(score(&c, b, &of_layer) == LAVA_ERR_DTYPE && of_layer.layer == LAYER);
+    *b = good;
 
     /* What is not finite is found by the kernels. */
     ((uint16_t *) b->tensors[1][1].data)[(5 * 2 + 1) * 64 + 3] = 0x7fc0;
@@ -341,22 +358,22 @@ static void refused_scores(void) {
 
 typedef struct attend_case {
     const char *name;
-    uint32_t n_sequences, n_new, n_q_heads, dim, sliding_window;
+    uint32_t n_sequences, n_queries, n_q_heads, dim, sliding_window;
     lava_dtype dtype;
     uint32_t rows[MOST][2];
 } attend_case;
 
 enum { KV_HEADS = 2, ROOM = 6, BEFORE = 3 };
 
-/* Caches of two heads, ragged, with room for ROOM rows behind each. A graph is launched again when they have grown by some. */
+/* Caches of two heads, ragged, with room for ROOM rows after each. A graph is launched again when they have grown by some. */
 static void check_attend(const attend_case *c) {
     lava_tensor t[MOST][5], copies[MOST][5];
     lava_cuda_attend_sequence sequences[MOST];
     uint32_t *n_rows[MOST], *starts[MOST], *kept[MOST], *cu_kept[MOST];
     uint64_t total_rows = 0;
-    lava_shape shape = lava_shape_init(c->n_new, c->n_q_heads, KV_HEADS, c->dim, c->dim, 1);
-    lava_attend_params params = lava_attend_params_init();
-    params.sliding_window = c->sliding_window;
+    lava_shape shape = lava_shape_init(1, c->n_q_heads, KV_HEADS, c->dim, c->dim, 1);
+    lava_attend_params params = lava_attend_params_default();
+    shape.sliding_window = c->sliding_window;
     uint64_t *offset = allocate(8);
     *offset = BEFORE;
     memset(sequences, 0, sizeof(sequences));
@@ -372,15 +389,15 @@ static void check_attend(const attend_case *c) {
         cu_kept[i][0] = 0;
         for (int h = 0; h < KV_HEADS; h++) {
             n_rows[i][h] = rows[h];
-            for (uint32_t r = 0; r + c->n_new < rows[h]; r++) kept[i][BEFORE + n++] = 3 * r;
+            for (uint32_t r = 0; r + c->n_queries < rows[h]; r++) kept[i][BEFORE + n++] = 3 * r;
             cu_kept[i][h + 1] = n;
         }
         size_t bytes = (size_t) all * c->dim * element_size(c->dtype);
-        t[i][0] = tensor(c->dtype, c->n_new, c->n_q_heads, c->dim, 1);
+        t[i][0] = tensor(c->dtype, c->n_queries, c->n_q_heads, c->dim, 1);
         t[i][1] = lava_tensor_ragged(c->dtype, elements(c->dtype, (size_t) all * c->dim, 1), bytes, starts[i], c->dim);
         t[i][2] = lava_tensor_ragged(c->dtype, elements(c->dtype, (size_t) all * c->dim, 0.5f), bytes, starts[i], c->dim);
-        t[i][3] = tensor(LAVA_F32, c->n_new, c->n_q_heads, c->dim, 1);
-        t[i][4] = tensor(LAVA_F32, c->n_new, c->n_q_heads, 1, 1);
+        t[i][3] = tensor(LAVA_F32, c->n_queries, c->n_q_heads, c->dim, 1);
+        t[i][4] = tensor(LAVA_F32, c->n_queries, c->n_q_heads, 1, 1);
         memcpy(copies[i], t[i], sizeof(t[i]));
         lava_cuda_attend_sequence *s = &sequences[i];
         s->struct_size = sizeof(*s);
@@ -397,14 +414,14 @@ static void check_attend(const attend_case *c) {
         s->n_base = 400;
     }
     size_t size;
-    OK(lava_cuda_attend_workspace_size(context, &shape, c->n_sequences, total_rows, &size, &error));
+    OK(lava_cuda_attend_workspace_size(context, &shape, c->n_queries, c->n_sequences, total_rows, &size, &error));
     void *workspace = allocate(size);
     memset(workspace, 0xff, size);
     uint64_t *status = allocate(8);
     *status = UINT64_MAX;
-#define ATTEND lava_cuda_attend(context, &shape, &params, sequences, c->n_sequences, workspace, size, status, stream, &error)
-    REFUSED(LAVA_ERR_WORKSPACE, "workspace_size", (lava_cuda_attend)(context, &shape, &params, sequences, c->n_sequences, workspace,
-                                                                      16, status, stream, &error));
+#define ATTEND lava_cuda_attend(context, &shape, &params, c->n_queries, sequences, c->n_sequences, workspace, size, status, stream, &error)
+    REFUSED(LAVA_ERR_WORKSPACE, "workspace_size", (lava_cuda_attend)(context, &shape, &params, c->n_queries, sequences, c->n_sequences,
+                                                                      workspace, 16, status, stream, &error));
 #define WRONG_ATTEND(status_, argument_, place, value) do { \
     unsigned char saved[sizeof(place)]; memcpy(saved, &(place), sizeof(place)); place = value; \
     REFUSED(status_, argument_, ATTEND); memcpy(&(place), saved, sizeof(place)); } while (0)
@@ -415,6 +432,9 @@ static void check_attend(const attend_case *c) {
     WRONG_ATTEND(LAVA_ERR_ARGUMENT, "total_rows", sequences[0].total_rows, 100000);
     WRONG_ATTEND(LAVA_ERR_ARGUMENT, "n_base", params.n_base, 1);
     WRONG_ATTEND(LAVA_ERR_ARGUMENT, "causal", params.causal, 2);
+    const float sinks[6] = {0};
+    WRONG_ATTEND(LAVA_ERR_UNSUPPORTED, "sink_logits", params.sink_logits, sinks);
+    WRONG_ATTEND(LAVA_ERR_UNSUPPORTED, "backend", params.backend, LAVA_BACKEND_SCALAR);
     WRONG_ATTEND(LAVA_ERR_ARGUMENT, "softcap", params.softcap, -1);
     WRONG_ATTEND(LAVA_ERR_BUFFER_SIZE, "k", t[0][1].size, 16);
     if (c->sliding_window) WRONG_ATTEND(LAVA_ERR_NULL, "kept_indices", sequences[0].kept_indices, NULL);
@@ -435,15 +455,15 @@ static void check_attend(const attend_case *c) {
         }
         for (uint32_t i = 0; i < c->n_sequences; i++) {
             lava_tensor *x = copies[i], out = x[3], lse = x[4];
-            size_t n_out = (size_t) c->n_new * c->n_q_heads * c->dim, n_lse = (size_t) c->n_new * c->n_q_heads, cpu_size;
+            size_t n_out = (size_t) c->n_queries * c->n_q_heads * c->dim, n_lse = (size_t) c->n_queries * c->n_q_heads, cpu_size;
             lava_attend_params own = params;
             own.n_base = 400;
             if (c->sliding_window) own.kept_indices = kept[i] + BEFORE, own.cu_kept = cu_kept[i];
             out.data = malloc(4 * n_out);
             lse.data = malloc(4 * n_lse);
-            OK(lava_attend_workspace_size(&shape, &cpu_size, &error));
+            OK(lava_attend_workspace_size(&shape, c->n_queries, &cpu_size, &error));
             void *cpu = malloc(cpu_size);
-            OK(lava_attend(&shape, &own, &x[0], &x[1], &x[2], n_rows[i], &out, &lse, 0, 1, cpu, cpu_size, &error));
+            OK(lava_attend(&shape, &own, c->n_queries, &x[0], &x[1], &x[2], n_rows[i], &out, &lse, 0, 1, cpu, cpu_size, &error));
             /* Values are at most 1; the tensor cores take weights in two pieces of 8 bits or more. */
             bound = 2 * (2 * logit_error(c->dim) + U * (n_rows[i][0] + n_rows[i][1] + 40) + 1.0 / (1 << 17));
             for (size_t e = 0; e < n_out + n_lse; e++) {

@@ -1,5 +1,5 @@
 /*
- * From scores to evicted caches through lava_cuda.h, against the CPU library: budgets, kept sets and caches are the same bits.
+ * From scores to evicted caches through lava_cuda.h, against the CPU library: entries, kept sets and caches are the same bits.
  */
 #include "path.h"
 
@@ -57,20 +57,20 @@ static void entropies(void) {
     OK(ENTROPY(MOST));
     expect_fault(LAVA_ERR_NONFINITE, "scores", 5, 2, 0);
     /* Sharing by it does not tell another story, though it knows neither the sequence nor the head. */
-    lava_cuda_budget_sequence by_it;
+    lava_cuda_entries_sequence by_it;
     memset(&by_it, 0, sizeof(by_it));
     by_it.struct_size = sizeof(by_it);
     by_it.n_layers = 1;
     by_it.total = 3;
     by_it.weights = list[2].entropy;
     by_it.capacities = numbers(1, 8);
-    by_it.budgets = numbers(1, 8);
+    by_it.entries = numbers(1, 8);
     *(uint64_t *) by_it.capacities = 10;
     OK(ENTROPY(MOST));
-    OK(lava_cuda_layer_budgets(context, &by_it, 1, NULL, 0, status, stream, &error));
+    OK(lava_cuda_layer_entries(context, &by_it, 1, NULL, 0, status, stream, &error));
     expect_fault(LAVA_ERR_NONFINITE, "scores", 5, 2, 0);
-    CHECK(*by_it.budgets == UINT64_MAX - 1);
-    release((void *) by_it.capacities), release(by_it.budgets);
+    CHECK(*by_it.entries == UINT64_MAX - 1);
+    release((void *) by_it.capacities), release(by_it.entries);
     size--;
     REFUSED(LAVA_ERR_WORKSPACE, "workspace_size", ENTROPY(MOST));
     size++;
@@ -93,15 +93,19 @@ static void entropies(void) {
     release(workspace);
 }
 
-/* --------------------------------------------------------------------- budgets ---- */
+/* --------------------------------------------------------------------- entries ---- */
 
-static void budgets(void) {
-    enum { LAYERS = 5 };
-    lava_cuda_budget_sequence list[2];
+static void entries_of_layers(void) {
+    enum { LAYERS = 5, LEAST = 7 };
+    lava_cuda_entries_sequence list[2];
     double *weights = allocate(2 * LAYERS * 8);
     uint64_t *capacities = allocate(2 * LAYERS * 8), *minimums = allocate(LAYERS * 8), *results = numbers(2 * LAYERS, 8);
-    for (int l = 0; l < 2 * LAYERS; l++) weights[l] = number() + 2, capacities[l] = 20 + 37 * (unsigned) l % 90;
-    for (int l = 0; l < LAYERS; l++) minimums[l] = 7;
+    lava_shape shapes[2 * LAYERS];
+    for (int l = 0; l < 2 * LAYERS; l++) {
+        weights[l] = number() + 2, capacities[l] = 20 + 37 * (unsigned) l % 90;
+        shapes[l] = lava_shape_init((uint32_t) capacities[l] + 1, 1, 1, 1, 1, 1);
+    }
+    for (int l = 0; l < LAYERS; l++) minimums[l] = LEAST;
     for (int i = 0; i < 2; i++) {
         memset(&list[i], 0, sizeof(list[i]));
         list[i].struct_size = sizeof(list[i]);
@@ -110,42 +114,43 @@ static void budgets(void) {
         list[i].weights = weights + LAYERS * i;
         list[i].capacities = capacities + LAYERS * i;
         list[i].minimums = i ? minimums : NULL;
-        list[i].budgets = results + LAYERS * i;
+        list[i].entries = results + LAYERS * i;
     }
     size_t size = 96;
     void *workspace = numbers(size, 1);
-#define BUDGETS(n) lava_cuda_layer_budgets(context, list, n, workspace, size, status, stream, &error)
-    OK(BUDGETS(2));
+#define ENTRIES(n) lava_cuda_layer_entries(context, list, n, workspace, size, status, stream, &error)
+    OK(ENTRIES(2));
     expect_fine();
     for (int i = 0; i < 2; i++) {
         uint64_t want[LAYERS];
-        OK(lava_layer_budgets(LAYERS, list[i].weights, list[i].capacities, list[i].minimums, list[i].total, want, &error));
-        CHECK(memcmp(want, list[i].budgets, sizeof(want)) == 0);
+        lava_select_params params = lava_select_params_lava();
+        params.head_min = i ? LEAST : 0;
+        OK(lava_layer_entries(shapes + LAYERS * i, LAYERS, LAYERS, &params, list[i].weights, list[i].total, want, &error));
+        CHECK(memcmp(want, list[i].entries, sizeof(want)) == 0);
     }
     /* A single one needs no memory. */
     memset(results, 0, LAYERS * 8);
-    OK(lava_cuda_layer_budgets(context, list, 1, NULL, 0, status, stream, &error));
+    OK(lava_cuda_layer_entries(context, list, 1, NULL, 0, status, stream, &error));
     expect_fine();
     CHECK(results[0] + results[1] + results[2] + results[3] + results[4] == 111);
     weights[LAYERS + 2] = NAN;
-    OK(BUDGETS(2));
+    OK(ENTRIES(2));
     expect_fault(LAVA_ERR_NONFINITE, "weights", 2, 1, LAVA_NONE);
     weights[LAYERS + 2] = 1;
     list[1].total = 34;
-    REFUSED(LAVA_ERR_BUDGET, "total", lava_layer_budgets(LAYERS, list[1].weights, list[1].capacities, minimums, 34, results, &error));
-    OK(BUDGETS(2));
+    OK(ENTRIES(2));
     expect_fault(LAVA_ERR_BUDGET, "total", 0, 1, LAVA_NONE);
     list[1].n_layers = 1025;
-    REFUSED(LAVA_ERR_SHAPE, "n_layers", BUDGETS(2));
+    REFUSED(LAVA_ERR_SHAPE, "n_layers", ENTRIES(2));
     list[1].n_layers = LAYERS;
-    list[1].budgets = NULL;
-    REFUSED(LAVA_ERR_NULL, "budgets", BUDGETS(2));
-    list[1].budgets = (uint64_t *) (weights + LAYERS);
-    REFUSED(LAVA_ERR_OVERLAP, "budgets", BUDGETS(2));
+    list[1].entries = NULL;
+    REFUSED(LAVA_ERR_NULL, "entries", ENTRIES(2));
+    list[1].entries = (uint64_t *) (weights + LAYERS);
+    REFUSED(LAVA_ERR_OVERLAP, "entries", ENTRIES(2));
     size = 95;
-    REFUSED(LAVA_ERR_WORKSPACE, "workspace_size", (list[1].budgets = results + LAYERS, BUDGETS(2)));
+    REFUSED(LAVA_ERR_WORKSPACE, "workspace_size", (list[1].entries = results + LAYERS, ENTRIES(2)));
     expect_fine();
-    told("budgets", "two sequences, one with minimums");
+    told("entries", "two sequences, one with minimums");
     release(weights), release(capacities), release(minimums), release(results), release(workspace);
 }
 
@@ -153,20 +158,20 @@ static void budgets(void) {
 
 typedef struct selected {
     uint32_t prefix;
-    uint64_t budget;
+    uint64_t n_entries;
     uint32_t *kept, *cu;
     lava_selection *report;
     size_t room;
 } selected;
 
-static lava_cuda_select_sequence selection_of(selected *s, const float *scores, uint64_t *budget, uint32_t layer) {
+static lava_cuda_select_sequence selection_of(selected *s, const float *scores, uint64_t *n_entries, uint32_t layer) {
     lava_cuda_select_sequence made;
     memset(&made, 0, sizeof(made));
     made.struct_size = sizeof(made);
     made.n_tokens = s->prefix + WINDOW;
     made.layer = layer;
     made.scores = scores;
-    made.budget = budget;
+    made.n_entries = n_entries;
     made.kept_indices = s->kept = numbers(s->room, 4);
     made.cu_kept = s->cu = numbers(HEADS + 1, 4);
     made.selection = s->report = numbers(1, sizeof(lava_selection));
@@ -174,16 +179,16 @@ static lava_cuda_select_sequence selection_of(selected *s, const float *scores, 
 }
 
 /* The CPU keeps the same. */
-static void same_selection(const selected *s, const float *scores, lava_select_params params, uint64_t budget) {
+static void same_selection(const selected *s, const float *scores, lava_select_params params, uint64_t n_entries) {
     lava_shape shape = lava_shape_init(s->prefix + WINDOW, HEADS, HEADS, 1, 1, WINDOW);
     size_t size = 0;
     OK(lava_select_workspace_size(&shape, &size, &error));
     void *workspace = malloc(size + 1);
     uint32_t *kept = malloc(4 * s->room), cu[HEADS + 1];
     lava_selection report = lava_selection_init();
-    OK(lava_select(&shape, &params, scores, budget, workspace, size, kept, s->room, cu, &report, &error));
+    OK(lava_select(&shape, &params, scores, n_entries, workspace, size, kept, s->room, cu, NULL, &report, &error));
     CHECK(memcmp(cu, s->cu, sizeof(cu)) == 0 && memcmp(kept, s->kept, 4 * (size_t) cu[HEADS]) == 0);
-    CHECK(s->report->struct_size == sizeof(report) && s->report->n_kept == report.n_kept && s->report->budget == report.budget);
+    CHECK(s->report->struct_size == sizeof(report) && s->report->n_kept == report.n_kept && s->report->n_entries == report.n_entries);
     CHECK(s->report->everything_kept == report.everything_kept);
     CHECK(fabs(s->report->mass - report.mass) <= 1e-12 * report.mass && fabs(s->report->evicted_share - report.evicted_share) <= 1e-12);
     free(kept);
@@ -193,7 +198,7 @@ static void same_selection(const selected *s, const float *scores, lava_select_p
 static void check_selection(const char *what, const uint32_t *prefixes, uint32_t n, lava_select_params params, int with_memory) {
     selected s[MOST];
     lava_cuda_select_sequence list[MOST];
-    uint64_t *budgets = allocate(8 * MOST);
+    uint64_t *n_entries = allocate(8 * MOST);
     uint8_t *mask = allocate(6000);
     double *weights = allocate(HEADS * 8);
     for (int i = 0; i < 6000; i++) mask[i] = i % 11 == 3;
@@ -202,9 +207,9 @@ static void check_selection(const char *what, const uint32_t *prefixes, uint32_t
     for (uint32_t i = 0; i < n; i++) {
         longest = prefixes[i] > longest ? prefixes[i] : longest;
         s[i].prefix = prefixes[i];
-        budgets[i] = (uint64_t) HEADS * prefixes[i] / 3 + i;
-        s[i].room = budgets[i] + HEADS * WINDOW;
-        list[i] = selection_of(&s[i], some_scores(prefixes[i]), &budgets[i], i);
+        n_entries[i] = (uint64_t) HEADS * prefixes[i] / 3 + i;
+        s[i].room = n_entries[i] + HEADS * WINDOW;
+        list[i] = selection_of(&s[i], some_scores(prefixes[i]), &n_entries[i], i);
         if (with_memory && i == 0) list[i].protected_mask = mask;
         if (with_memory && i == 1) list[i].head_weights = weights;
     }
@@ -221,27 +226,27 @@ static void check_selection(const char *what, const uint32_t *prefixes, uint32_t
             lava_select_params own = params;
             own.protected_mask = list[i].protected_mask;
             own.head_weights = list[i].head_weights;
-            same_selection(&s[i], list[i].scores, own, budgets[i]);
+            same_selection(&s[i], list[i].scores, own, n_entries[i]);
             memset(s[i].kept, 0, 4 * s[i].room);
         }
-        /* The budgets are the device's: the same graph, other budgets. */
-        for (uint32_t i = 0; i < n && turn == 0; i++) budgets[i] -= budgets[i] / 5;
+        /* The numbers are the device's: the same graph, other numbers. */
+        for (uint32_t i = 0; i < n && turn == 0; i++) n_entries[i] -= n_entries[i] / 5;
         if (turn == 0) CU(cuGraphLaunch, graph, stream);
     }
     CU(cuGraphExecDestroy, graph);
     told("select", what);
     for (uint32_t i = 0; i < n; i++) release((void *) list[i].scores), release(s[i].kept), release(s[i].cu), release(s[i].report);
-    release(budgets), release(mask), release(weights), release(workspace);
+    release(n_entries), release(mask), release(weights), release(workspace);
 }
 
 static void refused_selections(void) {
     selected s = {20, 10, NULL, NULL, NULL, 10 + HEADS * WINDOW};
-    uint64_t *budget = allocate(8);
+    uint64_t *n_entries = allocate(8);
     float *scores = some_scores(20);
-    *budget = 10;
+    *n_entries = 10;
     lava_shape shape = lava_shape_init(20 + WINDOW, HEADS, HEADS, 1, 1, WINDOW);
-    lava_select_params params = lava_select_params_init();
-    const lava_cuda_select_sequence good = selection_of(&s, scores, budget, 9);
+    lava_select_params params = lava_select_params_lava();
+    const lava_cuda_select_sequence good = selection_of(&s, scores, n_entries, 9);
     lava_cuda_select_sequence one = good;
     size_t size = 0;
     OK(lava_cuda_select_workspace_size(context, &shape, 1, &size, &error));
@@ -251,10 +256,10 @@ static void refused_selections(void) {
 #define SELECT lava_cuda_select(context, &shape, &params, &one, 1, workspace, size, status, stream, &error)
 #define WRONG(status_, argument_, change) do { change; REFUSED(status_, argument_, SELECT); one = good; } while (0)
     WRONG(LAVA_ERR_NULL, "scores", one.scores = NULL);
-    WRONG(LAVA_ERR_NULL, "budget", one.budget = NULL);
+    WRONG(LAVA_ERR_NULL, "n_entries", one.n_entries = NULL);
     WRONG(LAVA_ERR_NULL, "kept_indices", one.kept_indices = NULL);
     WRONG(LAVA_ERR_NULL, "cu_kept", one.cu_kept = NULL);
-    WRONG(LAVA_ERR_ALIGNMENT, "head_weights", one.head_weights = (double *) (void *) ((char *) budget + 4));
+    WRONG(LAVA_ERR_ALIGNMENT, "head_weights", one.head_weights = (double *) (void *) ((char *) n_entries + 4));
     WRONG(LAVA_ERR_OVERLAP, "cu_kept", one.cu_kept = (uint32_t *) (void *) scores);
     WRONG(LAVA_ERR_OVERLAP, "workspace", one.selection = (lava_selection *) workspace);
     WRONG(LAVA_ERR_ARGUMENT, "layer", one.layer = 65536);
@@ -267,12 +272,15 @@ static void refused_selections(void) {
     params.head_weights = NULL;
     params.alpha = 2, params.head_floor = LAVA_FLOOR_AFFINE;
     WRONG(LAVA_ERR_ARGUMENT, "alpha", (void) 0);
-    params = lava_select_params_init();
+    params = lava_select_params_lava();
     size--;
     WRONG(LAVA_ERR_WORKSPACE, "workspace_size", (void) 0);
     size++;
     shape.n_kv_heads = shape.n_q_heads = LAVA_CUDA_MAX_HEADS + 1;
     WRONG(LAVA_ERR_SHAPE, "n_kv_heads", (void) 0);
+    shape = lava_shape_init(20 + WINDOW, HEADS, HEADS, 1, 1, WINDOW);
+    shape.sliding_window = 9;
+    WRONG(LAVA_ERR_UNSUPPORTED, "sliding_window", (void) 0);
     shape = lava_shape_init(UINT32_MAX, HEADS, HEADS, 1, 1, WINDOW);
     WRONG(LAVA_ERR_OVERFLOW, "n_tokens", (void) 0);
     shape = lava_shape_init(20 + WINDOW, HEADS, HEADS, 1, 1, WINDOW);
@@ -288,12 +296,12 @@ static void refused_selections(void) {
     expect_fault(LAVA_ERR_NONFINITE, "scores", 9, 0, 1);
     CHECK(s.kept[0] == 0xa5a5a5a5u && s.cu[0] == 0xa5a5a5a5u);
     told("select", "what is refused, and what is found");
-    release(budget), release(scores), release(s.kept), release(s.cu), release(s.report), release(workspace);
+    release(n_entries), release(scores), release(s.kept), release(s.cu), release(s.report), release(workspace);
 }
 
 static void selections(void) {
     const uint32_t one[] = {5500}, three[] = {800, 60, 2100};
-    lava_select_params params = lava_select_params_init();
+    lava_select_params params = lava_select_params_lava();
     check_selection("one layer, by blocks that wait for each other", one, 1, params, 0);
     params.head_floor = LAVA_FLOOR_GUARANTEED, params.alpha = 0.3, params.n_sink = 2, params.head_min = 5;
     check_selection("three sequences, floors, a mask, head weights", three, 3, params, 1);
@@ -323,10 +331,10 @@ static void one_sort(void) {
     one.n_tokens = shape.n_tokens;
     one.total = 500;
     one.scores = layers;
-    one.budgets = numbers(LAYERS, 8);
+    one.entries = numbers(LAYERS, 8);
     one.head_weights = numbers(LAYERS * HEADS, 8);
     size_t size = 0, select_size = 0;
-    OK(lava_cuda_global_budgets_workspace_size(context, &shape, LAYERS, 1, &size, &error));
+    OK(lava_cuda_global_entries_workspace_size(context, &shape, LAYERS, 1, &size, &error));
     OK(lava_cuda_select_workspace_size(context, &shape, LAYERS, &select_size, &error));
     void *workspace = numbers(size, 1), *select_workspace = numbers(select_size, 1);
     selected s[LAYERS];
@@ -334,21 +342,21 @@ static void one_sort(void) {
     for (uint32_t l = 0; l < LAYERS; l++) {
         s[l].prefix = prefix;
         s[l].room = 500 + HEADS * WINDOW;
-        list[l] = selection_of(&s[l], layers[l], &one.budgets[l], l);
+        list[l] = selection_of(&s[l], layers[l], &one.entries[l], l);
         list[l].head_weights = one.head_weights + HEADS * l;
     }
-    /* Budgets go from the one call to the other on the device. */
-#define GLOBAL lava_cuda_global_budgets(context, &shape, LAYERS, &params, &one, 1, workspace, size, status, stream, &error)
-    OK(GLOBAL);
-    OK(lava_cuda_select(context, &shape, &params, list, LAYERS, select_workspace, select_size, status, stream, &error));
+    /* Numbers go from the one call to the other on the device. No options are the default's. */
+#define GLOBAL lava_cuda_global_entries(context, &shape, LAYERS, &params, &one, 1, workspace, size, status, stream, &error)
+    OK(lava_cuda_global_entries(context, &shape, LAYERS, NULL, &one, 1, workspace, size, status, stream, &error));
+    OK(lava_cuda_select(context, &shape, NULL, list, LAYERS, select_workspace, select_size, status, stream, &error));
     expect_fine();
     uint64_t want[LAYERS];
     double weights[LAYERS * HEADS];
     size_t cpu_size = 0;
-    OK(lava_global_budgets_workspace_size(&shape, LAYERS, &cpu_size, &error));
+    OK(lava_global_entries_workspace_size(&shape, 1, LAYERS, &cpu_size, &error));
     void *cpu = malloc(cpu_size);
-    OK(lava_global_budgets(&shape, LAYERS, &params, in_order, 500, cpu, cpu_size, want, weights, &error));
-    CHECK(memcmp(want, one.budgets, sizeof(want)) == 0 && memcmp(weights, one.head_weights, sizeof(weights)) == 0);
+    OK(lava_global_entries(&shape, 1, LAYERS, &params, in_order, 500, cpu, cpu_size, want, weights, &error));
+    CHECK(memcmp(want, one.entries, sizeof(want)) == 0 && memcmp(weights, one.head_weights, sizeof(weights)) == 0);
     for (uint32_t l = 0; l < LAYERS; l++) {
         lava_select_params own = params;
         own.head_weights = weights + HEADS * l;
@@ -366,7 +374,7 @@ static void one_sort(void) {
     told("global", "four layers in one sort, and their selections");
     free(cpu);
     for (uint32_t l = 0; l < LAYERS; l++) release(s[l].kept), release(s[l].cu), release(s[l].report);
-    release(in_order), release(layers), release(one.budgets), release(one.head_weights), release(workspace), release(select_workspace);
+    release(in_order), release(layers), release(one.entries), release(one.head_weights), release(workspace), release(select_workspace);
 }
 
 /* ------------------------------------------------------------------ compaction ---- */
@@ -475,7 +483,7 @@ static lava_cuda_push_sequence push_of(lava_cuda_cascade *cascade, const float *
     return s;
 }
 
-/* Sequences of unlike length and options, the second a layer behind the first: pushed together, each keeps what it keeps alone. */
+/* Sequences of unlike length and options, the second a layer after the first: pushed together, each keeps what it keeps alone. */
 static void neighbours(void) {
     enum { N = 3 };
     const uint32_t prefixes[N] = {170, 2300, 0}, layers[N] = {3, 2, 2};
@@ -489,18 +497,19 @@ static void neighbours(void) {
     memset(cascades, 0, sizeof(cascades));
     for (int i = 0; i < N; i++) {
         lava_shape shape = lava_shape_init(prefixes[i] + WINDOW, HEADS, HEADS, 1, 1, WINDOW);
-        lava_select_params params = lava_select_params_init();
-        if (i == 0) params.layer_budgets = LAVA_LAYERS_WEIGHTS, params.n_sink = 3, params.evict_every = 2;
+        lava_select_params params = lava_select_params_lava();
+        lava_cascade_params how = lava_cascade_params_lava();
+        if (i == 0) params.n_sink = 3, how.layers = LAVA_LAYERS_WEIGHTS, how.evict_every = 2;
         size_t size = 0, own = 0;
-        OK(lava_cuda_cascade_state_size(&shape, layers[i], totals[i], &params, &size, &error));
+        OK(lava_cuda_cascade_state_size(&shape, layers[i], totals[i], &params, &how, &size, &error));
         state[i] = numbers(size, 1);
         cascades[i].struct_size = sizeof(cascades[i]);
-        OK(lava_cuda_cascade_init(context, &shape, layers[i], totals[i], &params, state[i], size, &cascades[i], status, stream, &error));
+        OK(lava_cuda_cascade_init(context, &shape, layers[i], totals[i], &params, &how, state[i], size, &cascades[i], status, stream, &error));
         OK(lava_cuda_cascade_workspace_size(context, &cascades[i], N, &own, &error));
         needed = own > needed ? own : needed;
-        OK(lava_cascade_state_size(&shape, layers[i], totals[i], &params, &cpu_size[i], &error));
+        OK(lava_cascade_state_size(&shape, 1, layers[i], totals[i], &params, &how, &cpu_size[i], &error));
         cpu[i] = malloc(cpu_size[i]);
-        OK(lava_cascade_init(&shape, layers[i], totals[i], &params, cpu[i], cpu_size[i], &error));
+        OK(lava_cascade_init(&shape, 1, layers[i], totals[i], &params, &how, cpu[i], cpu_size[i], &error));
         for (uint32_t l = 0; l < layers[i]; l++) scores[i][l] = some_scores(prefixes[i]);
     }
     *weight = 2.5;
@@ -519,8 +528,8 @@ static void neighbours(void) {
         for (int i = 0; i < N; i++) {
             if (i > 0 && turn == 0) continue;
             uint32_t l = turn - (i > 0);
-            if (i == 0) OK(lava_cascade_push_weighted(cpu[i], cpu_size[i], scores[i][l], *weight, &error));
-            else OK(lava_cascade_push(cpu[i], cpu_size[i], scores[i][l], &error));
+            lava_shape shape = lava_shape_init(prefixes[i] + WINDOW, HEADS, HEADS, 1, 1, WINDOW);
+            OK(lava_cascade_push(cpu[i], cpu_size[i], &shape, scores[i][l], i == 0 ? weight : NULL, &error));
             CHECK(cascades[i].n_pushed == l + 1);
             for (uint32_t layer = 0; layer <= l; layer++) {
                 lava_cascade_layer want = lava_cascade_layer_init();
@@ -553,17 +562,18 @@ typedef struct model_layer {
     double *weight;
 } model_layer;
 
-/* Whether the caller evicts behind the n-th push. */
-static int evicts_after(uint32_t n, const lava_select_params *params) {
-    return n == LAYERS || n % (params->evict_every > 1 ? params->evict_every : 1) == 0;
+/* Whether the caller evicts after the n-th push. */
+static int evicts_after(uint32_t n, const lava_cascade_params *how) {
+    return n == LAYERS || n % (how->evict_every > 1 ? how->evict_every : 1) == 0;
 }
 
 /* Score, push, evict in place, for each layer; then a decoding step over the last: all of it one graph, and one wait. */
-static void prefill(const char *what, lava_select_params params, int weighted) {
+static void prefill(const char *what, const lava_select_params *params, const lava_cascade_params *given) {
+    const lava_cascade_params how = given ? *given : lava_cascade_params_default();
+    const int weighted = how.layers == LAVA_LAYERS_WEIGHTS;
     const lava_shape shape = lava_shape_init(TOKENS, Q_HEADS, HEADS, DIM, DIM, WINDOW);
     const uint64_t total = (uint64_t) LAYERS * HEADS * 40;
     const size_t prefix = TOKENS - WINDOW;
-    const lava_score_params scoring = lava_score_params_default();
     model_layer model[LAYERS];
     for (int l = 0; l < LAYERS; l++) {
         model_layer *m = &model[l];
@@ -578,16 +588,16 @@ static void prefill(const char *what, lava_select_params params, int weighted) {
         *m->weight = 1 + l % 3;
     }
     size_t state_size = 0, sizes[3] = {0, 0, 0};
-    OK(lava_cuda_cascade_state_size(&shape, LAYERS, total, &params, &state_size, &error));
+    OK(lava_cuda_cascade_state_size(&shape, LAYERS, total, params, given, &state_size, &error));
     void *state = numbers(state_size, 1);
     lava_cuda_cascade cascade;
     memset(&cascade, 0, sizeof(cascade));
     cascade.struct_size = sizeof(cascade);
-    OK(lava_cuda_score_workspace_size(context, &shape, &scoring, 1, &sizes[0], &error));
+    OK(lava_cuda_score_workspace_size(context, &shape, NULL, 1, &sizes[0], &error));
     uint32_t *n_rows = numbers(HEADS, 4);
     lava_tensor q = tensor(LAVA_BF16, 1, Q_HEADS, DIM, 0.5f), out = tensor(LAVA_F32, 1, Q_HEADS, DIM, 0);
     lava_shape new_shape = lava_shape_init(1, Q_HEADS, HEADS, DIM, DIM, 1);
-    OK(lava_cuda_attend_workspace_size(context, &new_shape, 1, (uint64_t) HEADS * TOKENS, &sizes[2], &error));
+    OK(lava_cuda_attend_workspace_size(context, &new_shape, 1, 1, (uint64_t) HEADS * TOKENS, &sizes[2], &error));
     void *workspaces[3] = {numbers(sizes[0], 1), NULL, numbers(sizes[2], 1)};
     size_t compact_size = 0;
     OK(lava_cuda_compact_workspace_size(context, LAYERS, &compact_size, &error));
@@ -595,7 +605,7 @@ static void prefill(const char *what, lava_select_params params, int weighted) {
 
     lava_cuda_cascade_layer last[LAYERS];
     begin_capture();
-    OK(lava_cuda_cascade_init(context, &shape, LAYERS, total, &params, state, state_size, &cascade, status, stream, &error));
+    OK(lava_cuda_cascade_init(context, &shape, LAYERS, total, params, given, state, state_size, &cascade, status, stream, &error));
     OK(lava_cuda_cascade_workspace_size(context, &cascade, 1, &sizes[1], &error));
     void *graphs[2] = {end_capture(), NULL};
     settle();
@@ -611,10 +621,10 @@ static void prefill(const char *what, lava_select_params params, int weighted) {
         s.scores = model[l].scores;
         lava_shape own = shape;
         own.layer = l;
-        OK(lava_cuda_score(context, &own, &scoring, &s, 1, workspaces[0], sizes[0], status, stream, &error));
+        OK(lava_cuda_score(context, &own, NULL, &s, 1, workspaces[0], sizes[0], status, stream, &error));
         lava_cuda_push_sequence push = push_of(&cascade, model[l].scores, weighted ? model[l].weight : NULL);
         OK(lava_cuda_cascade_push(context, &push, 1, workspaces[1], sizes[1], status, stream, &error));
-        if (!evicts_after(l + 1, &params)) continue;
+        if (!evicts_after(l + 1, &how)) continue;
         lava_cuda_compact_sequence list[LAYERS];
         for (uint32_t i = 0; i <= l; i++) {
             last[i].struct_size = sizeof(last[i]);
@@ -639,13 +649,12 @@ static void prefill(const char *what, lava_select_params params, int weighted) {
 
     /* The CPU, with the GPU's scores. */
     size_t cpu_size = 0;
-    OK(lava_cascade_state_size(&shape, LAYERS, total, &params, &cpu_size, &error));
+    OK(lava_cascade_state_size(&shape, 1, LAYERS, total, params, given, &cpu_size, &error));
     void *cpu = malloc(cpu_size);
-    OK(lava_cascade_init(&shape, LAYERS, total, &params, cpu, cpu_size, &error));
+    OK(lava_cascade_init(&shape, 1, LAYERS, total, params, given, cpu, cpu_size, &error));
     for (uint32_t l = 0; l < LAYERS; l++) {
-        if (weighted) OK(lava_cascade_push_weighted(cpu, cpu_size, model[l].scores, *model[l].weight, &error));
-        else OK(lava_cascade_push(cpu, cpu_size, model[l].scores, &error));
-        for (uint32_t i = 0; i <= l && evicts_after(l + 1, &params); i++) {
+        OK(lava_cascade_push(cpu, cpu_size, &shape, model[l].scores, weighted ? model[l].weight : NULL, &error));
+        for (uint32_t i = 0; i <= l && evicts_after(l + 1, &how); i++) {
             lava_cascade_layer its = lava_cascade_layer_init();
             OK(lava_cascade_get(cpu, cpu_size, i, &its, &error));
             OK(lava_compact(&shape, &model[i].k_cpu, &model[i].v_cpu, its.cu_rows, its.rows, its.cu_kept, &model[i].k_cpu, &model[i].v_cpu, 0, 1, &error));
@@ -656,29 +665,27 @@ static void prefill(const char *what, lava_select_params params, int weighted) {
         OK(lava_cascade_get(cpu, cpu_size, l, &its, &error));
         CHECK(memcmp(its.cu_kept, last[l].cu_kept, 4 * (HEADS + 1)) == 0);
         CHECK(memcmp(its.kept_indices, last[l].kept_indices + *last[l].offset, 4 * (size_t) its.cu_kept[HEADS]) == 0);
-        CHECK(its.budget == *last[l].budget && fabs(its.evicted_share - *last[l].evicted_share) <= 1e-12);
+        CHECK(its.n_entries == *last[l].n_entries && fabs(its.evicted_share - *last[l].evicted_share) <= 1e-12);
         CHECK(fabs(its.mass - *last[l].mass) <= 1e-12 * its.mass);
         CHECK(memcmp(model[l].k.data, model[l].k_cpu.data, model[l].k.size) == 0 && memcmp(model[l].v.data, model[l].v_cpu.data, model[l].v.size) == 0);
         for (int h = 0; h < HEADS && l == LAYERS - 1; h++) CHECK(n_rows[h] == its.cu_kept[h + 1] - its.cu_kept[h]);
     }
 
-    /* A decoding step over the last layer, whose heads have room behind their rows. */
-    lava_attend_params attending = lava_attend_params_init();
-    attending.causal = 1;
+    /* A decoding step over the last layer, whose heads have room after their rows. */
     lava_cuda_attend_sequence a;
     memset(&a, 0, sizeof(a));
     a.struct_size = sizeof(a);
     a.max_rows = TOKENS;
     a.q = &q, a.k = &model[LAYERS - 1].k, a.v = &model[LAYERS - 1].v, a.out = &out;
     a.n_rows = n_rows;
-    OK(lava_cuda_attend(context, &new_shape, &attending, &a, 1, workspaces[2], sizes[2], status, stream, &error));
+    OK(lava_cuda_attend(context, &new_shape, NULL, 1, &a, 1, workspaces[2], sizes[2], status, stream, &error));
     expect_fine();
     size_t attend_size = 0;
-    OK(lava_attend_workspace_size(&new_shape, &attend_size, &error));
+    OK(lava_attend_workspace_size(&new_shape, 1, &attend_size, &error));
     void *cpu_workspace = malloc(attend_size);
     float want[Q_HEADS * DIM], *got = out.data;
     lava_tensor want_tensor = lava_tensor_token_major(LAVA_F32, want, sizeof(want), Q_HEADS, DIM);
-    OK(lava_attend(&new_shape, &attending, &q, &model[LAYERS - 1].k_cpu, &model[LAYERS - 1].v_cpu, n_rows, &want_tensor, NULL, 0, 1, cpu_workspace, attend_size, &error));
+    OK(lava_attend(&new_shape, NULL, 1, &q, &model[LAYERS - 1].k_cpu, &model[LAYERS - 1].v_cpu, n_rows, &want_tensor, NULL, 0, 1, cpu_workspace, attend_size, &error));
     /* Logits of at most 8 in size, values of at most 2: see attend.cpp. */
     for (int i = 0; i < Q_HEADS * DIM; i++) CHECK(fabsf(got[i] - want[i]) <= 1e-4f);
     told("prefill", what);
@@ -696,22 +703,27 @@ static void prefill(const char *what, lava_select_params params, int weighted) {
 
 static void refused_cascades(void) {
     lava_shape shape = lava_shape_init(24, HEADS, HEADS, 1, 1, WINDOW);
-    lava_select_params params = lava_select_params_init();
+    lava_select_params params = lava_select_params_lava();
+    lava_cascade_params how = lava_cascade_params_lava();
     size_t size = 0;
-    OK(lava_cuda_cascade_state_size(&shape, 2, 30, &params, &size, &error));
+    OK(lava_cuda_cascade_state_size(&shape, 2, 30, &params, &how, &size, &error));
     void *state = numbers(size, 1);
     lava_cuda_cascade cascade;
     memset(&cascade, 0, sizeof(cascade));
     cascade.struct_size = sizeof(cascade);
     float *scores = some_scores(20);
     double *weight = allocate(8);
-#define INIT lava_cuda_cascade_init(context, &shape, 2, 30, &params, state, size, &cascade, status, stream, &error)
+#define INIT lava_cuda_cascade_init(context, &shape, 2, 30, &params, &how, state, size, &cascade, status, stream, &error)
     size--;
     REFUSED(LAVA_ERR_WORKSPACE, "state_size", INIT);
     size++;
-    params.head_weights = weight, params.layer_budgets = LAVA_LAYERS_GLOBAL;
+    params.head_weights = weight, how.layers = LAVA_LAYERS_GLOBAL;
     REFUSED(LAVA_ERR_ARGUMENT, "head_weights", INIT);
-    params = lava_select_params_init();
+    params = lava_select_params_lava();
+    how = lava_cascade_params_lava();
+    shape.sliding_window = 9;
+    REFUSED(LAVA_ERR_UNSUPPORTED, "sliding_window", INIT);
+    shape.sliding_window = 0;
     params.n_sink = 8;
     REFUSED(LAVA_ERR_BUDGET, "total", INIT);
     params.n_sink = 0;
@@ -746,24 +758,25 @@ static void refused_cascades(void) {
 void decisions(void) {
     begin_status();
     entropies();
-    budgets();
+    entries_of_layers();
     selections();
     one_sort();
     compactions();
     neighbours();
-    lava_select_params params = lava_select_params_init();
-    prefill("four layers by entropy, as a graph", params, 0);
-    params.layer_budgets = LAVA_LAYERS_EQUAL, params.head_floor = LAVA_FLOOR_GUARANTEED, params.alpha = 0.25, params.n_sink = 2;
-    prefill("four layers alike, with a floor and sinks", params, 0);
-    params.layer_budgets = LAVA_LAYERS_WEIGHTS, params.head_min = 3;
-    prefill("four layers by weights", params, 1);
-    params = lava_select_params_default();
-    prefill("four layers in one sort, the default preset", params, 0);
-    params.evict_every = 3;
-    prefill("the same, evicting after three and in the end", params, 0);
-    params = lava_select_params_init();
-    params.evict_every = UINT32_MAX;
-    prefill("four layers by entropy, evicting in the end", params, 0);
+    lava_select_params params = lava_select_params_lava();
+    lava_cascade_params how = lava_cascade_params_lava();
+    prefill("four layers by entropy, as a graph", &params, &how);
+    how.layers = LAVA_LAYERS_EQUAL, params.head_floor = LAVA_FLOOR_GUARANTEED, params.alpha = 0.25, params.n_sink = 2;
+    prefill("four layers alike, with a floor and sinks", &params, &how);
+    how.layers = LAVA_LAYERS_WEIGHTS, params.head_min = 3;
+    prefill("four layers by weights", &params, &how);
+    prefill("four layers in one sort, the default preset", NULL, NULL);
+    how = lava_cascade_params_default();
+    how.evict_every = 3;
+    prefill("the same, evicting after three and in the end", NULL, &how);
+    params = lava_select_params_lava(), how = lava_cascade_params_lava();
+    how.evict_every = UINT32_MAX;
+    prefill("four layers by entropy, evicting in the end", &params, &how);
     refused_cascades();
     release(status);
 }

@@ -77,6 +77,34 @@ lava_tensor tensor(lava_dtype dtype, uint32_t rows, uint32_t heads, uint32_t dim
     return lava_tensor_token_major(dtype, elements(dtype, n, factor), n * element_size(dtype), heads, dim);
 }
 
+/* Element c of a row, of any type; it reads what `set` writes. */
+static double get(const lava_tensor *t, uint32_t head, uint32_t row, uint32_t c) {
+    const size_t i = (size_t) (row * t->stride_token + head * t->stride_head + c * t->stride_dim);
+    uint32_t bits;
+    float x;
+    if (t->dtype == LAVA_F32) return ((const float *) t->data)[i];
+    bits = ((const uint16_t *) t->data)[i];
+    if (t->dtype == LAVA_BF16) bits <<= 16;
+    else bits = (bits & 0x7fff) == 0 ? 0 : (bits & 0x8000) << 16 | ((bits >> 10 & 0x1f) + 112) << 23 | (bits & 0x3ff) << 13;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+lava_tensor log_sum_exp(const lava_tensor *q, const lava_tensor *k, uint32_t n, uint32_t window, uint32_t n_q_heads, uint32_t n_kv_heads, uint32_t dim) {
+    lava_tensor t = tensor(LAVA_F32, window, n_q_heads, 1, 1);
+    for (uint32_t h = 0; h < n_q_heads; h++)
+        for (uint32_t j = 0; j < window; j++) {
+            double sum = 0;
+            for (uint32_t i = 0; i <= n - window + j; i++) {
+                double dot = 0;
+                for (uint32_t c = 0; c < dim; c++) dot += get(q, h, j, c) * get(k, h / (n_q_heads / n_kv_heads), i, c);
+                sum += exp(dot / sqrt(dim));
+            }
+            ((float *) t.data)[j * n_q_heads + h] = (float) log(sum);
+        }
+    return t;
+}
+
 /* Captured, what is asked for between these two; launched by the second. */
 void begin_capture(void) { CU(cuStreamBeginCapture_v2, stream, 0); }
 void *end_capture(void) {

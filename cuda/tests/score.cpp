@@ -10,9 +10,9 @@
 // LAVA_VALUE_OUTPUT: s = a |o - v| / (1 - a), where o - v may cancel. Let e be the relative error of an a, and V the largest |v|. Then o
 // is off by no more than (e + 80 u) V: an a is off by e a, they sum to 1, and 80 covers the chain of f32 (a tile) and the roundings of
 // its sum. 1 - a is off by e + u. As o - v_i = sum a_j (v_j - v_i), |o - v| <= 2 (1 - a) V, so that s is off by a / (1 - a) times
-// V (e + 80 u) + 2 V (e + u), and twice that while e <= (1 - a) / 2 (then 1 - a is at least half of what it should be). Nearer to 1 there
-// is only that both sides divide by 2^-24 or more: a / (1 - a) is 2^24 then, and entries beside it must still be right. Pooling
-// and reduction move no score by more than the most any of theirs is moved.
+// V (e + 80 u) + 2 V (e + u). Of the largest a, the only one that may be above 1/2, the others' mean m is off as o is, and s = a |m - v|
+// by a times V (e + 80 u) and e s. So no s is off by more than min(a / (1 - a), 1) times V (3 e + 82 u), twice for two sides. Pooling and
+// reduction move no score by more than the most any of theirs is moved.
 #include "../score.cu"
 #include "../output.cu"
 #include "../pool.cu"
@@ -29,14 +29,19 @@ struct Case {
     uint32_t n_q_heads = 4, n_kv_heads = 2, dim_k = 64, dim_v = 24, window = 8;
     int32_t dtype = LAVA_BF16, dtype_v = LAVA_BF16;
     Layout layout = TOKEN_MAJOR, layout_q = TOKEN_MAJOR, layout_v = TOKEN_MAJOR;
-    bool lse = false, stats = false;
+    bool lse = false, base_two = false, stats = false;
     uint32_t keys_per_range = 64;
     float size = 1;
-    lava_score_params params = lava_score_params_init();
+    uint32_t sliding_window = 0;
+    lava_score_params params = lava_score_params_lava();
     /// Token 66 + h of head h has all attention, but for what a logit of less_by lower leaves to the others, and a value of 0. 0: not so.
     float less_by = 0;
     /// Logits rise by about this much from each token to the next, up to token 100.
     float rise = 0;
+    /// By how much larger each query of less_by is than the one before it, of three.
+    float tilt = 0;
+    /// All keys are the same, and their logits are this. Attention is then exact, however large it is.
+    float flat = 0;
     Case(const char *name) : name(name) {}
     template <class Change> Case with(Change change) const {
         Case other = *this;
@@ -45,7 +50,8 @@ struct Case {
     }
 };
 
-float scale_of(const Case &c) { return c.params.scale != 0 ? c.params.scale : 1 / std::sqrt(float(c.dim_k)); }
+/// Queries and keys of 8, with a scale that makes a flat logit of them.
+float scale_of(const Case &c) { return c.flat != 0 ? c.flat / (64 * float(c.dim_k)) : c.params.scale != 0 ? c.params.scale : 1 / std::sqrt(float(c.dim_k)); }
 
 struct Sequence {
     Numbers q, k, v, lse;
@@ -66,9 +72,12 @@ struct Sequence {
                     if (e < c.dim_k) k.set(h, i, e, chosen ? 8 : 8 - c.less_by / (8 * std::sqrt(float(c.dim_k))));
                     if (e < c.dim_v && chosen) v.set(h, i, e, 0);
                 }
-        for (uint32_t h = 0; c.less_by > 0 && h < c.n_q_heads; h++)
+        for (uint32_t h = 0; (c.less_by > 0 || c.flat != 0) && h < c.n_q_heads; h++)
             for (uint32_t j = 0; j < c.window; j++)
-                for (uint32_t e = 0; e < c.dim_k; e++) q.set(h, j, e, 8);
+                for (uint32_t e = 0; e < c.dim_k; e++) q.set(h, j, e, 8 + c.tilt * float(j % 3));
+        for (uint32_t h = 0; c.flat != 0 && h < c.n_kv_heads; h++)
+            for (uint32_t i = 0; i < n; i++)
+                for (uint32_t e = 0; e < c.dim_k; e++) k.set(h, i, e, 8);
     }
 };
 
@@ -76,9 +85,9 @@ struct Sequence {
 struct Look {
     /// The largest sum of |q||k|.
     double logits = 0;
-    /// Of each KV head: entropy and variance of its attention over the prefix, the attention itself, and what the variance is a
-    /// difference of.
-    std::vector<double> entropy, variance, mass, squares;
+    /// Of each KV head: entropy and variance of its attention over the prefix, the attention itself, its squares, and by what the variance
+    /// changes with the attention: the root of variance times squares.
+    std::vector<double> entropy, variance, mass, squares, change;
     /// [n_q_heads, n], each key's, over the window.
     std::vector<double> attention;
 };
@@ -90,11 +99,14 @@ double weight_of(const Case &c, uint32_t j) {
     return (j == 0 ? 1 : decay) * std::pow(1 - decay, c.window - 1.0 - j);
 }
 
+/// The first token that a later query sees.
+uint32_t first_live(const Case &c, uint32_t n) { return c.sliding_window == 0 ? 0 : n + 1 - std::min(n + 1, c.sliding_window); }
+
 /// Sets the log-sum-exp.
 Look look(const Case &c, Sequence &s, uint32_t n) {
     Look all;
     double &largest = all.logits;
-    for (auto *of_head : {&all.entropy, &all.variance, &all.mass, &all.squares}) of_head->assign(c.n_kv_heads, 0);
+    for (auto *of_head : {&all.entropy, &all.variance, &all.mass, &all.squares, &all.change}) of_head->assign(c.n_kv_heads, 0);
     all.attention.assign(size_t(c.n_q_heads) * n, 0);
     const uint32_t group = c.n_q_heads / c.n_kv_heads, prefix = n > c.window ? n - c.window : 0;
     for (uint32_t h = 0; h < c.n_q_heads; h++) {
@@ -110,7 +122,7 @@ Look look(const Case &c, Sequence &s, uint32_t n) {
                     sum += std::abs(product);
                 }
                 largest = std::max(largest, std::abs(scale_of(c)) * sum);
-                if (i > prefix + j || (c.params.sliding_window != 0 && i + c.params.sliding_window <= prefix + j)) continue;
+                if (i > prefix + j || (c.sliding_window != 0 && i + c.sliding_window <= prefix + j)) continue;
                 dot *= scale_of(c);
                 logits.push_back(c.params.softcap > 0 ? c.params.softcap * std::tanh(dot / c.params.softcap) : dot);
                 seen.push_back(i);
@@ -118,21 +130,22 @@ Look look(const Case &c, Sequence &s, uint32_t n) {
             double sum = 0, most = -INFINITY;
             for (double x : logits) most = std::max(most, x);
             for (double x : logits) sum += std::exp(x - most);
-            s.lse.set(h, j, 0, float(most + std::log(sum)));
+            s.lse.set(h, j, 0, float((most + std::log(sum)) * (c.base_two ? 1 / std::log(2.0) : 1)));
             for (size_t e = 0; e < seen.size(); e++) {
                 const double a = std::exp(logits[e] - most) / sum;
                 all.attention[size_t(h) * n + seen[e]] += weight_of(c, j) * a;
-                if (seen[e] >= prefix) continue;
+                if (seen[e] < first_live(c, n) || seen[e] >= prefix) continue;
                 sums[seen[e]] += a, squares[seen[e]] += a * a;
                 all.entropy[h / group] -= a > 0 ? a * std::log(a) : 0;
             }
         }
-        for (uint32_t i = 0; i < prefix; i++) {
+        for (uint32_t i = first_live(c, n); i < prefix; i++) {
             all.mass[h / group] += sums[i];
             if (c.window == 1) continue;
-            const double w = c.window;
-            all.variance[h / group] += (squares[i] - sums[i] * sums[i] / w) / (w - 1);
-            all.squares[h / group] += (squares[i] + sums[i] * sums[i] / w) / (w - 1);
+            const double w = c.window, variance = std::max(squares[i] - sums[i] * sums[i] / w, 0.0) / (w - 1);
+            all.variance[h / group] += variance;
+            all.squares[h / group] += squares[i] / (w - 1);
+            all.change[h / group] += std::sqrt(variance * squares[i] / (w - 1));
         }
     }
     return all;
@@ -150,27 +163,30 @@ double largest_value(const Case &c, const Sequence &s, uint32_t n, uint32_t head
 }
 
 /// By how many times V (3 e + 82 u) entry `i` of a head may be off with LAVA_VALUE_OUTPUT: see the top.
-double amplified(const Case &c, const std::vector<double> &attention, uint32_t n, uint32_t head, uint32_t i, double error) {
+double amplified(const Case &c, const std::vector<double> &attention, uint32_t n, uint32_t head, uint32_t i) {
     const uint32_t group = c.n_q_heads / c.n_kv_heads, radius = c.params.pool_kernel / 2, prefix = n - c.window;
     double most = 0;
     for (uint32_t h = head * group; h < (head + 1) * group; h++)
         for (uint32_t at = i < radius ? 0 : i - radius; at < std::min(i + radius + 1, prefix); at++) {
             const double a = attention[size_t(h) * n + at];
-            most = std::max(most, error > (1 - a) / 2 ? 1 / HALF_ULP : a / (1 - a));
+            most = std::max(most, a < 0.5 ? a / (1 - a) : 1);
         }
     return 2 * most * (c.params.weight == 0 ? 1 : c.params.weight);
 }
 
 /// What the CPU library says.
 lava_status ask_cpu(const Case &c, const Sequence &s, uint32_t n, std::vector<float> &scores, lava_error &error) {
-    const lava_shape shape = lava_shape_init(n, c.n_q_heads, c.n_kv_heads, c.dim_k, c.dim_v, c.window);
+    lava_shape shape = lava_shape_init(n, c.n_q_heads, c.n_kv_heads, c.dim_k, c.dim_v, c.window);
+    shape.sliding_window = c.sliding_window;
+    lava_score_params params = c.params;
+    params.scale = scale_of(c);
     size_t bytes = 0;
-    lava_score_workspace_size(&shape, &c.params, &bytes, nullptr);
+    lava_score_workspace_size(&shape, &params, &bytes, nullptr);
     Buffer<uint8_t> workspace(bytes, 0xff);
     scores.resize(size_t(c.n_kv_heads) * (n - c.window));
     const lava_tensor q = s.q.host(), k = s.k.host(), v = s.v.host(), lse = s.lse.host();
     error = lava_error_init();
-    return lava_score(&shape, &c.params, &q, &k, &v, c.lse ? &lse : nullptr, 0, 1, workspace.data(), bytes, scores.data(), &error);
+    return lava_score(&shape, &params, &q, &k, &v, c.lse ? &lse : nullptr, 0, 1, workspace.data(), bytes, scores.data(), &error);
 }
 
 struct Result {
@@ -222,10 +238,10 @@ Result run(const Case &c, const std::vector<std::unique_ptr<Sequence>> &sequence
     args.head_dim_k = c.dim_k, args.head_dim_v = c.dim_v, args.window = c.window;
     args.pool = c.params.pool, args.pool_kernel = c.params.pool_kernel, args.group_reduce = c.params.group_reduce;
     args.value_span = c.params.value_span, args.attention = c.params.attention, args.value_weight = c.params.value_weight;
-    args.sliding_window = c.params.sliding_window, args.scale = scale_of(c), args.softcap = c.params.softcap;
+    args.sliding_window = c.sliding_window, args.scale = scale_of(c), args.softcap = c.params.softcap;
     args.gamma = c.params.gamma, args.decay = c.params.decay == 0 ? 1 : c.params.decay;
     args.weight = c.params.weight == 0 ? 1 : c.params.weight, args.smoothing = c.params.smoothing;
-    args.has_lse = c.lse, args.n_sequences = uint32_t(list.size());
+    args.has_lse = c.lse, args.lse_to_base_2 = c.base_two ? 1 : lava::LOG2_E, args.n_sequences = uint32_t(list.size());
     if (c.stats) {
         args.attention = LAVA_SCORE_SPREAD, args.pool = LAVA_POOL_AVG, args.pool_kernel = 1, args.group_reduce = LAVA_GROUP_MEAN;
         args.value_weight = LAVA_VALUE_NONE, args.smoothing = 0;
@@ -278,7 +294,7 @@ void check(const Case &c) {
     const bool changes = c.params.value_weight == LAVA_VALUE_OUTPUT;
     std::vector<Look> looks;
     for (size_t i = 0; i < sequences.size(); i++) looks.push_back(look(c, *sequences[i], c.lengths[i]));
-    for (const Look &one : looks) logits = std::max(logits, one.logits);
+    for (const Look &one : looks) logits = c.flat != 0 ? 0 : std::max(logits, one.logits);
     const Result got = run(c, sequences, 1), again = is_quick() ? got : run(c, sequences, 77);
     expect(got.status == LAVA_NO_FAULT, "%s: status %016llx", c.name, (unsigned long long) got.status);
     double worst = 0, bound = 0;
@@ -307,7 +323,7 @@ void check(const Case &c) {
         for (size_t e = 0; e < want.size(); e++) {
             const uint32_t head = uint32_t(e / prefix);
             if (changes && e % prefix == 0) value = largest_value(c, s, n, head) * (3 * bound + 82 * HALF_ULP);
-            const double absolute = changes ? value * amplified(c, looks[i].attention, n, head, e % prefix, bound) : 0;
+            const double absolute = changes ? value * amplified(c, looks[i].attention, n, head, e % prefix) : 0;
             const double off = std::abs(double(got.scores[i][e]) - want[e]) / (want[e] + absolute / bound + 1e-30);
             if (!(off <= bound))
                 expect(false, "%s: sequence %zu, entry %zu of %u: %g, not %g (off by %.2g, bound %.2g)", c.name, i, e, prefix,
@@ -318,9 +334,9 @@ void check(const Case &c) {
     printf("  %-52s off by %.1e, bound %.1e\n", c.name, worst, bound);
 }
 
-/// Entropies and variances against doubles. With `e` the relative error of one attention `a`, that of a ln a is no more than
-/// e (a |ln a| + a), and that of a variance e times the two terms that it is a difference of; both are sums of many, in f32 for
-/// short chains.
+/// Entropies and variances against doubles. With `e` the relative error of one attention `a`, a ln a is off by no more than
+/// e (a |ln a| + a). A variance is the sum of d^2 / (w - 1), where d, by what an attention differs from the mean, is off by e a: so it is off by
+/// no more than 2 e times the root of variance times squares, and e^2 times the squares. Both are sums of many, in f32 for short chains.
 void check_stats(Case c) {
     SAMPLE;
     n_cases++;
@@ -332,7 +348,7 @@ void check_stats(Case c) {
     for (uint32_t n : c.lengths) {
         sequences.emplace_back(new Sequence(c, n, random));
         want.push_back(look(c, *sequences.back(), n));
-        logits = std::max(logits, want.back().logits);
+        logits = c.flat != 0 ? 0 : std::max(logits, want.back().logits);
     }
     const Result got = run(c, sequences, 2), again = is_quick() ? got : run(c, sequences, 99);
     expect(got.status == LAVA_NO_FAULT, "%s: status %016llx", c.name, (unsigned long long) got.status);
@@ -348,7 +364,7 @@ void check_stats(Case c) {
             sequences[i] = std::move(only[0]);
         }
         for (uint32_t h = 0; h < c.n_kv_heads; h++) {
-            const double bounds[] = {e * (want[i].entropy[h] + want[i].mass[h]), 2 * e * want[i].squares[h]};
+            const double bounds[] = {e * (want[i].entropy[h] + want[i].mass[h]), 2 * e * want[i].change[h] + e * e * want[i].squares[h] + 100 * HALF_ULP * want[i].variance[h]};
             const double numbers[] = {want[i].entropy[h], want[i].variance[h]};
             for (int which = 0; which < 2; which++) {
                 const double off = std::abs(got.stats[i][2 * h + which] - numbers[which]);
@@ -409,6 +425,20 @@ void check_fault(const Case &c, const char *what, uint32_t fault, uint32_t head,
            (unsigned long long) want);
 }
 
+/// The same where there is nothing to find.
+void check_no_fault(const Case &c, const char *what, void (*spoil)(Sequence &)) {
+    SAMPLE;
+    Random random(5);
+    std::vector<std::unique_ptr<Sequence>> sequences;
+    for (uint32_t n : c.lengths) sequences.emplace_back(new Sequence(c, n, random));
+    spoil(*sequences.back());
+    std::vector<float> scores;
+    lava_error error;
+    expect(ask_cpu(c, *sequences.back(), c.lengths.back(), scores, error) == LAVA_OK, "%s, %s: the CPU says %s", c.name, what, error.argument);
+    const uint64_t status = run(c, sequences, 3).status;
+    expect(status == LAVA_NO_FAULT, "%s, %s: status %016llx", c.name, what, (unsigned long long) status);
+}
+
 } // namespace
 
 /// score [PART]: only cases with this in their names.
@@ -431,15 +461,23 @@ int main(int argc, char **argv) {
     add("window 300: a head over two rounds", [](Case &c) { c.window = 300, c.n_q_heads = 1, c.n_kv_heads = 1, c.lengths = {400}, c.keys_per_range = 192; });
     add("group 1, window 1", [](Case &c) { c.window = 1, c.n_q_heads = 2; });
     add("group 5", [](Case &c) { c.n_q_heads = 5, c.n_kv_heads = 1; });
-    add("sliding window 40", [](Case &c) { c.params.sliding_window = 40; });
-    add("sliding window 3", [](Case &c) { c.params.sliding_window = 3; });
+    add("sliding window 40", [](Case &c) { c.sliding_window = 40; });
+    add("sliding window 3: nothing is live", [](Case &c) { c.sliding_window = 3; });
+    add("sliding window 12: three live entries, smoothing", [](Case &c) { c.sliding_window = 12, c.params.smoothing = 1; });
+    add("sliding window 100, own norms, averages", [](Case &c) { c.sliding_window = 100, c.params = lava_score_params_vatp(), c.params.pool_kernel = 9, c.params.pool = LAVA_POOL_AVG; });
+    add("sliding window 80, recency", [](Case &c) { c.sliding_window = 80, c.params = lava_score_params_streaming(); });
     add("softcap 2", [](Case &c) { c.params.softcap = 2; });
     add("scale negative", [](Case &c) { c.params.scale = -0.2f; });
     add("logits in the hundreds", [](Case &c) { c.params.scale = 4; });
+    add("flat logits of 1e5", [](Case &c) { c.flat = 1e5f; });
+    add("flat logits of -1e7, several rounds", [](Case &c) { c.flat = -1e7f, c.dim_k = 256, c.window = 40, c.n_q_heads = 3, c.n_kv_heads = 1, c.keys_per_range = 128; });
+    add("flat logits of 1e7, squares, capped at 1e6", [](Case &c) { c.flat = 1e7f, c.params = lava_score_params_kv_compress(), c.params.softcap = 1e6f; });
+    add("flat logits of 1e9, exponential", [](Case &c) { c.flat = 1e9f, c.params.attention = LAVA_ATTENTION_EXPONENTIAL, c.params.decay = 0.3f; });
     add("logits rising by 128 from tile to tile", [](Case &c) { c.rise = 2, c.keys_per_range = 128; });
     add("logits rising slowly", [](Case &c) { c.rise = 0.5f, c.keys_per_range = 128; });
     add("lse given", [](Case &c) { c.lse = true; });
-    add("lse given, softcap, sliding window", [](Case &c) { c.lse = true, c.params.softcap = 5, c.params.sliding_window = 60; });
+    add("lse given, of base two", [](Case &c) { c.lse = c.base_two = true, c.params.lse_base = LAVA_LSE_BASE2; });
+    add("lse given, softcap, sliding window", [](Case &c) { c.lse = true, c.params.softcap = 5, c.sliding_window = 60; });
     add("values over all tokens, f32", [](Case &c) { c.params.value_span = LAVA_VALUES_ALL, c.dtype_v = LAVA_F32; });
     add("f16 values, transposed", [](Case &c) { c.dtype_v = LAVA_F16, c.layout_v = TRANSPOSED; });
     add("a range of 576 keys: more than one round of values", [](Case &c) { c.lengths = {550}, c.keys_per_range = 576; });
@@ -460,12 +498,13 @@ int main(int argc, char **argv) {
     add("the last query alone", [](Case &c) { c.params = lava_score_params_sage_kv(); });
     add("recency", [](Case &c) { c.params = lava_score_params_streaming(); });
     add("weight", [](Case &c) { c.params.weight = 0.5f; });
-    add("the default: squares, token norms, smoothing", [](Case &c) { c.params = lava_score_params_default(), c.lengths = {600, 8, 100}; });
+    add("the default, and smoothing", [](Case &c) { c.params = lava_score_params_default(), c.params.smoothing = 1, c.lengths = {600, 8, 100}; });
     add("smoothing alone", [](Case &c) { c.params.smoothing = 2.5f, c.lengths = {264}; });
     add("head-major", [](Case &c) { c.layout = c.layout_q = c.layout_v = HEAD_MAJOR; });
     add("queries at odd strides", [](Case &c) { c.layout_q = GAPS; });
     add("any: f32", [](Case &c) { c.dtype = c.dtype_v = LAVA_F32; });
-    add("any: f32, 40, sliding, softcap", [](Case &c) { c.dtype = LAVA_F32, c.dim_k = 40, c.params.sliding_window = 50, c.params.softcap = 3; });
+    add("any: f32, 40, sliding, softcap", [](Case &c) { c.dtype = LAVA_F32, c.dim_k = 40, c.sliding_window = 50, c.params.softcap = 3; });
+    add("any: f32, flat logits of 1e7, two sequences", [](Case &c) { c.flat = 1e7f, c.dtype = LAVA_F32, c.lengths = {90, 300}; });
     add("any: f32, 128, lse given", [](Case &c) { c.dtype = LAVA_F32, c.dim_k = 128, c.lse = true; });
     add("any: f16, 33", [](Case &c) { c.dtype = LAVA_F16, c.dim_k = 33; });
     add("any: bf16, 576", [](Case &c) { c.dim_k = 576, c.window = 3; });
@@ -485,7 +524,7 @@ int main(int argc, char **argv) {
     change("CAOTE: group 9, max-pooling", [](Case &c) { c.n_q_heads = 9, c.n_kv_heads = 1, c.params.pool_kernel = 7; });
     change("CAOTE: average pooling, mean", [](Case &c) { c.params.pool = LAVA_POOL_AVG, c.params.pool_kernel = 5, c.params.group_reduce = LAVA_GROUP_MEAN; });
     change("CAOTE: lse given", [](Case &c) { c.lse = true, c.lengths = {150, 70}; });
-    change("CAOTE: sliding window, softcap, weight", [](Case &c) { c.params.sliding_window = 40, c.params.softcap = 3, c.params.weight = 0.5f; });
+    change("CAOTE: sliding window, softcap, weight", [](Case &c) { c.sliding_window = 40, c.params.softcap = 3, c.params.weight = 0.5f; });
     change("CAOTE: two rounds of rows", [](Case &c) { c.window = 150, c.n_q_heads = 2, c.n_kv_heads = 1, c.lengths = {300}, c.keys_per_range = 128; });
     change("CAOTE: attention in the hundreds", [](Case &c) { c.params.scale = 4; });
     change("CAOTE: one entry has all attention, and is the output", [](Case &c) { c.less_by = 1024; });
@@ -513,8 +552,12 @@ int main(int argc, char **argv) {
     spread("lse given, a tile and one key", [](Case &c) { c.lse = true, c.lengths = {73}; });
     spread("f16, 128, window 32, group 4, ranges of two tiles", [](Case &c) { c.dtype = LAVA_F16, c.dim_k = 128, c.window = 32, c.n_q_heads = 4, c.n_kv_heads = 1, c.lengths = {289}, c.keys_per_range = 128; });
     spread("256, several rounds", [](Case &c) { c.dim_k = 256, c.window = 40, c.n_q_heads = 3, c.n_kv_heads = 1, c.keys_per_range = 128; });
-    spread("sliding window, softcap", [](Case &c) { c.params.sliding_window = 40, c.params.softcap = 2; });
+    spread("sliding window, softcap", [](Case &c) { c.sliding_window = 40, c.params.softcap = 2; });
     spread("logits in the hundreds", [](Case &c) { c.params.scale = 4; });
+    spread("a sink with nearly all attention", [](Case &c) { c.less_by = 8, c.tilt = 0.0625f, c.window = 24; });
+    spread("the same, a query head of four tiles", [](Case &c) { c.less_by = 8, c.tilt = 0.0625f, c.window = 57, c.lengths = {300}; });
+    spread("any: f32, the same", [](Case &c) { c.less_by = 8, c.tilt = 0.0625f, c.window = 21, c.dtype = LAVA_F32; });
+    spread("flat logits of 1e6", [](Case &c) { c.flat = 1e6f; });
     spread("any: f32, 40, two sequences", [](Case &c) { c.dtype = LAVA_F32, c.dim_k = 40, c.lengths = {90, 137}; });
     spread("any: lse given, group 5", [](Case &c) { c.dtype = LAVA_F32, c.lse = true, c.n_q_heads = 5, c.n_kv_heads = 1; });
     for (const Case &c : spreads)
@@ -524,7 +567,7 @@ int main(int argc, char **argv) {
     const Case two = Case("faults").with([](Case &c) { c.lengths = {70, 131}; });
     const Case any = two.with([](Case &c) { c.dtype = LAVA_F32, c.name = "faults, f32"; });
     const Case given = two.with([](Case &c) { c.lse = true, c.name = "faults, lse given"; });
-    const Case swa = two.with([](Case &c) { c.params.sliding_window = 10, c.name = "faults, sliding window"; });
+    const Case swa = two.with([](Case &c) { c.sliding_window = 120, c.name = "faults, sliding window"; });
     for (const Case &c : {two, any, given, swa}) {
         check_fault(c, "NaN in a key", LAVA_FAULT_Q_OR_K, 1, [](Sequence &s) { s.k.set(1, 17, 9, NAN); });
         check_fault(c, "infinity in the last key", LAVA_FAULT_Q_OR_K, 0, [](Sequence &s) { s.k.set(0, 130, 63, INFINITY); });
@@ -534,8 +577,9 @@ int main(int argc, char **argv) {
         });
         check_fault(c, "NaN in a query", LAVA_FAULT_Q_OR_K, 1, [](Sequence &s) { s.q.set(3, 7, 0, NAN); });
         check_fault(c, "infinity in a value", LAVA_FAULT_V, 1, [](Sequence &s) { s.v.set(1, 130, 23, -INFINITY); });
-        check_fault(c, "NaN in a value", LAVA_FAULT_V, 0, [](Sequence &s) { s.v.set(0, 0, 0, NAN); });
+        check_fault(c, "NaN in a value", LAVA_FAULT_V, 0, [](Sequence &s) { s.v.set(0, 12, 0, NAN); });
     }
+    check_no_fault(swa, "NaN in a dead value", [](Sequence &s) { s.v.set(0, 11, 0, NAN); });
     check_fault(two, "a norm that overflows", LAVA_FAULT_V, 1, [](Sequence &s) { s.v.set(1, 30, 2, 3e38f), s.v.set(1, 30, 3, 3e38f); });
     check_fault(two, "a dot product that overflows", LAVA_FAULT_Q_OR_K, 0, [](Sequence &s) {
         for (uint32_t e = 0; e < 4; e++) s.q.set(1, 2, e, 1e19f), s.k.set(0, 40, e, -3e19f);
@@ -551,7 +595,8 @@ int main(int argc, char **argv) {
     check_fault(output, "infinity in a value of the window", LAVA_FAULT_V, 1, [](Sequence &s) { s.v.set(1, 130, 23, -INFINITY); });
     check_fault(output, "NaN in the last range's value", LAVA_FAULT_V, 1, [](Sequence &s) { s.v.set(1, 129, 8, NAN); });
     check_fault(output, "a norm that overflows", LAVA_FAULT_V, 1, [](Sequence &s) { s.v.set(1, 130, 2, 3e38f), s.v.set(1, 130, 3, 3e38f); });
-    check_fault(output, "squares that overflow", LAVA_FAULT_SCORES, 0, [](Sequence &s) { s.v.set(0, 130, 2, 1e30f); });
+    const Case heavy = output.with([](Case &c) { c.params.weight = 1e30f, c.name = "faults, CAOTE of great weight"; });
+    check_fault(heavy, "scores that overflow", LAVA_FAULT_SCORES, 0, [](Sequence &s) { s.v.set(0, 130, 2, 1e15f); });
     check_fault(output, "NaN in a key", LAVA_FAULT_Q_OR_K, 1, [](Sequence &s) { s.k.set(1, 17, 9, NAN); });
     return finish("score", n_cases);
 }

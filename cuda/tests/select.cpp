@@ -25,7 +25,7 @@ static void fill(Random &random, float *scores, size_t n, int kind) {
 
 struct Item {
     uint32_t prefix, window;
-    uint64_t budget;
+    uint64_t n_entries;
     lava_select_params params;
 };
 
@@ -40,16 +40,16 @@ static void check(uint32_t heads, const std::vector<Item> &items, int kind, uint
     std::vector<std::unique_ptr<Buffer<uint32_t>>> kept, cu;
     std::vector<std::vector<uint32_t>> want_kept, want_cu;
     std::vector<lava_selection> want;
-    Buffer<uint64_t> budgets(n), status(1);
+    Buffer<uint64_t> n_entries(n), status(1);
     Buffer<lava_cuda_selection> selections(n);
     for (uint32_t i = 0; i < n; i++) {
         const Item &item = items[i];
-        const uint64_t entries = uint64_t(heads) * item.prefix, n_kept = std::min(item.budget, entries) + uint64_t(heads) * item.window;
+        const uint64_t entries = uint64_t(heads) * item.prefix, n_kept = std::min(item.n_entries, entries) + uint64_t(heads) * item.window;
         scores.emplace_back(new Buffer<float>(entries));
         fill(random, scores[i]->data(), entries, kind);
         kept.emplace_back(new Buffer<uint32_t>(n_kept)), cu.emplace_back(new Buffer<uint32_t>(heads + 1));
-        budgets[i] = item.budget;
-        list[i] = {scores[i]->data(), &budgets[i], kept[i]->data(), cu[i]->data(), &selections[i],
+        n_entries[i] = item.n_entries;
+        list[i] = {scores[i]->data(), &n_entries[i], kept[i]->data(), cu[i]->data(), &selections[i],
                    on_device(item.params), item.prefix, item.window, 0, 0};
         a.max_prefix = std::max(a.max_prefix, item.prefix);
         const lava_shape shape = lava_shape_init(item.prefix + item.window, heads, heads, 1, 1, item.window);
@@ -57,7 +57,7 @@ static void check(uint32_t heads, const std::vector<Item> &items, int kind, uint
         lava_select_workspace_size(&shape, &size, nullptr);
         std::unique_ptr<char, void (*)(void *)> workspace(static_cast<char *>(aligned_alloc(64, (size + 64) / 64 * 64)), free);
         want_kept.emplace_back(n_kept), want_cu.emplace_back(heads + 1), want.push_back(lava_selection_init());
-        CHECK(lava_select(&shape, &item.params, scores[i]->data(), item.budget, workspace.get(), size, want_kept[i].data(), n_kept, want_cu[i].data(), &want[i], nullptr) == LAVA_OK, "the CPU refuses");
+        CHECK(lava_select(&shape, &item.params, scores[i]->data(), item.n_entries, workspace.get(), size, want_kept[i].data(), n_kept, want_cu[i].data(), nullptr, &want[i], nullptr) == LAVA_OK, "the CPU refuses");
     }
     Buffer<unsigned char> workspace(lava_cuda_choice_workspace(n, heads, a.max_prefix));
     a.workspace = workspace.data(), a.status = status.data();
@@ -70,10 +70,10 @@ static void check(uint32_t heads, const std::vector<Item> &items, int kind, uint
             launch(lava_select_entries, n_blocks, n, 1, LAVA_CUDA_SELECT_THREADS, 0, s, a, 0);
             CHECK(status[0] == LAVA_NO_FAULT, "status %llx", (unsigned long long) status[0]);
             for (uint32_t i = 0; i < n; i++) {
-                CHECK(memcmp(cu[i]->data(), want_cu[i].data(), 4 * (heads + 1)) == 0, "cu_kept: %u heads, prefix %u, budget %llu, floor %d, min %u, weights %d, %u blocks", heads, items[i].prefix, (unsigned long long) items[i].budget, items[i].params.head_floor, items[i].params.head_min, items[i].params.head_weights != nullptr, n_blocks);
-                CHECK(kept[i]->bytes() == 0 || memcmp(kept[i]->data(), want_kept[i].data(), kept[i]->bytes()) == 0, "kept_indices: %u heads, prefix %u, budget %llu, floor %d, min %u, weights %d, %u blocks", heads, items[i].prefix, (unsigned long long) items[i].budget, items[i].params.head_floor, items[i].params.head_min, items[i].params.head_weights != nullptr, n_blocks);
+                CHECK(memcmp(cu[i]->data(), want_cu[i].data(), 4 * (heads + 1)) == 0, "cu_kept: %u heads, prefix %u, %llu entries, floor %d, min %u, weights %d, %u blocks", heads, items[i].prefix, (unsigned long long) items[i].n_entries, items[i].params.head_floor, items[i].params.head_min, items[i].params.head_weights != nullptr, n_blocks);
+                CHECK(kept[i]->bytes() == 0 || memcmp(kept[i]->data(), want_kept[i].data(), kept[i]->bytes()) == 0, "kept_indices: %u heads, prefix %u, %llu entries, floor %d, min %u, weights %d, %u blocks", heads, items[i].prefix, (unsigned long long) items[i].n_entries, items[i].params.head_floor, items[i].params.head_min, items[i].params.head_weights != nullptr, n_blocks);
                 const lava_cuda_selection &got = selections[i];
-                CHECK(got.n_kept == want[i].n_kept && got.budget == want[i].budget && got.everything_kept == want[i].everything_kept, "report");
+                CHECK(got.n_kept == want[i].n_kept && got.n_entries == want[i].n_entries && got.everything_kept == want[i].everything_kept, "report");
                 CHECK(fabs(got.mass - want[i].mass) <= 1e-12 * want[i].mass && fabs(got.evicted_share - want[i].evicted_share) <= 1e-12, "mass %g %g, share %g %g", got.mass, want[i].mass, got.evicted_share, want[i].evicted_share);
             }
         }
@@ -83,12 +83,12 @@ static void check(uint32_t heads, const std::vector<Item> &items, int kind, uint
 static void check_faults() {
     Buffer<float> scores(40);
     for (int i = 0; i < 40; i++) scores[i] = 1;
-    Buffer<uint64_t> budget(1), status(1);
+    Buffer<uint64_t> n_entries(1), status(1);
     Buffer<uint32_t> kept(40), cu(3);
     Buffer<unsigned char> workspace(lava_cuda_choice_workspace(1, 2, 20));
     lava_cuda_select_args a = {};
     a.n_items = 1, a.n_kv_heads = 2, a.max_prefix = 20, a.workspace = workspace.data(), a.status = status.data();
-    a.one = {scores.data(), budget.data(), kept.data(), cu.data(), nullptr, {nullptr, 0, 0, 3, 0, nullptr}, 20, 0, 5, 0};
+    a.one = {scores.data(), n_entries.data(), kept.data(), cu.data(), nullptr, {nullptr, 0, 0, 3, 0, nullptr}, 20, 0, 5, 0};
     const auto run = [&] {
         launch(lava_select_begin, 1, 1, 1, 32, 0, 1, a);
         status[0] = LAVA_NO_FAULT;
@@ -96,13 +96,13 @@ static void check_faults() {
         CHECK(kept[0] == 0xA5A5A5A5u && cu[0] == 0xA5A5A5A5u, "something was written");
         return status[0];
     };
-    budget[0] = 5;
+    n_entries[0] = 5;
     CHECK(run() == lava_fault(LAVA_FAULT_BUDGET, 5, 0, 0), "six are protected");
-    a.one.params.head_min = 7, budget[0] = 13;
+    a.one.params.head_min = 7, n_entries[0] = 13;
     CHECK(run() == lava_fault(LAVA_FAULT_BUDGET, 5, 0, 0), "seven of each head");
-    budget[0] = LAVA_NO_BUDGET;
-    CHECK(run() == LAVA_NO_FAULT, "that no budget is a fault is for others to tell");
-    budget[0] = 14, scores[39] = NAN;
+    n_entries[0] = LAVA_NO_ENTRIES;
+    CHECK(run() == LAVA_NO_FAULT, "that there is no number is for others to tell");
+    n_entries[0] = 14, scores[39] = NAN;
     CHECK(run() == lava_fault(LAVA_FAULT_SCORES, 5, 0, 1), "NaN in head 1");
     scores[3] = INFINITY;
     CHECK(run() == lava_fault(LAVA_FAULT_SCORES, 5, 0, 0), "and infinity in head 0");
@@ -117,7 +117,7 @@ static void check_faults() {
 
 /// Options at random, many of them at once, for heads of `prefix` entries; `weights` has one number per head.
 struct Options {
-    lava_select_params params = lava_select_params_init();
+    lava_select_params params = lava_select_params_lava();
     Buffer<uint8_t> mask;
     Buffer<double> weights;
     uint32_t least = 0; // that a head keeps
@@ -153,10 +153,18 @@ static void check_random(uint32_t heads, int n_items, uint64_t seed) {
     check(heads, items, int(random.below(3)), seed);
 }
 
+static lava_cascade_params cascade_by(int layers, uint32_t evict_every = 0) {
+    lava_cascade_params params = lava_cascade_params_lava();
+    params.layers = layers, params.evict_every = evict_every;
+    return params;
+}
+
 /// A cascade on both sides.
 struct Cascade {
     const uint32_t heads, layers, prefix;
     const lava_select_params params;
+    const lava_cascade_params how;
+    lava_shape shape;
     Random random;
     size_t size = 0;
     std::unique_ptr<char, void (*)(void *)> cpu{nullptr, free};
@@ -165,16 +173,16 @@ struct Cascade {
     Buffer<double> weight{1};
     std::unique_ptr<Buffer<unsigned char>> state;
 
-    Cascade(uint32_t heads, uint32_t layers, uint32_t prefix, uint32_t window, uint64_t total, const lava_select_params &params, uint64_t seed)
-        : heads(heads), layers(layers), prefix(prefix), params(params), random(seed), scores(size_t(heads) * prefix) {
-        const lava_shape shape = lava_shape_init(prefix + window, heads, heads, 1, 1, window);
-        CHECK(lava_cascade_state_size(&shape, layers, total, &params, &size, nullptr) == LAVA_OK, "the CPU refuses");
+    Cascade(uint32_t heads, uint32_t layers, uint32_t prefix, uint32_t window, uint64_t total, const lava_select_params &params, const lava_cascade_params &how, uint64_t seed)
+        : heads(heads), layers(layers), prefix(prefix), params(params), how(how), shape(lava_shape_init(prefix + window, heads, heads, 1, 1, window)),
+          random(seed), scores(size_t(heads) * prefix) {
+        CHECK(lava_cascade_state_size(&shape, 1, layers, total, &params, &how, &size, nullptr) == LAVA_OK, "the CPU refuses");
         cpu.reset(static_cast<char *>(aligned_alloc(64, (size + 64) / 64 * 64)));
-        lava_cascade_init(&shape, layers, total, &params, cpu.get(), size, nullptr);
+        lava_cascade_init(&shape, 1, layers, total, &params, &how, cpu.get(), size, nullptr);
         item.params = on_device(params);
-        item.layer_budgets = uint32_t(params.layer_budgets);
+        item.layers = uint32_t(how.layers);
         item.weight = weight.data(), item.scores = scores.data();
-        item.evict_every = std::max(params.evict_every, 1u);
+        item.evict_every = std::max(how.evict_every, 1u);
         item.total = total, item.n_layers = layers, item.n_kv_heads = heads, item.prefix_len = prefix, item.window_rows = window;
         state.reset(new Buffer<unsigned char>(lava_cuda_cascade_state(&item)));
         item.state = state->data();
@@ -187,11 +195,11 @@ struct Cascade {
         if (random.below(2) == 0) for (size_t i = 0; i < prefix; i++) scores[scores.size() - prefix + i] *= 1e-4f;
         weight[0] = random.below(3) == 0 ? 0.0 : fabs(double(random.normal()));
     }
-    /// Behind the push of item.layer, which is the CPU's too then.
+    /// After the push of item.layer, which the CPU then does too.
     void check() {
         const uint32_t layer = item.layer;
-        const lava_status pushed = params.layer_budgets == LAVA_LAYERS_WEIGHTS ? lava_cascade_push_weighted(cpu.get(), size, scores.data(), weight[0], nullptr)
-                                                                               : lava_cascade_push(cpu.get(), size, scores.data(), nullptr);
+        const double *const its_weight = how.layers == LAVA_LAYERS_WEIGHTS ? weight.data() : nullptr;
+        const lava_status pushed = lava_cascade_push(cpu.get(), size, &shape, scores.data(), its_weight, nullptr);
         CHECK(pushed == LAVA_OK, "the CPU refuses: %d", pushed);
         const lava_cuda_cascade_layout l = lava_cuda_cascade_place(&item);
         const uint64_t now = (layer + 1) % 2;
@@ -204,7 +212,7 @@ struct Cascade {
             const auto number = [&](uint64_t at) { return reinterpret_cast<double *>(state->data() + at)[i]; };
             const bool same_counts = memcmp(cu, want.cu_kept, 4 * (heads + 1)) == 0;
             CHECK(same_counts && memcmp(cu_rows, want.cu_rows, 4 * (heads + 1)) == 0, "layer %u after push %u of %u: counts", i, layer, layers);
-            CHECK(reinterpret_cast<uint64_t *>(state->data() + l.budgets)[i] == want.budget && number(l.entropies) == want.entropy && number(l.masses) == want.mass, "layer %u after push %u: report", i, layer);
+            CHECK(reinterpret_cast<uint64_t *>(state->data() + l.n_entries)[i] == want.n_entries && number(l.entropies) == want.entropy && number(l.masses) == want.mass, "layer %u after push %u: report", i, layer);
             CHECK(fabs(number(l.shares) - want.evicted_share) <= 1e-12, "layer %u after push %u: share", i, layer);
             if (!same_counts) continue;
             CHECK(start + cu[heads] <= l.capacity, "more rows than there is room for");
@@ -260,32 +268,32 @@ static void push_all(const std::vector<Cascade *> &cascades, uint32_t resident, 
     n_cases++;
 }
 
-static void check_cascade(uint32_t heads, uint32_t layers, uint32_t prefix, uint32_t window, uint64_t total, const lava_select_params &params, uint32_t resident, uint64_t seed) {
+static void check_cascade(uint32_t heads, uint32_t layers, uint32_t prefix, uint32_t window, uint64_t total, const lava_select_params &params, const lava_cascade_params &how, uint32_t resident, uint64_t seed) {
     SAMPLE;
-    Cascade one(heads, layers, prefix, window, total, params, seed);
+    Cascade one(heads, layers, prefix, window, total, params, how, seed);
     push_all({&one}, resident, seed);
 }
 
 static void check_cascades_together(uint32_t resident, uint64_t seed) {
     SAMPLE;
-    lava_select_params by_weights = lava_select_params_init();
-    by_weights.layer_budgets = LAVA_LAYERS_WEIGHTS, by_weights.n_sink = 2;
-    by_weights.evict_every = 2;
-    Cascade long_one(2, 4, 2100, 4, 3000, lava_select_params_init(), seed), of_none(1, 3, 0, 2, 0, by_weights, seed);
-    Cascade of_more(5, 5, 40, 1, 300, lava_select_params_default(), seed), by_weight(3, 2, 70, 3, 100, by_weights, seed);
+    lava_select_params with_sinks = lava_select_params_lava();
+    with_sinks.n_sink = 2;
+    const lava_cascade_params by_weights = cascade_by(LAVA_LAYERS_WEIGHTS, 2);
+    Cascade long_one(2, 4, 2100, 4, 3000, lava_select_params_lava(), lava_cascade_params_lava(), seed), of_none(1, 3, 0, 2, 0, with_sinks, by_weights, seed);
+    Cascade of_more(5, 5, 40, 1, 300, lava_select_params_default(), lava_cascade_params_default(), seed), by_weight(3, 2, 70, 3, 100, with_sinks, by_weights, seed);
     push_all({&long_one, &of_none, &of_more, &by_weight}, resident, seed);
 }
 
-static void check_random_cascade(int layer_budgets, uint32_t resident, uint64_t seed) {
+static void check_random_cascade(int by, uint32_t resident, uint64_t seed) {
     SAMPLE;
     Random random(seed * 31 + 7);
     const uint32_t heads = 1 + random.below(3), layers = 1 + random.below(5), prefix = random.below(8) == 0 ? random.below(3) : 10 + random.below(120);
     Options options(random, layers * heads, prefix);
     lava_select_params &p = options.params;
-    p.layer_budgets = layer_budgets, p.evict_every = random.below(layers + 2);
-    if (layer_budgets == LAVA_LAYERS_GLOBAL) p.head_weights = nullptr, p.head_floor = int(random.below(2));
+    const lava_cascade_params how = cascade_by(by, random.below(layers + 2));
+    if (by == LAVA_LAYERS_GLOBAL) p.head_weights = nullptr, p.head_floor = int(random.below(2));
     const uint32_t all = layers * heads * prefix, least = layers * heads * options.least;
-    check_cascade(heads, layers, prefix, 1 + random.below(4), least + random.below(all - least + 1) / (1 + random.below(4)), p, resident, seed);
+    check_cascade(heads, layers, prefix, 1 + random.below(4), least + random.below(all - least + 1) / (1 + random.below(4)), p, how, resident, seed);
 }
 
 /// A fault ends a cascade: what was kept before it stays, and no later push does anything. Its neighbour goes on.
@@ -300,7 +308,7 @@ static void check_cascade_faults() {
     a.scores = scores.data(), a.weight = weight.data();
     const auto run = [&](uint32_t bad_layer, double bad_weight, float bad_score) {
         Buffer<unsigned char> state(lava_cuda_cascade_state(&a));
-        Cascade neighbour(1, layers, 30, 2, 40, lava_select_params_init(), 5);
+        Cascade neighbour(1, layers, 30, 2, 40, lava_select_params_lava(), lava_cascade_params_lava(), 5);
         a.state = state.data();
         status[0] = LAVA_NO_FAULT;
         a.layer = 0;
@@ -314,12 +322,12 @@ static void check_cascade_faults() {
             const lava_cuda_cascade_layout l = lava_cuda_cascade_place(&a);
             if (a.layer == bad_layer) before.assign(state.data() + l.starts, state.data() + l.piece_sums);
             Pushes({neighbour.item, a}, status.data()).push(8, 1);
-            if (a.layer >= bad_layer) CHECK(memcmp(before.data(), state.data() + l.starts, before.size()) == 0, "a push behind the fault did something");
+            if (a.layer >= bad_layer) CHECK(memcmp(before.data(), state.data() + l.starts, before.size()) == 0, "a push after the fault did something");
             neighbour.check();
         }
         return status[0];
     };
-    a.layer_budgets = LAVA_LAYERS_WEIGHTS;
+    a.layers = LAVA_LAYERS_WEIGHTS;
     CHECK(run(3, 1, 1) == LAVA_NO_FAULT, "nothing is wrong");
     // The last is what a preference with a fault leaves.
     const uint64_t none = LAVA_NO_ENTROPY;
@@ -327,23 +335,33 @@ static void check_cascade_faults() {
     memcpy(&no_weight, &none, sizeof no_weight);
     for (const double bad : {-1.0, double(NAN), double(INFINITY), no_weight}) CHECK(run(1, bad, 1) == lava_fault(LAVA_FAULT_WEIGHTS, 1, 1, LAVA_NO_HEAD), "a weight of %g", bad);
     for (const int by : {LAVA_LAYERS_ENTROPY, LAVA_LAYERS_EQUAL, LAVA_LAYERS_WEIGHTS, LAVA_LAYERS_GLOBAL}) {
-        a.layer_budgets = uint32_t(by);
+        a.layers = uint32_t(by);
         CHECK(run(1, 1, -1.0f) == lava_fault(LAVA_FAULT_SCORES, 1, 1, 1), "a negative score");
     }
     a.params.head_min = 11;
     CHECK(run(0, 1, 1) == lava_fault(LAVA_FAULT_BUDGET, 0, 0, 0), "eleven of each head are 66");
     a.params.head_min = 10;
     CHECK(run(3, 1, 1) == LAVA_NO_FAULT, "ten are 60");
-    a.layer_budgets = LAVA_LAYERS_EQUAL;
+    a.layers = LAVA_LAYERS_EQUAL;
     for (size_t i = 0; i < head_weights.size(); i++) head_weights[i] = 1;
     head_weights[5] = NAN, a.params.head_weights = head_weights.data(), a.params.head_min = 11;
     CHECK(run(0, 1, 1) == lava_fault(LAVA_FAULT_WEIGHTS, 2, 0, 1), "NaN for the last head");
     n_cases += 11;
 }
 
+/// Of as many entries as a head can have.
+static void check_tiles() {
+    for (const uint32_t n : {0u, 1u, 2048u, 2049u, 4294965248u, 4294965249u, UINT32_MAX}) {
+        const uint64_t tiles = (uint64_t(n) + LAVA_CUDA_SELECT_TILE - 1) / LAVA_CUDA_SELECT_TILE;
+        CHECK(lava_cuda_choice_tiles(1, n) == tiles, "%u entries are %u tiles", n, lava_cuda_choice_tiles(1, n));
+        CHECK(lava_cuda_choice_workspace(1, 1, n) > tiles * 24, "%u entries: a workspace without them", n);
+    }
+    n_cases += 7;
+}
+
 int main() {
     const auto params = [](int floor, double alpha, uint32_t sink, const uint8_t *mask) {
-        lava_select_params p = lava_select_params_init();
+        lava_select_params p = lava_select_params_lava();
         p.head_floor = floor, p.alpha = alpha, p.n_sink = sink, p.protected_mask = mask;
         return p;
     };
@@ -358,8 +376,8 @@ int main() {
                     if (is_quick() && (kind == 1 || heads == 1 || alpha == 1.0)) continue;
                     std::vector<Item> items;
                     const uint32_t prefix = kind == 0 ? 2049 : 300;
-                    for (const uint64_t budget : {uint64_t(0), uint64_t(1), uint64_t(prefix) * heads / 3, uint64_t(prefix) * heads + 9})
-                        items.push_back({prefix - (budget == 1), 5, budget, params(floor, alpha, 0, nullptr)});
+                    for (const uint64_t n : {uint64_t(0), uint64_t(1), uint64_t(prefix) * heads / 3, uint64_t(prefix) * heads + 9})
+                        items.push_back({prefix - (n == 1), 5, n, params(floor, alpha, 0, nullptr)});
                     items.push_back({prefix, 2, uint64_t(prefix) * heads / 2, params(floor, alpha, 4, nullptr)});
                     items.push_back({prefix, 1, uint64_t(prefix) * heads / 2, params(floor, alpha, 1, mask.data())});
                     check(heads, items, kind, seed++);
@@ -367,45 +385,38 @@ int main() {
     check(2, {{0, 4, 3, params(0, 0, 0, nullptr)}, {1, 1, 1, params(0, 0, 0, nullptr)}}, 0, seed++);
     check(2, {{4100, 2, 1000, params(2, 0.2, 0, nullptr)}}, 0, seed++);
     check_faults();
+    check_tiles();
     for (const uint32_t heads : {1u, 2u, 5u})
         for (int i = 0; i < (is_quick() ? 2 : 8); i++) check_random(heads, 4, seed++);
     // More heads than threads.
     check_random(300, 1, seed++);
     for (int floor = 0; floor < 3; floor++)
         for (const uint32_t resident : {1u, 2u}) {
-            check_cascade(2, 5, 130, 4, 300, params(floor, 0.3, 0, nullptr), resident, seed++);
-            check_cascade(3, 4, 61, 1, 200, params(floor, 0.2, 2, mask.data()), resident, seed++);
-            check_cascade(1, 3, 40, 2, 5000, params(floor, 0.2, 0, nullptr), resident, seed++);
-            check_cascade(2, 3, 50, 2, 0, params(floor, 0.2, 0, nullptr), resident, seed++);
+            check_cascade(2, 5, 130, 4, 300, params(floor, 0.3, 0, nullptr), lava_cascade_params_lava(), resident, seed++);
+            check_cascade(3, 4, 61, 1, 200, params(floor, 0.2, 2, mask.data()), lava_cascade_params_lava(), resident, seed++);
+            check_cascade(1, 3, 40, 2, 5000, params(floor, 0.2, 0, nullptr), lava_cascade_params_lava(), resident, seed++);
+            check_cascade(2, 3, 50, 2, 0, params(floor, 0.2, 0, nullptr), lava_cascade_params_lava(), resident, seed++);
         }
     check_cascade_faults();
     // Of four cascades each has one block, two, or six.
     for (const uint32_t resident : {1u, 9u, 25u}) check_cascades_together(resident, seed++);
     // Earlier layers' heads of several tiles, and of none.
     for (const int by : {LAVA_LAYERS_ENTROPY, LAVA_LAYERS_GLOBAL})
-        for (const uint32_t resident : {5u, 11u}) {
-            lava_select_params alone = lava_select_params_init();
-            alone.layer_budgets = by;
-            check_cascade(3, 3, 6200, 1, resident == 5 ? 30000 : 2500, alone, resident, seed++);
-        }
+        for (const uint32_t resident : {5u, 11u})
+            check_cascade(3, 3, 6200, 1, resident == 5 ? 30000 : 2500, lava_select_params_lava(), cascade_by(by), resident, seed++);
     // What random options may miss: each way of sharing alone, head weights that differ from layer to layer, and promises.
     for (const int by : {LAVA_LAYERS_ENTROPY, LAVA_LAYERS_EQUAL, LAVA_LAYERS_WEIGHTS, LAVA_LAYERS_GLOBAL}) {
-        lava_select_params alone = lava_select_params_init();
-        alone.layer_budgets = by;
-        check_cascade(2, 5, 90, 2, 350, alone, 2, seed++);
-        for (const uint32_t every : {2u, 3u, ~0u}) {
-            alone.evict_every = every;
-            check_cascade(2, 5, 90, 2, 350, alone, every == 2 ? 1 : 2, seed++);
-        }
-        alone.evict_every = 0;
+        lava_select_params alone = lava_select_params_lava();
+        check_cascade(2, 5, 90, 2, 350, alone, cascade_by(by), 2, seed++);
+        for (const uint32_t every : {2u, 3u, ~0u}) check_cascade(2, 5, 90, 2, 350, alone, cascade_by(by, every), every == 2 ? 1 : 2, seed++);
         Buffer<double> own(5 * 2);
         for (uint32_t i = 0; i < 10; i++) own[i] = 1 + (7 * i) % 10;
         alone.head_weights = own.data();
-        if (by != LAVA_LAYERS_GLOBAL) check_cascade(2, 5, 90, 2, 350, alone, 2, seed++);
+        if (by != LAVA_LAYERS_GLOBAL) check_cascade(2, 5, 90, 2, 350, alone, cascade_by(by), 2, seed++);
         // Heads with next to no weight have what they are promised.
         for (uint32_t i = 0; i < 10; i++) own[i] = i % 2 ? 1 : 1e-6;
         alone.head_min = 9;
-        if (by != LAVA_LAYERS_GLOBAL) check_cascade(2, 5, 90, 2, 350, alone, 2, seed++);
+        if (by != LAVA_LAYERS_GLOBAL) check_cascade(2, 5, 90, 2, 350, alone, cascade_by(by), 2, seed++);
     }
     for (const int by : {LAVA_LAYERS_ENTROPY, LAVA_LAYERS_EQUAL, LAVA_LAYERS_WEIGHTS, LAVA_LAYERS_GLOBAL})
         for (int i = 0; i < (is_quick() ? 3 : 12); i++) check_random_cascade(by, i % 2 ? 2 + uint32_t(i) : 1, seed++);

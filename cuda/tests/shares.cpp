@@ -1,4 +1,4 @@
-// lava_entropy, lava_layer_budgets and lava_mean_over_heads: the bits of the CPU library.
+// lava_entropy, lava_layer_entries and lava_mean_over_heads: the bits of the CPU library.
 #include "test.h"
 
 #include <algorithm>
@@ -54,30 +54,39 @@ static void check_entropy(uint32_t heads, const std::vector<uint32_t> &lengths, 
     }
 }
 
-static void check_budgets(uint32_t n, uint64_t seed) {
+static void check_entries(uint32_t n, uint64_t seed) {
     SAMPLE;
     Random random(seed * 1000 + n);
     Buffer<double> weights(n);
-    Buffer<uint64_t> capacities(n), minimums(n), budgets(n), status(1, 0xFF);
+    Buffer<uint64_t> capacities(n), minimums(n), entries(n), status(1, 0xFF);
     std::vector<uint64_t> want(n, 1);
-    const uint32_t kind = random.below(5);
+    std::vector<lava_shape> shapes;
+    const uint32_t kind = random.below(6);
+    lava_select_params params = lava_select_params_lava();
+    params.head_min = random.below(2) ? random.below(300) : 0;
     uint64_t all = 0, promised = 0;
     for (uint32_t l = 0; l < n; l++) {
         weights[l] = kind == 0 ? 0.0 : kind == 1 ? double(random.below(3)) : kind == 2 ? 1e30 * random.below(9) : 0.5 + 0.5 * random.uniform();
         if (kind == 3 && random.below(4) == 0) weights[l] = 1e-20;
-        capacities[l] = random.below(3) == 0 ? random.below(4) : random.below(1u << (4 + random.below(27)));
-        minimums[l] = random.below(4) == 0 ? random.below(uint32_t(capacities[l]) + 1) : 0;
+        // Weights that a coarse grid makes zeros of, until the large ones are settled.
+        if (kind == 5) weights[l] = ldexp(1 + random.below(9), -70 * int(random.below(3)));
+        const uint32_t heads = random.below(9) == 0 ? 0 : 1 + random.below(4);
+        const uint32_t prefix = random.below(3) == 0 ? random.below(4) : random.below(1u << (4 + random.below(25)));
+        shapes.push_back(lava_shape_init(prefix + 1, heads, heads, 1, 1, 1));
+        capacities[l] = uint64_t(heads) * prefix;
+        minimums[l] = heads * std::min(params.head_min, prefix);
+        // A layer that takes no part has no weight.
+        if (heads == 0) weights[l] = 0;
         all += capacities[l], promised += minimums[l];
     }
-    const bool bounded = random.below(2);
-    const uint64_t total = random.below(8) == 0 ? all + 5 : (bounded ? promised : 0) + (all - promised) / (1 + random.below(9));
-    lava_cuda_budget_args a = {};
+    const uint64_t total = random.below(8) == 0 ? all + 5 : promised + (all - promised) / (1 + random.below(9));
+    lava_cuda_share_args a = {};
     a.n_items = 1, a.status = status.data();
-    a.one = {weights.data(), capacities.data(), bounded ? minimums.data() : nullptr, budgets.data(), total, n, 0};
-    const lava_status on_cpu = lava_layer_budgets(n, weights.data(), capacities.data(), bounded ? minimums.data() : nullptr, total, want.data(), nullptr);
+    a.one = {weights.data(), capacities.data(), params.head_min > 0 ? minimums.data() : nullptr, entries.data(), total, n, 0};
+    const lava_status on_cpu = lava_layer_entries(shapes.data(), n, n, &params, weights.data(), total, want.data(), nullptr);
     launch(lava_share_layers, 1, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0, unsigned(seed), a);
     CHECK(on_cpu == LAVA_OK && status[0] == LAVA_NO_FAULT, "%d, %llx", on_cpu, (unsigned long long) status[0]);
-    for (uint32_t l = 0; l < n; l++) CHECK(budgets[l] == want[l], "n %u seed %llu layer %u: %llu, the CPU %llu", n, (unsigned long long) seed, l, (unsigned long long) budgets[l], (unsigned long long) want[l]);
+    for (uint32_t l = 0; l < n; l++) CHECK(entries[l] == want[l], "n %u seed %llu layer %u: %llu, the CPU %llu", n, (unsigned long long) seed, l, (unsigned long long) entries[l], (unsigned long long) want[l]);
     n_cases++;
 }
 
@@ -118,8 +127,8 @@ int main() {
         for (const uint32_t n : {5u, 8u, 9u, 1023u, 1024u, 1025u, 2100u}) check_entropy(1 + n % 3, {n}, kind);
     check_entropy(2, {0}, 0), check_entropy(1, {1}, 0), check_entropy(3, {100, 7, 1500}, 0);
     for (uint64_t seed = 0; seed < 20; seed++)
-        for (const uint32_t n : {1u, 2u, 7u, 32u, 127u, 128u, 129u, 300u}) check_budgets(n, seed);
-    check_budgets(LAVA_CUDA_MAX_LAYERS, 1);
+        for (const uint32_t n : {1u, 2u, 7u, 32u, 127u, 128u, 129u, 300u}) check_entries(n, seed);
+    check_entries(LAVA_CUDA_MAX_LAYERS, 1);
     check_mean(1, {1}), check_mean(3, {255, 256, 257}), check_mean(8, {700}), check_mean(33, {5, 1});
     return finish("shares", n_cases);
 }

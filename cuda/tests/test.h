@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "../../include/lava.h"
+#include "../../include/lava_methods.h"
 #include "../device.cuh"
 #ifdef LAVA_PTX
 #include "../ptx/ptx.h"

@@ -57,20 +57,20 @@ static void score(uint32_t n, uint32_t dim, const lava_score_params *params, int
 }
 
 /* Layers pushed, and each evicted into another cache in the end; then, of the last one, a step of decoding. */
-static void prefill(uint32_t n, uint32_t dim, double ratio, int32_t layer_budgets) {
+static void prefill(uint32_t n, uint32_t dim, double ratio, int32_t layers) {
     const uint32_t prefix = n - WINDOW;
     lava_shape shape = lava_shape_init(n, Q_HEADS, HEADS, dim, dim, WINDOW);
-    lava_select_params params = lava_select_params_default();
-    params.layer_budgets = layer_budgets;
-    params.evict_every = LAYERS;
+    lava_cascade_params how = lava_cascade_params_default();
+    how.layers = layers;
+    how.evict_every = LAYERS;
     const uint64_t total = (uint64_t) (ratio * LAYERS * HEADS * prefix);
     size_t state_size, push_size, compact_size, attend_size;
-    OK(lava_cuda_cascade_state_size(&shape, LAYERS, total, &params, &state_size, &error));
+    OK(lava_cuda_cascade_state_size(&shape, LAYERS, total, NULL, &how, &state_size, &error));
     OK(lava_cuda_compact_workspace_size(context, LAYERS, &compact_size, &error));
     void *state = allocate(state_size), *compact_workspace = allocate(compact_size);
     lava_cuda_cascade cascade;
     cascade.struct_size = sizeof(cascade);
-    OK(lava_cuda_cascade_init(context, &shape, LAYERS, total, &params, state, state_size, &cascade, status, stream, &error));
+    OK(lava_cuda_cascade_init(context, &shape, LAYERS, total, NULL, &how, state, state_size, &cascade, status, stream, &error));
     OK(lava_cuda_cascade_workspace_size(context, &cascade, 1, &push_size, &error));
     void *push_workspace = allocate(push_size);
     float *scores = allocate((size_t) HEADS * prefix * 4);
@@ -82,7 +82,7 @@ static void prefill(uint32_t n, uint32_t dim, double ratio, int32_t layer_budget
         OK(lava_cuda_cascade_push(context, &push, 1, push_workspace, push_size, status, stream, &error));
     }
     char step[120];
-    snprintf(step, sizeof(step), "push %u layers of %u tokens, %.0f%% kept, %s", LAYERS, n, 100 * ratio, layer_budgets == LAVA_LAYERS_GLOBAL ? "one sort" : "by entropy");
+    snprintf(step, sizeof(step), "push %u layers of %u tokens, %.0f%% kept, %s", LAYERS, n, 100 * ratio, layers == LAVA_LAYERS_GLOBAL ? "one sort" : "by entropy");
     end(step, (double) LAYERS * HEADS * prefix * 4);
 
     lava_tensor k[2 * LAYERS], v[2 * LAYERS];
@@ -117,12 +117,9 @@ static void prefill(uint32_t n, uint32_t dim, double ratio, int32_t layer_budget
     end("compact those in place", 2 * kept);
 
     /* Of the last layer, as often as there are layers: a batch. */
-    lava_shape new_shape = shape;
-    new_shape.n_tokens = 1;
     const uint64_t rows = layers[LAYERS - 1].cu_kept[HEADS];
     lava_tensor q = tensor(DTYPE, 1, Q_HEADS, dim, 1), out = tensor(LAVA_F32, LAYERS, Q_HEADS, dim, 1), outs[LAYERS];
     lava_cuda_attend_sequence list[LAYERS];
-    lava_attend_params attending = lava_attend_params_init();
     for (uint32_t i = 0; i < LAYERS; i++) {
         outs[i] = lava_tensor_token_major(LAVA_F32, (float *) out.data + (size_t) i * Q_HEADS * dim, Q_HEADS * dim * 4, Q_HEADS, dim);
         memset(&list[i], 0, sizeof(list[i]));
@@ -130,10 +127,10 @@ static void prefill(uint32_t n, uint32_t dim, double ratio, int32_t layer_budget
         list[i].max_rows = n, list[i].total_rows = rows;
         list[i].q = &q, list[i].k = &k[2 * LAYERS - 1], list[i].v = &v[2 * LAYERS - 1], list[i].out = &outs[i], list[i].n_rows = n_rows;
     }
-    OK(lava_cuda_attend_workspace_size(context, &new_shape, LAYERS, LAYERS * rows, &attend_size, &error));
+    OK(lava_cuda_attend_workspace_size(context, &shape, 1, LAYERS, LAYERS * rows, &attend_size, &error));
     void *attend_workspace = allocate(attend_size);
     begin();
-    OK(lava_cuda_attend(context, &new_shape, &attending, list, LAYERS, attend_workspace, attend_size, status, stream, &error));
+    OK(lava_cuda_attend(context, &shape, NULL, 1, list, LAYERS, attend_workspace, attend_size, status, stream, &error));
     snprintf(step, sizeof(step), "attend %u sequences, %.0f rows of a head", LAYERS, (double) rows / HEADS);
     end(step, LAYERS * 2.0 * rows * dim * 2);
     for (int i = 0; i < 2 * LAYERS; i++) release(k[i].data), release(v[i].data);
@@ -160,7 +157,7 @@ int main(void) {
            "lanes share sectors); passes over shared memory in millions, and how many for one without bank conflicts.\n", Q_HEADS, HEADS, WINDOW);
     printf("\n  %-34s %4s %9s %7s %8s %7s %7s %9s %5s %9s %5s %9s %5s\n", "kernel", "n", "instr.", "lanes", "products", "ex2", "f64", "read", "x", "written", "x",
            "shared", "x");
-    lava_score_params published = lava_score_params_init(), preset = lava_score_params_default();
+    lava_score_params published = lava_score_params_lava(), preset = lava_score_params_default();
     const uint32_t dims[] = {64, 80, 96, 128, 256}, N = 32768;
     for (int i = 0; i < 5; i++) score(dims[i] == 128 ? N : N / 4, dims[i], &published, 0, "");
     score(N, 128, &published, 1, ", lse given");

@@ -86,7 +86,7 @@ impl Cache {
     /// Attention of the new tokens' queries `[n, n_q_heads, head_dim]` over the kept rows and, causally, their own.
     pub fn attend(&self, cfg: &Config, q: &[f32]) -> Result<Vec<f32>> {
         let (heads, d) = (cfg.n_kv_heads, cfg.head_dim);
-        let shape = shape(cfg, self.room, 1);
+        let shape = shape(cfg, 1, 1);
         let rows: Vec<u32> = self.n_kept.iter().map(|n| n + self.room as u32).collect();
         let view =
             |x| Tensor::from_slice(x, Strides::ragged(&self.row_start, d), Rows::PerHead(&rows), heads, d);
@@ -99,24 +99,16 @@ impl Cache {
         let mut out = vec![0.0f32; q.len()];
         let mut to = TensorMut::from_slice(&mut out, per_query, Rows::Same(self.room), cfg.n_q_heads, d)?;
         let params = AttendParams { causal: true, ..AttendParams::default() };
-        with_workspace(lava::attend::workspace_size(&shape)?, |w| {
-            attend(Backend::detect(), &shape, &params, &inputs, &mut to, None, 0, 1, w)
+        with_workspace(lava::attend::workspace_size(&shape, self.room)?, |w| {
+            attend(Backend::detect(), &shape, &params, self.room, &inputs, &mut to, None, 0, 1, w)
         })?;
         Ok(out)
     }
 }
 
 /// A layer's shape for the library.
-pub fn shape(cfg: &Config, n_tokens: usize, window: usize) -> Shape {
-    Shape {
-        layer: 0,
-        n_tokens,
-        n_q_heads: cfg.n_q_heads,
-        n_kv_heads: cfg.n_kv_heads,
-        head_dim_k: cfg.head_dim,
-        head_dim_v: cfg.head_dim,
-        window,
-    }
+pub fn shape(cfg: &Config, n_tokens: usize, window: usize) -> Shape<'static> {
+    Shape::dense(n_tokens, cfg.n_q_heads, cfg.n_kv_heads, cfg.head_dim, cfg.head_dim, window)
 }
 
 /// Scratch memory of the thread, aligned as the library wants it.

@@ -2,11 +2,11 @@
 
 use anyhow::{Context, Result};
 use half::f16;
-use lava::budget::{layer_budgets, pyramid_weights};
+use lava::budget::{layer_entries, pyramid_weights};
 use lava::entropy::entropy;
 use lava::score::{AttentionStats, ScoreInputs, attention_stats, mean_over_heads, preference, score};
 use lava::select::select;
-use lava::{Backend, HeadFloor, Rows, ScoreParams, SelectParams, Shape, Strides, Tensor};
+use lava::{Alike, Backend, HeadFloor, Rows, ScoreParams, SelectParams, Shape, Strides, Tensor};
 
 use crate::cache::{Kept, shape, with_workspace};
 use crate::lkv::Lkv;
@@ -39,7 +39,8 @@ impl<'a> Prompt<'a> {
         if budget < shape.window + method.select.n_sink {
             return Ok(None);
         }
-        let total = lava::params::total_entries(&shape, budget, cfg.n_layers)?;
+        let layers = Alike(shape, cfg.n_layers);
+        let total = lava::params::total_entries(&layers, budget)?;
         let mut scores = self.scores(method.scorer)?.clone();
         if let Layers::Global(weight) | Layers::Blend { weight, .. } = method.layers {
             for (l, layer) in scores.iter_mut().enumerate() {
@@ -87,22 +88,16 @@ impl<'a> Prompt<'a> {
             }
             Layers::Entropy | Layers::Blend { .. } => {
                 let share = if let Layers::Blend { mass, .. } = method.layers { mass } else { 0.0 };
-                let spread = scores.iter().map(|s| entropy(s, cfg.n_kv_heads, shape.prefix_len()));
+                let spread = scores.iter().map(|s| entropy(&shape, s));
                 let weight =
                     |e: lava::entropy::LayerEntropy| e.entropy.powf(1.0 - share) * e.mass.powf(share);
                 spread.map(|e| e.map(weight)).collect::<lava::Result<_>>()?
             }
         };
-        let heads = cfg.n_kv_heads as u64;
-        // Shares of the whole, or of what competes.
-        let apart = if method.window_in_shares { shape.window as u64 * heads } else { 0 };
-        let capacities = vec![shape.prefix_entries() + apart; cfg.n_layers];
-        let minimums = vec![method.select.n_sink as u64 * heads + apart; cfg.n_layers];
-        let mut budgets = vec![0; cfg.n_layers];
-        let total = total + apart * cfg.n_layers as u64;
-        layer_budgets(&weights, &capacities, Some(&minimums), total, &mut budgets)?;
-        let layers = ordered.iter().zip(&budgets);
-        layers.map(|(s, &b)| keep_best(&shape, &method.select, s, b - apart)).collect::<Result<_>>().map(Some)
+        let mut entries = vec![0; cfg.n_layers];
+        layer_entries(&layers, &method.select, &weights, total, &mut entries)?;
+        let kept = ordered.iter().zip(&entries).map(|(s, &n)| keep_best(&shape, &method.select, s, n));
+        kept.collect::<Result<_>>().map(Some)
     }
 
     fn lkv(&self) -> Result<&'a Lkv> {
@@ -216,18 +211,18 @@ fn inputs<'a>(shape: &Shape, layer: &'a LayerState) -> lava::Result<ScoreInputs<
     })
 }
 
-fn keep_best(shape: &Shape, params: &SelectParams, scores: &[f32], budget: u64) -> Result<Kept> {
+fn keep_best(shape: &Shape, params: &SelectParams, scores: &[f32], n_entries: u64) -> Result<Kept> {
     let mut kept = Kept {
-        indices: vec![0; lava::select::n_kept(shape, budget)? as usize],
+        indices: vec![0; lava::select::n_kept(shape, n_entries)? as usize],
         cu: vec![0; shape.n_kv_heads + 1],
     };
     with_workspace(lava::select::workspace_size(shape)?, |w| {
-        select(shape, params, scores, budget, w, &mut kept.indices, &mut kept.cu)
+        select(shape, params, scores, n_entries, w, &mut kept.indices, &mut kept.cu, None)
     })?;
     Ok(kept)
 }
 
-/// All layers' heads, one behind the other → layers.
+/// All layers' heads, one after the other → layers.
 fn split(kept: &Kept, n_kv_heads: usize) -> Vec<Kept> {
     let layers = (kept.cu.len() - 1) / n_kv_heads;
     (0..layers)

@@ -6,7 +6,7 @@ use lava::{GroupReduce, HeadFloor, Pool, ScoreParams, SelectParams, ValueWeight}
 /// How prefix entries are scored.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scorer {
-    pub params: ScoreParams,
+    pub params: ScoreParams<'static>,
     /// The last tokens, always kept, whose queries do the scoring.
     pub window: usize,
     pub kind: Kind,
@@ -108,8 +108,6 @@ pub struct Method {
     /// Sinks, and how heads share a layer's budget, or under [`Layers::Global`] the total.
     pub select: SelectParams<'static>,
     pub ties: Ties,
-    /// Whether layer budgets are shares of all tokens, window and sinks among them, or of what competes.
-    pub window_in_shares: bool,
     /// Where it was published.
     pub source: &'static str,
 }
@@ -188,13 +186,15 @@ impl Method {
             Ties::HigherToken => ", ties to the higher token",
             Ties::Unpooled => ", ties by unpooled score",
         };
-        let window = if self.window_in_shares { ", window counted" } else { "" };
-        format!("{layers}{heads}{ties}{window}")
+        format!("{layers}{heads}{ties}")
     }
 }
 
-/// The default preset: the setting that exploration, on other texts than the tables, found best, with a floor for other models.
-pub const DEFAULT: &str = "LAVa global";
+/// The recommended preset.
+pub const DEFAULT: &str = "recommended";
+
+/// The setting that exploration on this model, on other texts than the tables, found best. On a published model it was much worse than LAVa.
+pub const SMOOTHED: &str = "LAVa global";
 
 /// The method that all others are compared with.
 pub const BASE: &str = "LAVa";
@@ -209,7 +209,7 @@ fn presets() -> Vec<Method> {
         lava,
         Method {
             name: "LAVa, released",
-            select: SelectParams::released(),
+            select: SelectParams::lava_released(),
             source: "the authors' code",
             ..lava
         },
@@ -220,18 +220,17 @@ fn lava() -> Method {
     Method {
         name: BASE,
         family: Family::Lava,
-        scorer: Scorer { params: ScoreParams::default(), window: WINDOW, kind: Kind::AsTheyAre },
+        scorer: Scorer { params: ScoreParams::lava(), window: WINDOW, kind: Kind::AsTheyAre },
         layers: Layers::Entropy,
-        select: SelectParams::paper(),
+        select: SelectParams::lava(),
         ties: Ties::LowerToken,
-        window_in_shares: false,
         source: "arXiv 2509.09754",
     }
 }
 
 /// `alpha` of a layer's budget goes to its heads in equal parts first.
 fn floor(head_floor: HeadFloor, alpha: f64) -> SelectParams<'static> {
-    SelectParams { head_floor, alpha, ..SelectParams::paper() }
+    SelectParams { head_floor, alpha, ..SelectParams::lava() }
 }
 
 fn peers() -> Vec<Method> {
@@ -247,7 +246,7 @@ fn peers() -> Vec<Method> {
     let ada = ScoreParams { group_reduce: GroupReduce::Mean, ..snapkv };
     vec![
         with("SnapKV", snapkv, "arXiv 2404.14469"),
-        Method { select: SelectParams::released(), ..with("Ada-KV", ada, "arXiv 2407.11550") },
+        Method { select: SelectParams::lava_released(), ..with("Ada-KV", ada, "arXiv 2407.11550") },
         window(
             8,
             Method {
@@ -266,7 +265,7 @@ fn peers() -> Vec<Method> {
         with("ReST-KV", ScoreParams::rest_kv(0.3), "arXiv 2605.08840"),
         Method {
             layers: Layers::Global(Weight::One),
-            select: SelectParams::paper(),
+            select: SelectParams::lava(),
             ..with("KV-Compress", ScoreParams::kv_compress(), "arXiv 2410.00161")
         },
         sinks(4, with("SAGE-KV", ScoreParams::sage_kv(), "arXiv 2503.08879")),
@@ -279,7 +278,7 @@ fn ablations() -> Vec<Method> {
     let select = |name, select| Method { name, select, ..base };
     let score = |name, params| Method { name, scorer: Scorer { params, ..base.scorer }, ..base };
     let window = |name, window| Method { name, scorer: Scorer { window, ..base.scorer }, ..base };
-    let lava = ScoreParams::default();
+    let lava = ScoreParams::lava();
     vec![
         select("no head budgets", SelectParams::equal()),
         Method { name: "no layer budgets", layers: Layers::Equal, ..base },
@@ -292,19 +291,18 @@ fn ablations() -> Vec<Method> {
         select("floor guaranteed 0.2", floor(HeadFloor::Guaranteed, 0.2)),
         select("floor guaranteed 0.5", floor(HeadFloor::Guaranteed, 0.5)),
         select("floor affine 0.5", floor(HeadFloor::Affine, 0.5)),
-        select("sinks 4", SelectParams { n_sink: 4, ..SelectParams::paper() }),
+        select("sinks 4", SelectParams { n_sink: 4, ..SelectParams::lava() }),
         Method { name: "ties by unpooled score", ties: Ties::Unpooled, ..base },
         Method { name: "ties to higher token", ties: Ties::HigherToken, ..base },
         window("window 8", 8),
         window("window 16", 16),
         window("window 64", 64),
-        Method { name: "window in shares", window_in_shares: true, ..base },
     ]
 }
 
 fn beyond() -> Vec<Method> {
     let base = Method { family: Family::Beyond, layers: Layers::Global(Weight::One), source: "", ..lava() };
-    let lava = ScoreParams::default();
+    let lava = ScoreParams::lava();
     let token = ScoreParams { value_weight: ValueWeight::Token, ..lava };
     let squared = ScoreParams { attention: Attention::Squared, ..lava };
     let both = ScoreParams { value_weight: ValueWeight::Token, ..squared };
@@ -315,7 +313,7 @@ fn beyond() -> Vec<Method> {
         ..base
     };
     let smooth = |smoothing, params| ScoreParams { smoothing, ..params };
-    let best = |name, weight| global(name, weight, ScoreParams::global());
+    let best = |name, weight| global(name, weight, smooth(1.0, both));
     let with_floor = |select, method: Method| Method { select, ..method };
     let by_mass = Layers::Blend { mass: 1.0, weight: Weight::Projection };
     let preference = |weight| Layers::Preference { tau1: 1.0, weight };
@@ -337,7 +335,8 @@ fn beyond() -> Vec<Method> {
         global("global, squared", Weight::One, squared),
         global("global, smoothed", Weight::One, smooth(1.0, lava)),
         global("global, squared, smoothed", Weight::One, smooth(1.0, squared)),
-        with_floor(SelectParams::global(), best(DEFAULT, Weight::One)),
+        with_floor(floor(HeadFloor::Guaranteed, 0.1), best(SMOOTHED, Weight::One)),
+        with_floor(SelectParams::default(), global(DEFAULT, Weight::One, ScoreParams::default())),
         best("LAVa global, no floor", Weight::One),
         with_floor(floor(HeadFloor::Guaranteed, 0.2), best("LAVa global, guaranteed 0.2", Weight::One)),
         best("LAVa global, no floor, W_o", Weight::Projection),

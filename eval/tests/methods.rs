@@ -56,7 +56,7 @@ fn the_budget_is_a_share_of_what_is_before_the_window() {
 }
 
 #[test]
-fn one_sort_over_the_model_is_the_librarys_global_budgets() {
+fn one_sort_over_the_model_is_the_librarys_global_entries() {
     let model = model();
     let cfg = model.cfg;
     let text = Task::Copy.text(7, 512, 0);
@@ -70,18 +70,18 @@ fn one_sort_over_the_model_is_the_librarys_global_budgets() {
         kept.iter().flat_map(|k| k.cu.windows(2).map(|w| (w[1] - w[0]) as u64 - WINDOW as u64)).collect();
 
     let scores = prompt.scores(global.scorer).unwrap().concat();
-    let total = lava::params::total_entries(&shape, budget, cfg.n_layers).unwrap();
-    let size = lava::select::global_budgets_workspace_size(&shape, cfg.n_layers).unwrap();
+    let layers = lava::Alike(shape, cfg.n_layers);
+    let total = lava::params::total_entries(&layers, budget).unwrap();
+    let size = lava::select::global_entries_workspace_size(&layers).unwrap();
     let mut memory = vec![0u8; size + 16];
     let start = memory.as_ptr().align_offset(16);
     let mut workspace = Carver::over(&mut memory[start..start + size]).unwrap();
-    let (n, params) = (cfg.n_layers, global.select);
-    let (mut budgets, mut heads) = (vec![0; n], vec![0.0; counts.len()]);
-    let memory = &mut workspace;
-    lava::select::global_budgets(&shape, n, &params, &scores, total, memory, &mut budgets, &mut heads)
+    let params = global.select;
+    let (mut entries, mut heads) = (vec![0; cfg.n_layers], vec![0.0; counts.len()]);
+    lava::select::global_entries(&layers, &params, &scores, total, &mut workspace, &mut entries, &mut heads)
         .unwrap();
     assert_eq!(counts.iter().map(|&n| n as f64).collect::<Vec<_>>(), heads);
-    assert_eq!(counts.iter().sum::<u64>(), budgets.iter().sum::<u64>());
+    assert_eq!(counts.iter().sum::<u64>(), entries.iter().sum::<u64>());
 }
 
 #[test]

@@ -64,17 +64,15 @@ int main(void) {
     lava_shape shape = capture_shape(&c, &in[0], 0, WINDOW);
     uint32_t budget;
     uint64_t total;
-    CHECK(lava_budget_from_ratio(&shape, 0.2, &budget, &error));
-    CHECK(lava_total_entries(&shape, budget, n_layers, &total, &error));
+    CHECK(lava_budget_from_ratio(&shape, NULL, 0.2, &budget, &error));
+    CHECK(lava_total_entries(&shape, 1, n_layers, budget, &total, &error));
 
-    /* Once: memory for the longest prompt. */
-    lava_score_params how_to_score = lava_score_params_default();
-    lava_select_params how_to_select = lava_select_params_default();
+    /* Once: memory for the longest prompt. NULL stands for the recommended preset here and below. */
     lava_cuda_cascade cascade;
     cascade.struct_size = sizeof(cascade);
     size_t score_size, state_size, push_size, compact_size;
-    CHECK(lava_cuda_score_workspace_size(context, &shape, &how_to_score, 1, &score_size, &error));
-    CHECK(lava_cuda_cascade_state_size(&shape, n_layers, total, &how_to_select, &state_size, &error));
+    CHECK(lava_cuda_score_workspace_size(context, &shape, NULL, 1, &score_size, &error));
+    CHECK(lava_cuda_cascade_state_size(&shape, n_layers, total, NULL, NULL, &state_size, &error));
     CHECK(lava_cuda_compact_workspace_size(context, 1, &compact_size, &error));
     void *score_workspace = device_memory(score_size), *state = device_memory(state_size);
     void *compact_workspace = device_memory(compact_size);
@@ -83,7 +81,7 @@ int main(void) {
 
     /* For each prompt: nothing has gone wrong yet, and no layer is in. */
     CU(cuMemsetD8Async((CUdeviceptr) status, 0xff, sizeof(uint64_t), stream));
-    CHECK(lava_cuda_cascade_init(context, &shape, n_layers, total, &how_to_select, state, state_size, &cascade, status, stream,
+    CHECK(lava_cuda_cascade_init(context, &shape, n_layers, total, NULL, NULL, state, state_size, &cascade, status, stream,
                                  &error));
     CHECK(lava_cuda_cascade_workspace_size(context, &cascade, 1, &push_size, &error));
     void *push_workspace = device_memory(push_size);
@@ -93,11 +91,11 @@ int main(void) {
         q[l] = on_device(&in[l].q);
         k[l] = on_device(&in[l].k);
         v[l] = on_device(&in[l].v);
-        /* Behind each layer of prefill: two calls that only ask for launches. */
+        /* After each layer of prefill: two calls that only ask for launches. */
         lava_cuda_score_sequence sequence = {sizeof(sequence), shape.n_tokens, &q[l], &k[l], &v[l], NULL, scores};
         lava_cuda_push_sequence push = {sizeof(push), 0, &cascade, scores, NULL};
         shape.layer = l;
-        CHECK(lava_cuda_score(context, &shape, &how_to_score, &sequence, 1, score_workspace, score_size, status, stream, &error));
+        CHECK(lava_cuda_score(context, &shape, NULL, &sequence, 1, score_workspace, score_size, status, stream, &error));
         CHECK(lava_cuda_cascade_push(context, &push, 1, push_workspace, push_size, status, stream, &error));
     }
 
@@ -121,7 +119,7 @@ int main(void) {
         uint32_t most = 0;
         for (uint32_t h = 0; h < n_heads; h++) most = its[h + 1] - its[h] > most ? its[h + 1] - its[h] : most;
         size_t size = its[n_heads] * row;
-        /* Ragged, without a gap: where heads begin is on the device already. */
+        /* Ragged, without gaps: where each head begins is on the device already. */
         lava_tensor k_kept = lava_tensor_ragged(LAVA_F16, device_memory(size), size, layers[l].cu_kept, c.head_dim);
         lava_tensor v_kept = lava_tensor_ragged(LAVA_F16, device_memory(size), size, layers[l].cu_kept, c.head_dim);
         lava_cuda_compact_sequence move = {sizeof(move), shape.n_tokens, most, 0, &k[l], &v[l], &k_kept, &v_kept,

@@ -4,7 +4,7 @@
 #ifndef ENGINE_H
 #define ENGINE_H
 
-#include "lava.h"
+#include "lava_methods.h"
 #include "llama-cpp.h"
 
 #include "options.h"
@@ -61,6 +61,8 @@ struct engine {
     std::vector<double> decode_ms;      /* of each call with one token */
     double feed_ms = 0;                 /* of all calls */
     size_t n_loaded = 0;                /* tokens that came from --prompt-cache */
+    lava_score_params score = lava_score_params_default();
+    lava_select_params select = lava_select_params_default();
     std::map<std::string, size_t> rss;
 
     explicit engine(const options &o) : o(o) {}
@@ -97,19 +99,27 @@ struct engine {
     }
 
     /* What the command line asks of the compressed cache; n_later: tokens that will come after the prompt. */
-    llama_lava_params lava_params(size_t n_later) const {
+    llama_lava_params lava_params(size_t n_later) {
         static const std::map<std::string, llama_lava_attn> modes = {
             {"auto", LLAMA_LAVA_ATTN_AUTO}, {"ragged", LLAMA_LAVA_ATTN_RAGGED},
             {"padded", LLAMA_LAVA_ATTN_PADDED}, {"per-head", LLAMA_LAVA_ATTN_PER_HEAD}};
-        lava_select_params select = o.preset == "released" ? lava_select_params_released() : lava_select_params_paper();
         llama_lava_params params = llama_lava_default_params();
+        if (o.preset == "snapkv") {
+            score = lava_score_params_snapkv();
+            select = lava_select_params_equal();
+            params.layers = LAVA_LAYERS_EQUAL;
+        } else if (o.preset != "default") {
+            score = lava_score_params_lava();
+            select = o.preset == "lava" ? lava_select_params_lava() : lava_select_params_lava_released();
+            params.layers = LAVA_LAYERS_ENTROPY;
+        }
+        if (o.n_sink >= 0) select.n_sink = (uint32_t) o.n_sink;
+        if (o.equal_layers) params.layers = LAVA_LAYERS_EQUAL;
+        params.score = &score;
+        params.select = &select;
         params.budget = (uint32_t) o.budget;
-        params.ratio = (float) o.ratio;
+        params.ratio = o.ratio;
         params.window = (uint32_t) o.window;
-        params.n_sink = (uint32_t) o.n_sink;
-        params.head_floor = select.head_floor;
-        params.alpha = select.alpha;
-        params.equal_layers = o.equal_layers;
         params.attn = modes.at(o.attn);
         params.n_reserve = (uint32_t) std::clamp<size_t>(n_later, 1, params.n_reserve);
         params.compress_above = (uint32_t) o.compress_above;

@@ -33,7 +33,7 @@ static void log_line(ggml_log_level level, const char *text, void *verbose) {
 /* What each layer and head holds right after the prompt's compression. */
 struct kept_rows {
     std::vector<double> entropy;
-    std::vector<std::vector<uint32_t>> positions, cu;  /* per layer, head behind head */
+    std::vector<std::vector<uint32_t>> positions, cu;  /* per layer, head after head */
     uint64_t rows = 0, heads = 0;
     uint32_t least = UINT32_MAX, most = 0;
     double evicted_share = 0;  /* mean over layers */
@@ -75,9 +75,8 @@ struct kept_rows {
         char title[96], subtitle[192];
         snprintf(title, sizeof(title), "Kept: %.0f of %u tokens per KV head on average", per_head(), n_tokens);
         std::string name = o.model.substr(o.model.find_last_of('/') + 1);
-        snprintf(subtitle, sizeof(subtitle), "%.80s, in llama.cpp. A layer's share follows the entropy of its scores.", name.c_str());
-        report_map map = {title, o.equal_layers ? name.c_str() : subtitle, (uint32_t) cu.size(), n_kv_heads, n_tokens, (uint32_t) o.window,
-                          entropy.data(), index.data(), prefix.data()};
+        snprintf(subtitle, sizeof(subtitle), "%.80s, in llama.cpp, preset %s.", name.c_str(), o.preset.c_str());
+        report_map map = {title, subtitle, (uint32_t) cu.size(), n_kv_heads, n_tokens, (uint32_t) o.window, index.data(), prefix.data()};
         if (!report_write_svg(o.kv_map.c_str(), &map)) throw usage_error("the picture could not be written; give --kv-map another path");
     }
 };
@@ -102,15 +101,6 @@ static json report_kept(const kept_rows &kept, const llama_lava_info &info, size
             {"kv_bytes_peak", info.kv_bytes_peak}, {"layers", layers}};
 }
 
-/* A share can be judged only when the prompt's length is known. */
-static void check_ratio(const options &o, size_t n_prompt) {
-    if (o.ratio == 0 || n_prompt <= (size_t) o.window || o.ratio * (double) n_prompt >= (double) o.window) return;
-    char text[200];
-    snprintf(text, sizeof(text), "--kv-ratio %g of %zu tokens is below the window of %ld, which is always kept and counted; "
-             "raise it or lower --window", o.ratio, n_prompt, o.window);
-    throw usage_error(text);
-}
-
 static void run(const options &o) {
     engine e(o);
     e.load();
@@ -118,7 +108,6 @@ static void run(const options &o) {
     std::vector<std::vector<llama_token>> turns;
     size_t n_later = (size_t) o.n_predict * std::max<size_t>(1, o.turns.size());
     for (const std::string &text : o.turns) n_later += turns.emplace_back(e.tokenize(text, false)).size();
-    if (!o.stock) check_ratio(o, prompt.size());
     e.open(prompt.size(), n_later);
 
     size_t n_done = e.prompt_cache(prompt);

@@ -31,8 +31,8 @@ struct options {
     long budget = 0;                 /* tokens per KV head, window included; 0: not given */
     double ratio = 0;                /* the same as a share of the prompt; 0: not given */
     long window = 32;
-    long n_sink = 0;
-    std::string preset = "paper";
+    long n_sink = -1;                /* the preset's */
+    std::string preset = "default";
     bool equal_layers = false;
     bool recompress = false;         /* with every turn */
     long compress_above = 0;         /* 0: never */
@@ -120,17 +120,17 @@ inline bool parse_options(int argc, char **argv, options &o) {
              o.budget = to_integer(text, "kv-budget", 0);
              o.stock |= o.budget == 0;
          }},
-        {0, "kv-ratio", "X", "the same as a share of the prompt, 0.1 for a tenth; 1 packs and keeps all",
+        {0, "kv-ratio", "X", "the same as a share of the prompt, 0.1 for a tenth, but never less than the window and the sinks; 1 packs and keeps all",
          [&](const char *text) {
              o.ratio = to_number(text, "kv-ratio", 0, 1);
              if (o.ratio == 0) throw usage_error("--kv-ratio 0 would keep nothing; take a share above 0, or --stock to keep the cache as it is");
          }},
         {0, "stock", nullptr, "llama.cpp's own cache, nothing compressed", flag(o.stock)},
         {0, "window", "N", "last tokens whose queries score the others; always kept (32)", integer(o.window, "window", 1)},
-        {0, "sink", "N", "first tokens that every head keeps (0)", integer(o.n_sink, "sink", 0)},
-        {0, "preset", "NAME", "head floor: paper (none) or released, as in the authors' code (paper)",
-         choice(o.preset, "preset", {"paper", "released"})},
-        {0, "equal-layers", nullptr, "every layer keeps the same, whatever its entropy", flag(o.equal_layers)},
+        {0, "sink", "N", "first tokens that every head keeps (the preset's: 4, or 0 in those of papers)", integer(o.n_sink, "sink", 0)},
+        {0, "preset", "NAME", "what is kept: default, the recommended one; lava, as published; lava-released, as in its authors' code; snapkv (default)",
+         choice(o.preset, "preset", {"default", "lava", "lava-released", "snapkv"})},
+        {0, "equal-layers", nullptr, "every layer keeps the same", flag(o.equal_layers)},
         {0, "recompress", nullptr, "compress again with each --then and --ask, to the same budget", flag(o.recompress)},
         {0, "compress-above", "N", "compress again when heads hold more than N rows on average", integer(o.compress_above, "compress-above", 0)},
         {0, "attn", "MODE", "over the kept rows: auto, ragged (CPU), padded (any backend), per-head (for tests) (auto)",

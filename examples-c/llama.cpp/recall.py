@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "target/llama.cpp/python"), str(ROOT / "model")]
+sys.path[:0] = [str(ROOT / "target/llama.cpp/python"), str(ROOT / "eval/model")]
 
 import data  # noqa: E402
 
@@ -118,7 +118,7 @@ def main() -> None:
     one, many = kinds.add_parser("show"), kinds.add_parser("score")
     many.add_argument("--prompts", type=int, default=32)
     many.add_argument("--window", type=int, default=32)
-    many.add_argument("options", nargs="*", help="more options for llama-lava, behind --")
+    many.add_argument("options", nargs="*", help="more options for llama-lava, after --")
     for p in (one, many):
         p.add_argument("--tokens", type=int, default=1024)
         p.add_argument("--facts", type=int, default=36)

@@ -50,7 +50,7 @@ class Errors(unittest.TestCase):
         self.refused("how much is to be kept?")
         self.refused("give one of", "--kv-budget", "100", "--kv-ratio", "0.5")
         self.refused("below the window of 32", "--kv-budget", "31")
-        self.refused("below the window of 32", "--kv-ratio", "0.01")
+        self.refused("cannot make a context", "--kv-budget", "35")  # the sinks too
         self.refused("would keep nothing", "--kv-ratio", "0")
         self.refused("from 0 to 1", "--kv-ratio", "1.5")
         self.refused("whole number", "--kv-budget", "12.5")
@@ -86,13 +86,28 @@ class Output(unittest.TestCase):
         self.assertIn("--kv-budget N", r.stdout)
 
     def test_the_budget_is_exact(self) -> None:
-        for budget in (32, 100, 517):
+        for budget in (36, 100, 517):
             kept = described("-n", "0", "--kv-budget", str(budget))["kept"]
             counts = [n for layer in kept["layers"] for n in layer["kept"]]
             self.assertEqual(len(counts), 8)  # 4 layers of 2 KV heads
             self.assertEqual(sum(counts), 8 * budget)
-            self.assertGreaterEqual(min(counts), 32)
+            self.assertGreaterEqual(min(counts), 36)
             self.assertEqual(kept["rows"], 8 * budget)
+
+    def test_a_ratio_works_at_every_length(self) -> None:
+        for end in (40, 200, len(PROMPT.text)):
+            r = described("-n", "0", "--kv-ratio", "0.2", text=PROMPT.text[:end])
+            self.assertEqual(r["kept"]["per_head"], max(36, r["n_prompt"] // 5))
+
+    def test_presets(self) -> None:
+        kept = {}
+        for preset in ("default", "lava", "lava-released", "snapkv"):
+            layers = described("-n", "0", "--kv-budget", "100", "--preset", preset)["kept"]["layers"]
+            kept[preset] = [layer["kept"] for layer in layers]
+            self.assertEqual(sum(map(sum, kept[preset])), 8 * 100)
+        self.assertEqual(kept["snapkv"], [[100, 100]] * 4)
+        self.assertEqual(len({str(counts) for counts in kept.values()}), 4)
+        self.assertEqual(run("-n", "8", "--kv-budget", "100").stdout, run("-n", "8", "--kv-budget", "100", "--preset", "default").stdout)
 
     def test_kept_all_answers_like_stock(self) -> None:
         ask = [x for q in PROMPT.questions for x in ("--ask", q)]

@@ -1,8 +1,8 @@
 /*
- * Every function of lava.h once, over memory from malloc of exactly the size that the header asks for: what a sanitizer or
- * valgrind looks at, a byte too much shows. Exits with 0, or says which check failed.
+ * Every function of lava.h and lava_methods.h once, over memory from malloc of exactly the size that the headers ask for: what a
+ * sanitizer or valgrind looks at, a byte too much shows. Exits with 0, or says which check failed.
  */
-#include <lava.h>
+#include <lava_methods.h>
 
 #include <math.h>
 #include <stdio.h>
@@ -42,9 +42,49 @@ static size_t bytes(lava_dtype dtype, size_t n) {
     return n * (dtype == LAVA_F32 ? 4 : 2);
 }
 
+/* What was kept goes into a cache of its own, is scored there by its rows and positions, and compressed again. */
+static void again(lava_dtype dtype, const lava_shape *layer, const lava_tensor *k, const lava_tensor *v, const uint32_t *kept,
+                  const uint32_t *cu) {
+    uint32_t *cu_rows = allocate((HEADS + 1) * 4), *positions = allocate(cu[HEADS] * 4);
+    memcpy(cu_rows, cu, (HEADS + 1) * 4), memcpy(positions, kept, cu[HEADS] * 4);
+    lava_shape shape = *layer;
+    void *k_kept = elements(dtype, cu[HEADS] * DK, 7), *v_kept = elements(dtype, cu[HEADS] * DV, 8);
+    lava_tensor tk = lava_tensor_ragged(dtype, k_kept, bytes(dtype, cu[HEADS] * DK), cu_rows, DK);
+    lava_tensor tv = lava_tensor_ragged(dtype, v_kept, bytes(dtype, cu[HEADS] * DV), cu_rows, DV);
+    OK(lava_compact(&shape, k, v, NULL, kept, cu, &tk, &tv, 0, 1, &error));
+    shape.cu_rows = cu_rows;
+    shape.positions = positions;
+
+    void *q = elements(dtype, WINDOW * Q_HEADS * DK, 9);
+    lava_tensor tq = lava_tensor_token_major(dtype, q, bytes(dtype, WINDOW * Q_HEADS * DK), Q_HEADS, DK);
+    const uint64_t n = lava_n_scores(&shape);
+    CHECK(n == cu[HEADS] - HEADS * WINDOW);
+    float *scores = allocate(n * 4);
+    size_t size;
+    OK(lava_score_workspace_size(&shape, NULL, &size, &error));
+    void *workspace = allocate(size);
+    OK(lava_score(&shape, NULL, &tq, &tk, &tv, NULL, 0, 1, workspace, size, scores, &error));
+    free(workspace);
+
+    const uint64_t n_entries = n / 2;
+    uint64_t n_kept;
+    OK(lava_n_kept(&shape, n_entries, &n_kept, &error));
+    uint32_t *indices = allocate(n_kept * 4), *rows = allocate(n_kept * 4), *to = allocate((HEADS + 1) * 4);
+    const lava_select_params params = lava_select_params_lava();
+    OK(lava_select_workspace_size(&shape, &size, &error));
+    workspace = allocate(size);
+    OK(lava_select(&shape, &params, scores, n_entries, workspace, size, indices, n_kept, to, rows, NULL, &error));
+    for (uint32_t h = 0; h < HEADS; h++)
+        for (uint32_t r = to[h]; r < to[h + 1]; r++) CHECK(positions[cu_rows[h] + rows[r]] == indices[r]);
+    /* In place, each head's rows to its own front. */
+    OK(lava_compact(&shape, &tk, &tv, NULL, rows, to, &tk, &tv, 0, 1, &error));
+    free(workspace), free(to), free(rows), free(indices), free(scores), free(q), free(v_kept), free(k_kept);
+    free(positions), free(cu_rows);
+}
+
 /* One layer, from scores to attention over what is left. Writes its scores. */
-static void one_layer(lava_dtype dtype, const lava_score_params *params, float *scores) {
-    const lava_shape shape = lava_shape_init(TOKENS, Q_HEADS, HEADS, DK, DV, WINDOW);
+static void one_layer(lava_dtype dtype, const lava_shape *layer, const lava_score_params *params, float *scores) {
+    const lava_shape shape = *layer;
     void *q = elements(dtype, WINDOW * Q_HEADS * DK, 1), *k = elements(dtype, TOKENS * HEADS * DK, 2);
     void *v = elements(dtype, TOKENS * HEADS * DV, 3);
     lava_tensor tq = lava_tensor_token_major(dtype, q, bytes(dtype, WINDOW * Q_HEADS * DK), Q_HEADS, DK);
@@ -73,26 +113,29 @@ static void one_layer(lava_dtype dtype, const lava_score_params *params, float *
     CHECK(*entropy > 0 && *entropy <= 1 && *mass > 0);
     free(entropy), free(mass);
 
-    uint64_t *budget = allocate(8), *n_kept = allocate(8);
-    OK(lava_budget_for_share_workspace_size(&size, &error));
+    uint64_t *n_entries = allocate(8), *n_kept = allocate(8);
+    OK(lava_entries_for_share_workspace_size(&size, &error));
     void *workspace = allocate(size);
-    OK(lava_budget_for_share(&shape, scores, 0.2, workspace, size, budget, &error));
+    OK(lava_entries_for_share(&shape, scores, 0.2, workspace, size, n_entries, &error));
     free(workspace);
-    CHECK(*budget > 0 && *budget < ENTRIES);
-    OK(lava_n_kept(&shape, *budget, n_kept, &error));
+    CHECK(*n_entries > 0 && *n_entries < ENTRIES);
+    if (*n_entries < 9) *n_entries = 9;
+    OK(lava_n_kept(&shape, *n_entries, n_kept, &error));
     uint8_t *mask = allocate(PREFIX);
     for (int i = 0; i < PREFIX; i++) mask[i] = i == 40;
-    lava_select_params select = lava_select_params_released();
+    lava_select_params select = lava_select_params_lava_released();
     select.n_sink = 2;
     select.protected_mask = mask;
-    uint32_t *kept = allocate(*n_kept * 4), *cu = allocate((HEADS + 1) * 4);
+    uint32_t *kept = allocate(*n_kept * 4), *row = allocate(*n_kept * 4), *cu = allocate((HEADS + 1) * 4);
     lava_selection *selection = allocate(sizeof(*selection));
     *selection = lava_selection_init();
     OK(lava_select_workspace_size(&shape, &size, &error));
     workspace = allocate(size);
-    OK(lava_select(&shape, &select, scores, *budget, workspace, size, kept, *n_kept, cu, selection, &error));
-    CHECK(selection->n_kept == *n_kept && cu[HEADS] == *n_kept && kept[0] == 0 && kept[1] == 1);
-    free(workspace), free(mask), free(selection), free(budget);
+    OK(lava_select(&shape, &select, scores, *n_entries, workspace, size, kept, *n_kept, cu, row, selection, &error));
+    CHECK(selection->n_kept == *n_kept && cu[HEADS] == *n_kept && memcmp(row, kept, *n_kept * 4) == 0);
+    CHECK(shape.sliding_window != 0 || (kept[0] == 0 && kept[1] == 1));
+    free(workspace), free(mask), free(selection), free(n_entries);
+    again(dtype, &shape, &tk, &tv, kept, cu);
 
     /* Into a ragged cache with room for new rows, then in place in the source. */
     uint32_t *start = allocate(HEADS * 4), *n_rows = allocate(HEADS * 4);
@@ -105,55 +148,61 @@ static void one_layer(lava_dtype dtype, const lava_score_params *params, float *
         OK(lava_compact(&shape, &tk, &tv, NULL, kept, cu, &to_k, &to_v, part, 2, &error));
     OK(lava_compact(&shape, &tk, &tv, NULL, kept, cu, &tk, &tv, 0, 1, &error));
 
-    const lava_shape new_shape = lava_shape_init(NEW, Q_HEADS, HEADS, DK, DV, 1);
-    lava_attend_params attend = lava_attend_params_init();
-    attend.sliding_window = 100;
+    lava_shape new_shape = shape;
+    new_shape.sliding_window = 100;
+    float *sinks = allocate(Q_HEADS * 4);
+    for (int h = 0; h < Q_HEADS; h++) sinks[h] = (float) h - 2;
+    lava_attend_params attend = lava_attend_params_default();
     attend.n_base = TOKENS;
     attend.kept_indices = kept;
     attend.cu_kept = cu;
     attend.softcap = 20;
+    attend.sink_logits = sinks;
     void *new_q = elements(dtype, NEW * Q_HEADS * DK, 6);
     lava_tensor tn = lava_tensor_token_major(dtype, new_q, bytes(dtype, NEW * Q_HEADS * DK), Q_HEADS, DK);
     float *out = allocate(NEW * Q_HEADS * DV * 4), *lse = allocate(NEW * Q_HEADS * 4);
     lava_tensor to = lava_tensor_token_major(LAVA_F32, out, NEW * Q_HEADS * DV * 4, Q_HEADS, DV);
     lava_tensor to_lse = lava_tensor_token_major(LAVA_F32, lse, NEW * Q_HEADS * 4, Q_HEADS, 1);
-    OK(lava_attend_workspace_size(&new_shape, &size, &error));
+    OK(lava_attend_workspace_size(&new_shape, NEW, &size, &error));
     workspace = allocate(size);
-    OK(lava_attend(&new_shape, &attend, &tn, &to_k, &to_v, n_rows, &to, &to_lse, 0, 1, workspace, size, &error));
+    OK(lava_attend(&new_shape, &attend, NEW, &tn, &to_k, &to_v, n_rows, &to, &to_lse, 0, 1, workspace, size, &error));
     /* Every number of the result is read: valgrind knows whether it was written. */
     for (int i = 0; i < NEW * Q_HEADS * DV; i++) CHECK(isfinite(out[i]));
     for (int i = 0; i < NEW * Q_HEADS; i++) CHECK(isfinite(lse[i]));
 
-    free(workspace), free(lse), free(out), free(new_q), free(v_kept), free(k_kept), free(n_rows), free(start);
-    free(cu), free(kept), free(n_kept), free(v), free(k), free(q);
+    free(workspace), free(lse), free(out), free(sinks), free(new_q), free(v_kept), free(k_kept), free(n_rows), free(start);
+    free(cu), free(row), free(kept), free(n_kept), free(v), free(k), free(q);
 }
 
-/* All layers: budgets, and the same layer by layer. */
-static void model(float *const scores[LAYERS]) {
-    const lava_shape shape = lava_shape_init(TOKENS, Q_HEADS, HEADS, DK, DV, WINDOW);
-    const lava_select_params params = lava_select_params_init();
+/* All layers, unlike: what each keeps, at once and in cascades. The last stands for a layer that takes no part. */
+static void model(const lava_shape shapes[LAYERS + 1], float *const scores[LAYERS]) {
+    const lava_select_params params = lava_select_params_lava();
+    const lava_cascade_params by_entropy = lava_cascade_params_lava();
     uint32_t *budget = allocate(4);
-    uint64_t *total = allocate(8), *budgets = allocate(LAYERS * 8), *capacities = allocate(LAYERS * 8);
-    double *weights = allocate(LAYERS * 8);
-    OK(lava_budget_from_ratio(&shape, 0.3, budget, &error));
-    OK(lava_total_entries(&shape, *budget, LAYERS, total, &error));
-    for (int l = 0; l < LAYERS; l++) {
-        capacities[l] = ENTRIES;
-        OK(lava_entropy(&shape, scores[l], &weights[l], NULL, &error));
-    }
-    OK(lava_layer_budgets(LAYERS, weights, capacities, NULL, *total, budgets, &error));
+    uint64_t *total = allocate(8), *entries = allocate((LAYERS + 1) * 8);
+    double *weights = allocate((LAYERS + 1) * 8);
+    OK(lava_budget_from_ratio(&shapes[0], NULL, 0.3, budget, &error));
+    OK(lava_total_entries(shapes, LAYERS + 1, LAYERS + 1, *budget, total, &error));
+    for (int l = 0; l < LAYERS; l++) OK(lava_entropy(&shapes[l], scores[l], &weights[l], NULL, &error));
+    weights[LAYERS] = 0;
+    OK(lava_layer_entries(shapes, LAYERS + 1, LAYERS + 1, &params, weights, *total, entries, &error));
+    CHECK(entries[LAYERS] == 0);
 
     size_t size;
-    OK(lava_cascade_state_size(&shape, LAYERS, *total, &params, &size, &error));
+    OK(lava_cascade_state_size(shapes, LAYERS + 1, LAYERS + 1, *total, &params, &by_entropy, &size, &error));
     void *state = allocate(size);
-    OK(lava_cascade_init(&shape, LAYERS, *total, &params, state, size, &error));
-    for (int l = 0; l < LAYERS; l++) OK(lava_cascade_push(state, size, scores[l], &error));
+    OK(lava_cascade_init(shapes, LAYERS + 1, LAYERS + 1, *total, &params, &by_entropy, state, size, &error));
+    for (int l = 0; l < LAYERS; l++) OK(lava_cascade_push(state, size, &shapes[l], scores[l], NULL, &error));
+    lava_cascade_layer first = lava_cascade_layer_init();
+    OK(lava_cascade_get(state, size, 0, &first, &error));
     for (uint32_t l = 0; l < LAYERS; l++) {
         lava_cascade_layer layer = lava_cascade_layer_init();
         OK(lava_cascade_get(state, size, l, &layer, &error));
-        CHECK(layer.budget == budgets[l] && layer.cu_kept[HEADS] == budgets[l] + HEADS * WINDOW);
+        CHECK(layer.n_entries == entries[l] && layer.cu_kept[HEADS] == entries[l] + HEADS * WINDOW);
         for (uint32_t i = 0; i < layer.cu_kept[HEADS]; i++) CHECK(layer.kept_indices[i] < TOKENS && layer.rows[i] < TOKENS);
         CHECK(layer.cu_rows[HEADS] >= layer.cu_kept[HEADS]);
+        /* The first layer's pointers are still good. */
+        CHECK(first.cu_kept[HEADS] == entries[0] + HEADS * WINDOW && first.kept_indices[0] < TOKENS);
     }
     free(state);
 
@@ -161,51 +210,59 @@ static void model(float *const scores[LAYERS]) {
     float *all = allocate(LAYERS * ENTRIES * sizeof(float));
     for (int l = 0; l < LAYERS; l++) memcpy(all + l * ENTRIES, scores[l], ENTRIES * sizeof(float));
     double *head_weights = allocate(LAYERS * HEADS * 8);
-    OK(lava_global_budgets_workspace_size(&shape, LAYERS, &size, &error));
+    OK(lava_global_entries_workspace_size(shapes, LAYERS + 1, LAYERS + 1, &size, &error));
     void *workspace = allocate(size);
-    OK(lava_global_budgets(&shape, LAYERS, &params, all, *total, workspace, size, budgets, head_weights, &error));
+    OK(lava_global_entries(shapes, LAYERS + 1, LAYERS + 1, NULL, all, *total, workspace, size, entries, head_weights, &error));
     free(workspace);
     uint64_t sum = 0;
-    for (int l = 0; l < LAYERS; l++) sum += budgets[l];
-    CHECK(sum == *total && head_weights[0] + head_weights[1] <= (double) budgets[0]);
+    for (int l = 0; l <= LAYERS; l++) sum += entries[l];
+    CHECK(sum == *total && head_weights[0] + head_weights[1] <= (double) entries[0]);
     OK(lava_pyramid_weights(LAYERS, *budget - WINDOW, TOKENS - WINDOW, 20, weights, &error));
     for (int mode = LAVA_LAYERS_EQUAL; mode <= LAVA_LAYERS_GLOBAL; mode++) {
         lava_select_params by = params;
-        by.layer_budgets = mode;
+        lava_cascade_params cascade = lava_cascade_params_default();
+        cascade.layers = mode;
         if (mode == LAVA_LAYERS_GLOBAL) by.head_min = 1;
-        OK(lava_cascade_state_size(&shape, LAYERS, *total, &by, &size, &error));
+        OK(lava_cascade_state_size(shapes, LAYERS + 1, LAYERS + 1, *total, &by, &cascade, &size, &error));
         state = allocate(size);
-        OK(lava_cascade_init(&shape, LAYERS, *total, &by, state, size, &error));
+        OK(lava_cascade_init(shapes, LAYERS + 1, LAYERS + 1, *total, &by, &cascade, state, size, &error));
         for (int l = 0; l < LAYERS; l++) {
-            if (mode == LAVA_LAYERS_WEIGHTS) OK(lava_cascade_push_weighted(state, size, scores[l], weights[l], &error));
-            else OK(lava_cascade_push(state, size, scores[l], &error));
+            double *weight = allocate(8);
+            *weight = weights[l];
+            OK(lava_cascade_push(state, size, &shapes[l], scores[l], mode == LAVA_LAYERS_WEIGHTS ? weight : NULL, &error));
+            free(weight);
         }
         sum = 0;
-        for (uint32_t l = 0; l < LAYERS; l++) {
+        for (uint32_t l = 0; l <= LAYERS; l++) {
             lava_cascade_layer layer = lava_cascade_layer_init();
             OK(lava_cascade_get(state, size, l, &layer, &error));
-            sum += layer.budget;
+            sum += layer.n_entries;
         }
         CHECK(sum == *total);
         free(state);
     }
-    OK(lava_mean_over_heads(&shape, all, &error));
+    OK(lava_mean_over_heads(&shapes[0], all, &error));
     CHECK(all[0] == all[TOKENS - WINDOW]);
-    free(all), free(head_weights), free(weights), free(capacities), free(budgets), free(total), free(budget);
+    free(all), free(head_weights), free(weights), free(entries), free(total), free(budget);
 }
 
 int main(void) {
     CHECK(lava_version() > 0 && strlen(lava_version_string()) > 0 && strlen(lava_status_string(-3)) > 0);
-    float *scores[LAYERS];
+    float *scores[LAYERS], *sinks = allocate(Q_HEADS * sizeof(float));
+    lava_shape shapes[LAYERS + 1];
+    for (int h = 0; h < Q_HEADS; h++) sinks[h] = 1 - (float) h / 2;
     for (lava_dtype dtype = LAVA_F32; dtype <= LAVA_BF16; dtype++) {
-        lava_score_params params = lava_score_params_init();
-        if (dtype == LAVA_F16) params.pool = LAVA_POOL_AVG;
-        if (dtype == LAVA_BF16) params.sliding_window = 60, params.softcap = 30;
+        shapes[dtype] = lava_shape_init(TOKENS, Q_HEADS, HEADS, DK, DV, WINDOW);
+        lava_score_params params = lava_score_params_lava();
+        if (dtype == LAVA_F16) params.pool = LAVA_POOL_AVG, params.sink_logits = sinks;
+        if (dtype == LAVA_BF16) shapes[dtype].sliding_window = 60, params.softcap = 30;
         scores[dtype] = allocate(ENTRIES * sizeof(float));
-        one_layer(dtype, &params, scores[dtype]);
+        one_layer(dtype, &shapes[dtype], &params, scores[dtype]);
     }
-    model(scores);
+    shapes[LAYERS] = lava_shape_init(1, 0, 0, 1, 1, 1);
+    model(shapes, scores);
     for (int l = 0; l < LAYERS; l++) free(scores[l]);
-    printf("every function, with %s kernels\n", lava_backend_name());
+    free(sinks);
+    printf("every function, with %s kernels\n", lava_backend_name(LAVA_BACKEND_BEST));
     return 0;
 }

@@ -42,7 +42,7 @@ int bcmp(const void *a, const void *b, size_t n) {
 
 #define CHECK(condition) do { if (!(condition)) return __LINE__; } while (0)
 
-enum { TOKENS = 10, WINDOW = 2, HEADS = 2, DIM = 4, BUDGET = 3, KEPT = BUDGET + HEADS * WINDOW };
+enum { TOKENS = 10, WINDOW = 2, HEADS = 2, DIM = 4, ENTRIES = 3, KEPT = ENTRIES + HEADS * WINDOW };
 
 static _Alignas(16) unsigned char workspace[1 << 16];
 static float q[WINDOW][HEADS][DIM], k[TOKENS][HEADS][DIM], v[TOKENS][HEADS][DIM];
@@ -52,7 +52,7 @@ int run(void);
 
 int run(void) {
     const lava_shape shape = lava_shape_init(TOKENS, HEADS, HEADS, DIM, DIM, WINDOW);
-    lava_score_params params = lava_score_params_init();
+    lava_score_params params = lava_score_params_lava();
     params.pool_kernel = 1;
     /* Queries look along the first element. Head 0 finds tokens 1 and 5, head 1 finds token 6. */
     for (int h = 0; h < HEADS; h++) {
@@ -71,10 +71,11 @@ int run(void) {
     CHECK(lava_score_workspace_size(&shape, &params, &size, NULL) == LAVA_OK && size <= sizeof(workspace));
     CHECK(lava_score(&shape, &params, &tq, &tk, &tv, NULL, 0, 1, workspace, size, &scores[0][0], NULL) == LAVA_OK);
 
-    const lava_select_params select = lava_select_params_init();
+    const lava_select_params select = lava_select_params_lava();
     uint32_t kept[KEPT], cu_kept[HEADS + 1];
     CHECK(lava_select_workspace_size(&shape, &size, NULL) == LAVA_OK && size <= sizeof(workspace));
-    CHECK(lava_select(&shape, &select, &scores[0][0], BUDGET, workspace, size, kept, KEPT, cu_kept, NULL, NULL) == LAVA_OK);
+    CHECK(lava_select(&shape, &select, &scores[0][0], ENTRIES, workspace, size, kept, KEPT, cu_kept, NULL, NULL, NULL) ==
+          LAVA_OK);
     const uint32_t want[KEPT] = {1, 5, 8, 9, 6, 8, 9}, want_cu[HEADS + 1] = {0, 4, KEPT};
     CHECK(memcmp(kept, want, sizeof(want)) == 0);
     CHECK(memcmp(cu_kept, want_cu, sizeof(want_cu)) == 0);

@@ -5,7 +5,7 @@
  */
 #include <lava.h>
 
-#include <pthread.h>
+#include <pthread.h>  /* POSIX: also in mingw-w64, not in MSVC */
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,7 +17,7 @@ static size_t size;
 
 static void *score(void *scores) {
     const lava_shape shape = lava_shape_init(TOKENS, 1, 1, DIM, DIM, WINDOW);
-    const lava_score_params params = lava_score_params_init();
+    const lava_score_params params = lava_score_params_lava();
     const lava_tensor tq = lava_tensor_token_major(LAVA_F32, q, sizeof(q), 1, DIM);
     const lava_tensor tk = lava_tensor_token_major(LAVA_F32, k, sizeof(k), 1, DIM);
     const lava_tensor tv = lava_tensor_token_major(LAVA_F32, v, sizeof(v), 1, DIM);
@@ -27,7 +27,7 @@ static void *score(void *scores) {
 
 static int race(void) {
     const lava_shape shape = lava_shape_init(TOKENS, 1, 1, DIM, DIM, WINDOW);
-    const lava_score_params params = lava_score_params_init();
+    const lava_score_params params = lava_score_params_lava();
     static float scores[2][TOKENS];
     pthread_t threads[2];
     if (lava_score_workspace_size(&shape, &params, &size, NULL) != LAVA_OK || (workspace = malloc(size)) == NULL) return 1;

@@ -17,7 +17,7 @@ int main() {
     std::vector<float> scores = lava::score(shape, lava::token_major(lava::f32(q), n_heads, dim), k_in, v_in, scratch);
     lava::kept kept = lava::select(shape, scores, scores.size() / 2, scratch);
     std::vector<float> k_small(kept.indices.size() * dim), v_small(k_small.size());
-    lava::compact(shape, k_in, v_in, kept.indices, kept.cu, lava::ragged(lava::f32(k_small), kept.cu, dim),
+    lava::compact(shape, k_in, v_in, kept.rows, kept.cu, lava::ragged(lava::f32(k_small), kept.cu, dim),
                   lava::ragged(lava::f32(v_small), kept.cu, dim));
     if (kept.indices.size() != scores.size() / 2 + n_heads * window) return 1;
     for (std::uint32_t h = 0; h < n_heads; h++)
@@ -30,6 +30,6 @@ int main() {
     } catch (const lava::error &e) {
         if (e.status() != LAVA_ERR_ARGUMENT) return 4;
     }
-    std::printf("%s %s\n", lava_version_string(), lava_backend_name());
+    std::printf("%s %s\n", lava_version_string(), lava_backend_name(LAVA_BACKEND_BEST));
     return 0;
 }

@@ -1,4 +1,4 @@
-//! Conformance of `lava` through `include/lava.h` alone: bindings made from the header, and what the tests share.
+//! Conformance of `lava` through its C headers alone: bindings made from them, and what the tests share.
 //!
 //! The bindings are as raw as C. The wrappers here give each call exactly the memory that the header asks for, filled
 //! with poison, so that a byte too much or a byte not written shows.
@@ -15,11 +15,14 @@ mod bindings {
 }
 pub use bindings::*;
 
+pub mod header;
 pub mod library;
 pub mod oracle;
 
 // SAFETY: parts of one call read the same descriptions on several threads; what they lead to, the tests keep apart.
+unsafe impl Sync for lava_shape {}
 unsafe impl Sync for lava_tensor {}
+unsafe impl Sync for lava_score_params {}
 unsafe impl Sync for lava_attend_params {}
 
 /// What `lava_error` says about a refused call.
@@ -47,7 +50,7 @@ pub fn call(function: impl FnOnce(*mut lava_error) -> lava_status) -> Outcome<()
     let mut error = unsafe { lava_error_init() };
     let status = function(&mut error);
     assert_eq!(error.status, status, "lava_error and the return value agree");
-    // SAFETY: any number will do.
+    // SAFETY: any number is allowed.
     assert_eq!(text(error.message), text(unsafe { lava_status_string(status) }));
     assert!(!text(error.message).is_empty());
     let known = |n: u32| (n as i64 != LAVA_NONE).then_some(n);
@@ -203,6 +206,19 @@ impl Grid {
     pub fn lay(&self) -> Laid {
         Laid::new(Layout::token_major(self.heads, self.dim), self)
     }
+
+    /// Of each head these rows, one head after the other: a compressed cache.
+    pub fn lay_rows(&self, rows: &Rows) -> Laid {
+        let n = rows.positions.len().max(1);
+        let laid = Laid::empty(Layout::ragged(&rows.cu[..self.heads], self.dim), n, 1, self.dim);
+        for h in 0..self.heads {
+            for (r, &token) in rows.head(h).iter().enumerate() {
+                let row = self.row(token as usize, h);
+                row.iter().enumerate().for_each(|(c, &x)| laid.layout.set(&laid.memory, r, h, c, x));
+            }
+        }
+        laid
+    }
 }
 
 /// Where a tensor's elements are, in elements.
@@ -331,21 +347,85 @@ pub fn shape(n_tokens: usize, heads: (usize, usize), dims: (usize, usize), windo
     unsafe { lava_shape_init(n(n_tokens), n(heads.0), n(heads.1), n(dims.0), n(dims.1), n(window)) }
 }
 
+/// The same with a sliding window.
+pub fn sliding(shape: lava_shape, keys: usize) -> lava_shape {
+    lava_shape { sliding_window: u32::try_from(keys).unwrap(), ..shape }
+}
+
+/// A layer that takes no part.
+pub fn no_layer() -> lava_shape {
+    shape(1, (0, 0), (1, 1), 1)
+}
+
 /// Tokens before the window.
 pub fn prefix_len(shape: &lava_shape) -> usize {
     shape.n_tokens.saturating_sub(shape.window) as usize
 }
 
+/// `lava_n_scores`.
+pub fn n_scores(shape: &lava_shape) -> usize {
+    unsafe { lava_n_scores(shape) as usize }
+}
+
+/// The rows of a cache that has been compressed before: what a shape's `cu_rows` and `positions` lead to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rows {
+    pub cu: Vec<u32>,
+    pub positions: Vec<u32>,
+}
+
+impl Rows {
+    pub fn new(heads: &[Vec<u32>]) -> Self {
+        let mut rows = Self { cu: vec![0], positions: vec![] };
+        for head in heads {
+            rows.positions.extend(head);
+            rows.cu.push(rows.positions.len() as u32);
+        }
+        rows
+    }
+
+    /// Of each head a random part of the prefix, and the window.
+    pub fn random(rng: &mut Rng, shape: &lava_shape) -> Self {
+        let prefix = prefix_len(shape) as u32;
+        let heads: Vec<Vec<u32>> = (0..shape.n_kv_heads)
+            .map(|_| {
+                let of_ten = rng.below(11);
+                (0..shape.n_tokens).filter(|&p| p >= prefix || rng.below(10) < of_ten).collect()
+            })
+            .collect();
+        Self::new(&heads)
+    }
+
+    /// The shape with these rows, which must outlive it.
+    pub fn of(&self, shape: lava_shape) -> lava_shape {
+        lava_shape { cu_rows: self.cu.as_ptr(), positions: self.positions.as_ptr(), ..shape }
+    }
+
+    pub fn head(&self, h: usize) -> &[u32] {
+        &self.positions[self.cu[h] as usize..self.cu[h + 1] as usize]
+    }
+}
+
+/// LAVa as published, here and in the next three: the plainest options, to which tests add what they test.
 pub fn score_params() -> lava_score_params {
-    unsafe { lava_score_params_init() }
+    unsafe { lava_score_params_lava() }
 }
 
 pub fn select_params() -> lava_select_params {
-    unsafe { lava_select_params_init() }
+    unsafe { lava_select_params_lava() }
+}
+
+pub fn cascade_params() -> lava_cascade_params {
+    unsafe { lava_cascade_params_lava() }
 }
 
 pub fn attend_params() -> lava_attend_params {
-    unsafe { lava_attend_params_init() }
+    unsafe { lava_attend_params_default() }
+}
+
+/// The LAVA_BACKEND_ numbers that this machine can run.
+pub fn backends() -> Vec<i32> {
+    (LAVA_BACKEND_BEST..=LAVA_BACKEND_NEON).filter(|&b| !unsafe { lava_backend_name(b) }.is_null()).collect()
 }
 
 fn or_null<T>(value: Option<&T>) -> *const T {
@@ -353,18 +433,19 @@ fn or_null<T>(value: Option<&T>) -> *const T {
 }
 
 /// `lava_score` over tensors `[q, k, v]`, each part with a workspace of its own.
-pub fn score(
+pub fn score<'a>(
     shape: &lava_shape,
-    params: &lava_score_params,
+    params: impl Into<Option<&'a lava_score_params>>,
     [q, k, v]: [&lava_tensor; 3],
     lse: Option<&lava_tensor>,
     (n_parts, at_once): Split,
 ) -> Outcome<Vec<f32>> {
-    let bytes = number(|size, e| unsafe { lava_score_workspace_size(shape, params, size, e) })?;
-    let scores = Memory::new(shape.n_kv_heads as usize * prefix_len(shape) * 4);
+    let params = params.into();
+    let bytes = number(|size, e| unsafe { lava_score_workspace_size(shape, or_null(params), size, e) })?;
+    let scores = Memory::new(n_scores(shape) * 4);
     in_parts(n_parts, at_once, |part| {
         let workspace = Memory::new(bytes);
-        let (lse, to) = (or_null(lse), scores.ptr());
+        let (params, lse, to) = (or_null(params), or_null(lse), scores.ptr());
         call(|e| unsafe {
             lava_score(shape, params, q, k, v, lse, part, n_parts, workspace.ptr(), bytes, to, e)
         })
@@ -372,7 +453,7 @@ pub fn score(
     Ok(scores.to_vec())
 }
 
-/// One layer's inputs.
+/// One layer's inputs. K and V have a row per token, also where the shape has lost some.
 pub struct Layer {
     pub shape: lava_shape,
     pub params: lava_score_params,
@@ -407,6 +488,13 @@ impl Layer {
         let [q, k, v] = [&self.q, &self.k, &self.v].map(Grid::lay);
         score(&self.shape, &self.params, [&q.tensor(), &k.tensor(), &v.tensor()], None, WHOLE)
     }
+
+    /// Scores of the same layer from which all but `rows` has been evicted.
+    pub fn score_rows(&self, rows: &Rows) -> Outcome<Vec<f32>> {
+        let [k, v] = [&self.k, &self.v].map(|grid| grid.lay_rows(rows));
+        let (shape, q) = (rows.of(self.shape), self.q.lay());
+        score(&shape, &self.params, [&q.tensor(), &k.tensor(), &v.tensor()], None, WHOLE)
+    }
 }
 
 /// `lava_entropy`: the entropy and the mass.
@@ -416,72 +504,130 @@ pub fn entropy(shape: &lava_shape, scores: &[f32]) -> Outcome<(f64, f64)> {
     Ok((entropy, mass))
 }
 
-/// `lava_layer_budgets`.
-pub fn layer_budgets(
-    weights: &[f64],
-    capacities: &[u64],
-    minimums: Option<&[u64]>,
-    total: u64,
-) -> Outcome<Vec<u64>> {
-    let mut budgets = vec![0; weights.len()];
-    let (n, minimums) = (weights.len() as u32, minimums.map_or(null(), |m| m.as_ptr()));
-    call(|e| unsafe {
-        lava_layer_budgets(n, weights.as_ptr(), capacities.as_ptr(), minimums, total, budgets.as_mut_ptr(), e)
-    })?;
-    Ok(budgets)
+/// `lava_budget_from_ratio`.
+pub fn budget_from_ratio<'a>(
+    shape: &lava_shape,
+    params: impl Into<Option<&'a lava_select_params>>,
+    ratio: f64,
+) -> Outcome<u32> {
+    let params = or_null(params.into());
+    number(|budget, e| unsafe { lava_budget_from_ratio(shape, params, ratio, budget, e) })
 }
 
-/// What `lava_select` keeps.
-#[derive(Debug)]
-pub struct Kept {
+/// `n_shapes` and `n_layers` of layers that stand one by one.
+fn count(shapes: &[lava_shape]) -> u32 {
+    shapes.len() as u32
+}
+
+/// `lava_total_entries` of layers that stand one by one.
+pub fn total_entries(shapes: &[lava_shape], budget: u32) -> Outcome<u64> {
+    let n = count(shapes);
+    number(|total, e| unsafe { lava_total_entries(shapes.as_ptr(), n, n, budget, total, e) })
+}
+
+/// `lava_layer_entries`.
+pub fn layer_entries<'a>(
+    shapes: &[lava_shape],
+    params: impl Into<Option<&'a lava_select_params>>,
+    weights: &[f64],
+    total: u64,
+) -> Outcome<Vec<u64>> {
+    let mut entries = vec![u64::MAX; weights.len()];
+    let (n_shapes, n, params) = (count(shapes), weights.len() as u32, or_null(params.into()));
+    call(|e| unsafe {
+        let (shapes, weights, to) = (shapes.as_ptr(), weights.as_ptr(), entries.as_mut_ptr());
+        lava_layer_entries(shapes, n_shapes, n, params, weights, total, to, e)
+    })?;
+    Ok(entries)
+}
+
+/// `lava_global_entries`: each layer's entries and each head's, layer after layer.
+pub fn global_entries<'a>(
+    shapes: &[lava_shape],
+    params: impl Into<Option<&'a lava_select_params>>,
+    scores: &[f32],
+    total: u64,
+) -> Outcome<(Vec<u64>, Vec<f64>)> {
+    let (n, params) = (count(shapes), or_null(params.into()));
+    let bytes =
+        number(|size, e| unsafe { lava_global_entries_workspace_size(shapes.as_ptr(), n, n, size, e) })?;
+    let workspace = Memory::new(bytes);
+    let n_heads: u32 = shapes.iter().map(|s| s.n_kv_heads).sum();
+    let (mut entries, mut heads) = (vec![u64::MAX; shapes.len()], vec![f64::NAN; n_heads as usize]);
+    call(|e| unsafe {
+        let (shapes, scores, space) = (shapes.as_ptr(), scores.as_ptr(), workspace.ptr());
+        let (entries, heads) = (entries.as_mut_ptr(), heads.as_mut_ptr());
+        lava_global_entries(shapes, n, n, params, scores, total, space, bytes, entries, heads, e)
+    })?;
+    Ok((entries, heads))
+}
+
+/// What `lava_select` or `lava_cascade_get` keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rest {
     pub indices: Vec<u32>,
     pub cu: Vec<u32>,
+    pub rows: Vec<u32>,
+}
+
+/// What `lava_select` keeps, and what it says about it.
+#[derive(Debug)]
+pub struct Kept {
+    pub rest: Rest,
     pub report: lava_selection,
 }
 
-impl Kept {
+impl std::ops::Deref for Kept {
+    type Target = Rest;
+    fn deref(&self) -> &Rest {
+        &self.rest
+    }
+}
+
+impl Rest {
     pub fn head(&self, h: usize) -> &[u32] {
         &self.indices[self.cu[h] as usize..self.cu[h + 1] as usize]
     }
 }
 
 /// `lava_select`, with room for exactly what `lava_n_kept` says.
-pub fn select(shape: &lava_shape, params: &lava_select_params, scores: &[f32], budget: u64) -> Outcome<Kept> {
-    let n_kept = number(|n, e| unsafe { lava_n_kept(shape, budget, n, e) })?;
+pub fn select<'a>(
+    shape: &lava_shape,
+    params: impl Into<Option<&'a lava_select_params>>,
+    scores: &[f32],
+    n_entries: u64,
+) -> Outcome<Kept> {
+    let params = or_null(params.into());
+    let n_kept = number(|n, e| unsafe { lava_n_kept(shape, n_entries, n, e) })?;
     let bytes = number(|size, e| unsafe { lava_select_workspace_size(shape, size, e) })?;
     let workspace = Memory::new(bytes);
-    let mut kept = Kept {
-        indices: vec![u32::MAX; n_kept as usize],
-        cu: vec![u32::MAX; shape.n_kv_heads as usize + 1],
-        report: unsafe { lava_selection_init() },
+    let empty = |n: usize| vec![u32::MAX; n];
+    let mut rest = Rest {
+        indices: empty(n_kept as usize),
+        cu: empty(shape.n_kv_heads as usize + 1),
+        rows: empty(n_kept as usize),
     };
-    let (indices, cu) = (kept.indices.as_mut_ptr(), kept.cu.as_mut_ptr());
+    let mut report = unsafe { lava_selection_init() };
+    let (indices, cu, rows) = (rest.indices.as_mut_ptr(), rest.cu.as_mut_ptr(), rest.rows.as_mut_ptr());
+    let (from, space) = (scores.as_ptr(), workspace.ptr());
     call(|e| unsafe {
-        lava_select(
-            shape,
-            params,
-            scores.as_ptr(),
-            budget,
-            workspace.ptr(),
-            bytes,
-            indices,
-            n_kept,
-            cu,
-            &mut kept.report,
-            e,
-        )
+        let report = &mut report;
+        lava_select(shape, params, from, n_entries, space, bytes, indices, n_kept, cu, rows, report, e)
     })?;
-    assert_eq!(kept.report.n_kept, n_kept);
-    assert_eq!((kept.cu[0], kept.cu[shape.n_kv_heads as usize] as u64), (0, n_kept));
-    Ok(kept)
+    assert_eq!(report.n_kept, n_kept);
+    assert_eq!((rest.cu[0], rest.cu[shape.n_kv_heads as usize] as u64), (0, n_kept));
+    if shape.cu_rows.is_null() {
+        assert_eq!(rest.rows, rest.indices, "row i is token i");
+    }
+    Ok(Kept { rest, report })
 }
 
-/// `lava_budget_for_share`.
-pub fn budget_for_share(shape: &lava_shape, scores: &[f32], epsilon: f64) -> Outcome<u64> {
-    let bytes = number(|size, e| unsafe { lava_budget_for_share_workspace_size(size, e) })?;
+/// `lava_entries_for_share`.
+pub fn entries_for_share(shape: &lava_shape, scores: &[f32], epsilon: f64) -> Outcome<u64> {
+    let bytes = number(|size, e| unsafe { lava_entries_for_share_workspace_size(size, e) })?;
     let workspace = Memory::new(bytes);
-    number(|budget, e| unsafe {
-        lava_budget_for_share(shape, scores.as_ptr(), epsilon, workspace.ptr(), bytes, budget, e)
+    number(|n_entries, e| unsafe {
+        lava_entries_for_share(shape, scores.as_ptr(), epsilon, workspace.ptr(), bytes, n_entries, e)
     })
 }
 
@@ -501,6 +647,72 @@ pub fn compact(
             lava_compact(shape, src[0], src[1], cu_rows, rows, cu_kept, dst[0], dst[1], part, n_parts, e)
         })
     })
+}
+
+/// A cascade and its state, with poison after it that shows a byte too much.
+pub struct Cascade {
+    pub memory: Memory,
+    pub size: usize,
+}
+
+/// `lava_cascade_get`, copied out.
+pub struct CascadeLayer {
+    pub rest: Rest,
+    pub cu_rows: Vec<u32>,
+    pub report: lava_cascade_layer,
+}
+
+impl std::ops::Deref for CascadeLayer {
+    type Target = Rest;
+    fn deref(&self) -> &Rest {
+        &self.rest
+    }
+}
+
+impl Cascade {
+    /// `lava_cascade_init` of layers that stand one by one.
+    pub fn new<'a>(
+        shapes: &[lava_shape],
+        total: u64,
+        params: impl Into<Option<&'a lava_select_params>>,
+        cascade: impl Into<Option<&'a lava_cascade_params>>,
+    ) -> Outcome<Self> {
+        let (params, cascade) = (or_null(params.into()), or_null(cascade.into()));
+        let (n, shapes) = (count(shapes), shapes.as_ptr());
+        let size = number(|size, e| unsafe {
+            lava_cascade_state_size(shapes, n, n, total, params, cascade, size, e)
+        })?;
+        let memory = Memory::new(size + 64);
+        let state = memory.ptr();
+        call(|e| unsafe { lava_cascade_init(shapes, n, n, total, params, cascade, state, size, e) })?;
+        Ok(Self { memory, size })
+    }
+
+    pub fn push(&self, shape: &lava_shape, scores: &[f32], weight: Option<f64>) -> Outcome<()> {
+        let (state, weight) = (self.memory.ptr(), or_null(weight.as_ref()));
+        call(|e| unsafe { lava_cascade_push(state, self.size, shape, scores.as_ptr(), weight, e) })
+    }
+
+    pub fn get(&self, layer: usize, n_heads: usize) -> CascadeLayer {
+        let mut report = unsafe { lava_cascade_layer_init() };
+        let out = &mut report;
+        call(|e| unsafe { lava_cascade_get(self.memory.ptr(), self.size, layer as u32, out, e) }).unwrap();
+        // SAFETY: the header's lengths; the state is not pushed to before these are copied.
+        let copy = |p: *const u32, n: usize| unsafe { std::slice::from_raw_parts(p, n) }.to_vec();
+        let cu = copy(report.cu_kept, n_heads + 1);
+        let n = cu[n_heads] as usize;
+        CascadeLayer {
+            rest: Rest { indices: copy(report.kept_indices, n), rows: copy(report.rows, n), cu },
+            cu_rows: copy(report.cu_rows, n_heads + 1),
+            report,
+        }
+    }
+
+    /// That nothing after the state was written.
+    pub fn check_end(&self) {
+        let end = &self.memory.to_vec::<u8>()[self.size..];
+        assert!(end.iter().all(|&b| b == POISON), "written after the state");
+    }
 }
 
 /// That `memory` holds exactly the kept rows, and what it held before in every byte that is none of theirs.
@@ -526,27 +738,34 @@ pub fn check_rows(
     assert!(differs.is_none(), "{what}: first difference at byte {differs:?}");
 }
 
-/// `lava_attend` of tensors `[q, k, v]`: the outputs `[n_new, n_q_heads, head_dim_v]` and the log-sum-exps.
-pub fn attend(
+/// `lava_attend` of tensors `[q, k, v]`: the outputs `[n_queries, n_q_heads, head_dim_v]` and the log-sum-exps.
+pub fn attend<'a>(
     shape: &lava_shape,
-    params: &lava_attend_params,
+    params: impl Into<Option<&'a lava_attend_params>>,
+    n_queries: usize,
     [q, k, v]: [&lava_tensor; 3],
     n_rows: &[u32],
     (n_parts, at_once): Split,
 ) -> Outcome<(Vec<f32>, Vec<f32>)> {
-    let bytes = number(|size, e| unsafe { lava_attend_workspace_size(shape, size, e) })?;
-    let [tokens, heads, dv] = [shape.n_tokens, shape.n_q_heads, shape.head_dim_v].map(|n| n as usize);
-    let result = |dim| Laid::empty(Layout::token_major(heads, dim), tokens, heads, dim);
+    let (params, n) = (params.into(), n_queries as u32);
+    let bytes = number(|size, e| unsafe { lava_attend_workspace_size(shape, n, size, e) })?;
+    let [heads, dv] = [shape.n_q_heads, shape.head_dim_v].map(|n| n as usize);
+    let result = |dim| Laid::empty(Layout::token_major(heads, dim), n_queries, heads, dim);
     let (out, lse) = (result(dv), result(1));
     let (out_tensor, lse_tensor) = (out.tensor(), lse.tensor());
     in_parts(n_parts, at_once, |part| {
         let (workspace, out, lse) = (Memory::new(bytes), &raw const out_tensor, &raw const lse_tensor);
-        let n_rows = n_rows.as_ptr();
+        let (params, n_rows, space) = (or_null(params), n_rows.as_ptr(), workspace.ptr());
         call(|e| unsafe {
-            lava_attend(shape, params, q, k, v, n_rows, out, lse, part, n_parts, workspace.ptr(), bytes, e)
+            lava_attend(shape, params, n, q, k, v, n_rows, out, lse, part, n_parts, space, bytes, e)
         })
     })?;
     Ok((out.memory.to_vec(), lse.memory.to_vec()))
+}
+
+/// The bits of numbers that must be the same.
+pub fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
 }
 
 /// A pointer that is not there.

@@ -41,14 +41,15 @@ fn build(crate_type: &str, profile: &str, more: &[&str]) -> PathBuf {
     let target = root().join("target/capi");
     let mut cargo = Command::new(env!("CARGO"));
     cargo.arg("rustc").arg("--manifest-path").arg(root().join("Cargo.toml"));
-    cargo.args(["--package", "lava", "--lib", "--profile", profile, "--crate-type", crate_type]);
+    cargo.args(["--package", "lava-kv", "--lib", "--profile", profile, "--crate-type", crate_type]);
     run(cargo.arg("--target-dir").arg(&target).args(more));
     target.join(profile).join(if crate_type == "cdylib" { "liblava.so" } else { "liblava.a" })
 }
 
-/// Names that the header declares as functions of the library. Its inline functions are `static`.
+/// Names that the headers declare as functions of the library. Their inline functions are `static`.
 pub fn declared() -> BTreeSet<String> {
-    let header = std::fs::read_to_string(root().join("include/lava.h")).unwrap();
+    let read = |name| std::fs::read_to_string(root().join("include").join(name)).unwrap();
+    let header = ["lava.h", "lava_methods.h"].map(read).concat();
     let starts = |line: &&str| line.contains('(') && !line.starts_with([' ', '/', '*', '#']);
     let declarations = header.lines().filter(starts).filter(|line| !line.starts_with("static"));
     let name = |line: &str| line.split('(').next().unwrap().rsplit([' ', '*']).next().unwrap().to_owned();

@@ -2,18 +2,21 @@
 
 use ffi_tests::*;
 
-/// One setting: new queries, heads, dims, rows per KV head, and the options.
+/// One setting: new queries, heads, dims, rows per KV head, what each query sees, learned sinks, and the options.
 struct Case {
     new: usize,
     heads: (usize, usize),
     dims: (usize, usize),
     rows: Vec<u32>,
+    sliding_window: u32,
+    sinks: Vec<f32>,
     params: lava_attend_params,
     dtype: lava_dtype,
 }
 
 fn case(new: usize, heads: (usize, usize), dims: (usize, usize), rows: &[u32]) -> Case {
-    Case { new, heads, dims, rows: rows.to_vec(), params: attend_params(), dtype: LAVA_F32 }
+    let (rows, params) = (rows.to_vec(), attend_params());
+    Case { new, heads, dims, rows, sliding_window: 0, sinks: vec![], params, dtype: LAVA_F32 }
 }
 
 fn with(mut case: Case, change: impl FnOnce(&mut lava_attend_params)) -> Case {
@@ -24,14 +27,18 @@ fn with(mut case: Case, change: impl FnOnce(&mut lava_attend_params)) -> Case {
 /// `position(h, r)` is where row r of head h stands in the text.
 fn check(what: &str, case: &Case, position: impl Fn(usize, usize) -> u64) {
     let rng = &mut Rng(what.len() as u64);
-    let (most, params) = (*case.rows.iter().max().unwrap() as usize, &case.params);
+    let (most, mut params) = (*case.rows.iter().max().unwrap() as usize, case.params);
     let (dk, dv) = case.dims;
-    let shape = shape(case.new, case.heads, case.dims, 1);
+    // Tokens and window are not used: not even looked at.
+    let shape = lava_shape { sliding_window: case.sliding_window, ..shape(0, case.heads, case.dims, 0) };
+    if !case.sinks.is_empty() {
+        params.sink_logits = case.sinks.as_ptr();
+    }
     let q = Grid::random(rng, case.new, case.heads.0, dk);
     let k = Grid::random(rng, most.max(1), case.heads.1, dk);
     let v = Grid::random(rng, most.max(1), case.heads.1, dv);
 
-    // Ragged: each head has its own number of rows, and some room behind them.
+    // Ragged: each head has its own number of rows, and some room after them.
     let starts: Vec<u32> =
         case.rows.iter().scan(0, |end, n| Some(std::mem::replace(end, *end + n + 2))).collect();
     let lay = |grid: &Grid| {
@@ -50,17 +57,17 @@ fn check(what: &str, case: &Case, position: impl Fn(usize, usize) -> u64) {
     let (k_laid, v_laid) = (lay(&k), lay(&v));
     let q_laid = Laid::new(Layout::token_major(case.heads.0, dk).of(case.dtype), &q);
     let tensors = [&q_laid.tensor(), &k_laid.tensor(), &v_laid.tensor()];
-    let (out, lse) = attend(&shape, params, tensors, &case.rows, WHOLE).expect(what);
+    let (out, lse) = attend(&shape, &params, case.new, tensors, &case.rows, WHOLE).expect(what);
 
     let scale = if params.scale == 0.0 { 1.0 / (dk as f64).sqrt() } else { params.scale as f64 };
     for (t, h) in (0..case.new).flat_map(|t| (0..case.heads.0).map(move |h| (t, h))) {
         let g = h / (case.heads.0 / case.heads.1);
         let n_rows = case.rows[g] as usize;
         let end = if params.causal == 1 { n_rows + t + 1 - case.new } else { n_rows };
-        // Without `causal` the queries come one behind the other after all rows.
+        // Without `causal` the queries come one after the other, after all rows.
         let own = || if params.causal == 1 { position(g, end - 1) } else { position(g, n_rows) + t as u64 };
         let sees =
-            |r: &usize| params.sliding_window == 0 || position(g, *r) + params.sliding_window as u64 > own();
+            |r: &usize| case.sliding_window == 0 || position(g, *r) + case.sliding_window as u64 > own();
         let seen: Vec<usize> = (0..end).filter(sees).collect();
         let mut largest = params.softcap as f64;
         let logits: Vec<f64> = seen
@@ -73,8 +80,10 @@ fn check(what: &str, case: &Case, position: impl Fn(usize, usize) -> u64) {
                 if cap > 0.0 { cap * (sum / cap).tanh() } else { sum }
             })
             .collect();
-        let top = logits.iter().fold(f64::NEG_INFINITY, |m, &x| m.max(x));
-        let sum: f64 = logits.iter().map(|x| (x - top).exp()).sum();
+        // The sink is one logit more, neither scaled nor capped, without a value.
+        let sink = case.sinks.get(h).map_or(f64::NEG_INFINITY, |&s| s as f64);
+        let top = logits.iter().fold(sink, |m, &x| m.max(x));
+        let sum: f64 = logits.iter().map(|x| (x - top).exp()).sum::<f64>() + (sink - top).exp();
 
         // A dot product of d terms in f32, in any order, is off by at most d + 1 roundings of the sum of the terms' sizes, a
         // few more for scale, cap and exp; twice that moves a weight's share. Sums over the rows add a rounding each.
@@ -91,11 +100,12 @@ fn check(what: &str, case: &Case, position: impl Fn(usize, usize) -> u64) {
                 "{what}: query {t}, head {h}, {c}: {got}, want {want}"
             );
         }
-        let (got, want) = (lse[t * case.heads.0 + h] as f64, top + sum.ln());
-        if seen.is_empty() {
+        let unit = if params.lse_base == LAVA_LSE_BASE2 { std::f64::consts::LN_2 } else { 1.0 };
+        let (got, want) = (lse[t * case.heads.0 + h] as f64, (top + sum.ln()) / unit);
+        if seen.is_empty() && case.sinks.is_empty() {
             assert_eq!(got, f64::NEG_INFINITY, "{what}");
         } else {
-            assert!((got - want).abs() <= error + eps * want.abs(), "{what}: lse {got}, want {want}");
+            assert!((got - want).abs() <= error / unit + eps * want.abs(), "{what}: lse {got}, want {want}");
         }
     }
 }
@@ -142,9 +152,10 @@ fn a_sliding_window_goes_by_true_positions() {
             let causal_rows = [5 + new as u32, 3 + 20];
             for rows in [causal_rows, [5, 3], [0, 2]].into_iter().take(if causal == 1 { 1 } else { 3 }) {
                 let case = with(case(new, (4, 2), (8, 8), &rows), |p| {
-                    (p.sliding_window, p.n_base, p.causal) = (sliding_window, 100, causal);
+                    (p.n_base, p.causal) = (100, causal);
                     (p.kept_indices, p.cu_kept) = (kept_indices.as_ptr(), cu_kept.as_ptr());
                 });
+                let case = Case { sliding_window, ..case };
                 check(
                     &format!("window {sliding_window}, {new} new, causal {causal}, {rows:?}"),
                     &case,
@@ -161,9 +172,10 @@ fn a_sliding_window_over_a_cache_of_new_rows_only() {
     let cu_kept = [0u32; 3];
     for (sliding_window, causal) in [(1, 1), (4, 1), (4, 0), (9, 0)] {
         let case = with(case(3, (4, 2), (8, 8), &[3, 11]), |p| {
-            (p.sliding_window, p.n_base, p.causal) = (sliding_window, 6, causal);
+            (p.n_base, p.causal) = (6, causal);
             p.cu_kept = cu_kept.as_ptr();
         });
+        let case = Case { sliding_window, ..case };
         check(&format!("window {sliding_window}, causal {causal}"), &case, |_, r| 6 + r as u64);
     }
 }
@@ -179,7 +191,7 @@ fn log_sum_exp_merges_halves() {
     let (k, v) = (layer.k.lay(), layer.v.lay());
     let of = |first: usize, n: u32| {
         let part = |t: &Laid| t.layout.clone().from(first * dim).tensor(&t.memory);
-        attend(&shape, &params, [&layer.q.lay().tensor(), &part(&k), &part(&v)], &[n], WHOLE).unwrap()
+        attend(&shape, &params, 1, [&layer.q.lay().tensor(), &part(&k), &part(&v)], &[n], WHOLE).unwrap()
     };
     let (whole, (a, a_lse), (b, b_lse)) = (of(0, 48), of(0, 20), of(20, 28));
     for h in 0..2 {
@@ -187,6 +199,49 @@ fn log_sum_exp_merges_halves() {
         for c in h * dim..(h + 1) * dim {
             let merged = a[c] * weight + b[c] * (1.0 - weight);
             assert!((merged - whole.0[c]).abs() <= 1e-5, "{merged}, want {}", whole.0[c]);
+        }
+    }
+}
+
+/// Learned sinks: one logit per query head in the denominator, whatever the scale and the cap, also where no row is seen.
+#[test]
+fn learned_sinks() {
+    let none = |_, _| 0;
+    for (i, backend) in backends().into_iter().enumerate() {
+        for dtype in [LAVA_F32, LAVA_BF16] {
+            let of = |new, heads, dims, rows: &[u32], sinks: &[f32]| Case {
+                sinks: sinks.to_vec(),
+                dtype,
+                ..with(case(new, heads, dims, rows), |p| p.backend = backend)
+            };
+            let what = |name| format!("{name}, backend {i}, type {dtype}");
+            // One that draws nearly all attention, one that draws none, and some between.
+            let sinks = [30.0, -80.0, 0.0, 1.25, -1.0, 4.0];
+            check(&what("grouped"), &of(3, (6, 2), (16, 8), &[50, 20], &sinks), none);
+            let capped =
+                with(of(3, (6, 3), (24, 7), &[5, 70, 33], &sinks), |p| (p.softcap, p.scale) = (1.5, 0.7));
+            check(&what("scaled and capped"), &capped, none);
+            let base = with(of(21, (2, 1), (8, 8), &[300], &sinks[2..4]), |p| p.lse_base = LAVA_LSE_BASE2);
+            check(&what("in base two"), &base, none);
+            let nothing_seen = with(of(2, (4, 2), (8, 8), &[0, 6], &sinks[..4]), |p| p.causal = 0);
+            check(&what("head without rows"), &nothing_seen, none);
+        }
+    }
+}
+
+#[test]
+fn log_sum_exp_in_base_two() {
+    let case = with(case(5, (4, 2), (16, 12), &[5, 130]), |p| p.lse_base = LAVA_LSE_BASE2);
+    check("base two", &case, |_, _| 0);
+}
+
+/// Every kind of kernels that the machine has, by its number.
+#[test]
+fn every_backend_agrees_with_plain_softmax() {
+    for backend in backends() {
+        for dtype in [LAVA_F32, LAVA_F16, LAVA_BF16] {
+            let case = with(case(5, (6, 2), (40, 24), &[90, 17]), |p| p.backend = backend);
+            check(&format!("backend {backend}, type {dtype}"), &Case { dtype, ..case }, |_, _| 0);
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use ffi_tests::*;
 use proptest::prelude::*;
-use std::slice::from_raw_parts;
 
 /// One model's layers and options.
 #[derive(Clone, Debug)]
@@ -66,37 +65,10 @@ impl Case {
     }
 }
 
-/// `lava_cascade_get`, copied out.
-struct Got {
-    indices: Vec<u32>,
-    cu: Vec<u32>,
-    rows: Vec<u32>,
-    cu_rows: Vec<u32>,
-    report: lava_cascade_layer,
-}
-
-fn get(state: &Memory, layer: usize, heads: usize) -> Got {
-    let mut report = unsafe { lava_cascade_layer_init() };
-    call(|e| unsafe { lava_cascade_get(state.ptr(), state.len(), layer as u32, &mut report, e) }).unwrap();
-    // SAFETY: the header's lengths; the state is not pushed to before these are copied.
-    unsafe {
-        let cu = from_raw_parts(report.cu_kept, heads + 1).to_vec();
-        let n = cu[heads] as usize;
-        Got {
-            indices: from_raw_parts(report.kept_indices, n).to_vec(),
-            rows: from_raw_parts(report.rows, n).to_vec(),
-            cu_rows: from_raw_parts(report.cu_rows, heads + 1).to_vec(),
-            cu,
-            report,
-        }
-    }
-}
-
 fn check(case: &Case) {
     let (shape, mask) = (case.shape(), case.mask());
     let mut params = select_params();
     (params.head_floor, params.alpha, params.n_sink) = (case.floor, case.alpha, case.sinks);
-    params.evict_every = case.evict_every;
     if case.mask {
         params.protected_mask = mask.as_ptr();
     }
@@ -104,25 +76,17 @@ fn check(case: &Case) {
     let minimum = (case.n_protected(&mask) * case.heads) as u64;
     let all = capacity * case.layers as u64;
     let total = (all * case.kept / 1000).max(minimum * case.layers as u64);
-    let n_layers = case.layers as u32;
-
-    let size =
-        number(|size, e| unsafe { lava_cascade_state_size(&shape, n_layers, total, &params, size, e) })
-            .unwrap();
-    // Poison behind the state shows a byte too much.
-    let memory = Memory::new(size + 64);
-    let state = |f: &dyn Fn(*mut std::ffi::c_void, *mut lava_error) -> lava_status| {
-        call(|e| f(memory.ptr(), e)).unwrap()
-    };
-    state(&|s, e| unsafe { lava_cascade_init(&shape, n_layers, total, &params, s, size, e) });
+    let shapes = vec![shape; case.layers];
+    let by_entropy = lava_cascade_params { evict_every: case.evict_every, ..cascade_params() };
+    let cascade = Cascade::new(&shapes, total, &params, &by_entropy).unwrap();
 
     let mut caches: Vec<(Laid, Laid)> = Vec::new();
     let mut grids = Vec::new();
-    // Layers that have been compacted; those behind them are dense still: every head has all its tokens.
+    // Layers that have been compacted; later ones are dense still: every head has all its tokens.
     let mut n_compacted = 0;
     for layer in 0..case.layers {
         let scores = case.scores(layer);
-        state(&|s, e| unsafe { lava_cascade_push(s, size, scores.as_ptr(), e) });
+        cascade.push(&shape, &scores, None).unwrap();
         let data = Layer::random(case.seed ^ 77 ^ layer as u64, shape);
         caches.push((data.k.lay(), data.v.lay()));
         grids.push(data);
@@ -130,9 +94,9 @@ fn check(case: &Case) {
         let evicts = n_pushed == case.layers || n_pushed % case.evict_every.max(1) as usize == 0;
         let mut held = 0;
         for (l, cache) in caches.iter_mut().enumerate() {
-            let got = get(&memory, l, case.heads);
-            held += got.report.budget;
-            assert_eq!(got.report.budget, (got.indices.len() - case.window * case.heads) as u64);
+            let got = cascade.get(l, case.heads);
+            held += got.report.n_entries;
+            assert_eq!(got.report.n_entries, (got.indices.len() - case.window * case.heads) as u64);
             let cu_rows = (l < n_compacted).then_some(&got.cu_rows[..]);
             if cu_rows.is_none() {
                 let dense: Vec<u32> = (0..=case.heads as u32).map(|h| h * shape.n_tokens).collect();
@@ -165,13 +129,12 @@ fn check(case: &Case) {
     // All at once.
     let entropies: Vec<_> = (0..case.layers).map(|l| entropy(&shape, &case.scores(l)).unwrap()).collect();
     let weights: Vec<f64> = entropies.iter().map(|e| e.0).collect();
-    let (capacities, minimums) = (vec![capacity; case.layers], vec![minimum; case.layers]);
-    let budgets = layer_budgets(&weights, &capacities, Some(&minimums), total).unwrap();
-    for (l, &budget) in budgets.iter().enumerate() {
+    let entries = layer_entries(&shapes, &params, &weights, total).unwrap();
+    for (l, &n_entries) in entries.iter().enumerate() {
         let (got, want) =
-            (get(&memory, l, case.heads), select(&shape, &params, &case.scores(l), budget).unwrap());
+            (cascade.get(l, case.heads), select(&shape, &params, &case.scores(l), n_entries).unwrap());
         assert_eq!((&got.indices, &got.cu), (&want.indices, &want.cu), "layer {l}");
-        assert_eq!(got.report.budget, want.report.budget);
+        assert_eq!(got.report.n_entries, want.report.n_entries);
         let bits = |values: [f64; 3]| values.map(f64::to_bits);
         assert_eq!(
             bits([got.report.entropy, got.report.mass, got.report.evicted_share]),
@@ -186,7 +149,7 @@ fn check(case: &Case) {
             }
         }
     }
-    assert!(memory.to_vec::<u8>()[size..].iter().all(|&b| b == POISON), "written behind the state");
+    cascade.check_end();
 }
 
 proptest! {
@@ -198,27 +161,50 @@ proptest! {
     }
 }
 
-/// A caller of an earlier version, whose options end before evict_every, evicts after each push, whatever lies behind them.
+/// After each push, after every second, only at the end: what the caller is told to compact.
 #[test]
-fn options_without_evict_every() {
+fn how_often_the_caller_evicts() {
     let (shape, scores) = (shape(20, (2, 2), (3, 2), 2), vec![0.5f32; 36]);
-    let held = |struct_size: usize, evict_every: u32| {
-        let params = lava_select_params { struct_size: struct_size as u32, evict_every, ..select_params() };
-        let size =
-            number(|size, e| unsafe { lava_cascade_state_size(&shape, 2, 30, &params, size, e) }).unwrap();
-        let state = Memory::new(size);
-        call(|e| unsafe { lava_cascade_init(&shape, 2, 30, &params, state.ptr(), size, e) }).unwrap();
-        for _ in 0..2 {
-            call(|e| unsafe { lava_cascade_push(state.ptr(), size, scores.as_ptr(), e) }).unwrap();
-        }
-        get(&state, 0, 2).cu_rows[2]
+    let held = |evict_every: u32| {
+        let params = lava_cascade_params { evict_every, ..cascade_params() };
+        let cascade = Cascade::new(&[shape; 2], 30, &select_params(), &params).unwrap();
+        (0..2).for_each(|_| cascade.push(&shape, &scores, None).unwrap());
+        cascade.get(0, 2).cu_rows[2]
     };
     // Of the first of two layers: what is kept after its own push, 30 entries, or all.
     let (kept, all) = (30 + 4, 40);
-    let whole = size_of::<lava_select_params>();
-    assert_eq!(
-        [held(whole, 0), held(whole, 1), held(whole, 2), held(whole, u32::MAX)],
-        [kept, kept, all, all]
-    );
-    assert_eq!([held(32, 2), held(44, 2)], [kept, kept]);
+    assert_eq!([held(0), held(1), held(2), held(u32::MAX)], [kept, kept, all, all]);
+}
+
+/// One layer's pointers lead to the same numbers after other layers were asked for, until the next push.
+#[test]
+fn pointers_of_earlier_gets_stay_good() {
+    let shapes = [shape(30, (3, 3), (2, 2), 2), shape(40, (2, 2), (2, 2), 4)];
+    let cascade = Cascade::new(&shapes, 60, &select_params(), &cascade_params()).unwrap();
+    let mut rng = Rng(5);
+    for shape in &shapes {
+        let scores: Vec<f32> = (0..n_scores(shape)).map(|_| rng.unit()).collect();
+        cascade.push(shape, &scores, None).unwrap();
+    }
+    let get = |layer| {
+        let mut out = unsafe { lava_cascade_layer_init() };
+        let (state, size) = (cascade.memory.ptr::<std::ffi::c_void>().cast_const(), cascade.size);
+        call(|e| unsafe { lava_cascade_get(state, size, layer, &mut out, e) }).unwrap();
+        out
+    };
+    let read = |layer: &lava_cascade_layer, heads: usize| {
+        // SAFETY: the header's lengths, and no push since.
+        let of = |p: *const u32, n: usize| unsafe { std::slice::from_raw_parts(p, n) }.to_vec();
+        let cu = of(layer.cu_kept, heads + 1);
+        let n = cu[heads] as usize;
+        (of(layer.kept_indices, n), of(layer.rows, n), of(layer.cu_rows, heads + 1), cu)
+    };
+    let first = get(0);
+    let before = read(&first, 3);
+    let (second, again) = (get(1), get(0));
+    assert_eq!(read(&first, 3), before);
+    assert_eq!(read(&again, 3), before);
+    let copy = cascade.get(1, 2);
+    assert_eq!(read(&second, 2).0, copy.indices);
+    assert_eq!(read(&first, 3), before, "after the other layer's pointers were read");
 }

@@ -1,6 +1,6 @@
 //! Integers that sum exactly, kept sets that are those of a plain sort, and the ends of every range.
 
-use ffi_tests::oracle::{Rule, largest_remainder};
+use ffi_tests::oracle::{Rule, check_kept, largest_remainder};
 use ffi_tests::*;
 use proptest::prelude::*;
 
@@ -8,25 +8,41 @@ fn config() -> ProptestConfig {
     ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() }
 }
 
-/// Layers that share a total: weights, capacities, minimums.
+/// Layers that share a total: their weights, their heads, and the prefix of each.
 fn layers() -> impl Strategy<Value = Vec<(f64, u64, u64)>> {
     let weight =
         prop_oneof![Just(0.0), Just(0.5), (0u32..=1024).prop_map(|w| w as f64 / 1024.0), 0.0..1.0f64];
-    let bounds = prop_oneof![Just((40u64, 0u64)), (0u64..60).prop_flat_map(|cap| (Just(cap), 0..=cap))];
-    prop::collection::vec((weight, bounds).prop_map(|(w, (cap, min))| (w, cap, min)), 1..12)
+    let sizes = prop_oneof![Just((1u64, 40u64)), (0u64..4, 0u64..60)];
+    prop::collection::vec((weight, sizes).prop_map(|(w, (heads, prefix))| (w, heads, prefix)), 1..12)
 }
 
 proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn layer_budgets_sum_exactly_within_bounds_and_in_proportion(layers in layers(), thousandths in 0u64..1200) {
+    fn layer_entries_sum_exactly_within_bounds_and_in_proportion(
+        layers in layers(),
+        thousandths in 0u64..1200,
+        sinks in prop_oneof![Just(0u32), 0u32..20],
+        head_min in prop_oneof![Just(0u32), 0u32..30],
+        mask in prop::option::of(prop::collection::vec(prop_oneof![Just(0u8), Just(1)], 60)),
+    ) {
         let weights: Vec<f64> = layers.iter().map(|l| l.0).collect();
-        let capacities: Vec<u64> = layers.iter().map(|l| l.1).collect();
-        let minimums: Vec<u64> = layers.iter().map(|l| l.2).collect();
+        let shapes: Vec<_> = layers.iter().map(|&(_, heads, prefix)| shape_of(heads as usize, prefix as usize, 1)).collect();
+        let mut params = select_params();
+        (params.n_sink, params.head_min) = (sinks, head_min);
+        params.protected_mask = mask.as_ref().map_or(nothing(), |m| m.as_ptr());
+        let capacities: Vec<u64> = layers.iter().map(|&(_, heads, prefix)| heads * prefix).collect();
+        let protected = |i: u64| i < sinks as u64 || mask.as_ref().is_some_and(|m| m[i as usize] != 0);
+        let minimum = |prefix: u64| ((0..prefix).filter(|&i| protected(i)).count() as u64).max(prefix.min(head_min as u64));
+        let minimums: Vec<u64> = layers.iter().map(|&(_, heads, prefix)| heads * minimum(prefix)).collect();
         let all: u64 = capacities.iter().sum();
-        let total = (all * thousandths / 1000).max(minimums.iter().sum());
-        let budgets = layer_budgets(&weights, &capacities, Some(&minimums), total).unwrap();
+        let least: u64 = minimums.iter().sum();
+        if least > 0 {
+            prop_assert_eq!(layer_entries(&shapes, &params, &weights, least - 1).unwrap_err().status, LAVA_ERR_BUDGET);
+        }
+        let total = (all * thousandths / 1000).max(least);
+        let budgets = layer_entries(&shapes, &params, &weights, total).unwrap();
         prop_assert_eq!(budgets.iter().sum::<u64>(), total.min(all));
         let n = budgets.len();
         for l in 0..n {
@@ -45,7 +61,7 @@ proptest! {
     }
 
     #[test]
-    fn unbounded_layer_budgets_are_largest_remainders(
+    fn unbounded_layer_entries_are_largest_remainders(
         weights in prop::collection::vec(0u32..2000, 1..10),
         total in 0u64..100_000,
     ) {
@@ -57,7 +73,7 @@ proptest! {
         let numerators: Vec<u128> =
             weights.iter().map(|&w| total as u128 * if sum == 0 { 1 } else { w as u128 }).collect();
         let want = largest_remainder(&numerators, if sum == 0 { n as u128 } else { sum }, total as usize);
-        let got = layer_budgets(&given, &vec![u32::MAX as u64; n], None, total).unwrap();
+        let got = layer_entries(&vec![shape_of(1, 1 << 20, 1); n], &select_params(), &given, total).unwrap();
         prop_assert_eq!(got, want.into_iter().map(|b| b as u64).collect::<Vec<_>>());
     }
 }
@@ -103,7 +119,7 @@ proptest! {
         params.protected_mask = bytes.as_ref().map_or(nothing(), |b| b.as_ptr());
         let got = select(&shape, &params, &scores, budget as u64).unwrap();
 
-        let rule = Rule { scores: &scores, n_heads: heads, protected: &protected };
+        let rule = Rule::dense(&scores, heads, &protected);
         let kept = budget.min(heads * prefix);
         let counts = match floor {
             LAVA_FLOOR_NONE => rule.free(kept),
@@ -112,12 +128,10 @@ proptest! {
         };
         prop_assert_eq!(counts.iter().sum::<usize>(), kept);
         let (mut all, mut kept_mass) = (scores.iter().map(|&s| s as f64).sum::<f64>(), 0.0);
-        for (h, mut want) in rule.positions(&counts).into_iter().enumerate() {
-            kept_mass += want.iter().map(|&i| scores[h * prefix + i as usize] as f64).sum::<f64>();
-            want.extend(prefix as u32..(prefix + window) as u32);
-            prop_assert_eq!(got.head(h), want, "head {}", h);
-        }
-        prop_assert_eq!((got.report.budget, got.report.mass), (kept as u64, all));
+        let heads_keep = rule.kept(&counts);
+        kept_mass += heads_keep.iter().flatten().map(|e| e.score as f64).sum::<f64>();
+        check_kept("select", &shape, &heads_keep, &got);
+        prop_assert_eq!((got.report.n_entries, got.report.mass), (kept as u64, all));
         prop_assert_eq!(got.report.everything_kept == 1, kept == heads * prefix);
         all = if all == 0.0 { 1.0 } else { all };
         let evicted = scores.iter().map(|&s| s as f64).sum::<f64>() - kept_mass;
@@ -125,7 +139,7 @@ proptest! {
     }
 
     #[test]
-    fn the_budget_for_a_share_is_the_smallest(
+    fn the_entries_for_a_share_are_the_fewest(
         (heads, prefix, scores) in scored(),
         wide: bool,
         epsilon in prop_oneof![Just(0.0), Just(1.0), 0.0..1.0f64, 0.0..0.01f64],
@@ -135,7 +149,7 @@ proptest! {
             // Sums that round.
             scores.iter_mut().for_each(|s| *s = if *s > 0.0 { (-40.0 * *s / 64.0).exp() } else { 0.0 });
         }
-        let got = budget_for_share(&shape_of(heads, prefix, 1), &scores, epsilon).unwrap() as usize;
+        let got = entries_for_share(&shape_of(heads, prefix, 1), &scores, epsilon).unwrap() as usize;
         let mut ordered: Vec<f64> = scores.iter().map(|&s| s as f64).collect();
         ordered.sort_by(|a, b| b.total_cmp(a));
         let mass: f64 = ordered.iter().rev().sum();
@@ -151,10 +165,10 @@ proptest! {
 fn a_window_that_covers_all_tokens_evicts_nothing() {
     for (tokens, window) in [(5, 5), (5, 6), (1, 1), (3, 1000)] {
         let shape = shape(tokens, (4, 2), (3, 3), window);
-        // No scores anywhere: NULL will do.
+        // No scores anywhere: NULL is allowed.
         assert_eq!(Layer::random(1, shape).score().unwrap(), []);
         assert_eq!(entropy(&shape, &[]).unwrap(), (0.0, 0.0));
-        assert_eq!(number(|total, e| unsafe { lava_total_entries(&shape, 0, 3, total, e) }), Ok(0u64));
+        assert_eq!(total_entries(&[shape; 3], 0), Ok(0));
         let kept = select(&shape, &select_params(), &[], 0).unwrap();
         assert_eq!(kept.report.everything_kept, 1);
         for h in 0..2 {
@@ -167,10 +181,10 @@ fn a_window_that_covers_all_tokens_evicts_nothing() {
 fn budgets_at_both_ends() {
     let (tokens, window) = (20, 4);
     let shape = shape(tokens, (2, 2), (3, 3), window);
-    let total = |budget| number(|total, e| unsafe { lava_total_entries(&shape, budget, 3, total, e) });
+    let total = |budget| number(|total, e| unsafe { lava_total_entries(&shape, 1, 3, budget, total, e) });
     // The window alone; one more; all; more than all.
     assert_eq!([4, 5, 20, 21, u32::MAX].map(total), [0, 6, 96, 96, 96].map(Ok));
-    let ratio = |ratio| number(|budget, e| unsafe { lava_budget_from_ratio(&shape, ratio, budget, e) });
+    let ratio = |ratio| budget_from_ratio(&shape, &select_params(), ratio);
     assert_eq!([0.2, 0.5, 0.549, 0.55, 1.0].map(ratio), [4, 10, 10, 11, 20].map(Ok));
 
     let scores = Layer::random(2, shape).score().unwrap();
@@ -196,7 +210,7 @@ fn alpha_counts_in_billionths() {
     let got = |floor, billionths: u128| {
         let mut params = select_params();
         (params.head_floor, params.alpha) = (floor, billionths as f64 / ONE as f64);
-        let cu = select(&shape, &params, &scores, budget as u64).unwrap().cu;
+        let cu = select(&shape, &params, &scores, budget as u64).unwrap().rest.cu;
         (cu[2] - cu[1]) as usize - 1
     };
     let b = budget as u128;
@@ -242,7 +256,7 @@ fn values_that_are_all_zero_give_zero_scores() {
     assert_eq!(scores, [0.0; 52]);
     assert_eq!(entropy(&layer.shape, &scores).unwrap(), (0.0, 0.0));
     assert_eq!(select(&layer.shape, &select_params(), &scores, 3).unwrap().report.evicted_share, 0.0);
-    assert_eq!(budget_for_share(&layer.shape, &scores, 0.0).unwrap(), 0);
+    assert_eq!(entries_for_share(&layer.shape, &scores, 0.0).unwrap(), 0);
 }
 
 #[test]
@@ -252,8 +266,8 @@ fn one_token_of_prefix_one_head_one_layer() {
     assert!(scores.len() == 1 && scores[0] > 0.0);
     // One entry has nothing to spread over.
     assert_eq!(entropy(&layer.shape, &scores).unwrap(), (0.0, scores[0] as f64));
-    assert_eq!(layer_budgets(&[0.0], &[1], None, 5).unwrap(), [1]);
+    assert_eq!(layer_entries(&[layer.shape], &select_params(), &[0.0], 5).unwrap(), [1]);
     assert_eq!(select(&layer.shape, &select_params(), &scores, 0).unwrap().indices, [1, 2, 3]);
     assert_eq!(select(&layer.shape, &select_params(), &scores, 1).unwrap().indices, [0, 1, 2, 3]);
-    assert_eq!(budget_for_share(&layer.shape, &scores, 0.5).unwrap(), 1);
+    assert_eq!(entries_for_share(&layer.shape, &scores, 0.5).unwrap(), 1);
 }

@@ -14,27 +14,25 @@ fn layer(seed: u64) -> Layer {
     Layer::random(seed, shape(TOKENS, HEADS, DIMS, WINDOW))
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|x| x.to_bits()).collect()
-}
-
 // A cascade dropped half way.
 
 /// A state for `n_layers`, in memory of its own or in what is given.
 fn start(n_layers: u32, total: u64, memory: Option<Memory>) -> Memory {
-    let (shape, params) = (layer(0).shape, select_params());
+    let (shape, params, cascade) = (layer(0).shape, select_params(), cascade_params());
+    let (s, p, c) = (&raw const shape, &raw const params, &raw const cascade);
     let size =
-        number(|size, e| unsafe { lava_cascade_state_size(&shape, n_layers, total, &params, size, e) });
-    let size = size.unwrap();
+        number(|size, e| unsafe { lava_cascade_state_size(s, 1, n_layers, total, p, c, size, e) }).unwrap();
     let memory = memory.unwrap_or_else(|| Memory::new(size));
     assert!(memory.len() >= size);
-    call(|e| unsafe { lava_cascade_init(&shape, n_layers, total, &params, memory.ptr(), memory.len(), e) })
-        .unwrap();
+    let (state, size) = (memory.ptr(), memory.len());
+    call(|e| unsafe { lava_cascade_init(s, 1, n_layers, total, p, c, state, size, e) }).unwrap();
     memory
 }
 
 fn push(state: &Memory, scores: &[f32]) {
-    call(|e| unsafe { lava_cascade_push(state.ptr(), state.len(), scores.as_ptr(), e) }).unwrap();
+    let (shape, none) = (layer(0).shape, nothing());
+    call(|e| unsafe { lava_cascade_push(state.ptr(), state.len(), &shape, scores.as_ptr(), none, e) })
+        .unwrap();
 }
 
 /// Positions and prefix sum of a layer.
@@ -49,7 +47,7 @@ fn kept(state: &Memory, layer: u32) -> (Vec<u32>, Vec<u32>) {
 }
 
 #[test]
-fn a_cascade_dropped_half_way_leaves_nothing_behind() {
+fn a_cascade_dropped_half_way_leaves_no_trace() {
     let scores: Vec<_> = (0..3).map(|l| layer(l).score().unwrap()).collect();
     let whole = start(3, 100, None);
     scores.iter().for_each(|s| push(&whole, s));
@@ -129,10 +127,15 @@ fn a_selection_refused_for_its_scores_has_written_nothing() {
     report.n_kept = 9;
     let (from, space, to, to_cu) = (scores.ptr(), workspace.ptr(), indices.ptr(), cu.ptr());
     let (n, out) = (n_kept as u64, &raw mut report);
-    let got = call(|e| unsafe { lava_select(shape, &params, from, 50, space, size, to, n, to_cu, out, e) });
-    assert_eq!(got.unwrap_err().status, LAVA_ERR_NONFINITE);
-    assert!([&indices, &cu].iter().all(|m| m.to_vec::<u8>().iter().all(|&b| b == POISON)));
-    assert_eq!(report.n_kept, 9);
+    let (rows, to_rows) = (Memory::new(4 * n_kept), nothing());
+    for to_rows in [to_rows, rows.ptr()] {
+        let got = call(|e| unsafe {
+            lava_select(shape, &params, from, 50, space, size, to, n, to_cu, to_rows, out, e)
+        });
+        assert_eq!(got.unwrap_err().status, LAVA_ERR_NONFINITE);
+        assert!([&indices, &cu, &rows].iter().all(|m| m.to_vec::<u8>().iter().all(|&b| b == POISON)));
+        assert_eq!(report.n_kept, 9);
+    }
 }
 
 // A workspace reused.
@@ -144,13 +147,12 @@ fn workspaces_are_used_again_by_all_functions() {
     let shape = &layer.shape;
     let [q, k, v] = [&layer.q, &layer.k, &layer.v].map(|g| g.lay());
     let tensors = [q.tensor(), k.tensor(), v.tensor()];
-    let new = lava_shape { n_tokens: WINDOW as u32, window: 1, ..*shape };
     let (params, select_params, attend_params) = (score_params(), select_params(), attend_params());
     let sizes = [
         number(|n, e| unsafe { lava_score_workspace_size(shape, &params, n, e) }).unwrap(),
         number(|n, e| unsafe { lava_select_workspace_size(shape, n, e) }).unwrap(),
-        number(|n, e| unsafe { lava_budget_for_share_workspace_size(n, e) }).unwrap(),
-        number(|n, e| unsafe { lava_attend_workspace_size(&new, n, e) }).unwrap(),
+        number(|n, e| unsafe { lava_entries_for_share_workspace_size(n, e) }).unwrap(),
+        number(|n, e| unsafe { lava_attend_workspace_size(shape, WINDOW as u32, n, e) }).unwrap(),
     ];
     let one = Memory::new(sizes.into_iter().max().unwrap());
     let (n_kept, n_rows) = (50 + WINDOW * HEADS.1, [TOKENS as u32; HEADS.1]);
@@ -167,20 +169,22 @@ fn workspaces_are_used_again_by_all_functions() {
         let (indices, cu) = (Memory::new(n_kept * 4), Memory::new((HEADS.1 + 1) * 4));
         let (to, n, to_cu) = (indices.ptr(), n_kept as u64, cu.ptr());
         call(|e| unsafe {
-            lava_select(shape, &select_params, to_scores.ptr(), 50, space, size, to, n, to_cu, nothing(), e)
+            let (from, none) = (to_scores.ptr(), nothing());
+            lava_select(shape, &select_params, from, 50, space, size, to, n, to_cu, none, nothing(), e)
         })
         .unwrap();
-        let budget = number(|budget, e| unsafe {
-            lava_budget_for_share(shape, to_scores.ptr(), 0.1, space, size, budget, e)
+        let n_entries = number(|n_entries, e| unsafe {
+            lava_entries_for_share(shape, to_scores.ptr(), 0.1, space, size, n_entries, e)
         });
         let out = Laid::empty(Layout::token_major(HEADS.0, DIMS.1), WINDOW, HEADS.0, DIMS.1);
         let (tensor, rows) = (out.tensor(), n_rows.as_ptr());
         call(|e| unsafe {
-            lava_attend(&new, &attend_params, q, k, v, rows, &tensor, no_lse, 0, 1, space, size, e)
+            let n = WINDOW as u32;
+            lava_attend(shape, &attend_params, n, q, k, v, rows, &tensor, no_lse, 0, 1, space, size, e)
         })
         .unwrap();
         let memories = [to_scores, indices, cu, out.memory];
-        (memories.map(|m| m.to_vec::<u8>()), budget.unwrap())
+        (memories.map(|m| m.to_vec::<u8>()), n_entries.unwrap())
     };
     let first = round();
     assert_eq!(first.0[0], Memory::of(&scores).to_vec::<u8>());
@@ -249,7 +253,7 @@ fn heads_that_share_a_row_are_refused() {
 #[test]
 fn positions_that_lie_only_change_the_mask() {
     let layer = layer(5);
-    let new = shape(3, HEADS, DIMS, 1);
+    let sliding = lava_shape { sliding_window: 5, ..layer.shape };
     let (q, k, v) = (Grid::random(&mut Rng(6), 3, HEADS.0, DIMS.0).lay(), layer.k.lay(), layer.v.lay());
     let n_rows = [TOKENS as u32, 9, 30];
     let lies: [(&str, Vec<u32>, [u32; 4]); 4] = [
@@ -261,10 +265,10 @@ fn positions_that_lie_only_change_the_mask() {
     for (what, kept, cu) in lies {
         for (causal, n_base) in [(0, 0), (1, 0), (1, u32::MAX)] {
             let mut params = attend_params();
-            (params.causal, params.sliding_window, params.n_base) = (causal, 5, n_base);
+            (params.causal, params.n_base) = (causal, n_base);
             (params.kept_indices, params.cu_kept) = (kept.as_ptr(), cu.as_ptr());
             let tensors = [&q.tensor(), &k.tensor(), &v.tensor()];
-            let (out, _) = attend(&new, &params, tensors, &n_rows, WHOLE).expect(what);
+            let (out, _) = attend(&sliding, &params, 3, tensors, &n_rows, WHOLE).expect(what);
             // Weights are at most 1 and values below 2, whatever is seen.
             assert!(out.iter().all(|x| x.abs() <= 2.0), "{what}");
         }
@@ -277,7 +281,9 @@ fn a_state_of_another_size_is_refused_or_does_not_matter() {
     let state = start(2, 80, None);
     let before = state.to_vec::<u8>();
     for short in [0, 16, 64, 128, state.len() / 2, state.len() - 64] {
-        let got = call(|e| unsafe { lava_cascade_push(state.ptr(), short, scores.as_ptr(), e) });
+        let (shape, none) = (layer(6).shape, nothing());
+        let got =
+            call(|e| unsafe { lava_cascade_push(state.ptr(), short, &shape, scores.as_ptr(), none, e) });
         assert_eq!(got.unwrap_err().status, LAVA_ERR_WORKSPACE, "{short} of {} bytes", state.len());
         assert!(state.to_vec::<u8>() == before);
     }
@@ -344,18 +350,18 @@ fn a_part_that_is_missing_leaves_its_heads_and_may_come_later() {
 #[test]
 fn a_part_of_attention_writes_its_own_query_heads() {
     let layer = layer(8);
-    let new = shape(2, HEADS, DIMS, 1);
+    let shape = &layer.shape;
     let (q, k, v) = (Grid::random(&mut Rng(9), 2, HEADS.0, DIMS.0).lay(), layer.k.lay(), layer.v.lay());
     let tensors = [q.tensor(), k.tensor(), v.tensor()];
     let (params, n_rows) = (attend_params(), [TOKENS as u32; HEADS.1]);
-    let size = number(|n, e| unsafe { lava_attend_workspace_size(&new, n, e) }).unwrap();
+    let size = number(|n, e| unsafe { lava_attend_workspace_size(shape, 2, n, e) }).unwrap();
     for part in 0..3 {
         let result = |dim| Laid::empty(Layout::token_major(HEADS.0, dim), 2, HEADS.0, dim);
         let (out, lse, workspace) = (result(DIMS.1), result(1), Memory::new(size));
         let (to, to_lse, rows, space) = (out.tensor(), lse.tensor(), n_rows.as_ptr(), workspace.ptr());
         let [q, k, v] = &tensors;
         call(|e| unsafe {
-            lava_attend(&new, &params, q, k, v, rows, &to, &to_lse, part as u32, 3, space, size, e)
+            lava_attend(shape, &params, 2, q, k, v, rows, &to, &to_lse, part as u32, 3, space, size, e)
         })
         .unwrap();
         for (laid, dim) in [(&out, DIMS.1), (&lse, 1)] {

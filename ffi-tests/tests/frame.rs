@@ -1,7 +1,6 @@
 //! The options that make other papers' methods, through the C ABI, each against a few lines of what it publishes.
 
 use ffi_tests::*;
-use std::slice::from_raw_parts;
 
 const WINDOW: usize = 4;
 const PREFIX: usize = 37;
@@ -219,7 +218,8 @@ fn cakes_preference() {
 fn a_pyramid() {
     let mut weights = [0.0; 5];
     call(|e| unsafe { lava_pyramid_weights(5, 100, 1000, 20.0, weights.as_mut_ptr(), e) }).unwrap();
-    assert_eq!(layer_budgets(&weights, &[2000; 5], None, 1000).unwrap(), [390, 295, 200, 105, 10]);
+    let layers = [shape(1001, (2, 2), (1, 1), 1); 5];
+    assert_eq!(layer_entries(&layers, &select_params(), &weights, 1000).unwrap(), [390, 295, 200, 105, 10]);
 }
 
 #[test]
@@ -255,93 +255,45 @@ fn every_allocator_in_a_cascade() {
         .collect();
     let head_weights: Vec<f64> = (0..LAYERS * heads).map(|i| (i % 5) as f64).collect();
     let weights = [0.5, 0.0, 2.0, 1.5];
-    let total = 100;
-    for (layer_budgets_by, weighed) in [
+    let (total, shapes) = (100, [shape; LAYERS]);
+    for (share, weighed) in [
         (LAVA_LAYERS_ENTROPY, false),
         (LAVA_LAYERS_EQUAL, true),
         (LAVA_LAYERS_WEIGHTS, false),
         (LAVA_LAYERS_WEIGHTS, true),
         (LAVA_LAYERS_GLOBAL, false),
     ] {
-        let head_weights = if weighed { head_weights.as_ptr() } else { std::ptr::null() };
-        let params = lava_select_params {
-            layer_budgets: layer_budgets_by,
-            head_weights,
-            n_sink: 1,
-            ..select_params()
-        };
-        let bytes = number(|size, e| unsafe {
-            lava_cascade_state_size(&shape, LAYERS as u32, total, &params, size, e)
-        })
-        .unwrap();
-        let state = Memory::new(bytes);
-        call(|e| unsafe { lava_cascade_init(&shape, LAYERS as u32, total, &params, state.ptr(), bytes, e) })
-            .unwrap();
+        let of_heads = if weighed { head_weights.as_ptr() } else { std::ptr::null() };
+        let params = lava_select_params { head_weights: of_heads, n_sink: 1, ..select_params() };
+        let cascade = lava_cascade_params { layers: share, ..cascade_params() };
+        let cascade = Cascade::new(&shapes, total, &params, &cascade).unwrap();
         for (scores, weight) in layers.iter().zip(weights) {
-            call(|e| unsafe {
-                match layer_budgets_by {
-                    LAVA_LAYERS_WEIGHTS => {
-                        lava_cascade_push_weighted(state.ptr(), bytes, scores.as_ptr(), weight, e)
-                    }
-                    _ => lava_cascade_push(state.ptr(), bytes, scores.as_ptr(), e),
-                }
-            })
-            .unwrap();
+            cascade.push(&shape, scores, (share == LAVA_LAYERS_WEIGHTS).then_some(weight)).unwrap();
         }
 
-        // The same at once: each layer's budget, and under one sort each head's.
-        let capacities = [(heads * PREFIX) as u64; LAYERS];
-        let by = |weights: &[f64]| {
-            layer_budgets(weights, &capacities, Some(&[heads as u64; LAYERS]), total).unwrap()
-        };
-        let mut of_heads: Vec<f64> = vec![];
-        let budgets = match layer_budgets_by {
+        // The same at once: each layer's entries, and under one sort each head's.
+        let by = |weights: &[f64]| layer_entries(&shapes, &params, weights, total).unwrap();
+        let mut of_heads = if weighed { head_weights.clone() } else { vec![] };
+        let entries = match share {
             LAVA_LAYERS_ENTROPY => {
                 by(&layers.iter().map(|s| entropy(&shape, s).unwrap().0).collect::<Vec<_>>())
             }
             LAVA_LAYERS_EQUAL => by(&[1.0; LAYERS]),
             LAVA_LAYERS_WEIGHTS => by(&weights),
             _ => {
-                let size = number(|size, e| unsafe {
-                    lava_global_budgets_workspace_size(&shape, LAYERS as u32, size, e)
-                })
-                .unwrap();
-                let (workspace, scores) = (Memory::new(size), layers.concat());
-                let mut budgets = vec![0u64; LAYERS];
-                of_heads = vec![0.0; LAYERS * heads];
-                call(|e| unsafe {
-                    let (workspace, scores, n) = (workspace.ptr(), scores.as_ptr(), LAYERS as u32);
-                    let (budgets, weights) = (budgets.as_mut_ptr(), of_heads.as_mut_ptr());
-                    lava_global_budgets(
-                        &shape, n, &params, scores, total, workspace, size, budgets, weights, e,
-                    )
-                })
-                .unwrap();
-                assert_eq!(budgets.iter().sum::<u64>(), total);
-                budgets
+                let (entries, counts) = global_entries(&shapes, &params, &layers.concat(), total).unwrap();
+                assert_eq!(entries.iter().sum::<u64>(), total);
+                of_heads = counts;
+                entries
             }
         };
         for (l, scores) in layers.iter().enumerate() {
-            let own = match (of_heads.is_empty(), weighed) {
-                (false, _) => &of_heads[l * heads],
-                (true, true) => unsafe { &*params.head_weights.add(l * heads) },
-                (true, false) => &f64::NAN,
-            };
-            let own = if own.is_nan() { std::ptr::null() } else { own as *const f64 };
-            let kept =
-                select(&shape, &lava_select_params { head_weights: own, ..params }, scores, budgets[l])
-                    .unwrap();
-            let mut got = unsafe { lava_cascade_layer_init() };
-            call(|e| unsafe { lava_cascade_get(state.ptr(), bytes, l as u32, &mut got, e) }).unwrap();
-            let cu = unsafe { from_raw_parts(got.cu_kept, heads + 1) };
-            for h in 0..heads {
-                // SAFETY: the header's lengths; the state outlives this.
-                let rows = unsafe {
-                    from_raw_parts(got.kept_indices.add(cu[h] as usize), (cu[h + 1] - cu[h]) as usize)
-                };
-                assert_eq!(rows, kept.head(h), "layer {l}, head {h}, allocator {layer_budgets_by}");
-            }
-            assert_eq!(got.budget, budgets[l]);
+            let own = of_heads.get(l * heads..).filter(|own| !own.is_empty());
+            let own = own.map_or(std::ptr::null(), <[f64]>::as_ptr);
+            let params = lava_select_params { head_weights: own, ..params };
+            let (got, want) = (cascade.get(l, heads), select(&shape, &params, scores, entries[l]).unwrap());
+            assert_eq!((&got.indices, &got.cu), (&want.indices, &want.cu), "layer {l}, allocator {share}");
+            assert_eq!(got.report.n_entries, entries[l]);
         }
     }
 }

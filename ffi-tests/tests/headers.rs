@@ -1,5 +1,6 @@
 //! Each header compiles alone in every language it is for, and C's layouts are the bindings' layouts.
 
+use ffi_tests::header::{function, functions};
 use ffi_tests::library::{has, root, run, scratch};
 use ffi_tests::*;
 use std::path::{Path, PathBuf};
@@ -76,22 +77,26 @@ macro_rules! layouts {
 #[test]
 fn layouts_in_c_are_those_of_the_bindings() {
     let (program, bindings) = layouts! {
-        lava_shape { struct_size, layer, n_tokens, n_q_heads, n_kv_heads, head_dim_k, head_dim_v, window }
+        lava_shape {
+            struct_size, layer, n_tokens, n_q_heads, n_kv_heads, head_dim_k, head_dim_v, window, sliding_window, reserved,
+            cu_rows, positions
+        }
         lava_error { struct_size, status, layer, head, argument, message }
         lava_score_params {
-            struct_size, pool, pool_kernel, group_reduce, value_span, sliding_window, scale, softcap, attention,
-            value_weight, gamma, decay, weight, smoothing
+            struct_size, attention, value_weight, pool, pool_kernel, group_reduce, value_span, lse_base, backend, scale,
+            softcap, gamma, decay, weight, smoothing, reserved, sink_logits
         }
         lava_tensor { struct_size, dtype, data, size, stride_token, stride_head, stride_dim, row_start }
         lava_select_params {
-            struct_size, head_floor, alpha, protected_mask, n_sink, head_min, head_weights, layer_budgets, evict_every
+            struct_size, head_floor, alpha, protected_mask, n_sink, head_min, head_weights
         }
-        lava_selection { struct_size, everything_kept, n_kept, budget, mass, evicted_share }
+        lava_selection { struct_size, everything_kept, n_kept, n_entries, mass, evicted_share }
+        lava_cascade_params { struct_size, layers, evict_every, reserved }
         lava_cascade_layer {
-            struct_size, unchanged, kept_indices, cu_kept, rows, cu_rows, budget, entropy, mass, evicted_share
+            struct_size, unchanged, kept_indices, cu_kept, rows, cu_rows, n_entries, entropy, mass, evicted_share
         }
         lava_attend_params {
-            struct_size, causal, scale, softcap, sliding_window, n_base, kept_indices, cu_kept
+            struct_size, causal, scale, softcap, n_base, lse_base, backend, reserved, kept_indices, cu_kept, sink_logits
         }
     };
     let folder = scratch("layouts");
@@ -105,18 +110,36 @@ fn layouts_in_c_are_those_of_the_bindings() {
 #[test]
 fn initialised_structs() {
     let shape = shape(1, (2, 3), (4, 5), 6);
-    let lava_shape { struct_size, layer, n_tokens, n_q_heads, n_kv_heads, head_dim_k, head_dim_v, window } =
-        shape;
+    let lava_shape {
+        struct_size,
+        layer,
+        n_tokens,
+        n_q_heads,
+        n_kv_heads,
+        head_dim_k,
+        head_dim_v,
+        window,
+        sliding_window,
+        reserved,
+        cu_rows,
+        positions,
+    } = shape;
     assert_eq!([n_tokens, n_q_heads, n_kv_heads, head_dim_k, head_dim_v, window], [1, 2, 3, 4, 5, 6]);
-    assert_eq!((struct_size as usize, layer), (size_of::<lava_shape>(), 0));
-    let (paper, released) = unsafe { (lava_select_params_paper(), lava_select_params_released()) };
-    assert_eq!(
-        (paper.head_floor, released.head_floor, released.alpha),
-        (LAVA_FLOOR_NONE, LAVA_FLOOR_AFFINE, 0.2)
-    );
-    assert_eq!(select_params().head_floor, LAVA_FLOOR_NONE);
-    assert_eq!((score_params().pool, score_params().pool_kernel), (LAVA_POOL_MAX, 7));
-    assert_eq!(attend_params().causal, 1);
+    assert_eq!((struct_size as usize, layer, sliding_window, reserved), (size_of::<lava_shape>(), 0, 0, 0));
+    assert!(cu_rows.is_null() && positions.is_null());
+    // Fields that mean nothing yet, and what leads to nothing.
+    let (scoring, attending) = (score_params(), attend_params());
+    assert!(scoring.sink_logits.is_null() && attending.sink_logits.is_null());
+    assert_eq!((scoring.reserved, cascade_params().reserved, attending.reserved), (0, 0, 0));
+    assert_eq!((scoring.backend, attending.backend), (LAVA_BACKEND_BEST, LAVA_BACKEND_BEST));
+    assert_eq!((scoring.lse_base, attending.lse_base), (LAVA_LSE_NATURAL, LAVA_LSE_NATURAL));
+    let selecting = select_params();
+    assert!(selecting.protected_mask.is_null() && selecting.head_weights.is_null());
+    let sizes =
+        [scoring.struct_size, selecting.struct_size, cascade_params().struct_size, attending.struct_size];
+    assert_eq!(sizes, [72, 40, 16, 56]);
+    let reports = unsafe { (lava_selection_init(), lava_cascade_layer_init(), lava_error_init()) };
+    assert_eq!([reports.0.struct_size, reports.1.struct_size, reports.2.struct_size], [40, 72, 32]);
     let mut start = [0u32, 3];
     let data = start.as_mut_ptr() as *mut std::ffi::c_void;
     let strides = |t: lava_tensor| [t.stride_token, t.stride_head, t.stride_dim];
@@ -126,5 +149,88 @@ fn initialised_structs() {
         let ragged = lava_tensor_ragged(LAVA_BF16, data, 8, start.as_ptr(), 5);
         assert_eq!(strides(ragged), [5, 0, 1]);
         assert_eq!((ragged.row_start, ragged.dtype, ragged.size), (start.as_ptr(), LAVA_BF16, 8));
+    }
+}
+
+/// How many scores a layer has, as the header itself counts them.
+#[test]
+fn scores_are_counted_by_the_header() {
+    let dense = shape(100, (6, 3), (4, 4), 8);
+    assert_eq!(n_scores(&dense), 3 * 92);
+    assert_eq!(n_scores(&shape(5, (6, 3), (4, 4), 8)), 0);
+    assert_eq!(n_scores(&no_layer()), 0);
+    let rows = Rows::new(&[vec![0, 5, 98, 99], vec![98, 99], vec![1, 2, 3, 98, 99]]);
+    assert_eq!(n_scores(&rows.of(shape(100, (6, 3), (4, 4), 2))), 5);
+    // More than 32 bits hold.
+    assert_eq!(n_scores(&shape(u32::MAX as usize, (4, 4), (4, 4), 1)), 4 * (u32::MAX as usize - 1));
+}
+
+/// lava.h is what an integrator reads first.
+#[test]
+fn the_header_is_read_in_twenty_minutes() {
+    let text = std::fs::read_to_string(root().join("include/lava.h")).unwrap();
+    let n = text.lines().count();
+    assert!(n < 900, "{n} lines: what other papers' methods need belongs into lava_methods.h");
+}
+
+/// Three questions that the header answers by itself: how one gets the recommended preset, what a budget counts, what may be NULL.
+#[test]
+fn the_header_answers() {
+    let text = std::fs::read_to_string(root().join("include/lava.h")).unwrap();
+    let top = text.split("#ifndef").next().unwrap().replace("\n *", "");
+    let top = top.split_whitespace().collect::<Vec<_>>().join(" ");
+    for answer in [
+        "The recommended preset is what NULL in the place of any params means, and what the functions lava_*_params_default give",
+        "\"Budget\" is what a person sets: average tokens per KV head per layer, window included",
+        "NULL is allowed where a comment says so: always for params, error, and optional outputs",
+    ] {
+        assert!(top.contains(answer), "the top of lava.h does not say: {answer}");
+    }
+    // Each kind of params has its recommended preset, and says so where it is declared.
+    for kind in ["score", "select", "cascade", "attend"] {
+        let preset = format!("static inline lava_{kind}_params lava_{kind}_params_default(void)");
+        assert!(text.contains(&preset), "{preset}");
+        let comment = text.split(&format!("typedef struct lava_{kind}_params")).next().unwrap();
+        let comment = &comment[comment.rfind("\n\n").unwrap()..];
+        assert!(comment.contains("NULL in its place"), "{comment}");
+    }
+    // "Always for params, error": the functions' own comments agree. status.rs tries each pointer of each function.
+    for f in functions() {
+        for pointer in &f.pointers {
+            let always = pointer == "error" || pointer == "params" || pointer == "cascade";
+            assert!(
+                !always || f.may_be_null(pointer),
+                "{}: {pointer} is always optional, but the comment is silent",
+                f.name
+            );
+        }
+    }
+    // What is optional beside these, in full.
+    let mut optional = vec![];
+    for f in functions() {
+        let others = f.pointers.iter().filter(|p| !["error", "params", "cascade"].contains(&p.as_str()));
+        optional.extend(others.filter(|p| f.may_be_null(p)).map(|p| format!("{} {p}", f.name)));
+    }
+    optional.sort();
+    let want = [
+        "lava_attend lse",
+        "lava_attention_stats lse",
+        "lava_cascade_push weight",
+        "lava_compact cu_rows",
+        "lava_entropy mass",
+        "lava_score lse",
+        "lava_select rows",
+        "lava_select selection",
+    ];
+    assert_eq!(optional, want);
+    assert!(!function("lava_score").may_be_null("v"), "only where no value weighs");
+}
+
+/// status.rs has a world for every function that can fail, so that each of its pointers is tried.
+#[test]
+fn every_function_is_tried() {
+    let tests = include_str!("status.rs");
+    for f in functions().iter().filter(|f| !f.pointers.is_empty()) {
+        assert!(tests.contains(&format!("\"{}\"", f.name)), "status.rs has no {}", f.name);
     }
 }

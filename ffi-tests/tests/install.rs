@@ -28,10 +28,15 @@ fn tree(folder: &Path) -> BTreeSet<String> {
 fn expected(libdir: &str) -> BTreeSet<String> {
     let version = version();
     let major = version.split('.').next().unwrap();
-    let mut files: BTreeSet<_> =
-        ["include/lava.h", "include/lava.hpp", "share/doc/lava/LICENSE-APACHE", "share/doc/lava/LICENSE-MIT"]
-            .map(str::to_owned)
-            .into();
+    let mut files: BTreeSet<_> = [
+        "include/lava.h",
+        "include/lava.hpp",
+        "include/lava_methods.h",
+        "share/doc/lava/LICENSE-APACHE",
+        "share/doc/lava/LICENSE-MIT",
+    ]
+    .map(str::to_owned)
+    .into();
     for name in [
         "liblava.a",
         "liblava.so",
@@ -59,7 +64,8 @@ fn check_program(program: &Path, libdir: &Path, is_shared: bool) {
     let soname = format!("[liblava.so.{}]", version().split('.').next().unwrap());
     assert_eq!(needed(program).contains(&soname), is_shared, "{}: {}", program.display(), needed(program));
     let printed = run(Command::new(program).env("LD_LIBRARY_PATH", libdir));
-    let backend = unsafe { std::ffi::CStr::from_ptr(ffi_tests::lava_backend_name()) };
+    let backend =
+        unsafe { std::ffi::CStr::from_ptr(ffi_tests::lava_backend_name(ffi_tests::LAVA_BACKEND_BEST)) };
     assert_eq!(printed.trim(), format!("{} {}", version(), backend.to_str().unwrap()));
 }
 

@@ -21,7 +21,7 @@ fn dense(rows: usize, heads: usize, dim: usize) -> Vec<(&'static str, Layout)> {
         ("padded heads", Layout::strides(heads * (dim + 3), dim + 3, 1)),
         ("spread elements", Layout::strides(heads * dim * 2, dim * 2, 2)),
         ("padded head-major", Layout::strides(dim + 5, rows * (dim + 5) + 11, 1)),
-        ("behind something else", Layout::token_major(heads, dim).from(13)),
+        ("after something else", Layout::token_major(heads, dim).from(13)),
         ("ragged", Layout::ragged(&(0..heads).map(|h| (h * (rows + 2)) as u32).collect::<Vec<_>>(), dim)),
     ]
 }
@@ -127,7 +127,7 @@ fn compaction_out_of_place_writes_the_kept_rows_and_nothing_else() {
     for counts in COUNTS {
         let (rows, cu) = kept(counts);
         let most = counts.into_iter().max().unwrap().max(1);
-        // Ragged without gaps, ragged with room behind each head, and the dense ones.
+        // Ragged without gaps, ragged with room after each head, and the dense ones.
         let room: Vec<u32> = cu.iter().enumerate().map(|(h, &c)| c + 9 * h as u32).collect();
         let targets = |dim: usize| {
             let ragged = |name, start: &[u32]| {
@@ -393,7 +393,8 @@ fn attention_agrees_over_layouts_and_element_types() {
     let q = Grid::random(&mut Rng(5), new, HEADS.0, DIMS.0);
     let n_rows = [TOKENS as u32, 33, 4];
     let of = |q: &Laid, k: &Laid, v: &Laid| {
-        attend(&shape, &attend_params(), [&q.tensor(), &k.tensor(), &v.tensor()], &n_rows, WHOLE).unwrap()
+        attend(&shape, &attend_params(), new, [&q.tensor(), &k.tensor(), &v.tensor()], &n_rows, WHOLE)
+            .unwrap()
     };
     let want = of(&q.lay(), &layer.k.lay(), &layer.v.lay());
     for dtype in [LAVA_F32, LAVA_F16, LAVA_BF16] {

@@ -59,28 +59,28 @@ fn shapes_up_to_the_limit_are_counted_exactly() {
         let prefix = prefix_len(&shape) as u64;
         let all = prefix * heads as u64;
         let windows = (tokens as u64 - prefix) * heads as u64;
-        for (budget, want) in [(0, 0), (all, all), (u64::MAX, all), (all / 2, all / 2)] {
-            let got = number(|n, e| unsafe { lava_n_kept(&shape, budget, n, e) });
-            assert_eq!(got, Ok(want + windows), "{tokens} tokens, {heads} heads, budget {budget}");
+        for (n_entries, want) in [(0, 0), (all, all), (u64::MAX, all), (all / 2, all / 2)] {
+            let got = number(|n, e| unsafe { lava_n_kept(&shape, n_entries, n, e) });
+            assert_eq!(got, Ok(want + windows), "{tokens} tokens, {heads} heads, {n_entries} entries");
         }
         for n_layers in [1, LAVA_MAX_LAYERS as u32] {
-            let total = number(|n, e| unsafe { lava_total_entries(&shape, u32::MAX, n_layers, n, e) });
+            let total = number(|n, e| unsafe { lava_total_entries(&shape, 1, n_layers, u32::MAX, n, e) });
             assert_eq!(total, Ok(all * n_layers as u64), "{tokens} tokens, {heads} heads");
         }
-        let ratio = number(|n, e| unsafe { lava_budget_from_ratio(&shape, 1.0, n, e) });
-        assert_eq!(ratio, Ok(tokens as u32));
+        assert_eq!(budget_from_ratio(&shape, &select_params(), 1.0), Ok(tokens as u32));
         // Sizes are no less than what they must hold, and do not wrap.
         let size = number(|n, e| unsafe { lava_select_workspace_size(&shape, n, e) }).unwrap();
         assert!(size >= heads * 24, "{size} bytes for {heads} heads");
-        let params = select_params();
-        let of =
-            |total| number(|n, e| unsafe { lava_cascade_state_size(&shape, 1024, total, &params, n, e) });
+        let (params, cascade) = (select_params(), cascade_params());
+        let of = |total| {
+            number(|n, e| unsafe { lava_cascade_state_size(&shape, 1, 1024, total, &params, &cascade, n, e) })
+        };
         let (least, most) = (of(0).unwrap(), of(u64::MAX).unwrap());
         let rows = 1024 * (all + windows) as usize;
         assert!(most >= 12 * rows && least >= 12 * 1024 * windows as usize, "{least} {most} for {rows} rows");
         let score = number(|n, e| unsafe { lava_score_workspace_size(&shape, &score_params(), n, e) });
         assert!(score.unwrap() >= if prefix > 0 { heads * 4 } else { 0 });
-        let attend = number(|n, e| unsafe { lava_attend_workspace_size(&shape, n, e) });
+        let attend = number(|n, e| unsafe { lava_attend_workspace_size(&shape, tokens as u32, n, e) });
         assert!(attend.unwrap() >= 2 * 576 * 4);
     }
 }
@@ -91,11 +91,15 @@ type Answer = fn(&lava_shape) -> Outcome<()>;
 /// Products beyond 32 and beyond 64 bits, in every function that takes a shape: no pointer is followed.
 #[test]
 fn shapes_beyond_the_limit_are_refused_by_every_function() {
-    let functions: [(&str, Answer); 13] = [
+    let functions: [(&str, Answer); 15] = [
         ("total_entries", |s| {
-            number(|n, e| unsafe { lava_total_entries(s, ALL as u32, 1024, n, e) }).map(drop)
+            number(|n, e| unsafe { lava_total_entries(s, 1, 1024, ALL as u32, n, e) }).map(drop)
         }),
-        ("budget_from_ratio", |s| number(|n, e| unsafe { lava_budget_from_ratio(s, 1.0, n, e) }).map(drop)),
+        ("budget_from_ratio", |s| budget_from_ratio(s, None, 1.0).map(drop)),
+        ("layer_entries", |s| layer_entries(&[*s], None, &[1.0; 1024], 1).map(drop)),
+        ("global_entries_workspace_size", |s| {
+            number(|n, e| unsafe { lava_global_entries_workspace_size(s, 1, 1024, n, e) }).map(drop)
+        }),
         ("score_workspace_size", |s| {
             number(|n, e| unsafe { lava_score_workspace_size(s, &score_params(), n, e) }).map(drop)
         }),
@@ -110,26 +114,26 @@ fn shapes_beyond_the_limit_are_refused_by_every_function() {
         }),
         ("select", |s| {
             let (p, to) = (select_params(), nothing());
-            call(|e| unsafe { lava_select(s, &p, nothing(), 9, nothing(), 0, to, 9, to, nothing(), e) })
+            call(|e| unsafe { lava_select(s, &p, nothing(), 9, nothing(), 0, to, 9, to, to, nothing(), e) })
         }),
-        ("budget_for_share", |s| {
-            call(|e| unsafe { lava_budget_for_share(s, nothing(), 0.5, nothing(), 0, nothing(), e) })
+        ("entries_for_share", |s| {
+            call(|e| unsafe { lava_entries_for_share(s, nothing(), 0.5, nothing(), 0, nothing(), e) })
         }),
         ("compact", |s| {
             let (t, n) = (nothing(), nothing());
             call(|e| unsafe { lava_compact(s, t, t, n, n, n, t, t, 0, 1, e) })
         }),
         ("cascade_state_size", |s| {
-            let p = select_params();
-            number(|n, e| unsafe { lava_cascade_state_size(s, 1024, u64::MAX, &p, n, e) }).map(drop)
+            let none = nothing();
+            number(|n, e| unsafe { lava_cascade_state_size(s, 1, 1024, u64::MAX, nothing(), none, n, e) })
+                .map(drop)
         }),
         ("cascade_init", |s| {
-            let p = select_params();
-            call(|e| unsafe { lava_cascade_init(s, 1024, u64::MAX, &p, nothing(), 0, e) })
+            let (none, state) = (nothing(), nothing());
+            call(|e| unsafe { lava_cascade_init(s, 1, 1024, u64::MAX, nothing(), none, state, 0, e) })
         }),
-        ("attend", |s| {
-            let (p, t, n) = (attend_params(), nothing(), nothing());
-            call(|e| unsafe { lava_attend(s, &p, t, t, t, n, t, t, 0, 1, nothing(), 0, e) })
+        ("cascade_push", |s| {
+            call(|e| unsafe { lava_cascade_push(nothing(), 0, s, nothing(), nothing(), e) })
         }),
     ];
     // Products of 2^32, 2^32 + 1 (wraps to 1), nearly 2^64; of the window too.
@@ -160,8 +164,8 @@ fn strides_that_wrap_are_refused() {
             let mut bad = k.tensor();
             *[&mut bad.stride_token, &mut bad.stride_head, &mut bad.stride_dim][axis] = stride;
             let got = score(&layer.shape, &layer.params, [&good_q, &bad, &good_v], None, WHOLE).unwrap_err();
-            let refused = [LAVA_ERR_OVERFLOW, LAVA_ERR_BUFFER_SIZE, LAVA_ERR_STRIDE].contains(&got.status);
-            assert!(refused && got.argument == "k", "stride {stride} of axis {axis}: {got:?}");
+            let told = (got.status, got.argument.as_str(), got.layer);
+            assert_eq!(told, (LAVA_ERR_BUFFER_SIZE, "k", Some(0)), "stride {stride} of axis {axis}");
         }
     }
     // A first row that wraps with its stride.
@@ -178,13 +182,14 @@ fn strides_that_wrap_are_refused() {
 #[test]
 fn the_largest_totals_are_shared_exactly() {
     let n = LAVA_MAX_LAYERS as usize;
-    let capacities = vec![u32::MAX as u64; n];
-    let all: u64 = capacities.iter().sum();
+    let shapes = vec![shape(ALL, (1, 1), (1, 1), 1); n];
+    let each = u32::MAX as u64 - 1;
+    let all = each * n as u64;
     let weights: Vec<f64> = (0..n).map(|l| if l % 3 == 0 { f64::MAX } else { f64::MAX / 7.0 }).collect();
     for total in [0, 1, all - 1, all, u64::MAX, all / 2 + 1] {
-        let got = layer_budgets(&weights, &capacities, None, total).unwrap();
+        let got = layer_entries(&shapes, &select_params(), &weights, total).unwrap();
         assert_eq!(got.iter().sum::<u64>(), total.min(all), "of {total}");
-        assert!(got.iter().all(|&b| b <= u32::MAX as u64));
+        assert!(got.iter().all(|&b| b <= each));
     }
 }
 
@@ -216,15 +221,15 @@ fn rows_beyond_two_billion_move() {
 #[test]
 fn positions_beyond_four_billion_do_not_wrap() {
     let layer = Layer::random(2, shape(6, (1, 1), (4, 4), 1));
-    let new = shape(2, (1, 1), (4, 4), 1);
+    let sliding = lava_shape { sliding_window: 4, ..layer.shape };
     let (q, k, v) = (Grid::random(&mut Rng(3), 2, 1, 4).lay(), layer.k.lay(), layer.v.lay());
     let tensors = [&q.tensor(), &k.tensor(), &v.tensor()];
     let (kept, cu) = ([7u32, 9], [0u32, 2]);
     let of = |n_base: u32| {
         let mut params = attend_params();
-        (params.sliding_window, params.n_base) = (4, n_base);
+        params.n_base = n_base;
         (params.kept_indices, params.cu_kept) = (kept.as_ptr(), cu.as_ptr());
-        attend(&new, &params, tensors, &[6], WHOLE).unwrap()
+        attend(&sliding, &params, 2, tensors, &[6], WHOLE).unwrap()
     };
     // Rows 2 to 5 at 100 on, or at 2^32 - 2 on: in both the kept ones are out of sight.
     assert_eq!(of(100), of(u32::MAX - 1));

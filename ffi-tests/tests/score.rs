@@ -1,87 +1,21 @@
 //! Every option of lava_score against the method in plain f64 loops.
 
+use ffi_tests::oracle::{check_scores, log_sum_exps, scores};
 use ffi_tests::*;
 
-/// Logits of window query `j` of head `h`: one per token, `None` where it sees nothing.
-fn logits(layer: &Layer, j: usize, h: usize) -> Vec<Option<f64>> {
-    let (shape, params) = (&layer.shape, &layer.params);
-    let g = h / (shape.n_q_heads / shape.n_kv_heads) as usize;
-    let scale =
-        if params.scale == 0.0 { 1.0 / (shape.head_dim_k as f64).sqrt() } else { params.scale as f64 };
-    let own = prefix_len(shape) + j;
-    let logit = |i: usize| {
-        let reach = if params.sliding_window == 0 { usize::MAX } else { params.sliding_window as usize };
-        let dot: f64 =
-            layer.q.row(j, h).iter().zip(layer.k.row(i, g)).map(|(a, b)| *a as f64 * *b as f64).sum();
-        let cap = params.softcap as f64;
-        let capped = if cap > 0.0 { cap * (scale * dot / cap).tanh() } else { scale * dot };
-        (i <= own && own - i < reach).then_some(capped)
-    };
-    (0..shape.n_tokens as usize).map(logit).collect()
-}
-
-fn log_sum_exp(logits: &[Option<f64>]) -> f64 {
-    logits.iter().flatten().map(|x| x.exp()).sum::<f64>().ln()
-}
-
-/// Stages 1 to 5, one after the other.
-fn plain(layer: &Layer) -> Vec<f64> {
-    let (shape, params) = (&layer.shape, &layer.params);
-    let (prefix, window) = (prefix_len(shape), shape.window as usize);
-    let group = (shape.n_q_heads / shape.n_kv_heads) as usize;
-    let radius = params.pool_kernel as usize / 2;
-    let pooled = |h: usize| -> Vec<f64> {
-        let mut mean = vec![0.0; prefix];
-        for j in 0..window {
-            let logits = logits(layer, j, h);
-            let lse = log_sum_exp(&logits);
-            for (m, x) in mean.iter_mut().zip(&logits) {
-                *m += x.map_or(0.0, |x| (x - lse).exp()) / window as f64;
-            }
-        }
-        let near = |i: usize| &mean[i.saturating_sub(radius)..(i + radius + 1).min(prefix)];
-        let pool = |i| match params.pool {
-            LAVA_POOL_MAX => near(i).iter().fold(0.0, |m: f64, &x| m.max(x)),
-            _ => near(i).iter().sum::<f64>() / params.pool_kernel as f64,
-        };
-        (0..prefix).map(pool).collect()
-    };
-    let mut scores = Vec::new();
-    for g in 0..shape.n_kv_heads as usize {
-        let span = if params.value_span == LAVA_VALUES_ALL { shape.n_tokens as usize } else { prefix };
-        let norm = |i| layer.v.row(i, g).iter().map(|x| x.abs() as f64).sum::<f64>();
-        let largest = (0..span).map(norm).fold(0.0, f64::max);
-        let heads: Vec<_> = (g * group..(g + 1) * group).map(pooled).collect();
-        scores.extend((0..prefix).map(|i| {
-            let of_heads = heads.iter().map(|head| head[i]);
-            largest
-                * match params.group_reduce {
-                    LAVA_GROUP_MAX => of_heads.fold(0.0, f64::max),
-                    _ => of_heads.sum::<f64>() / group as f64,
-                }
-        }));
-    }
-    scores
-}
-
-/// Checks the scores with and without the log-sum-exps handed in.
+/// Checks the scores with and without the log-sum-exps handed in, natural and in base two.
 fn check(what: &str, layer: &Layer) {
-    let shape = &layer.shape;
-    let want = plain(layer);
-    let (window, heads) = (shape.window as usize, shape.n_q_heads as usize);
-    let lse = (0..window).flat_map(|j| (0..heads).map(move |h| (j, h)));
-    let values = lse.map(|(j, h)| log_sum_exp(&logits(layer, j, h)) as f32).collect();
-    let lse = Grid { rows: window, heads, dim: 1, values }.lay();
+    let want = scores(layer);
     let [q, k, v] = [&layer.q, &layer.k, &layer.v].map(Grid::lay);
-    for lse in [None, Some(&lse.tensor())] {
-        let tensors = [&q.tensor(), &k.tensor(), &v.tensor()];
-        let got = score(shape, &layer.params, tensors, lse, WHOLE).expect(what);
-        // The golden data's bound.
-        let bound = 1e-5 * want.iter().fold(0.0, |m: f64, &x| m.max(x));
-        assert_eq!(got.len(), want.len());
-        for (i, (&got, &want)) in got.iter().zip(&want).enumerate() {
-            assert!((got as f64 - want).abs() <= bound, "{what}, entry {i}: {got}, want {want}");
-        }
+    let tensors = [&q.tensor(), &k.tensor(), &v.tensor()];
+    for lse_base in [None, Some(LAVA_LSE_NATURAL), Some(LAVA_LSE_BASE2)] {
+        let params = lava_score_params { lse_base: lse_base.unwrap_or(0), ..layer.params };
+        let with_base =
+            Layer { params, q: layer.q.clone(), k: layer.k.clone(), v: layer.v.clone(), ..*layer };
+        let lse = log_sum_exps(&with_base).lay();
+        let given = lse_base.map(|_| lse.tensor());
+        let got = score(&layer.shape, &params, tensors, given.as_ref(), WHOLE).expect(what);
+        check_scores(&format!("{what}, log-sum-exp {lse_base:?}"), &got, &want);
     }
 }
 
@@ -94,31 +28,36 @@ fn layer(tokens: usize, heads: (usize, usize), window: usize) -> Layer {
 
 #[test]
 fn options_do_what_they_say() {
-    type Change = fn(&mut lava_score_params);
+    type Change = fn(&mut Layer);
     let options: &[(&str, Change)] = &[
         ("default", |_| {}),
-        ("average", |p| p.pool = LAVA_POOL_AVG),
-        ("mean", |p| p.group_reduce = LAVA_GROUP_MEAN),
-        ("average, mean", |p| (p.pool, p.group_reduce) = (LAVA_POOL_AVG, LAVA_GROUP_MEAN)),
-        ("no pooling", |p| p.pool_kernel = 1),
-        ("widest pooling", |p| p.pool_kernel = 127),
-        ("all values", |p| p.value_span = LAVA_VALUES_ALL),
-        ("scale", |p| p.scale = 0.05),
-        ("negative scale", |p| p.scale = -0.3),
-        ("soft cap", |p| p.softcap = 1.25),
-        ("sees itself only", |p| p.sliding_window = 1),
-        ("sees a few", |p| p.sliding_window = 9),
-        ("sees across blocks", |p| p.sliding_window = 100),
-        ("sees more than all", |p| p.sliding_window = u32::MAX),
-        ("all of it", |p| {
+        ("average", |l| l.params.pool = LAVA_POOL_AVG),
+        ("mean", |l| l.params.group_reduce = LAVA_GROUP_MEAN),
+        ("average, mean", |l| {
+            (l.params.pool, l.params.group_reduce) = (LAVA_POOL_AVG, LAVA_GROUP_MEAN);
+        }),
+        ("no pooling", |l| l.params.pool_kernel = 1),
+        ("widest pooling", |l| l.params.pool_kernel = 127),
+        ("all values", |l| l.params.value_span = LAVA_VALUES_ALL),
+        ("scale", |l| l.params.scale = 0.05),
+        ("negative scale", |l| l.params.scale = -0.3),
+        ("soft cap", |l| l.params.softcap = 1.25),
+        ("weight and smoothing", |l| (l.params.weight, l.params.smoothing) = (2.5, 0.5)),
+        ("sees itself only", |l| l.shape.sliding_window = 1),
+        ("sees a few", |l| l.shape.sliding_window = 9),
+        ("sees across blocks", |l| l.shape.sliding_window = 100),
+        ("sees more than all", |l| l.shape.sliding_window = u32::MAX),
+        ("all of it", |l| {
+            let p = &mut l.params;
             (p.pool, p.pool_kernel, p.group_reduce, p.value_span) =
                 (LAVA_POOL_AVG, 5, LAVA_GROUP_MAX, LAVA_VALUES_ALL);
-            (p.sliding_window, p.scale, p.softcap) = (40, 0.2, 3.0);
+            (l.shape.sliding_window, p.scale, p.softcap, p.smoothing) = (40, 0.2, 3.0, 0.1);
         }),
+        ("recommended", |l| l.params = unsafe { lava_score_params_default() }),
     ];
     for (what, change) in options {
         let mut layer = layer(200, (6, 2), 7);
-        change(&mut layer.params);
+        change(&mut layer);
         check(what, &layer);
     }
 }
@@ -131,4 +70,178 @@ fn sizes_around_every_block() {
     for window in [1, 2, 8, 31, 64, 69] {
         check(&format!("window {window}"), &layer(70, (3, 3), window));
     }
+}
+
+/// Learned sinks: a logit per query head in each softmax's denominator, whatever scale, cap and sliding window are.
+#[test]
+fn learned_sinks() {
+    let sinks = [9.0, -70.0, 0.0, 1.5, 4.0, -2.0f32];
+    for params in
+        [score_params(), unsafe { lava_score_params_default() }, unsafe { lava_score_params_cake(200.0) }]
+    {
+        for (sliding_window, softcap, scale) in [(0, 0.0, 0.0), (60, 0.0, 0.3), (0, 1.5, 0.0)] {
+            for backend in backends() {
+                let mut layer = layer(150, (6, 2), 7);
+                layer.shape.sliding_window = sliding_window;
+                layer.params =
+                    lava_score_params { softcap, scale, backend, sink_logits: sinks.as_ptr(), ..params };
+                check(&format!("window {sliding_window}, cap {softcap}, backend {backend}"), &layer);
+            }
+        }
+    }
+    // One that draws nearly all: what is left is a small part, and right.
+    let mut layer = layer(80, (2, 2), 3);
+    let sinks = [12.0f32, 0.0];
+    layer.params.sink_logits = sinks.as_ptr();
+    check("a strong sink", &layer);
+    assert!(scores(&layer)[..77].iter().all(|&s| s < 0.1));
+}
+
+/// Every kind of kernels that the machine has, by its number, in every element type.
+#[test]
+fn backends_agree() {
+    let by_name = |b: i32| text(unsafe { lava_backend_name(b) });
+    for backend in backends() {
+        let mut layer = layer(200, (6, 2), 7);
+        layer.params.backend = backend;
+        check(&by_name(backend), &layer);
+        let want = scores(&layer);
+        for dtype in [LAVA_F16, LAVA_BF16] {
+            let lay = |grid: &Grid| Laid::new(Layout::token_major(grid.heads, grid.dim).of(dtype), grid);
+            let [q, k, v] = [&layer.q, &layer.k, &layer.v].map(lay);
+            let tensors = [&q.tensor(), &k.tensor(), &v.tensor()];
+            let got = score(&layer.shape, &layer.params, tensors, None, WHOLE).unwrap();
+            check_scores(&format!("{}, type {dtype}", by_name(backend)), &got, &want);
+        }
+    }
+    // The best one is one of the others, by its name.
+    let best = by_name(LAVA_BACKEND_BEST);
+    assert!(backends()[1..].iter().any(|&b| by_name(b) == best), "{best}");
+    let names: std::collections::BTreeSet<_> = backends()[1..].iter().map(|&b| by_name(b)).collect();
+    assert_eq!(names.len(), backends().len() - 1, "each has a name of its own");
+    assert!(unsafe { lava_backend_name(LAVA_BACKEND_NEON + 1).is_null() && lava_backend_name(-1).is_null() });
+    // What the machine has not is refused, in scoring and in attention.
+    for missing in (LAVA_BACKEND_BEST..=LAVA_BACKEND_NEON).filter(|b| !backends().contains(b)) {
+        let mut layer = layer(20, (2, 2), 3);
+        layer.params.backend = missing;
+        let refused = layer.score().unwrap_err();
+        assert_eq!((refused.status, refused.argument.as_str()), (LAVA_ERR_UNSUPPORTED, "backend"));
+        let params = lava_attend_params { backend: missing, ..attend_params() };
+        let [q, k, v] = [&layer.q, &layer.k, &layer.v].map(Grid::lay);
+        let tensors = [&q.tensor(), &k.tensor(), &v.tensor()];
+        let refused = attend(&layer.shape, &params, 3, tensors, &[20, 20], WHOLE).unwrap_err();
+        assert_eq!((refused.status, refused.argument.as_str()), (LAVA_ERR_UNSUPPORTED, "backend"));
+    }
+    assert!(backends().len() > 1 && backends().contains(&LAVA_BACKEND_SCALAR));
+}
+
+/// A log-sum-exp that makes a query's attention another sum than 1 is refused; rounding, in half precision too, is not.
+#[test]
+fn a_log_sum_exp_is_checked() {
+    let layer = layer(150, (6, 2), 7);
+    let [q, k, v] = [&layer.q, &layer.k, &layer.v].map(Grid::lay);
+    let tensors = [&q.tensor(), &k.tensor(), &v.tensor()];
+    let right = log_sum_exps(&layer);
+    let with = |lse: &Grid, lse_base| {
+        let params = lava_score_params { lse_base, ..layer.params };
+        score(&layer.shape, &params, tensors, Some(&lse.lay().tensor()), WHOLE)
+    };
+    let map = |change: &dyn Fn(usize, f32) -> f32| {
+        let values = right.values.iter().enumerate().map(|(i, &x)| change(i, x)).collect();
+        Grid { values, ..right.clone() }
+    };
+    with(&right, LAVA_LSE_NATURAL).unwrap();
+    let base_two = map(&|_, x| (x as f64 / std::f64::consts::LN_2) as f32);
+    with(&base_two, LAVA_LSE_BASE2).unwrap();
+    // As another program's f16 has it.
+    with(&map(&|_, x| half::f16::from_f32(x).to_f32()), LAVA_LSE_NATURAL).unwrap();
+    with(&map(&|_, x| half::bf16::from_f32(x).to_f32()), LAVA_LSE_NATURAL).unwrap();
+    with(&map(&|_, x| x + 0.03), LAVA_LSE_NATURAL).unwrap();
+    with(&map(&|_, x| x - 0.03), LAVA_LSE_NATURAL).unwrap();
+
+    let last = right.values.len() - 1;
+    let wrong: [(&str, Grid, i32); 8] = [
+        ("base two taken for natural", base_two.clone(), LAVA_LSE_NATURAL),
+        ("natural taken for base two", right.clone(), LAVA_LSE_BASE2),
+        ("zeros", map(&|_, _| 0.0), LAVA_LSE_NATURAL),
+        ("zeros in base two", map(&|_, _| 0.0), LAVA_LSE_BASE2),
+        ("a little too large", map(&|_, x| x + 0.1), LAVA_LSE_NATURAL),
+        ("a little too small", map(&|_, x| x - 0.1), LAVA_LSE_NATURAL),
+        ("the last one alone", map(&|i, x| if i == last { x + 1.0 } else { x }), LAVA_LSE_NATURAL),
+        ("far too small", map(&|_, x| x - 1e4), LAVA_LSE_NATURAL),
+    ];
+    for (what, lse, base) in wrong {
+        let refused = with(&lse, base).expect_err(what);
+        let told = (refused.status, refused.argument.as_str(), refused.layer);
+        assert_eq!(told, (LAVA_ERR_ARGUMENT, "lse", Some(0)), "{what}");
+        // Statistics of attention believe no more.
+        let bytes =
+            number(|n, e| unsafe { lava_score_workspace_size(&layer.shape, &layer.params, n, e) }).unwrap();
+        let (space, stats) = (Memory::new(bytes), Memory::new(32));
+        let params = lava_score_params { lse_base: base, ..layer.params };
+        let laid = lse.lay();
+        let refused = call(|e| unsafe {
+            let (shape, lse, space) = (&layer.shape, &laid.tensor(), space.ptr());
+            lava_attention_stats(
+                shape,
+                &params,
+                tensors[0],
+                tensors[1],
+                lse,
+                0,
+                1,
+                space,
+                bytes,
+                stats.ptr(),
+                e,
+            )
+        });
+        assert_eq!(refused.expect_err(what).status, LAVA_ERR_ARGUMENT, "{what}");
+    }
+    // An infinite one is no number at all.
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let lse = map(&|i, x| if i == 3 { bad } else { x });
+        assert_eq!(with(&lse, LAVA_LSE_NATURAL).unwrap_err().status, LAVA_ERR_NONFINITE);
+    }
+}
+
+/// Rows that no query of the window sees may hold anything: they are not looked at. Rows that one sees are.
+#[test]
+fn rows_out_of_sight_are_not_looked_at() {
+    let (tokens, window, keys) = (300, 4, 40);
+    // The first query's position is 296; it sees 257 to 296.
+    let unseen = tokens - window - keys + 1;
+    for params in [score_params(), unsafe { lava_score_params_default() }] {
+        let mut layer = layer(tokens, (4, 2), window);
+        (layer.shape.sliding_window, layer.params) = (keys as u32, params);
+        let want = layer.score().unwrap();
+        for (token, g) in (0..unseen).flat_map(|t| [(t, 0), (t, 1)]) {
+            let bad = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][token % 3];
+            (0..24).for_each(|c| layer.k.set(token, g, c, bad));
+            (0..10).for_each(|c| layer.v.set(token, g, c, bad));
+        }
+        assert_eq!(bits(&layer.score().unwrap()), bits(&want));
+        layer.k.set(unseen, 1, 0, f32::NAN);
+        assert_eq!(layer.score().unwrap_err().head, Some(1));
+    }
+}
+
+/// Of a layer with a sliding window only what its queries see is read: the time does not grow with the rest.
+#[test]
+fn a_sliding_layer_costs_what_it_sees() {
+    let of = |sliding_window: u32| {
+        let mut layer = Layer::random(1, shape(24_000, (4, 2), (64, 64), 16));
+        layer.shape.sliding_window = sliding_window;
+        let [q, k, v] = [&layer.q, &layer.k, &layer.v].map(Grid::lay);
+        let tensors = [&q.tensor(), &k.tensor(), &v.tensor()];
+        let run = |_| {
+            let start = std::time::Instant::now();
+            score(&layer.shape, &layer.params, tensors, None, WHOLE).unwrap();
+            start.elapsed()
+        };
+        (0..5).map(run).min().unwrap()
+    };
+    let (all, few) = (of(0), of(128));
+    // 24,000 rows against 144.
+    assert!(few * 10 < all, "{few:?} for a window, {all:?} for all");
 }

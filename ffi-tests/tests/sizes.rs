@@ -1,26 +1,26 @@
-//! The libraries are as large as README.md says, or smaller.
+//! The libraries are as large as docs/linking.md says, or smaller.
 //!
 //! Up to 10% over it is let pass: the standard library inside, and what the compiler makes of ours, moves by some per cent
 //! with the version of Rust. A new dependency, formatting or panic machinery, or another copy of the kernels shows as
-//! more. Whoever means to make the library larger says so in README.md.
+//! more. Whoever means to make the library larger says so in docs/linking.md.
 
 use ffi_tests::library::{fixed, root, run, scratch, shared};
 use std::path::Path;
 use std::process::Command;
 
-/// kB in the row of README.md that begins with this.
+/// kB in the row of docs/linking.md that begins with this.
 fn stated(row: &str) -> u64 {
-    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
-    let line = readme.lines().find(|line| line.starts_with(&format!("| {row}"))).expect(row);
+    let page = std::fs::read_to_string(root().join("docs/linking.md")).unwrap();
+    let line = page.lines().find(|line| line.starts_with(&format!("| {row}"))).expect(row);
     let number = line.trim_end_matches(" |").rsplit("| ").next().unwrap();
     number.strip_suffix(" kB").expect(line).replace(',', "").parse().expect(line)
 }
 
 fn check(row: &str, bytes: u64) {
     let (is, stated) = (bytes.div_ceil(1000), stated(row));
-    println!("{row}: {is} kB, README.md says {stated}");
-    assert!(is * 10 <= stated * 11, "{row}: {is} kB, README.md says {stated}: find out why it grew");
-    assert!(is * 2 >= stated, "{row}: {is} kB, README.md says {stated}: write the new size there");
+    println!("{row}: {is} kB, docs/linking.md says {stated}");
+    assert!(is * 10 <= stated * 11, "{row}: {is} kB, docs/linking.md says {stated}: find out why it grew");
+    assert!(is * 2 >= stated, "{row}: {is} kB, docs/linking.md says {stated}: write the new size there");
 }
 
 fn size(path: &Path) -> u64 {
@@ -37,9 +37,9 @@ fn program(source: &Path, name: &str, libraries: &[&Path]) -> u64 {
 }
 
 #[test]
-fn libraries_are_as_large_as_the_readme_says() {
+fn libraries_are_as_large_as_the_page_says() {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
-        println!("skipped: README.md gives the sizes on x86-64 Linux");
+        println!("skipped: docs/linking.md gives the sizes on x86-64 Linux");
         return;
     }
     check("`liblava.so`", size(shared()));

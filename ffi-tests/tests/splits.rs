@@ -16,10 +16,6 @@ fn layer() -> Layer {
     Layer::random(1, shape(TOKENS, HEADS, DIMS, WINDOW))
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|x| x.to_bits()).collect()
-}
-
 #[test]
 fn scores() {
     let mut layer = layer();
@@ -42,7 +38,7 @@ fn attention() {
     let (k, v) = (layer.k.lay(), layer.v.lay());
     let n_rows = [150, 11, 40, 149, 64];
     let of = |split| {
-        attend(&shape, &attend_params(), [&queries.tensor(), &k.tensor(), &v.tensor()], &n_rows, split)
+        attend(&shape, &attend_params(), new, [&queries.tensor(), &k.tensor(), &v.tensor()], &n_rows, split)
             .unwrap()
     };
     let (whole_out, whole_lse) = of(WHOLE);

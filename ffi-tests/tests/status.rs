@@ -1,9 +1,11 @@
 //! Every function refuses what its comment says, says why, and leaves all memory as it was.
 //!
 //! A `World` is one function with valid arguments, all of them in one block of memory. Most cases follow from what kind
-//! of argument there is (`general_cases`); what is left stands in a table per function. After a refusal the whole
-//! block must hold the same bytes, workspaces excepted.
+//! of argument there is (`general_cases`), and whether NULL is allowed is what the header's comment says; what is left stands in a
+//! table per function. After a refusal the whole block must hold the same bytes, workspaces excepted.
 
+use ffi_tests::header;
+use ffi_tests::oracle::log_sum_exps;
 use ffi_tests::*;
 use std::ffi::c_void;
 
@@ -26,7 +28,7 @@ enum Kind {
 }
 use Kind::*;
 
-/// Memory behind an argument. A tensor's elements have a region of their own, named "NAME data".
+/// Memory of an argument. A tensor's elements have a region of their own, named "NAME data".
 #[derive(Clone)]
 struct Region {
     name: String,
@@ -39,11 +41,27 @@ struct Region {
 struct Arg {
     name: &'static str,
     kind: Kind,
-    optional: bool,
+    /// What NULL in its place gives.
+    null: lava_status,
     pointer: *mut u8,
 }
 
+/// What a function looks at in the shape it takes.
+#[derive(Clone, Copy, PartialEq)]
+enum Looks {
+    /// Everything.
+    All,
+    /// Everything, of each of its layers.
+    Array,
+    /// Heads and head dimensions.
+    Heads,
+    /// All but a ragged layer's rows and positions.
+    Sizes,
+}
+
 struct World {
+    name: &'static str,
+    looks: Looks,
     memory: Memory,
     used: usize,
     regions: Vec<Region>,
@@ -63,13 +81,14 @@ const DIMS: (usize, usize) = (6, 4);
 const WINDOW: usize = 3;
 const PREFIX: usize = TOKENS - WINDOW;
 const LAYER: u32 = 7;
-/// Zero bytes behind each region: what a newer struct's unknown tail is.
+/// Zero bytes after each region: what a newer struct's unknown tail is.
 const SLACK: usize = 64;
 
 impl World {
-    fn new(function: Function) -> Self {
-        let memory = Memory::new(1 << 16);
-        Self { memory, used: 0, regions: vec![], args: vec![], numbers: vec![], function }
+    /// Of the C function with this name.
+    fn new(name: &'static str, function: Function) -> Self {
+        let (memory, looks) = (Memory::new(1 << 16), Looks::All);
+        Self { name, looks, memory, used: 0, regions: vec![], args: vec![], numbers: vec![], function }
     }
 
     fn region<T: Copy>(&mut self, name: String, kind: Kind, values: &[T]) -> *mut u8 {
@@ -88,7 +107,8 @@ impl World {
 
     fn arg<T: Copy>(mut self, name: &'static str, kind: Kind, values: &[T]) -> Self {
         let pointer = self.region(name.into(), kind, values);
-        self.args.push(Arg { name, kind, optional: false, pointer });
+        let null = if header::function(self.name).may_be_null(name) { LAVA_OK } else { LAVA_ERR_NULL };
+        self.args.push(Arg { name, kind, null, pointer });
         self
     }
 
@@ -112,14 +132,17 @@ impl World {
     }
 
     fn shape(self) -> Self {
-        let mut shape = shape(TOKENS, HEADS, DIMS, WINDOW);
-        shape.layer = LAYER;
-        self.arg("shape", Struct, &[shape])
+        self.arg("shape", Struct, &[valid_shape()])
     }
 
-    fn optional(mut self, name: &str) -> Self {
-        self.find(name).optional = true;
-        self
+    /// One shape that stands for `n_layers`.
+    fn shapes(mut self, n_layers: u64) -> Self {
+        self.looks = Looks::Array;
+        self.arg("shapes", Struct, &[valid_shape()]).number("n_shapes", 1).number("n_layers", n_layers)
+    }
+
+    fn looks_at(self, looks: Looks) -> Self {
+        Self { looks, ..self }
     }
 
     fn find(&mut self, name: &str) -> &mut Arg {
@@ -158,7 +181,7 @@ impl World {
     }
 
     fn sh(&self) -> &mut lava_shape {
-        self.at("shape")
+        self.at(if self.looks == Looks::Array { "shapes" } else { "shape" })
     }
 
     fn t(&self, name: &str) -> &mut lava_tensor {
@@ -192,8 +215,8 @@ fn general_cases(world: &World) -> Vec<Case> {
     let mut cases = Vec::new();
     for arg in &world.args {
         let name = arg.name;
-        let null: &[_] = if arg.optional { &[LAVA_OK] } else { &[LAVA_ERR_NULL] };
-        cases.push(case(format!("{name} NULL"), null, if arg.optional { "" } else { name }, move |w| {
+        let named = if arg.null == LAVA_OK { "" } else { name };
+        cases.push(case(format!("{name} NULL"), &[arg.null], named, move |w| {
             w.find(name).pointer = nothing()
         }));
         let region = world.regions.iter().find(|r| r.name == name).unwrap().clone();
@@ -224,8 +247,17 @@ fn general_cases(world: &World) -> Vec<Case> {
             }));
         }
     }
-    if world.has("shape") {
-        cases.extend(shape_cases());
+    if world.has("shape") || world.has("shapes") {
+        cases.extend(shape_cases(world.looks));
+    }
+    if world.numbers.iter().any(|n| n.0 == "n_shapes") {
+        for n in [0, 2, world.n("n_layers") - 1, world.n("n_layers") + 1, u32::MAX as u64] {
+            let set = move |w: &mut World| w.set_n("n_shapes", n);
+            // Where there are two layers, one shape stands for both.
+            if n != 1 && n != world.n("n_layers") {
+                cases.push(case(format!("{n} shapes"), &[LAVA_ERR_SHAPE], "n_shapes", set));
+            }
+        }
     }
     if world.numbers.iter().any(|n| n.0 == "n_layers") {
         for n in [0, LAVA_MAX_LAYERS as u64 + 1, u32::MAX as u64] {
@@ -256,14 +288,13 @@ fn struct_cases(name: &'static str, kind: Kind, size: u32) -> Vec<Case> {
             if status == LAVA_OK { "" } else { name },
             move |w| {
                 *w.at::<u32>(name) = n;
-                // SAFETY: the slack behind the region.
+                // SAFETY: the slack after the region.
                 unsafe { *w.p::<u8>(name).add(size as usize + 7) = tail };
             },
         )
     };
-    // These have grown. An older caller's, without what came later, do what they did.
-    let grown = [size_of::<lava_score_params>(), size_of::<lava_select_params>()];
-    let first = if name == "params" && grown.contains(&(size as usize)) { 32 } else { size };
+    // No struct has grown yet.
+    let first = size;
     // What a report's tail holds is the caller's own affair: the library leaves it alone.
     let unknown = if kind == Report { LAVA_OK } else { LAVA_ERR_STRUCT_SIZE };
     vec![
@@ -329,20 +360,32 @@ fn overlap_cases(world: &World, arg: &Arg) -> Vec<Case> {
     world.regions.iter().filter(is_memory).map(on).collect()
 }
 
-fn shape_cases() -> Vec<Case> {
+fn shape_cases(looks: Looks) -> Vec<Case> {
+    static CU: [u32; 4] = [0, 5, 9, 0];
+    static POSITIONS: [u32; 10] = [0, 4, 9, 10, 11, 3, 9, 10, 11, 0];
+    fn off<T>(p: *const T) -> *const T {
+        p.wrapping_byte_add(2)
+    }
+    fn ragged(s: &mut lava_shape) {
+        (s.cu_rows, s.positions) = (CU.as_ptr(), POSITIONS.as_ptr());
+    }
     type ShapeChange = fn(&mut lava_shape);
-    let table: [(&str, ShapeChange, lava_status); 17] = [
-        ("n_tokens", |s| s.n_tokens = 0, LAVA_ERR_SHAPE),
+    type ShapeRow = (&'static str, ShapeChange, lava_status);
+    let heads: [ShapeRow; 11] = [
         ("n_q_heads", |s| s.n_q_heads = 0, LAVA_ERR_SHAPE),
         ("n_q_heads", |s| s.n_q_heads = 5, LAVA_ERR_SHAPE),
         ("n_q_heads", |s| s.n_q_heads = 1, LAVA_ERR_SHAPE),
-        ("n_kv_heads", |s| s.n_kv_heads = 0, LAVA_ERR_SHAPE),
         ("n_q_heads", |s| s.n_kv_heads = u32::MAX, LAVA_ERR_SHAPE),
         ("head_dim_k", |s| s.head_dim_k = 0, LAVA_ERR_SHAPE),
         ("head_dim_k", |s| s.head_dim_k = LAVA_MAX_HEAD_DIM as u32 + 1, LAVA_ERR_SHAPE),
         ("head_dim_k", |s| s.head_dim_k = u32::MAX, LAVA_ERR_SHAPE),
         ("head_dim_v", |s| s.head_dim_v = 0, LAVA_ERR_SHAPE),
         ("head_dim_v", |s| s.head_dim_v = u32::MAX, LAVA_ERR_SHAPE),
+        ("reserved", |s| s.reserved = 1, LAVA_ERR_STRUCT_SIZE),
+        ("reserved", |s| s.reserved = u32::MAX, LAVA_ERR_STRUCT_SIZE),
+    ];
+    let sizes: [ShapeRow; 7] = [
+        ("n_tokens", |s| s.n_tokens = 0, LAVA_ERR_SHAPE),
         ("window", |s| s.window = 0, LAVA_ERR_SHAPE),
         ("n_tokens", |s| s.n_tokens = u32::MAX, LAVA_ERR_OVERFLOW),
         ("n_tokens", |s| s.n_tokens = 1 << 31, LAVA_ERR_OVERFLOW),
@@ -350,17 +393,35 @@ fn shape_cases() -> Vec<Case> {
         ("window", |s| s.window = (1u64 << 32).div_ceil(HEADS.0 as u64) as u32, LAVA_ERR_OVERFLOW),
         ("window", |s| s.window = u32::MAX, LAVA_ERR_OVERFLOW),
     ];
-    let numbered = table.into_iter().enumerate();
-    let one = |(i, row): (usize, (&str, ShapeChange, lava_status))| {
-        case(format!("shape row {i}, {}", row.0), &[row.2], row.0, move |w| row.1(w.sh()))
+    let rows: [ShapeRow; 5] = [
+        ("cu_rows", |s| (ragged(s), s.cu_rows = off(s.cu_rows)).1, LAVA_ERR_ALIGNMENT),
+        ("positions", |s| (ragged(s), s.positions = std::ptr::null()).1, LAVA_ERR_NULL),
+        ("positions", |s| (ragged(s), s.positions = off(s.positions)).1, LAVA_ERR_ALIGNMENT),
+        ("cu_rows", |s| (ragged(s), s.cu_rows = &CU[1]).1, LAVA_ERR_INDICES),
+        ("positions", |s| (ragged(s), s.positions = &POSITIONS[1]).1, LAVA_ERR_INDICES),
+    ];
+    // A layer without heads takes no part; a lone one cannot.
+    let without = if looks == Looks::Array { LAVA_OK } else { LAVA_ERR_SHAPE };
+    let mut table: Vec<ShapeRow> = vec![("n_kv_heads", |s| s.n_kv_heads = 0, without)];
+    table.extend(heads);
+    table.extend(sizes.into_iter().filter(|_| looks != Looks::Heads));
+    table.extend(rows.into_iter().filter(|_| [Looks::All, Looks::Array].contains(&looks)));
+    let one = |(i, row): (usize, ShapeRow)| {
+        let named = if row.2 == LAVA_OK { "" } else { row.0 };
+        case(format!("shape row {i}, {}", row.0), &[row.2], named, move |w| row.1(w.sh()))
     };
-    numbered.map(one).collect()
+    table.into_iter().enumerate().map(one).collect()
 }
 
 /// Runs all cases of a function. `may_write` are outputs that a NONFINITE error may leave partly written.
 fn check(make: impl Fn() -> World, may_write: &[&str], rows: &[Row]) {
     let mut cases = vec![case("valid arguments", &[LAVA_OK], "", |_| {})];
-    cases.extend(general_cases(&make()));
+    let world = make();
+    // A weight has a world of its own: most cascades take none.
+    let untried = |p: &&String| *p != "error" && *p != "weight" && !world.has(p);
+    let pointers = &header::function(world.name).pointers;
+    assert_eq!(pointers.iter().find(untried), None, "a pointer of {} is not tried", world.name);
+    cases.extend(general_cases(&world));
     cases
         .extend(rows.iter().map(|&(what, change, status, argument)| case(what, &[status], argument, change)));
     let mut wrong = Vec::new();
@@ -387,17 +448,29 @@ fn run_case(world: &World, case: &Case, may_write: &[&str]) -> std::result::Resu
     if !case.status.contains(&status) {
         return Err(format!("status {status}, want {:?}", case.status));
     }
-    if let Some(f) = failure.filter(|f| !case.argument.is_empty() && f.argument != case.argument) {
+    if let Some(f) = failure.as_ref().filter(|f| !case.argument.is_empty() && f.argument != case.argument) {
         return Err(format!("names {:?}, not {:?}", f.argument, case.argument));
     }
+    // All that is found once the shape has been read is found in its layer.
+    let sizes_only = ["lava_n_kept", "lava_select_workspace_size", "lava_cascade_push"].contains(&world.name);
+    if world.has("shape") && !sizes_only {
+        let nameless = failure.as_ref().filter(|f| f.argument != "shape" && f.layer != Some(LAYER));
+        if let Some(f) = nameless {
+            return Err(format!("names no layer: {f:?}"));
+        }
+    }
+    // What a check of the attention finds, it finds while scores are written.
+    let late = failure.as_ref().is_some_and(|f| f.argument == "lse" && status == LAVA_ERR_ARGUMENT);
     let after = world.memory.to_vec::<u8>();
     let touched = before.iter().zip(&after).enumerate().filter(|(_, (b, a))| b != a).map(|(i, _)| i);
     for i in touched {
         let region = world.regions.iter().find(|r| (r.at..r.at + r.bytes).contains(&i));
         let allowed = region.is_some_and(|r| match status {
             LAVA_OK => matches!(r.kind, Out | Report | Scratch | State),
-            LAVA_ERR_NONFINITE => r.kind == Scratch || may_write.contains(&r.name.as_str()),
-            _ => r.kind == Scratch,
+            _ => {
+                let partly = status == LAVA_ERR_NONFINITE || late;
+                r.kind == Scratch || (partly && may_write.contains(&r.name.as_str()))
+            }
         });
         if !allowed {
             let name = region.map_or("memory between arguments", |r| &r.name);
@@ -407,14 +480,15 @@ fn run_case(world: &World, case: &Case, may_write: &[&str]) -> std::result::Resu
     Ok(())
 }
 
-/// That a case's refusal names this layer and head.
-fn blames(world: &World, layer: Option<u32>, head: Option<u32>) {
+/// That a call is refused with this status, and names this layer and head.
+fn refuses(status: lava_status, world: &World, layer: Option<u32>, head: Option<u32>) {
     let failure = call(|e| (world.function)(world, e)).unwrap_err();
-    assert_eq!(
-        (failure.status, failure.layer, failure.head),
-        (LAVA_ERR_NONFINITE, layer, head),
-        "{failure:?}"
-    );
+    assert_eq!((failure.status, failure.layer, failure.head), (status, layer, head), "{failure:?}");
+}
+
+/// The same for what is not finite.
+fn blames(world: &World, layer: Option<u32>, head: Option<u32>) {
+    refuses(LAVA_ERR_NONFINITE, world, layer, head);
 }
 
 fn workspace(of: impl FnOnce(*mut usize, *mut lava_error) -> lava_status) -> usize {
@@ -422,7 +496,7 @@ fn workspace(of: impl FnOnce(*mut usize, *mut lava_error) -> lava_status) -> usi
 }
 
 fn valid_shape() -> lava_shape {
-    shape(TOKENS, HEADS, DIMS, WINDOW)
+    lava_shape { layer: LAYER, ..shape(TOKENS, HEADS, DIMS, WINDOW) }
 }
 
 // The functions, each with a world and a table.
@@ -430,12 +504,12 @@ fn valid_shape() -> lava_shape {
 #[test]
 fn total_entries() {
     let make = || {
-        World::new(|w, e| unsafe {
-            lava_total_entries(w.p("shape"), w.n("budget") as u32, w.n("n_layers") as u32, w.p("total"), e)
+        World::new("lava_total_entries", |w, e| unsafe {
+            let [n_shapes, n_layers, budget] = ["n_shapes", "n_layers", "budget"].map(|n| w.n(n) as u32);
+            lava_total_entries(w.p("shapes"), n_shapes, n_layers, budget, w.p("total"), e)
         })
-        .shape()
+        .shapes(4)
         .number("budget", 5)
-        .number("n_layers", 4)
         .arg("total", Out, &[9u64])
     };
     check(
@@ -455,10 +529,12 @@ fn total_entries() {
 #[test]
 fn budget_from_ratio() {
     let make = || {
-        World::new(|w, e| unsafe {
-            lava_budget_from_ratio(w.p("shape"), f64::from_bits(w.n("ratio")), w.p("budget"), e)
+        World::new("lava_budget_from_ratio", |w, e| unsafe {
+            let ratio = f64::from_bits(w.n("ratio"));
+            lava_budget_from_ratio(w.p("shape"), w.p("params"), ratio, w.p("budget"), e)
         })
         .shape()
+        .arg("params", Struct, &[select_params()])
         .number("ratio", 0.5f64.to_bits())
         .arg("budget", Out, &[9u32])
     };
@@ -470,12 +546,21 @@ fn budget_from_ratio() {
             ("negative", |w| w.set_n("ratio", (-0.1f64).to_bits()), LAVA_ERR_ARGUMENT, "ratio"),
             ("above 1", |w| w.set_n("ratio", 1.5f64.to_bits()), LAVA_ERR_ARGUMENT, "ratio"),
             ("1", |w| w.set_n("ratio", 1f64.to_bits()), LAVA_OK, ""),
-            ("below the window", |w| w.set_n("ratio", 0.2f64.to_bits()), LAVA_ERR_BUDGET, "ratio"),
+            ("0", |w| w.set_n("ratio", 0f64.to_bits()), LAVA_OK, ""),
+            ("below the window", |w| w.set_n("ratio", 0.2f64.to_bits()), LAVA_OK, ""),
+            ("all sinks", |w| w.at::<lava_select_params>("params").n_sink = u32::MAX, LAVA_OK, ""),
+            ("alpha NaN", |w| set_alpha(w, f64::NAN), LAVA_ERR_ARGUMENT, "alpha"),
+            (
+                "floor 3",
+                |w| w.at::<lava_select_params>("params").head_floor = 3,
+                LAVA_ERR_ARGUMENT,
+                "head_floor",
+            ),
         ],
     );
 }
 
-const SCORE_PARAMS: [Row; 24] = [
+const SCORE_PARAMS: [Row; 35] = [
     ("pool 2", |w| w.at::<lava_score_params>("params").pool = 2, LAVA_ERR_ARGUMENT, "pool"),
     ("pool -1", |w| w.at::<lava_score_params>("params").pool = -1, LAVA_ERR_ARGUMENT, "pool"),
     ("group 2", |w| w.at::<lava_score_params>("params").group_reduce = 2, LAVA_ERR_ARGUMENT, "group_reduce"),
@@ -538,23 +623,76 @@ const SCORE_PARAMS: [Row; 24] = [
         LAVA_ERR_ARGUMENT,
         "smoothing",
     ),
+    ("lse base 2", |w| w.at::<lava_score_params>("params").lse_base = 2, LAVA_ERR_ARGUMENT, "lse_base"),
+    ("lse base -1", |w| w.at::<lava_score_params>("params").lse_base = -1, LAVA_ERR_ARGUMENT, "lse_base"),
+    ("backend 6", |w| w.at::<lava_score_params>("params").backend = 6, LAVA_ERR_ARGUMENT, "backend"),
+    ("backend -1", |w| w.at::<lava_score_params>("params").backend = -1, LAVA_ERR_ARGUMENT, "backend"),
+    (
+        "another machine's backend",
+        |w| w.at::<lava_score_params>("params").backend = missing_backend(),
+        LAVA_ERR_UNSUPPORTED,
+        "backend",
+    ),
+    ("plain code", |w| w.at::<lava_score_params>("params").backend = LAVA_BACKEND_SCALAR, LAVA_OK, ""),
+    ("reserved", |w| w.at::<lava_score_params>("params").reserved = 1, LAVA_ERR_STRUCT_SIZE, "reserved"),
+    (
+        "smoothing negative",
+        |w| w.at::<lava_score_params>("params").smoothing = -0.1,
+        LAVA_ERR_ARGUMENT,
+        "smoothing",
+    ),
+    ("a sink is NaN", |w| set_sinks(w, &[0.0, 0.0, f32::NAN, 0.0]), LAVA_ERR_NONFINITE, "sink_logits"),
+    ("a sink is infinite", |w| set_sinks(w, &[f32::INFINITY; 4]), LAVA_ERR_NONFINITE, "sink_logits"),
+    (
+        "sinks misaligned",
+        |w| {
+            let params = w.at::<lava_score_params>("params");
+            params.sink_logits = w.p::<f32>("params").wrapping_byte_add(2);
+        },
+        LAVA_ERR_ALIGNMENT,
+        "sink_logits",
+    ),
 ];
+
+/// A logit per query head.
+fn set_sinks(w: &World, sinks: &'static [f32; HEADS.0]) {
+    w.at::<lava_score_params>("params").sink_logits = sinks.as_ptr();
+}
+
+/// Kernels that no machine has beside its own.
+fn missing_backend() -> i32 {
+    (LAVA_BACKEND_BEST..=LAVA_BACKEND_NEON).rfind(|b| !backends().contains(b)).unwrap()
+}
 
 #[test]
 fn score_workspace_size() {
     let make = || {
-        World::new(|w, e| unsafe { lava_score_workspace_size(w.p("shape"), w.p("params"), w.p("size"), e) })
-            .shape()
-            .arg("params", Struct, &[score_params()])
-            .arg("size", Out, &[9usize])
+        World::new("lava_score_workspace_size", |w, e| unsafe {
+            lava_score_workspace_size(w.p("shape"), w.p("params"), w.p("size"), e)
+        })
+        .shape()
+        .arg("params", Struct, &[score_params()])
+        .arg("size", Out, &[9usize])
     };
     check(make, &[], &SCORE_PARAMS);
+}
+
+/// Right log-sum-exps of the queries and keys that are in a world.
+fn fill_lse(world: World) -> World {
+    let grid = |name: &str, rows, heads| {
+        let values = (0..rows * heads * DIMS.0).map(|i| *world.element::<f32>(name, i)).collect();
+        Grid { rows, heads, dim: DIMS.0, values }
+    };
+    let (q, k) = (grid("q data", WINDOW, HEADS.0), grid("k data", TOKENS, HEADS.1));
+    let lse = log_sum_exps(&Layer { shape: valid_shape(), params: score_params(), v: k.clone(), q, k });
+    lse.values.iter().enumerate().for_each(|(i, &x)| *world.element("lse data", i) = x);
+    world
 }
 
 fn score_world() -> World {
     let bytes =
         workspace(|size, e| unsafe { lava_score_workspace_size(&valid_shape(), &score_params(), size, e) });
-    World::new(|w, e| unsafe {
+    let world = World::new("lava_score", |w, e| unsafe {
         lava_score(
             w.p("shape"),
             w.p("params"),
@@ -576,11 +714,11 @@ fn score_world() -> World {
     .tensor("k", Tensor, (TOKENS, HEADS.1, DIMS.0))
     .tensor("v", Tensor, (TOKENS, HEADS.1, DIMS.1))
     .tensor("lse", Tensor, (WINDOW, HEADS.0, 1))
-    .optional("lse")
     .number("part", 0)
     .number("n_parts", 1)
     .scratch("workspace", "workspace_size", bytes)
-    .arg("scores", Out, &[9f32; PREFIX * HEADS.1])
+    .arg("scores", Out, &[9f32; PREFIX * HEADS.1]);
+    fill_lse(world)
 }
 
 #[test]
@@ -598,6 +736,33 @@ fn score() {
                 "q",
             ),
             ("row_start and a head stride", |w| w.t("k").row_start = w.p("shape"), LAVA_ERR_STRIDE, "k"),
+            (
+                "an lse of 0",
+                |w| (0..12).for_each(|i| *w.element("lse data", i) = 0f32),
+                LAVA_ERR_ARGUMENT,
+                "lse",
+            ),
+            (
+                "an lse far too small",
+                |w| (0..12).for_each(|i| *w.element("lse data", i) = -1e4f32),
+                LAVA_ERR_ARGUMENT,
+                "lse",
+            ),
+            (
+                "an lse in the other base",
+                |w| w.at::<lava_score_params>("params").lse_base = LAVA_LSE_BASE2,
+                LAVA_ERR_ARGUMENT,
+                "lse",
+            ),
+            (
+                "no values, which nothing asks for",
+                |w| {
+                    w.at::<lava_score_params>("params").value_weight = LAVA_VALUE_NONE;
+                    w.find("v").pointer = nothing();
+                },
+                LAVA_OK,
+                "",
+            ),
         ],
     );
 }
@@ -632,16 +797,16 @@ fn score_names_the_layer_and_head_of_what_is_not_finite() {
             }
         }
     }
-    // A value norm that overflows; a logit that does; scores that do because the log-sum-exp is not one.
-    let overflow: [(&str, Change); 4] = [
+    // A value norm that overflows; a logit that does; a score that does, of finite parts.
+    let overflow: [(&str, Change); 3] = [
+        ("scores", |w| {
+            w.at::<lava_score_params>("params").weight = 1e38;
+            (0..DIMS.1).for_each(|c| *w.element("v data", c) = 1e4f32);
+        }),
         ("v", |w| (0..DIMS.1).for_each(|c| *w.element("v data", c) = f32::MAX)),
         ("q and k", |w| {
+            w.find("lse").pointer = nothing();
             (0..DIMS.0).for_each(|c| (*w.element("q data", c), *w.element("k data", c)) = (1e30f32, 1e30f32))
-        }),
-        ("lse", |w| (0..WINDOW * HEADS.0).for_each(|i| *w.element("lse data", i) = -1e4f32)),
-        ("lse, and no values", |w| {
-            (0..WINDOW * HEADS.0).for_each(|i| *w.element("lse data", i) = -1e4f32);
-            (0..TOKENS * HEADS.1 * DIMS.1).for_each(|i| *w.element("v data", i) = 0f32);
         }),
     ];
     for (what, change) in overflow {
@@ -655,64 +820,72 @@ fn score_names_the_layer_and_head_of_what_is_not_finite() {
 #[test]
 fn entropy() {
     let make = || {
-        World::new(|w, e| unsafe {
+        World::new("lava_entropy", |w, e| unsafe {
             lava_entropy(w.p("shape"), w.p("scores"), w.p("entropy"), w.p("mass"), e)
         })
         .shape()
         .arg("scores", In, &[0.5f32; PREFIX * HEADS.1])
         .arg("entropy", Out, &[9f64])
         .arg("mass", Out, &[9f64])
-        .optional("mass")
-    };
-    check(make, &[], &[]);
-    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -1.0] {
-        let world = make();
-        *world.element("scores", PREFIX) = bad;
-        blames(&world, Some(LAYER), Some(1));
-    }
-}
-
-#[test]
-fn layer_budgets() {
-    let make = || {
-        World::new(|w, e| unsafe {
-            let n = w.n("n_layers") as u32;
-            lava_layer_budgets(
-                n,
-                w.p("weights"),
-                w.p("capacities"),
-                w.p("minimums"),
-                w.n("total"),
-                w.p("budgets"),
-                e,
-            )
-        })
-        .number("n_layers", 3)
-        .arg("weights", In, &[0.5f64, 0.25, 0.75])
-        .arg("capacities", In, &[18u64; 3])
-        .arg("minimums", In, &[2u64; 3])
-        .optional("minimums")
-        .number("total", 20)
-        .arg("budgets", Out, &[9u64; 3])
     };
     check(
         make,
         &[],
+        &[("a score is negative", |w| *w.element("scores", 3) = -1f32, LAVA_ERR_ARGUMENT, "scores")],
+    );
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -1.0] {
+        let world = make();
+        *world.element("scores", PREFIX) = bad;
+        let status = if bad == -1.0 { LAVA_ERR_ARGUMENT } else { LAVA_ERR_NONFINITE };
+        refuses(status, &world, Some(LAYER), Some(1));
+    }
+}
+
+#[test]
+fn layer_entries() {
+    let make = || {
+        let mut world = World::new("lava_layer_entries", |w, e| unsafe {
+            let (n_shapes, n, total) = (w.n("n_shapes") as u32, w.n("n_layers") as u32, w.n("total"));
+            let (params, weights, entries) = (w.p("params"), w.p("weights"), w.p("entries"));
+            lava_layer_entries(w.p("shapes"), n_shapes, n, params, weights, total, entries, e)
+        })
+        .shapes(3);
+        world.region("mask".into(), Struct, &[1u8; PREFIX]);
+        world
+            .arg("params", Struct, &[select_params()])
+            .arg("weights", In, &[0.5f64, 0.25, 0.75])
+            .number("total", 30)
+            .arg("entries", Out, &[9u64; 3])
+    };
+    check(make, &[], &SELECT_PARAMS);
+    check(
+        make,
+        &[],
         &[
-            ("weight negative", |w| *w.element("weights", 1) = -1f64, LAVA_ERR_NONFINITE, "weights"),
+            ("weight negative", |w| *w.element("weights", 1) = -1f64, LAVA_ERR_ARGUMENT, "weights"),
             ("weight NaN", |w| *w.element("weights", 2) = f64::NAN, LAVA_ERR_NONFINITE, "weights"),
             ("weight infinite", |w| *w.element("weights", 0) = f64::INFINITY, LAVA_ERR_NONFINITE, "weights"),
             ("weight largest", |w| *w.element("weights", 0) = f64::MAX, LAVA_OK, ""),
-            ("capacity 2^32", |w| *w.element("capacities", 1) = 1u64 << 32, LAVA_ERR_OVERFLOW, "capacities"),
             (
-                "minimum above its capacity",
-                |w| *w.element("minimums", 1) = 19u64,
+                "protected above the total",
+                |w| (w.set_n("total", 5), w.at::<lava_select_params>("params").n_sink = 1).1,
                 LAVA_ERR_BUDGET,
-                "minimums",
+                "total",
             ),
-            ("minimums above the total", |w| w.set_n("total", 5), LAVA_ERR_BUDGET, "total"),
-            ("minimums that overflow", |w| *w.element("minimums", 1) = u64::MAX, LAVA_ERR_BUDGET, "minimums"),
             ("total above all", |w| w.set_n("total", u64::MAX), LAVA_OK, ""),
+            // Weights of heads say nothing about layers: not even looked at.
+            (
+                "head weights",
+                |w| w.at::<lava_select_params>("params").head_weights = std::ptr::dangling(),
+                LAVA_OK,
+                "",
+            ),
+            (
+                "no weights of layers that take no part",
+                |w| (w.sh().n_kv_heads = 0, *w.element("weights", 2) = f64::NAN).1,
+                LAVA_OK,
+                "",
+            ),
         ],
     );
     let world = make();
@@ -722,17 +895,45 @@ fn layer_budgets() {
 
 #[test]
 fn sizes() {
-    let functions: [(&str, Function); 4] = [
-        ("n_kept", |w, e| unsafe { lava_n_kept(w.p("shape"), 5, w.p("n_kept"), e) }),
-        ("size", |w, e| unsafe { lava_select_workspace_size(w.p("shape"), w.p("size"), e) }),
-        ("size", |w, e| unsafe { lava_attend_workspace_size(w.p("shape"), w.p("size"), e) }),
-        ("size", |w, e| unsafe { lava_global_budgets_workspace_size(w.p("shape"), 3, w.p("size"), e) }),
-    ];
-    for (output, function) in functions {
-        check(|| World::new(function).shape().arg(output, Out, &[9u64]), &[], &[]);
-    }
-    let of_share: Function = |w, e| unsafe { lava_budget_for_share_workspace_size(w.p("size"), e) };
-    check(|| World::new(of_share).arg("size", Out, &[9usize]), &[], &[]);
+    let one = |name, output, function: Function| {
+        check(|| World::new(name, function).shape().arg(output, Out, &[9u64]), &[], &[]);
+    };
+    one("lava_n_kept", "n_kept", |w, e| unsafe { lava_n_kept(w.p("shape"), 5, w.p("n_kept"), e) });
+    one("lava_select_workspace_size", "size", |w, e| unsafe {
+        lava_select_workspace_size(w.p("shape"), w.p("size"), e)
+    });
+    let of_attention: Function =
+        |w, e| unsafe { lava_attend_workspace_size(w.p("shape"), w.n("n_queries") as u32, w.p("size"), e) };
+    let of_attention = || {
+        let world = World::new("lava_attend_workspace_size", of_attention).looks_at(Looks::Heads).shape();
+        world.number("n_queries", 3).arg("size", Out, &[9u64])
+    };
+    check(
+        of_attention,
+        &[],
+        &[
+            ("no queries", |w| w.set_n("n_queries", 0), LAVA_ERR_SHAPE, "n_queries"),
+            (
+                "tokens and window, which are not used",
+                |w| (w.sh().n_tokens, w.sh().window) = (0, 0),
+                LAVA_OK,
+                "",
+            ),
+        ],
+    );
+    let of_one_sort = || {
+        World::new("lava_global_entries_workspace_size", |w, e| unsafe {
+            let (n_shapes, n_layers) = (w.n("n_shapes") as u32, w.n("n_layers") as u32);
+            lava_global_entries_workspace_size(w.p("shapes"), n_shapes, n_layers, w.p("size"), e)
+        })
+        .shapes(3)
+        .arg("size", Out, &[9u64])
+    };
+    check(of_one_sort, &[], &[]);
+    let of_share: Function = |w, e| unsafe { lava_entries_for_share_workspace_size(w.p("size"), e) };
+    let of_share =
+        || World::new("lava_entries_for_share_workspace_size", of_share).arg("size", Out, &[9usize]);
+    check(of_share, &[], &[]);
 }
 
 /// An alpha, and a head floor that uses it.
@@ -741,19 +942,22 @@ fn set_alpha(w: &World, alpha: f64) {
     (params.head_floor, params.alpha) = (LAVA_FLOOR_GUARANTEED, alpha);
 }
 
-const SELECT_PARAMS: [Row; 12] = [
+fn set_head_weights(w: &World, weights: &'static [f64; HEADS.1]) {
+    w.at::<lava_select_params>("params").head_weights = weights.as_ptr();
+}
+
+const SELECT_PARAMS: [Row; 11] = [
     ("floor 3", |w| w.at::<lava_select_params>("params").head_floor = 3, LAVA_ERR_ARGUMENT, "head_floor"),
     ("floor -1", |w| w.at::<lava_select_params>("params").head_floor = -1, LAVA_ERR_ARGUMENT, "head_floor"),
     ("alpha NaN", |w| set_alpha(w, f64::NAN), LAVA_ERR_ARGUMENT, "alpha"),
     ("alpha negative", |w| set_alpha(w, -0.1), LAVA_ERR_ARGUMENT, "alpha"),
     ("alpha above 1", |w| set_alpha(w, 1.1), LAVA_ERR_ARGUMENT, "alpha"),
     ("alpha NaN, not used", |w| w.at::<lava_select_params>("params").alpha = f64::NAN, LAVA_OK, ""),
-    ("how often, a cascade's", |w| w.at::<lava_select_params>("params").evict_every = u32::MAX, LAVA_OK, ""),
     ("a sink fits", |w| w.at::<lava_select_params>("params").n_sink = 1, LAVA_OK, ""),
     ("all sinks", |w| w.at::<lava_select_params>("params").n_sink = u32::MAX, LAVA_ERR_BUDGET, ""),
     ("a minimum fits", |w| w.at::<lava_select_params>("params").head_min = 1, LAVA_OK, ""),
     (
-        "a minimum above the budget",
+        "a minimum above the entries",
         |w| w.at::<lava_select_params>("params").head_min = u32::MAX,
         LAVA_ERR_BUDGET,
         "",
@@ -766,47 +970,67 @@ const SELECT_PARAMS: [Row; 12] = [
     ),
 ];
 
+fn select_world() -> World {
+    let bytes = workspace(|size, e| unsafe { lava_select_workspace_size(&valid_shape(), size, e) });
+    let mut world = World::new("lava_select", |w, e| unsafe {
+        lava_select(
+            w.p("shape"),
+            w.p("params"),
+            w.p("scores"),
+            w.n("n_entries"),
+            w.p("workspace"),
+            w.n("workspace_size") as usize,
+            w.p("kept_indices"),
+            w.n("kept_capacity"),
+            w.p("cu_kept"),
+            w.p("rows"),
+            w.p("selection"),
+            e,
+        )
+    })
+    .shape();
+    world.region("mask".into(), Struct, &[1u8; PREFIX]);
+    world
+        .arg("params", Struct, &[select_params()])
+        .arg("scores", In, &[0.5f32; PREFIX * HEADS.1])
+        .number("n_entries", 10)
+        .scratch("workspace", "workspace_size", bytes)
+        .arg("kept_indices", Out, &[9u32; 10 + WINDOW * HEADS.1])
+        .number("kept_capacity", (10 + WINDOW * HEADS.1) as u64)
+        .arg("cu_kept", Out, &[9u32; HEADS.1 + 1])
+        .arg("rows", Out, &[9u32; 10 + WINDOW * HEADS.1])
+        .arg("selection", Report, &[unsafe { lava_selection_init() }])
+}
+
 #[test]
 fn select() {
-    let make = || {
-        let bytes = workspace(|size, e| unsafe { lava_select_workspace_size(&valid_shape(), size, e) });
-        let mut world = World::new(|w, e| unsafe {
-            lava_select(
-                w.p("shape"),
-                w.p("params"),
-                w.p("scores"),
-                w.n("budget"),
-                w.p("workspace"),
-                w.n("workspace_size") as usize,
-                w.p("kept_indices"),
-                w.n("kept_capacity"),
-                w.p("cu_kept"),
-                w.p("selection"),
-                e,
-            )
-        })
-        .shape();
-        world.region("mask".into(), Struct, &[1u8; PREFIX]);
-        world
-            .arg("params", Struct, &[select_params()])
-            .arg("scores", In, &[0.5f32; PREFIX * HEADS.1])
-            .number("budget", 5)
-            .scratch("workspace", "workspace_size", bytes)
-            .arg("kept_indices", Out, &[9u32; 5 + WINDOW * HEADS.1])
-            .number("kept_capacity", (5 + WINDOW * HEADS.1) as u64)
-            .arg("cu_kept", Out, &[9u32; HEADS.1 + 1])
-            .arg("selection", Report, &[unsafe { lava_selection_init() }])
-            .optional("selection")
-    };
+    let make = select_world;
     check(make, &[], &SELECT_PARAMS);
     check(
         make,
         &[],
         &[
-            ("no room for an index", |w| w.set_n("kept_capacity", 10), LAVA_ERR_BUFFER_SIZE, "kept_indices"),
+            ("no room for an index", |w| w.set_n("kept_capacity", 15), LAVA_ERR_BUFFER_SIZE, "kept_indices"),
             ("kept_capacity 0", |w| w.set_n("kept_capacity", 0), LAVA_ERR_BUFFER_SIZE, "kept_indices"),
-            ("budget above the room", |w| w.set_n("budget", u64::MAX), LAVA_ERR_BUFFER_SIZE, "kept_indices"),
-            ("budget 0", |w| w.set_n("budget", 0), LAVA_OK, ""),
+            (
+                "entries above the room",
+                |w| w.set_n("n_entries", u64::MAX),
+                LAVA_ERR_BUFFER_SIZE,
+                "kept_indices",
+            ),
+            ("no entries", |w| w.set_n("n_entries", 0), LAVA_OK, ""),
+            (
+                "a head weight is NaN",
+                |w| set_head_weights(w, &[1.0, f64::NAN]),
+                LAVA_ERR_NONFINITE,
+                "head_weights",
+            ),
+            (
+                "a head weight is negative",
+                |w| set_head_weights(w, &[1.0, -1.0]),
+                LAVA_ERR_ARGUMENT,
+                "head_weights",
+            ),
             (
                 "report on the scores",
                 |w| w.find("selection").pointer = w.p("scores"),
@@ -824,26 +1048,19 @@ fn select() {
 }
 
 #[test]
-fn budget_for_share() {
+fn entries_for_share() {
     let make = || {
-        let bytes = workspace(|size, e| unsafe { lava_budget_for_share_workspace_size(size, e) });
-        World::new(|w, e| unsafe {
+        let bytes = workspace(|size, e| unsafe { lava_entries_for_share_workspace_size(size, e) });
+        World::new("lava_entries_for_share", |w, e| unsafe {
             let (epsilon, size) = (f64::from_bits(w.n("epsilon")), w.n("workspace_size") as usize);
-            lava_budget_for_share(
-                w.p("shape"),
-                w.p("scores"),
-                epsilon,
-                w.p("workspace"),
-                size,
-                w.p("budget"),
-                e,
-            )
+            let (shape, scores, space) = (w.p("shape"), w.p("scores"), w.p("workspace"));
+            lava_entries_for_share(shape, scores, epsilon, space, size, w.p("n_entries"), e)
         })
         .shape()
         .arg("scores", In, &[0.5f32; PREFIX * HEADS.1])
         .number("epsilon", 0.1f64.to_bits())
         .scratch("workspace", "workspace_size", bytes)
-        .arg("budget", Out, &[9u64])
+        .arg("n_entries", Out, &[9u64])
     };
     check(
         make,
@@ -853,7 +1070,7 @@ fn budget_for_share() {
             ("epsilon negative", |w| w.set_n("epsilon", (-1e-9f64).to_bits()), LAVA_ERR_ARGUMENT, "epsilon"),
             ("epsilon above 1", |w| w.set_n("epsilon", 1.1f64.to_bits()), LAVA_ERR_ARGUMENT, "epsilon"),
             ("score NaN", |w| *w.element("scores", 3) = f32::NAN, LAVA_ERR_NONFINITE, "scores"),
-            ("score negative", |w| *w.element("scores", 3) = -1f32, LAVA_ERR_NONFINITE, "scores"),
+            ("score negative", |w| *w.element("scores", 3) = -1f32, LAVA_ERR_ARGUMENT, "scores"),
         ],
     );
 }
@@ -862,7 +1079,7 @@ fn budget_for_share() {
 fn compact() {
     const KEPT: [u32; 7] = [0, 4, 11, 1, 2, 3, 11];
     let make = || {
-        World::new(|w, e| unsafe {
+        World::new("lava_compact", |w, e| unsafe {
             lava_compact(
                 w.p("shape"),
                 w.p("k_src"),
@@ -877,11 +1094,11 @@ fn compact() {
                 e,
             )
         })
+        .looks_at(Looks::Sizes)
         .shape()
         .tensor("k_src", Tensor, (TOKENS, HEADS.1, DIMS.0))
         .tensor("v_src", Tensor, (TOKENS, HEADS.1, DIMS.1))
         .arg("cu_rows", In, &[0u32, TOKENS as u32, 2 * TOKENS as u32])
-        .optional("cu_rows")
         .arg("rows", In, &KEPT)
         .arg("cu_kept", In, &[0u32, 3, 7])
         .tensor("k_dst", Result, (4, HEADS.1, DIMS.0))
@@ -944,19 +1161,27 @@ fn compact() {
     );
 }
 
+/// Starts a cascade of two layers and pushes to it `pushes` times.
+fn start_cascade(state: *mut c_void, size: usize, layers: i32, pushes: usize) {
+    let (params, cascade) = (select_params(), lava_cascade_params { layers, ..cascade_params() });
+    let (shape, scores, weight) = (valid_shape(), [0.5f32; PREFIX * HEADS.1], 1.0f64);
+    call(|e| unsafe { lava_cascade_init(&shape, 1, 2, 20, &params, &cascade, state, size, e) }).unwrap();
+    let weight = if layers == LAVA_LAYERS_WEIGHTS { &raw const weight } else { std::ptr::null() };
+    for _ in 0..pushes {
+        call(|e| unsafe { lava_cascade_push(state, size, &shape, scores.as_ptr(), weight, e) }).unwrap();
+    }
+}
+
 /// A cascade's world: a state for two layers, initialised and pushed to `pushes` times.
-fn cascade_world(function: Function, kind: Kind, pushes: usize) -> World {
-    let params = select_params();
+fn cascade_world(name: &'static str, function: Function, kind: Kind, layers: i32, pushes: usize) -> World {
+    let (params, cascade) = (select_params(), lava_cascade_params { layers, ..cascade_params() });
+    let shape = valid_shape();
     let size =
-        workspace(|size, e| unsafe { lava_cascade_state_size(&valid_shape(), 2, 10, &params, size, e) });
-    let world =
-        World::new(function).arg("state", kind, &vec![POISON; size]).number("state_size", size as u64);
-    let (state, scores) = (world.p("state"), [0.5f32; PREFIX * HEADS.1]);
+        workspace(|size, e| unsafe { lava_cascade_state_size(&shape, 1, 2, 20, &params, &cascade, size, e) });
+    let world = World::new(name, function).arg("state", kind, &vec![POISON; size]);
+    let world = world.number("state_size", size as u64);
     if pushes != UNTOUCHED {
-        call(|e| unsafe { lava_cascade_init(&valid_shape(), 2, 10, &params, state, size, e) }).unwrap();
-        for _ in 0..pushes {
-            call(|e| unsafe { lava_cascade_push(state, size, scores.as_ptr(), e) }).unwrap();
-        }
+        start_cascade(world.p("state"), size, layers, pushes);
     }
     world
 }
@@ -964,48 +1189,68 @@ fn cascade_world(function: Function, kind: Kind, pushes: usize) -> World {
 /// No pushes, and no init either.
 const UNTOUCHED: usize = usize::MAX;
 
+const CASCADE_PARAMS: [Row; 6] = [
+    ("layers 4", |w| w.at::<lava_cascade_params>("cascade").layers = 4, LAVA_ERR_ARGUMENT, "layers"),
+    ("layers -1", |w| w.at::<lava_cascade_params>("cascade").layers = -1, LAVA_ERR_ARGUMENT, "layers"),
+    ("reserved", |w| w.at::<lava_cascade_params>("cascade").reserved = 1, LAVA_ERR_STRUCT_SIZE, "reserved"),
+    ("evict never", |w| w.at::<lava_cascade_params>("cascade").evict_every = u32::MAX, LAVA_OK, ""),
+    (
+        "sinks above the total",
+        |w| (w.set_n("total", 1), w.at::<lava_select_params>("params").n_sink = 1).1,
+        LAVA_ERR_BUDGET,
+        "total",
+    ),
+    ("total 0", |w| w.set_n("total", 0), LAVA_OK, ""),
+];
+
+/// The arguments that say what a cascade is to do.
+fn cascade_options(mut world: World) -> World {
+    world.region("mask".into(), Struct, &[1u8; PREFIX]);
+    let params = [lava_cascade_params { layers: LAVA_LAYERS_ENTROPY, ..cascade_params() }];
+    world
+        .shapes(2)
+        .arg("params", Struct, &[select_params()])
+        .arg("cascade", Struct, &params)
+        .number("total", 20)
+}
+
 #[test]
 fn cascade_state_size_and_init() {
     let size_of = || {
-        let mut world = World::new(|w, e| unsafe {
-            let (layers, total) = (w.n("n_layers") as u32, w.n("total"));
-            lava_cascade_state_size(w.p("shape"), layers, total, w.p("params"), w.p("size"), e)
+        let world = World::new("lava_cascade_state_size", |w, e| unsafe {
+            let [n_shapes, n_layers] = ["n_shapes", "n_layers"].map(|n| w.n(n) as u32);
+            let (params, cascade, size) = (w.p("params"), w.p("cascade"), w.p("size"));
+            lava_cascade_state_size(w.p("shapes"), n_shapes, n_layers, w.n("total"), params, cascade, size, e)
         });
-        world.region("mask".into(), Struct, &[1u8; PREFIX]);
-        world.shape().arg("params", Struct, &[select_params()]).number("n_layers", 2).number("total", 10).arg(
-            "size",
-            Out,
-            &[9usize],
-        )
+        cascade_options(world).arg("size", Out, &[9usize])
     };
-    let layers: [Row; 2] = [
-        (
-            "sinks above the total",
-            |w| (w.set_n("total", 1), w.at::<lava_select_params>("params").n_sink = 1).1,
-            LAVA_ERR_BUDGET,
-            "total",
-        ),
-        ("total 0", |w| w.set_n("total", 0), LAVA_OK, ""),
-    ];
     check(size_of, &[], &SELECT_PARAMS);
-    check(size_of, &[], &layers);
+    check(size_of, &[], &CASCADE_PARAMS);
     check(size_of, &[], &[("total huge", |w| w.set_n("total", u64::MAX), LAVA_OK, "")]);
 
     let init = || {
-        let mut world = cascade_world(
-            |w, e| unsafe {
-                let (layers, total, size) =
-                    (w.n("n_layers") as u32, w.n("total"), w.n("state_size") as usize);
-                lava_cascade_init(w.p("shape"), layers, total, w.p("params"), w.p("state"), size, e)
-            },
-            Scratch,
-            UNTOUCHED,
-        );
-        world.region("mask".into(), Struct, &[1u8; PREFIX]);
-        world.shape().arg("params", Struct, &[select_params()]).number("n_layers", 2).number("total", 10)
+        let function: Function = |w, e| unsafe {
+            let [n_shapes, n_layers] = ["n_shapes", "n_layers"].map(|n| w.n(n) as u32);
+            let (params, cascade, state, size) =
+                (w.p("params"), w.p("cascade"), w.p("state"), w.n("state_size") as usize);
+            lava_cascade_init(
+                w.p("shapes"),
+                n_shapes,
+                n_layers,
+                w.n("total"),
+                params,
+                cascade,
+                state,
+                size,
+                e,
+            )
+        };
+        // Under one sort a state may need more than under entropies: whatever is larger.
+        let world = cascade_world("lava_cascade_init", function, Scratch, LAVA_LAYERS_ENTROPY, UNTOUCHED);
+        cascade_options(world)
     };
     check(init, &[], &SELECT_PARAMS);
-    check(init, &[], &layers);
+    check(init, &[], &CASCADE_PARAMS);
     check(
         init,
         &[],
@@ -1022,21 +1267,31 @@ fn cascade_state_size_and_init() {
     );
 }
 
+/// A push to a cascade whose layers share by this, of which `pushes` layers are there. With a weight only if it takes one.
+fn push_world(layers: i32, pushes: usize) -> World {
+    let push: Function = |w, e| unsafe {
+        let weight = if w.has("weight") { w.p("weight") } else { nothing() };
+        let (state, size) = (w.p("state"), w.n("state_size") as usize);
+        lava_cascade_push(state, size, w.p("shape"), w.p("scores"), weight, e)
+    };
+    let world = cascade_world("lava_cascade_push", push, State, layers, pushes).shape();
+    world.arg("scores", In, &[0.5f32; PREFIX * HEADS.1])
+}
+
 #[test]
 fn cascade_push() {
-    let make = |pushes| {
-        let push: Function =
-            |w, e| unsafe { lava_cascade_push(w.p("state"), w.n("state_size") as usize, w.p("scores"), e) };
-        cascade_world(push, State, pushes).arg("scores", In, &[0.5f32; PREFIX * HEADS.1])
-    };
+    let make = |pushes| push_world(LAVA_LAYERS_ENTROPY, pushes);
     check(
         || make(1),
         &[],
         &[
             ("a score is NaN", |w| *w.element("scores", 3) = f32::NAN, LAVA_ERR_NONFINITE, "scores"),
-            ("a score is negative", |w| *w.element("scores", 3) = -1f32, LAVA_ERR_NONFINITE, "scores"),
+            ("a score is negative", |w| *w.element("scores", 3) = -1f32, LAVA_ERR_ARGUMENT, "scores"),
             ("scores in the state", |w| w.find("scores").pointer = w.p("state"), LAVA_ERR_OVERLAP, ""),
             ("the state is something else", |w| *w.element("state", 0) = 1u64, LAVA_ERR_STATE, "state"),
+            ("another layer's shape", |w| w.sh().n_tokens += 1, LAVA_ERR_SHAPE, "shape"),
+            ("another window", |w| w.sh().window -= 1, LAVA_ERR_SHAPE, "shape"),
+            ("fewer heads", |w| (w.sh().n_kv_heads, w.sh().n_q_heads) = (1, 1), LAVA_ERR_SHAPE, "shape"),
         ],
     );
     for (what, pushes) in [("complete", 2), ("not initialised", UNTOUCHED)] {
@@ -1047,56 +1302,38 @@ fn cascade_push() {
     blames(&world, Some(1), Some(1));
 }
 
+/// A cascade by weights takes a weight with each push, and no other does.
 #[test]
-fn cascade_push_weighted() {
-    let make = || {
-        let push: Function = |w, e| unsafe {
-            let (size, weight) = (w.n("state_size") as usize, f64::from_bits(w.n("weight")));
-            lava_cascade_push_weighted(w.p("state"), size, w.p("scores"), weight, e)
-        };
-        let params = lava_select_params { layer_budgets: LAVA_LAYERS_WEIGHTS, ..select_params() };
-        let size =
-            workspace(|size, e| unsafe { lava_cascade_state_size(&valid_shape(), 2, 10, &params, size, e) });
-        let world = World::new(push)
-            .arg("state", State, &vec![POISON; size])
-            .number("state_size", size as u64)
-            .number("weight", 0.5f64.to_bits())
-            .arg("scores", In, &[0.5f32; PREFIX * HEADS.1]);
-        let state = world.p("state");
-        call(|e| unsafe { lava_cascade_init(&valid_shape(), 2, 10, &params, state, size, e) }).unwrap();
+fn cascade_push_with_a_weight() {
+    let make = |layers| {
+        let mut world = push_world(layers, 1).arg("weight", In, &[0.5f64]);
+        world.find("weight").null = if layers == LAVA_LAYERS_WEIGHTS { LAVA_ERR_ARGUMENT } else { LAVA_OK };
         world
     };
     check(
-        make,
+        || make(LAVA_LAYERS_WEIGHTS),
         &[],
         &[
-            ("weight 0", |w| w.set_n("weight", 0f64.to_bits()), LAVA_OK, ""),
-            ("weight negative", |w| w.set_n("weight", (-1f64).to_bits()), LAVA_ERR_NONFINITE, "weight"),
-            ("weight NaN", |w| w.set_n("weight", f64::NAN.to_bits()), LAVA_ERR_NONFINITE, "weight"),
+            ("weight 0", |w| *w.element("weight", 0) = 0f64, LAVA_OK, ""),
+            ("weight negative", |w| *w.element("weight", 0) = -1f64, LAVA_ERR_ARGUMENT, "weight"),
+            ("weight NaN", |w| *w.element("weight", 0) = f64::NAN, LAVA_ERR_NONFINITE, "weight"),
             ("a score is NaN", |w| *w.element("scores", 3) = f32::NAN, LAVA_ERR_NONFINITE, "scores"),
+            ("weight in the state", |w| w.find("weight").pointer = w.p("state"), LAVA_ERR_OVERLAP, ""),
         ],
     );
-    // Each kind of push has its kind of cascade.
-    let wants_weight: Function =
-        |w, e| unsafe { lava_cascade_push(w.p("state"), w.n("state_size") as usize, w.p("scores"), e) };
-    let mut world = make();
-    world.function = wants_weight;
-    run_case(&world, &case("no weight", &[LAVA_ERR_ARGUMENT], "weight", |_| {}), &[]).unwrap();
-    let takes_none: Function = |w, e| unsafe {
-        lava_cascade_push_weighted(w.p("state"), w.n("state_size") as usize, w.p("scores"), 1.0, e)
-    };
-    let world = cascade_world(takes_none, State, 1).arg("scores", In, &[0.5f32; PREFIX * HEADS.1]);
-    run_case(&world, &case("a weight", &[LAVA_ERR_ARGUMENT], "weight", |_| {}), &[]).unwrap();
+    for layers in [LAVA_LAYERS_ENTROPY, LAVA_LAYERS_EQUAL, LAVA_LAYERS_GLOBAL] {
+        run_case(&make(layers), &case("a weight", &[LAVA_ERR_ARGUMENT], "weight", |_| {}), &[]).unwrap();
+    }
 }
 
 #[test]
 fn mean_over_heads() {
     let make = || {
-        World::new(|w, e| unsafe { lava_mean_over_heads(w.p("shape"), w.p("scores"), e) }).shape().arg(
-            "scores",
-            Out,
-            &[0.5f32; PREFIX * HEADS.1],
-        )
+        World::new("lava_mean_over_heads", |w, e| unsafe {
+            lava_mean_over_heads(w.p("shape"), w.p("scores"), e)
+        })
+        .shape()
+        .arg("scores", Out, &[0.5f32; PREFIX * HEADS.1])
     };
     check(
         make,
@@ -1114,7 +1351,7 @@ fn attention_stats() {
         let bytes = workspace(|size, e| unsafe {
             lava_score_workspace_size(&valid_shape(), &score_params(), size, e)
         });
-        World::new(|w, e| unsafe {
+        let world = World::new("lava_attention_stats", |w, e| unsafe {
             lava_attention_stats(
                 w.p("shape"),
                 w.p("params"),
@@ -1134,11 +1371,11 @@ fn attention_stats() {
         .tensor("q", Tensor, (WINDOW, HEADS.0, DIMS.0))
         .tensor("k", Tensor, (TOKENS, HEADS.1, DIMS.0))
         .tensor("lse", Tensor, (WINDOW, HEADS.0, 1))
-        .optional("lse")
         .number("part", 0)
         .number("n_parts", 1)
         .scratch("workspace", "workspace_size", bytes)
-        .arg("stats", Out, &[9f64; 2 * HEADS.1])
+        .arg("stats", Out, &[9f64; 2 * HEADS.1]);
+        fill_lse(world)
     };
     check(make, &["stats"], &SCORE_PARAMS);
     let world = make();
@@ -1149,7 +1386,7 @@ fn attention_stats() {
 #[test]
 fn preference() {
     let make = || {
-        World::new(|w, e| unsafe {
+        World::new("lava_preference", |w, e| unsafe {
             let tau = |name| f64::from_bits(w.n(name));
             lava_preference(w.p("shape"), w.p("stats"), tau("tau1"), tau("tau2"), w.p("weight"), e)
         })
@@ -1166,6 +1403,8 @@ fn preference() {
             ("tau1 0", |w| w.set_n("tau1", 0), LAVA_ERR_ARGUMENT, "tau1"),
             ("tau2 NaN", |w| w.set_n("tau2", f64::NAN.to_bits()), LAVA_ERR_ARGUMENT, "tau2"),
             ("stats NaN", |w| *w.element("stats", 1) = f64::NAN, LAVA_ERR_NONFINITE, "stats"),
+            ("a negative entropy", |w| *w.element("stats", 0) = -5f64, LAVA_ERR_ARGUMENT, "stats"),
+            ("a negative variance", |w| *w.element("stats", 3) = -5f64, LAVA_ERR_ARGUMENT, "stats"),
         ],
     );
 }
@@ -1173,7 +1412,7 @@ fn preference() {
 #[test]
 fn pyramid_weights() {
     let make = || {
-        World::new(|w, e| unsafe {
+        World::new("lava_pyramid_weights", |w, e| unsafe {
             let (n, beta) = (w.n("n_layers") as u32, f64::from_bits(w.n("beta")));
             lava_pyramid_weights(n, w.n("prefix_budget"), w.n("prefix_len"), beta, w.p("weights"), e)
         })
@@ -1196,34 +1435,33 @@ fn pyramid_weights() {
 }
 
 #[test]
-fn global_budgets() {
+fn global_entries() {
     let make = || {
-        let bytes =
-            workspace(|size, e| unsafe { lava_global_budgets_workspace_size(&valid_shape(), 2, size, e) });
-        let mut world = World::new(|w, e| unsafe {
-            let (layers, size) = (w.n("n_layers") as u32, w.n("workspace_size") as usize);
-            lava_global_budgets(
-                w.p("shape"),
-                layers,
+        let shape = valid_shape();
+        let bytes = workspace(|size, e| unsafe { lava_global_entries_workspace_size(&shape, 1, 2, size, e) });
+        let mut world = World::new("lava_global_entries", |w, e| unsafe {
+            lava_global_entries(
+                w.p("shapes"),
+                w.n("n_shapes") as u32,
+                w.n("n_layers") as u32,
                 w.p("params"),
                 w.p("scores"),
                 w.n("total"),
                 w.p("workspace"),
-                size,
-                w.p("budgets"),
+                w.n("workspace_size") as usize,
+                w.p("entries"),
                 w.p("head_weights"),
                 e,
             )
         })
-        .shape();
+        .shapes(2);
         world.region("mask".into(), Struct, &[1u8; PREFIX]);
         world
             .arg("params", Struct, &[select_params()])
-            .number("n_layers", 2)
-            .number("total", 10)
+            .number("total", 20)
             .arg("scores", In, &[0.5f32; 2 * PREFIX * HEADS.1])
             .scratch("workspace", "workspace_size", bytes)
-            .arg("budgets", Out, &[9u64; 2])
+            .arg("entries", Out, &[9u64; 2])
             .arg("head_weights", Out, &[9f64; 2 * HEADS.1])
     };
     check(make, &[], &SELECT_PARAMS);
@@ -1231,8 +1469,6 @@ fn global_budgets() {
         make,
         &[],
         &[
-            ("no layers", |w| w.set_n("n_layers", 0), LAVA_ERR_SHAPE, "n_layers"),
-            ("too many layers", |w| w.set_n("n_layers", 1025), LAVA_ERR_SHAPE, "n_layers"),
             (
                 "affine",
                 |w| w.at::<lava_select_params>("params").head_floor = LAVA_FLOOR_AFFINE,
@@ -1248,6 +1484,7 @@ fn global_budgets() {
             ),
             ("total above all", |w| w.set_n("total", u64::MAX), LAVA_OK, ""),
             ("total 0", |w| w.set_n("total", 0), LAVA_OK, ""),
+            ("negative scores are fine", |w| *w.element("scores", 3) = -1f32, LAVA_OK, ""),
         ],
     );
     let world = make();
@@ -1261,7 +1498,7 @@ fn cascade_get() {
         let get: Function = |w, e| unsafe {
             lava_cascade_get(w.p("state"), w.n("state_size") as usize, w.n("layer") as u32, w.p("out"), e)
         };
-        cascade_world(get, State, pushes).number("layer", 0).arg(
+        cascade_world("lava_cascade_get", get, State, LAVA_LAYERS_ENTROPY, pushes).number("layer", 0).arg(
             "out",
             Report,
             &[unsafe { lava_cascade_layer_init() }],
@@ -1283,12 +1520,13 @@ fn cascade_get() {
 const NEW: usize = 3;
 
 fn attend_world() -> World {
-    let shape_of_new = shape(NEW, HEADS, DIMS, 1);
-    let bytes = workspace(|size, e| unsafe { lava_attend_workspace_size(&shape_of_new, size, e) });
-    World::new(|w, e| unsafe {
+    let bytes =
+        workspace(|size, e| unsafe { lava_attend_workspace_size(&valid_shape(), NEW as u32, size, e) });
+    World::new("lava_attend", |w, e| unsafe {
         lava_attend(
             w.p("shape"),
             w.p("params"),
+            w.n("n_queries") as u32,
             w.p("q"),
             w.p("k"),
             w.p("v"),
@@ -1302,15 +1540,16 @@ fn attend_world() -> World {
             e,
         )
     })
-    .arg("shape", Struct, &[lava_shape { layer: LAYER, ..shape_of_new }])
+    .looks_at(Looks::Heads)
+    .shape()
     .arg("params", Struct, &[attend_params()])
+    .number("n_queries", NEW as u64)
     .tensor("q", Tensor, (NEW, HEADS.0, DIMS.0))
     .tensor("k", Tensor, (TOKENS, HEADS.1, DIMS.0))
     .tensor("v", Tensor, (TOKENS, HEADS.1, DIMS.1))
     .arg("n_rows", In, &[TOKENS as u32, 5])
     .tensor("out", Result, (NEW, HEADS.0, DIMS.1))
     .tensor("lse", Result, (NEW, HEADS.0, 1))
-    .optional("lse")
     .number("part", 0)
     .number("n_parts", 1)
     .scratch("workspace", "workspace_size", bytes)
@@ -1328,10 +1567,42 @@ fn attend() {
             ("causal 2", |w| params(w).causal = 2, LAVA_ERR_ARGUMENT, "causal"),
             ("scale NaN", |w| params(w).scale = f32::NAN, LAVA_ERR_ARGUMENT, "scale"),
             ("cap negative", |w| params(w).softcap = -1.0, LAVA_ERR_ARGUMENT, "softcap"),
-            ("sliding without positions", |w| params(w).sliding_window = 4, LAVA_ERR_NULL, "kept_indices"),
+            ("lse base 2", |w| params(w).lse_base = 2, LAVA_ERR_ARGUMENT, "lse_base"),
+            ("base two", |w| params(w).lse_base = LAVA_LSE_BASE2, LAVA_OK, ""),
+            ("backend 6", |w| params(w).backend = 6, LAVA_ERR_ARGUMENT, "backend"),
+            (
+                "another machine's backend",
+                |w| params(w).backend = missing_backend(),
+                LAVA_ERR_UNSUPPORTED,
+                "backend",
+            ),
+            ("plain code", |w| params(w).backend = LAVA_BACKEND_SCALAR, LAVA_OK, ""),
+            ("reserved", |w| params(w).reserved = 1, LAVA_ERR_STRUCT_SIZE, "reserved"),
+            (
+                "a sink is NaN",
+                |w| {
+                    static SINKS: [f32; 4] = [0.0, f32::NAN, 0.0, 0.0];
+                    params(w).sink_logits = SINKS.as_ptr();
+                },
+                LAVA_ERR_NONFINITE,
+                "sink_logits",
+            ),
+            ("no queries", |w| w.set_n("n_queries", 0), LAVA_ERR_SHAPE, "n_queries"),
+            ("more queries than q has", |w| w.set_n("n_queries", 4), LAVA_ERR_BUFFER_SIZE, "q"),
+            (
+                "tokens, window and rows, which are not used",
+                |w| {
+                    static CU: [u32; 3] = [0, 7, 3];
+                    let shape = w.sh();
+                    (shape.n_tokens, shape.window, shape.cu_rows) = (0, 0, CU.as_ptr());
+                },
+                LAVA_OK,
+                "",
+            ),
+            ("sliding without positions", |w| w.sh().sliding_window = 4, LAVA_ERR_NULL, "kept_indices"),
             (
                 "sliding without prefix sum",
-                |w| (params(w).sliding_window, params(w).kept_indices) = (4, w.p("n_rows")),
+                |w| (w.sh().sliding_window, params(w).kept_indices) = (4, w.p("n_rows")),
                 LAVA_ERR_NULL,
                 "cu_kept",
             ),
@@ -1345,7 +1616,7 @@ fn attend() {
                 "prefix sum without positions",
                 |w| {
                     static CU: [u32; 3] = [0, 1, 2];
-                    (params(w).sliding_window, params(w).cu_kept) = (4, CU.as_ptr());
+                    (w.sh().sliding_window, params(w).cu_kept) = (4, CU.as_ptr());
                 },
                 LAVA_ERR_NULL,
                 "kept_indices",
@@ -1354,7 +1625,7 @@ fn attend() {
                 "nothing kept, and no positions",
                 |w| {
                     static CU: [u32; 3] = [0; 3];
-                    (params(w).sliding_window, params(w).cu_kept) = (4, CU.as_ptr());
+                    (w.sh().sliding_window, params(w).cu_kept) = (4, CU.as_ptr());
                 },
                 LAVA_OK,
                 "",
@@ -1369,7 +1640,7 @@ fn attend() {
                 "positions that decrease",
                 |w| {
                     static CU: [u32; 3] = [0, 5, 3];
-                    (params(w).kept_indices, params(w).cu_kept, params(w).sliding_window) =
+                    (params(w).kept_indices, params(w).cu_kept, w.sh().sliding_window) =
                         (w.p("n_rows"), CU.as_ptr(), 4);
                 },
                 LAVA_ERR_INDICES,
@@ -1386,29 +1657,57 @@ fn attend() {
     }
 }
 
-/// Outputs on top of the arrays that a params struct or a tensor leads to.
+/// Outputs on top of the arrays that a shape, a params struct or a tensor leads to.
 #[test]
 fn outputs_on_arrays_inside_structs_are_refused() {
-    let cases: [(&str, Change); 3] = [
-        ("attend: out on kept_indices", |w| {
+    type On = (&'static str, fn() -> World, Change);
+    let cases: [On; 9] = [
+        ("attend: out on kept_indices", attend_world, |w| {
             static CU: [u32; 3] = [0, 2, 4];
             let params = w.at::<lava_attend_params>("params");
             (params.kept_indices, params.cu_kept) = (w.t("out").data as *const u32, CU.as_ptr());
         }),
-        ("attend: out on cu_kept", |w| {
+        ("attend: out on cu_kept", attend_world, |w| {
             let params = w.at::<lava_attend_params>("params");
             (params.kept_indices, params.cu_kept) = (w.p("n_rows"), w.t("out").data as *const u32);
             (0..3).for_each(|i| *w.element("out data", i) = 0u32);
         }),
-        ("attend: lse on a row_start", |w| {
+        ("attend: lse on a row_start", attend_world, |w| {
             (0..2).for_each(|i| *w.element("lse data", i) = 12 * i as u32);
             let k = w.t("k");
             *w.element("n_rows", 0) = 5u32;
             (k.row_start, k.stride_head, k.stride_token) = (w.t("lse").data as *const u32, 0, DIMS.0 as i64);
         }),
+        ("attend: out on the learned sinks", attend_world, |w| {
+            w.at::<lava_attend_params>("params").sink_logits = w.t("out").data as *const f32;
+        }),
+        ("score: scores on the learned sinks", score_world, |w| {
+            w.at::<lava_score_params>("params").sink_logits = w.p("scores");
+        }),
+        ("score: scores on the positions", score_world, |w| {
+            static CU: [u32; 3] = [0, 4, 8];
+            let rows = [0, 9, 10, 11, 3, 9, 10, 11u32];
+            rows.iter().enumerate().for_each(|(i, &p)| *w.element("scores", i) = p);
+            (w.sh().cu_rows, w.sh().positions) = (CU.as_ptr(), w.p("scores"));
+            // Two scores are written, on the first two positions.
+        }),
+        ("select: positions on the scores' rows", select_world, |w| {
+            static CU: [u32; 3] = [0, 4, 8];
+            let rows = [0, 9, 10, 11, 3, 9, 10, 11u32];
+            rows.iter().enumerate().for_each(|(i, &p)| *w.element("rows", i) = p);
+            (w.sh().cu_rows, w.sh().positions) = (CU.as_ptr(), w.p("rows"));
+        }),
+        ("select: cu_kept on head weights", select_world, |w| {
+            (0..10).for_each(|i| *w.element("kept_indices", i) = 0u32);
+            w.at::<lava_select_params>("params").head_weights = w.p("kept_indices");
+        }),
+        ("select: the workspace on the mask", select_world, |w| {
+            (0..PREFIX).for_each(|i| *w.element("workspace", i) = 0u8);
+            w.at::<lava_select_params>("params").protected_mask = w.p("workspace");
+        }),
     ];
-    for (what, change) in cases {
-        let mut world = attend_world();
+    for (what, make, change) in cases {
+        let mut world = make();
         change(&mut world);
         run_case(&world, &case(what, &[LAVA_ERR_OVERLAP], "", |_| {}), &[]).expect(what);
     }
@@ -1429,7 +1728,7 @@ fn error_reports_of_a_wrong_size() {
         let mut total = 9u64;
         let shape = valid_shape();
         // SAFETY: the report has room for 64 bytes.
-        let got = unsafe { lava_total_entries(&shape, 5, 1, &mut total, reports.ptr()) };
+        let got = unsafe { lava_total_entries(&shape, 1, 1, 5, &mut total, reports.ptr()) };
         assert_eq!(got, status);
         let kept = if status == LAVA_OK { 32 } else { 0 };
         assert_eq!(reports.to_vec::<u8>()[kept..], before[kept..]);
@@ -1451,6 +1750,6 @@ fn words() {
     let (version, string) = unsafe { (lava_version(), text(lava_version_string())) };
     let parts: Vec<u32> = string.split('.').map(|part| part.parse().unwrap()).collect();
     assert_eq!(version, parts[0] * 10000 + parts[1] * 100 + parts[2]);
-    let backend = text(unsafe { lava_backend_name() });
+    let backend = text(unsafe { lava_backend_name(LAVA_BACKEND_BEST) });
     assert!(!backend.is_empty() && backend != "unknown");
 }

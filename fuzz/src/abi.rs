@@ -215,17 +215,88 @@ impl World<'_, '_> {
         let [layer, n_tokens, n_q_heads, n_kv_heads, head_dim_k, head_dim_v, window] =
             valid.map(|n| self.number(n as u64) as u32);
         let struct_size = size_of::<lava_shape>() as u32;
-        lava_shape { struct_size, layer, n_tokens, n_q_heads, n_kv_heads, head_dim_k, head_dim_v, window }
+        let sliding_window = if self.c.once_in(4) { self.c.within(1..=9) } else { 0 };
+        let (cu_rows, positions) = self.rows_of(n_tokens, n_kv_heads, window);
+        lava_shape {
+            struct_size,
+            layer,
+            n_tokens,
+            n_q_heads,
+            n_kv_heads,
+            head_dim_k,
+            head_dim_v,
+            window,
+            sliding_window: self.number(sliding_window as u64) as u32,
+            reserved: self.number(0) as u32,
+            cu_rows,
+            positions,
+        }
     }
 
-    fn score_params(&mut self) -> *mut lava_score_params {
+    /// Rows and positions of a cache that has been compressed before, or none.
+    fn rows_of(&mut self, n_tokens: u32, n_kv_heads: u32, window: u32) -> (*mut u32, *mut u32) {
+        let prefix = n_tokens.saturating_sub(window);
+        if !self.c.once_in(4) || n_kv_heads as u64 * n_tokens.max(1) as u64 > MOST {
+            return (null_mut(), null_mut());
+        }
+        let (mut cu, mut positions) = (vec![0u32], vec![]);
+        for _ in 0..n_kv_heads {
+            let kept: Vec<u32> = (0..prefix).filter(|_| self.c.coin()).collect();
+            positions.extend(kept.into_iter().chain(prefix..n_tokens));
+            cu.push(positions.len() as u32);
+        }
+        if self.odd() {
+            // Not in order, perhaps; but never more rows than there are.
+            let at = self.c.below(cu.len());
+            cu[at] = self.c.below(positions.len() + 1) as u32;
+        }
+        if !positions.is_empty() && self.odd() {
+            let at = self.c.below(positions.len());
+            positions[at] = self.number(positions[at] as u64) as u32;
+        }
+        let n = positions.len() as u64;
+        (self.array(n_kv_heads as u64 + 1, May::Read, &cu), self.array(n, May::Read, &positions))
+    }
+
+    /// An array of `n_layers` shapes, one of which is `shape`, or that one for all.
+    fn shapes(&mut self, shape: lava_shape, n_layers: u32) -> (*mut lava_shape, u32) {
+        if self.c.coin() || n_layers > 8 {
+            let n = self.number(1) as u32;
+            // As many as there are layers would be read.
+            return (self.structure(shape, May::Read), if n == n_layers { 1 } else { n });
+        }
+        let mut all = vec![shape; n_layers as usize];
+        if let Some(last) = all.last_mut().filter(|_| self.c.coin()) {
+            // One that takes no part, or differs.
+            last.n_kv_heads = if self.c.coin() { 0 } else { last.n_kv_heads };
+            last.sliding_window = self.number(3) as u32;
+        }
+        all.iter_mut().for_each(|shape| shape.struct_size = size_of::<lava_shape>() as u32);
+        let n = self.number(n_layers as u64) as u32;
+        // More than there are would be read.
+        (self.array(n_layers as u64, May::Read, &all), n.min(n_layers))
+    }
+
+    fn score_params(&mut self, shape: &lava_shape) -> *mut lava_score_params {
+        if self.c.once_in(4) {
+            return null_mut();
+        }
+        let mut sink_logits = null_mut();
+        if self.c.once_in(4) {
+            let logits: Vec<f32> =
+                (0..shape.n_q_heads.min(64)).map(|i| self.float(i as f64 / 8.0) as f32).collect();
+            sink_logits = self.array(shape.n_q_heads as u64, May::Read, &logits);
+        }
         let params = lava_score_params {
             struct_size: 0,
             pool: self.number(0) as i32,
             pool_kernel: self.number(7) as u32,
             group_reduce: self.number(1) as i32,
             value_span: self.number(0) as i32,
-            sliding_window: self.number(0) as u32,
+            lse_base: self.number(0) as i32,
+            backend: self.number(0) as i32,
+            reserved: self.number(0) as u32,
+            sink_logits,
             scale: self.float(0.0) as f32,
             softcap: self.float(0.0) as f32,
             attention: self.number(0) as i32,
@@ -240,6 +311,11 @@ impl World<'_, '_> {
 
     /// `heads` are those whose weights it may have.
     fn select_params(&mut self, prefix: u32, heads: u64) -> *mut lava_select_params {
+        if self.c.once_in(4) {
+            // The sinks may be more than the entries.
+            self.strange = true;
+            return null_mut();
+        }
         let mut mask = null_mut();
         if prefix > 0 && self.c.once_in(3) {
             let bytes: Vec<u8> = (0..prefix.min(64)).map(|_| self.c.once_in(8) as u8).collect();
@@ -260,10 +336,17 @@ impl World<'_, '_> {
             n_sink: self.number(0) as u32,
             head_min: self.number(0) as u32,
             head_weights: weights,
-            layer_budgets: self.number(0) as i32,
-            evict_every: self.number(0) as u32,
         };
         self.structure(params, May::Read)
+    }
+
+    fn cascade_params(&mut self) -> *mut lava_cascade_params {
+        if self.c.once_in(4) {
+            return null_mut();
+        }
+        let (layers, evict_every) = (self.c.below(4) as u64, self.number(0) as u32);
+        let (layers, reserved) = (self.number(layers) as i32, self.number(0) as u32);
+        self.structure(lava_cascade_params { struct_size: 0, layers, evict_every, reserved }, May::Read)
     }
 
     /// A tensor whose elements lie within what `size` says, or which is to be refused. `size` never says more than there is.
@@ -454,9 +537,14 @@ fn documented(name: &str) -> &'static [lava_status] {
     static ALL: OnceLock<HashMap<String, Vec<lava_status>>> = OnceLock::new();
     let all = ALL.get_or_init(|| {
         let mut all: HashMap<String, Vec<lava_status>> = HashMap::new();
-        for comment in include_str!("../../include/lava.h").split("/**").skip(1) {
-            let Some((comment, declaration)) = comment.split_once("*/") else { continue };
-            let Some((_, errors)) = comment.split_once("Errors:") else { continue };
+        let headers = [include_str!("../../include/lava.h"), include_str!("../../include/lava_methods.h")];
+        // Blocks of a comment and a declaration, with empty lines between them.
+        for block in headers.iter().flat_map(|header| header.split("\n\n")) {
+            let comment = |line: &&str| line.starts_with("///");
+            let text: String =
+                block.lines().take_while(comment).flat_map(|line| [&line[3..], "\n"]).collect();
+            let declaration = block.lines().find(|line| !comment(line)).unwrap_or_default();
+            let Some((_, errors)) = text.split_once("Errors:") else { continue };
             let declaration = declaration.split('(').next().unwrap_or_default();
             let name = declaration.trim().trim_start_matches("lava_status").trim();
             let mut statuses = vec![];
@@ -471,7 +559,7 @@ fn documented(name: &str) -> &'static [lava_status] {
     all.get(name).unwrap_or_else(|| panic!("{name} has no comment with its errors"))
 }
 
-const STATUSES: [(&str, lava_status); 15] = [
+const STATUSES: [(&str, lava_status); 16] = [
     ("NULL", LAVA_ERR_NULL),
     ("STRUCT_SIZE", LAVA_ERR_STRUCT_SIZE),
     ("ARGUMENT", LAVA_ERR_ARGUMENT),
@@ -487,6 +575,7 @@ const STATUSES: [(&str, lava_status); 15] = [
     ("NONFINITE", LAVA_ERR_NONFINITE),
     ("INDICES", LAVA_ERR_INDICES),
     ("STATE", LAVA_ERR_STATE),
+    ("UNSUPPORTED", LAVA_ERR_UNSUPPORTED),
 ];
 
 /// A size function's answer, 0 where it refuses.
@@ -503,24 +592,24 @@ pub fn run(data: &[u8]) {
     let rarity = c.pick(&[0, 64, 24, 8]);
     let mut w = World { c, blocks: vec![], regions: vec![], strange: false, rarity };
     let shape = w.shape();
-    let prefix = shape.n_tokens.saturating_sub(shape.window);
-    let entries = shape.n_kv_heads as u64 * prefix as u64;
+    let entries = n_scores(&shape);
     // SAFETY, here and below: pointers lead to as much memory as the header asks for, or the call is to refuse them first.
     unsafe {
         match function {
             0 => {
-                let s = w.structure(shape, May::Read);
-                let budget = w.number(shape.n_tokens as u64) as u32;
-                let (n_layers, total) = (w.number(3) as u32, w.output(1, May::Write));
-                w.call("lava_total_entries", |e| lava_total_entries(s, budget, n_layers, total, e));
+                let n_layers = w.number(3) as u32;
+                let (s, n_shapes) = w.shapes(shape, n_layers);
+                let (budget, total) = (w.number(shape.n_tokens as u64) as u32, w.output(1, May::Write));
+                w.call("lava_total_entries", |e| lava_total_entries(s, n_shapes, n_layers, budget, total, e));
             }
             1 => {
                 let s = w.structure(shape, May::Read);
+                let params = w.select_params(shape.n_tokens.saturating_sub(shape.window), 0);
                 let (ratio, budget) = (w.float(1.0), w.output(1, May::Write));
-                w.call("lava_budget_from_ratio", |e| lava_budget_from_ratio(s, ratio, budget, e));
+                w.call("lava_budget_from_ratio", |e| lava_budget_from_ratio(s, params, ratio, budget, e));
             }
             2 => {
-                let (s, params) = (w.structure(shape, May::Read), w.score_params());
+                let (s, params) = (w.structure(shape, May::Read), w.score_params(&shape));
                 let size = w.output(1, May::Write);
                 w.call("lava_score_workspace_size", |e| lava_score_workspace_size(s, params, size, e));
             }
@@ -534,18 +623,15 @@ pub fn run(data: &[u8]) {
             5 => {
                 let n = w.c.within(1..=5) as u64;
                 let n = w.number(n);
-                let few = n.min(8) as usize;
-                let weights: Vec<f64> = (0..few).map(|i| w.float(0.1 * i as f64)).collect();
-                let capacities: Vec<u64> = (0..few).map(|_| w.number(20)).collect();
-                let minimums: Vec<u64> = (0..few).map(|_| w.number(2)).collect();
+                let weights: Vec<f64> = (0..n.min(8)).map(|i| w.float(0.1 * i as f64)).collect();
+                let n_layers = n as u32;
+                let (s, n_shapes) = w.shapes(shape, n_layers);
+                let params = w.select_params(shape.n_tokens.saturating_sub(shape.window), 0);
                 let weights = w.array(n, May::Read, &weights);
-                let capacities = w.array(n, May::Read, &capacities);
-                let minimums = if w.c.coin() { null_mut() } else { w.array(n, May::Read, &minimums) };
-                let (total, budgets) = (w.number(30), w.output(n, May::Write));
-                let n = n as u32;
+                let (total, out) = (w.number(30), w.output(n, May::Write));
                 // What is cut off may be a smaller number, with all its arrays.
-                w.call("lava_layer_budgets", |e| {
-                    lava_layer_budgets(n, weights, capacities, minimums, total, budgets, e)
+                w.call("lava_layer_entries", |e| {
+                    lava_layer_entries(s, n_shapes, n_layers, params, weights, total, out, e)
                 });
             }
             6 => {
@@ -560,30 +646,31 @@ pub fn run(data: &[u8]) {
             8 => select(w, shape, entries),
             9 => {
                 let size = w.output(1, May::Write);
-                let name = "lava_budget_for_share_workspace_size";
-                w.call(name, |e| lava_budget_for_share_workspace_size(size, e));
+                let name = "lava_entries_for_share_workspace_size";
+                w.call(name, |e| lava_entries_for_share_workspace_size(size, e));
             }
             10 => {
                 let s = w.structure(shape, May::Read);
                 let (scores, epsilon) = (scores(&mut w, entries), w.float(0.1));
-                let needed = size_of_call(|size| lava_budget_for_share_workspace_size(size, null_mut()));
+                let needed = size_of_call(|size| lava_entries_for_share_workspace_size(size, null_mut()));
                 let (space, size) = w.workspace(needed, May::Scratch);
-                let budget = w.output(1, May::Write);
-                w.call("lava_budget_for_share", |e| {
-                    lava_budget_for_share(s, scores, epsilon, space, size, budget, e)
+                let out = w.output(1, May::Write);
+                w.call("lava_entries_for_share", |e| {
+                    lava_entries_for_share(s, scores, epsilon, space, size, out, e)
                 });
             }
             11 => compact(w, shape),
             12 | 13 => cascade(w, shape, entries),
             14 => {
                 let (s, size) = (w.structure(shape, May::Read), w.output(1, May::Write));
-                w.call("lava_attend_workspace_size", |e| lava_attend_workspace_size(s, size, e));
+                let n = w.number(3) as u32;
+                w.call("lava_attend_workspace_size", |e| lava_attend_workspace_size(s, n, size, e));
             }
             15 => attend(w, shape),
             16 => {
                 let s = w.structure(shape, May::Read);
                 // Read and written: not another argument's memory, whose contents are promised.
-                w.strange |= entries > MOST;
+                w.strange |= entries > MOST || !shape.cu_rows.is_null();
                 let n = if entries > MOST { 0 } else { entries as usize };
                 let scores = w.fresh(n * 4, 4, May::Write) as *mut f32;
                 let scores = if entries > MOST { null_mut() } else { scores };
@@ -610,15 +697,39 @@ pub fn run(data: &[u8]) {
                 w.call("lava_pyramid_weights", |e| lava_pyramid_weights(n, budget, all, beta, weights, e));
             }
             20 => {
-                let (s, layers) = (w.structure(shape, May::Read), w.number(3) as u32);
-                let size = w.output(1, May::Write);
-                let name = "lava_global_budgets_workspace_size";
-                w.call(name, |e| lava_global_budgets_workspace_size(s, layers, size, e));
+                let layers = w.number(3) as u32;
+                let ((s, n), size) = (w.shapes(shape, layers), w.output(1, May::Write));
+                let name = "lava_global_entries_workspace_size";
+                w.call(name, |e| lava_global_entries_workspace_size(s, n, layers, size, e));
             }
-            _ => global_budgets(w, shape, entries),
+            _ => global_entries(w, shape, entries),
         }
         let status = lava_status_string(data.iter().fold(0, |n, &b| n << 8 | b as i32));
         assert!(!CStr::from_ptr(status).is_empty());
+    }
+}
+
+/// Scores of a layer, by the header's rule.
+fn n_scores(shape: &lava_shape) -> u64 {
+    let window = shape.window.min(shape.n_tokens) as u64;
+    let rows = match shape.cu_rows.is_null() {
+        true => shape.n_kv_heads as u64 * shape.n_tokens as u64,
+        // SAFETY: `rows_of` made as many entries; maybe misaligned.
+        false => unsafe { shape.cu_rows.add(shape.n_kv_heads as usize).read_unaligned() as u64 },
+    };
+    rows.saturating_sub(shape.n_kv_heads as u64 * window)
+}
+
+/// Rows of each head of the cache that a shape describes.
+fn cache_rows(shape: &lava_shape) -> Rows {
+    match shape.cu_rows.is_null() {
+        true => Rows::Same(shape.n_tokens),
+        // SAFETY: as in `n_scores`.
+        false => Rows::cu(
+            &(0..=shape.n_kv_heads as usize)
+                .map(|h| unsafe { shape.cu_rows.add(h).read_unaligned() })
+                .collect::<Vec<_>>(),
+        ),
     }
 }
 
@@ -640,16 +751,16 @@ fn dtype(w: &mut World) -> lava_dtype {
 }
 
 unsafe fn score(mut w: World, shape: lava_shape, entries: u64) {
-    let (s, params) = (w.structure(shape, May::Read), w.score_params());
+    let (s, params) = (w.structure(shape, May::Read), w.score_params(&shape));
     // Where the window is longer, its queries are those of all tokens.
-    let (rows, window) = (Rows::Same(shape.n_tokens), Rows::Same(shape.window.min(shape.n_tokens)));
+    let (rows, window) = (cache_rows(&shape), Rows::Same(shape.window.min(shape.n_tokens)));
     let types = [dtype(&mut w), dtype(&mut w), dtype(&mut w)];
     let q = w.tensor(&window, shape.n_q_heads, shape.head_dim_k, types[0], May::Read);
     let k = w.tensor(&rows, shape.n_kv_heads, shape.head_dim_k, types[1], May::Read);
     let v = w.tensor(&rows, shape.n_kv_heads, shape.head_dim_v, types[2], May::Read);
     let lse = match w.c.once_in(4) {
         true => {
-            // Not the logits' own: scores may overflow.
+            // Not the logits' own: it is refused, or scores overflow.
             w.strange = true;
             w.tensor(&window, shape.n_q_heads, 1, LAVA_F32, May::Read)
         }
@@ -668,8 +779,8 @@ unsafe fn score(mut w: World, shape: lava_shape, entries: u64) {
 }
 
 unsafe fn attention_stats(mut w: World, shape: lava_shape) {
-    let (s, params) = (w.structure(shape, May::Read), w.score_params());
-    let (rows, window) = (Rows::Same(shape.n_tokens), Rows::Same(shape.window.min(shape.n_tokens)));
+    let (s, params) = (w.structure(shape, May::Read), w.score_params(&shape));
+    let (rows, window) = (cache_rows(&shape), Rows::Same(shape.window.min(shape.n_tokens)));
     let types = [dtype(&mut w), dtype(&mut w)];
     let q = w.tensor(&window, shape.n_q_heads, shape.head_dim_k, types[0], May::Read);
     let k = w.tensor(&rows, shape.n_kv_heads, shape.head_dim_k, types[1], May::Read);
@@ -684,22 +795,23 @@ unsafe fn attention_stats(mut w: World, shape: lava_shape) {
     });
 }
 
-unsafe fn global_budgets(mut w: World, shape: lava_shape, entries: u64) {
-    let (s, layers) = (w.structure(shape, May::Read), w.number(2) as u32);
+unsafe fn global_entries(mut w: World, shape: lava_shape, entries: u64) {
+    let layers = w.number(2) as u32;
     let heads = (shape.n_kv_heads as u64).saturating_mul(layers as u64);
-    let params = w.select_params(shape.n_tokens.saturating_sub(shape.window), heads);
+    let (s, n) = w.shapes(shape, layers);
+    let params = w.select_params(shape.n_tokens.saturating_sub(shape.window), 0);
     // Neither an affine floor nor head weights mean anything here.
     w.strange = true;
     let scores = scores(&mut w, entries.saturating_mul(layers as u64));
     let total = w.number(20);
     // SAFETY: see `run`.
     let needed =
-        unsafe { size_of_call(|size| lava_global_budgets_workspace_size(s, layers, size, null_mut())) };
+        unsafe { size_of_call(|size| lava_global_entries_workspace_size(s, n, layers, size, null_mut())) };
     let (space, size) = w.workspace(needed, May::Scratch);
-    let (budgets, weights) = (w.output(layers as u64, May::Write), w.output(heads, May::Write));
+    let (out, weights) = (w.output(layers as u64, May::Write), w.output(heads, May::Write));
     // SAFETY: see `run`.
-    w.call("lava_global_budgets", |e| unsafe {
-        lava_global_budgets(s, layers, params, scores, total, space, size, budgets, weights, e)
+    w.call("lava_global_entries", |e| unsafe {
+        lava_global_entries(s, n, layers, params, scores, total, space, size, out, weights, e)
     });
 }
 
@@ -707,35 +819,37 @@ unsafe fn select(mut w: World, shape: lava_shape, entries: u64) {
     let s = w.structure(shape, May::Read);
     let params = w.select_params(shape.n_tokens.saturating_sub(shape.window), shape.n_kv_heads as u64);
     let scores = scores(&mut w, entries);
-    let budget = w.c.below(40) as u64;
-    let budget = w.number(budget);
+    let n_entries = w.c.below(40) as u64;
+    let n_entries = w.number(n_entries);
     let window = shape.n_tokens.min(shape.window) as u64;
-    let n_kept = budget.min(entries).saturating_add((shape.n_kv_heads as u64).saturating_mul(window));
+    let n_kept = n_entries.min(entries).saturating_add((shape.n_kv_heads as u64).saturating_mul(window));
     // SAFETY: see `run`.
     let needed = unsafe { size_of_call(|size| lava_select_workspace_size(s, size, null_mut())) };
     let (space, size) = w.workspace(needed, May::Scratch);
     let (indices, capacity) = (w.output(n_kept, May::Write), w.number(n_kept));
     let cu = w.output(shape.n_kv_heads as u64 + 1, May::Write);
+    let rows = if w.c.coin() { null_mut() } else { w.output(n_kept, May::Write) };
     let selection = lava_selection {
         struct_size: 0,
         everything_kept: 9,
         n_kept: 9,
-        budget: 9,
+        n_entries: 9,
         mass: 9.0,
         evicted_share: 9.0,
     };
     let report = if w.c.coin() { null_mut() } else { w.structure(selection, May::Write) };
     // SAFETY: see `run`.
     w.call("lava_select", |e| unsafe {
-        lava_select(s, params, scores, budget, space, size, indices, capacity, cu, report, e)
+        lava_select(s, params, scores, n_entries, space, size, indices, capacity, cu, rows, report, e)
     });
 }
 
 unsafe fn compact(mut w: World, shape: lava_shape) {
     let heads = shape.n_kv_heads;
     let s = w.structure(shape, May::Read);
-    let from_cu = w.c.coin().then(|| w.prefix_sum(heads, &|_| shape.n_tokens));
-    let before = from_cu.as_ref().map_or(Rows::Same(shape.n_tokens), |cu| Rows::cu(cu));
+    let own = cache_rows(&shape);
+    let from_cu = w.c.coin().then(|| w.prefix_sum(heads, &|h| own.of(h)));
+    let before = from_cu.as_ref().map_or(own.clone(), |cu| Rows::cu(cu));
     let cu = w.prefix_sum(heads, &|h| before.of(h));
     let after = Rows::cu(&cu);
     // Ascending, the first ones or the last.
@@ -754,8 +868,8 @@ unsafe fn compact(mut w: World, shape: lava_shape) {
         Some(cu) => w.array(heads as u64 + 1, May::Read, cu),
         None => null_mut(),
     };
-    // A prefix sum that got lost means rows of the dense cache.
-    let before = if cu_rows.is_null() { Rows::Same(shape.n_tokens) } else { before };
+    // A prefix sum that got lost means the rows of the shape.
+    let before = if cu_rows.is_null() { own } else { before };
     // `rows` may not be read at all where the prefix sum is not one.
     kept.resize((last.min(MOST)) as usize, 0);
     let rows = w.array(last, May::Read, &kept);
@@ -788,50 +902,54 @@ unsafe fn compact(mut w: World, shape: lava_shape) {
 }
 
 unsafe fn cascade(mut w: World, shape: lava_shape, entries: u64) {
-    let s = w.structure(shape, May::Read);
     let (n_layers, total) = (w.number(2) as u32, w.number(20));
     let heads = (shape.n_kv_heads as u64).saturating_mul(n_layers as u64);
+    let (s, n) = w.shapes(shape, n_layers);
     let params = w.select_params(shape.n_tokens.saturating_sub(shape.window), heads);
+    let how = w.cascade_params();
+    // One sort takes no affine floor and no head weights.
+    w.strange = true;
     // SAFETY: see `run`, here and below.
-    let needed =
-        unsafe { size_of_call(|size| lava_cascade_state_size(s, n_layers, total, params, size, null_mut())) };
+    let needed = unsafe {
+        size_of_call(|size| lava_cascade_state_size(s, n, n_layers, total, params, how, size, null_mut()))
+    };
     match w.c.below(4) {
         0 => {
             let size = w.output(1, May::Write);
             w.call("lava_cascade_state_size", |e| unsafe {
-                lava_cascade_state_size(s, n_layers, total, params, size, e)
+                lava_cascade_state_size(s, n, n_layers, total, params, how, size, e)
             });
         }
         1 => {
             let (state, size) = w.workspace(needed, May::Scratch);
             w.call("lava_cascade_init", |e| unsafe {
-                lava_cascade_init(s, n_layers, total, params, state, size, e)
+                lava_cascade_init(s, n, n_layers, total, params, how, state, size, e)
             });
         }
         which => {
             let (state, size) = w.workspace(needed, if which == 2 { May::Write } else { May::Read });
             // Set up as well as it can be; a call on what is no state is to be refused.
-            let ready =
-                unsafe { lava_cascade_init(s, n_layers, total, params, state, size, null_mut()) } == LAVA_OK;
-            w.strange |= !ready;
+            let ready = unsafe {
+                lava_cascade_init(s, n, n_layers, total, params, how, state, size, null_mut()) == LAVA_OK
+            };
             let pushes = w.c.below(3);
-            w.strange |= pushes >= n_layers as usize || pushes == 0;
             if ready && entries <= MOST {
                 let zeros = vec![0.5f32; entries as usize];
+                let own = lava_shape { struct_size: size_of::<lava_shape>() as u32, ..shape };
                 for _ in 0..pushes {
-                    unsafe { lava_cascade_push(state, size, zeros.as_ptr(), null_mut()) };
+                    unsafe {
+                        lava_cascade_push(state, size, &own, zeros.as_ptr(), std::ptr::null(), null_mut())
+                    };
                 }
             }
-            if which == 2 && w.c.once_in(4) {
-                // Only a cascade by weights takes one.
-                w.strange = true;
-                let (scores, weight) = (scores(&mut w, entries), w.float(1.0));
-                w.call("lava_cascade_push_weighted", |e| unsafe {
-                    lava_cascade_push_weighted(state, size, scores, weight, e)
-                });
-            } else if which == 2 {
+            if which == 2 {
+                let own = w.structure(shape, May::Read);
                 let scores = scores(&mut w, entries);
-                w.call("lava_cascade_push", |e| unsafe { lava_cascade_push(state, size, scores, e) });
+                let weight = [w.float(1.0)];
+                let weight = if w.c.coin() { null_mut() } else { w.array(1, May::Read, &weight) };
+                w.call("lava_cascade_push", |e| unsafe {
+                    lava_cascade_push(state, size, own, scores, weight, e)
+                });
             } else {
                 let out = lava_cascade_layer {
                     struct_size: 0,
@@ -840,7 +958,7 @@ unsafe fn cascade(mut w: World, shape: lava_shape, entries: u64) {
                     cu_kept: c"".as_ptr() as *const u32,
                     rows: c"".as_ptr() as *const u32,
                     cu_rows: c"".as_ptr() as *const u32,
-                    budget: 9,
+                    n_entries: 9,
                     entropy: 9.0,
                     mass: 9.0,
                     evicted_share: 9.0,
@@ -855,9 +973,11 @@ unsafe fn cascade(mut w: World, shape: lava_shape, entries: u64) {
 unsafe fn attend(mut w: World, shape: lava_shape) {
     let heads = shape.n_kv_heads;
     let s = w.structure(shape, May::Read);
+    let n_queries = w.c.within(1..=9) as u64;
+    let n_queries = w.number(n_queries) as u32;
     let n_rows: Vec<u32> = (0..heads.min(MOST as u32))
         .map(|_| {
-            let n = shape.n_tokens.min(64) as usize + w.c.below(9);
+            let n = n_queries.min(64) as usize + w.c.below(9);
             w.number(n as u64) as u32
         })
         .collect();
@@ -871,18 +991,28 @@ unsafe fn attend(mut w: World, shape: lava_shape) {
         let kept: Vec<u32> = (0..n.min(MOST) as u32).map(|i| w.number(i as u64) as u32).collect();
         (kept_indices, cu_kept) = (w.array(n, May::Read, &kept), w.array(heads as u64 + 1, May::Read, &cu));
     }
+    let mut sink_logits = null_mut();
+    if w.c.once_in(4) {
+        let logits: Vec<f32> = (0..shape.n_q_heads.min(64)).map(|i| w.float(i as f64 / 8.0) as f32).collect();
+        sink_logits = w.array(shape.n_q_heads as u64, May::Read, &logits);
+    }
     let params = lava_attend_params {
         struct_size: 0,
         causal: w.number(1) as u32,
         scale: w.float(0.0) as f32,
         softcap: w.float(0.0) as f32,
-        sliding_window: if positions { w.c.below(9) as u32 } else { w.number(0) as u32 },
         n_base: w.number(20) as u32,
+        lse_base: w.number(0) as i32,
+        backend: w.number(0) as i32,
+        reserved: w.number(0) as u32,
         kept_indices,
         cu_kept,
+        sink_logits,
     };
+    // A sliding window wants positions.
+    w.strange |= shape.sliding_window > 0 && !positions;
     let params = w.structure(params, May::Read);
-    let (new, types) = (Rows::Same(shape.n_tokens), [dtype(&mut w), dtype(&mut w), dtype(&mut w)]);
+    let (new, types) = (Rows::Same(n_queries), [dtype(&mut w), dtype(&mut w), dtype(&mut w)]);
     let q = w.tensor(&new, shape.n_q_heads, shape.head_dim_k, types[0], May::Read);
     let k = w.tensor(&rows, heads, shape.head_dim_k, types[1], May::Read);
     let v = w.tensor(&rows, heads, shape.head_dim_v, types[2], May::Read);
@@ -892,11 +1022,11 @@ unsafe fn attend(mut w: World, shape: lava_shape) {
         false => w.tensor(&new, shape.n_q_heads, 1, LAVA_F32, May::WritePartly),
     };
     // SAFETY: see `run`.
-    let needed = unsafe { size_of_call(|size| lava_attend_workspace_size(s, size, null_mut())) };
+    let needed = unsafe { size_of_call(|size| lava_attend_workspace_size(s, n_queries, size, null_mut())) };
     let (space, size) = w.workspace(needed, May::Scratch);
     let (part, n_parts) = w.split();
     // SAFETY: see `run`.
     w.call("lava_attend", |e| unsafe {
-        lava_attend(s, params, q, k, v, n_rows, out, lse, part, n_parts, space, size, e)
+        lava_attend(s, params, n_queries, q, k, v, n_rows, out, lse, part, n_parts, space, size, e)
     });
 }

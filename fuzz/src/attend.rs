@@ -12,7 +12,9 @@ use lava::*;
 use std::ptr::null;
 
 struct Case {
-    shape: Shape,
+    shape: Shape<'static>,
+    n_queries: usize,
+    sinks: Option<Block>,
     params: AttendParams<'static>,
     /// Positions: kept ones, their prefix sum, and where new rows begin.
     positions: Option<(Block, Block, u32)>,
@@ -42,21 +44,16 @@ impl Case {
         let (n_kv_heads, group) = (c.within(1..=2), c.within(1..=4));
         let dim = |c: &mut Choices| if c.rarely(16) { c.within(1..=130) } else { c.within(1..=12) };
         let n_new = if c.rarely(8) { c.within(1..=20) } else { c.within(1..=3) };
-        let shape = Shape {
-            layer: c.byte() as u32,
-            n_tokens: n_new,
-            n_q_heads: n_kv_heads * group,
-            n_kv_heads,
-            head_dim_k: dim(c),
-            head_dim_v: dim(c),
-            window: 1,
-        };
+        let (layer, dims) = (c.byte() as u32, (dim(c), dim(c)));
+        let shape = Shape::dense(1, n_kv_heads * group, n_kv_heads, dims.0, dims.1, 1);
+        let sliding_window = if c.coin() { None } else { Some(c.within(1..=50)) };
+        let shape = Shape { layer, sliding_window, ..shape };
         let params = AttendParams {
             scale: c.pick(&[None, None, Some(0.2), Some(-0.4)]),
             softcap: c.pick(&[None, None, Some(2.0), Some(40.0)]),
             causal: c.coin(),
-            sliding_window: if c.coin() { None } else { Some(c.within(1..=50)) },
             positions: None,
+            ..AttendParams::default()
         };
         let least = if params.causal { n_new } else { 0 };
         let longest = if c.rarely(12) { 150 } else { 30 };
@@ -68,7 +65,7 @@ impl Case {
         };
         let q = tensor(c, &vec![n_new; shape.n_q_heads], shape.head_dim_k);
         let (k, v) = (tensor(c, &rows, shape.head_dim_k), tensor(c, &rows, shape.head_dim_v));
-        let positions = (params.sliding_window.is_some() || c.once_in(4)).then(|| {
+        let positions = (sliding_window.is_some() || c.once_in(4)).then(|| {
             // Each head's first rows have kept positions, with holes; some heads have fewer rows than that.
             let (mut kept, mut cu, mut last) = (vec![], vec![0u32], 0);
             for &n in &rows {
@@ -82,11 +79,16 @@ impl Case {
             }
             (Block::of(&kept, side(c)), Block::of(&cu, side(c)), last + 1 + c.below(9) as u32)
         });
-        Self { shape, params, positions, q, k, v, n_rows }
+        let sinks = c.once_in(4).then(|| {
+            let logits: Vec<f32> =
+                (0..shape.n_q_heads).map(|_| c.pick(&[-3.0, 0.0, 0.5, 4.0, 30.0])).collect();
+            Block::of(&logits, side(c))
+        });
+        Self { shape, n_queries: n_new, sinks, params, positions, q, k, v, n_rows }
     }
 
     fn results(&self, c: &mut Choices) -> Results {
-        let rows = vec![self.shape.n_tokens; self.shape.n_q_heads];
+        let rows = vec![self.n_queries; self.shape.n_q_heads];
         let mut empty = |dim| Laid::empty(Layout::any(c, &rows, dim), Dtype::F32, &rows, dim, side(c));
         Results { out: empty(self.shape.head_dim_v), lse: empty(1) }
     }
@@ -99,16 +101,28 @@ impl Case {
             cu_kept,
             n_base: *n_base,
         });
-        let params = AttendParams { positions, ..self.params };
+        let sink_logits = self.sinks.as_ref().map(|sinks| sinks.slice());
+        let params = AttendParams { positions, sink_logits, ..self.params };
         let rows = Rows::PerHead(&self.n_rows);
-        let new = Rows::Same(self.shape.n_tokens);
+        let new = Rows::Same(self.n_queries);
         let inputs = AttendInputs { q: self.q.view(new), k: self.k.view(rows), v: self.v.view(rows) };
-        let workspace = Block::new(attend::workspace_size(&self.shape)?, side(c));
+        let workspace = Block::new(attend::workspace_size(&self.shape, self.n_queries)?, side(c));
         // SAFETY: the results' memory is written through these views only.
         let (mut out, mut lse) =
             unsafe { (TensorMut::from_tensor(to.out.view(new)), TensorMut::from_tensor(to.lse.view(new))) };
         let mut carver = Carver::over(workspace.slice_mut())?;
-        attend::attend(backend, &self.shape, &params, &inputs, &mut out, Some(&mut lse), 0, 1, &mut carver)
+        attend::attend(
+            backend,
+            &self.shape,
+            &params,
+            self.n_queries,
+            &inputs,
+            &mut out,
+            Some(&mut lse),
+            0,
+            1,
+            &mut carver,
+        )
     }
 
     fn by_c(&self, c: &mut Choices, to: &Results, n_parts: u32) -> (lava_status, lava_error) {
@@ -118,11 +132,15 @@ impl Case {
             causal: self.params.causal as u32,
             scale: self.params.scale.unwrap_or(0.0),
             softcap: self.params.softcap.unwrap_or(0.0),
-            sliding_window: self.params.sliding_window.unwrap_or(0) as u32,
             n_base: self.positions.as_ref().map_or(0, |p| p.2),
             kept_indices: self.positions.as_ref().map_or(null(), |p| p.0.ptr::<u32>()),
             cu_kept: self.positions.as_ref().map_or(null(), |p| p.1.ptr::<u32>()),
+            lse_base: self.params.lse_base as i32,
+            backend: LAVA_BACKEND_BEST,
+            reserved: 0,
+            sink_logits: self.sinks.as_ref().map_or(null(), |sinks| sinks.ptr::<f32>()),
         };
+        let n_queries = self.n_queries as u32;
         let [q, k, v, out, lse] = [&self.q, &self.k, &self.v, &to.out, &to.lse].map(Laid::c);
         let n_rows = Block::of(&self.n_rows, side(c));
         let mut error = no_error();
@@ -130,13 +148,14 @@ impl Case {
         let forwards = c.coin();
         // SAFETY: all memory is as large as the header asks.
         unsafe {
-            assert_eq!(lava_attend_workspace_size(&shape, &mut size, &mut error), LAVA_OK);
+            assert_eq!(lava_attend_workspace_size(&shape, n_queries, &mut size, &mut error), LAVA_OK);
             for i in 0..n_parts {
                 let part = if forwards { i } else { n_parts - 1 - i };
                 let workspace = Block::new(size, side(c));
                 let status = lava_attend(
                     &shape,
                     &params,
+                    n_queries,
                     &q,
                     &k,
                     &v,
@@ -165,7 +184,8 @@ impl Case {
     }
 
     fn check(&self, c: &mut Choices) {
-        let Shape { n_tokens: n_new, n_q_heads, head_dim_k: dk, head_dim_v: dv, .. } = self.shape;
+        let Shape { n_q_heads, head_dim_k: dk, head_dim_v: dv, .. } = self.shape;
+        let n_new = self.n_queries;
         let (q, k, v) = (&self.q.values, &self.k.values, &self.v.values);
         let (kept, cu) = match &self.positions {
             Some((kept, cu, _)) => (kept.to_vec::<u32>(), cu.to_vec::<u32>()),
@@ -180,18 +200,20 @@ impl Case {
             let n = self.n_rows[g] as usize;
             let end = if self.params.causal { n - (n_new - 1 - t) } else { n };
             let near = |r: usize| {
-                self.params.sliding_window.is_none_or(|reach| {
+                self.shape.sliding_window.is_none_or(|reach| {
                     let at = |r| self.position(&kept, &cu, g, r);
                     let own = if self.params.causal { at(end - 1) } else { at(n) + t };
                     at(r) + reach > own
                 })
             };
             let rows: Vec<_> =
-                (0..n).map(|r| (r < end && near(r)).then(|| (&k[r][g][..], &v[r][g][..]))).collect();
+                (0..n).map(|r| (r < end && near(r)).then(|| (&k[g][r][..], &v[g][r][..]))).collect();
+            let sink = self.sinks.as_ref().map(|sinks| sinks.slice::<f32>()[h]);
             let (want, want_lse) =
-                reference::attend(&q[t][h], &rows, dv, self.params.scale, self.params.softcap);
-            let size = |k: &[f64]| q[t][h].iter().zip(k).map(|(a, b)| (a * b).abs()).sum::<f64>() * scale;
-            let largest = rows.iter().flatten().map(|(k, _)| size(k)).fold(0.0, f64::max);
+                reference::attend(&q[h][t], &rows, dv, self.params.scale, self.params.softcap, sink);
+            let size = |k: &[f64]| q[h][t].iter().zip(k).map(|(a, b)| (a * b).abs()).sum::<f64>() * scale;
+            let largest =
+                rows.iter().flatten().map(|(k, _)| size(k)).fold(sink.unwrap_or(0.0).abs() as f64, f64::max);
             let largest = largest.max(self.params.softcap.unwrap_or(0.0) as f64) + (n as f64 + 1.0).ln();
             // As for scores; and a rounding for each row that is added up.
             let eps = 0.5f64.powi(24);
@@ -236,7 +258,7 @@ impl Case {
         let (h, e) = (c.below(laid.rows.len()), c.below(laid.dim));
         let g = if of_q { h / self.shape.group_size() } else { h };
         // Without a window the last new query sees every row.
-        if self.n_rows[g] == 0 || self.params.sliding_window.is_some() {
+        if self.n_rows[g] == 0 || self.shape.sliding_window.is_some() {
             return;
         }
         laid.set(c.below(laid.rows[h]), h, e, bad);

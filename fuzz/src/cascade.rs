@@ -1,66 +1,79 @@
-//! A cascade ends in the same bits as all layers at once. On the way its state is copied elsewhere, given scores that are
-//! refused, dropped and started again; and the caller's cache, token numbers here, follows the rows that it names, when it is time.
+//! A cascade ends in the same bits as all layers at once, whatever the layers are like. On the way its state is copied elsewhere, given
+//! scores that are refused, dropped and started again; and the caller's cache, row numbers here, follows the rows that it names, when it
+//! is time.
 
 use crate::choices::Choices;
 use crate::memory::{Block, POISON};
 use crate::score::{c_shape, no_error};
-use crate::select_compact::{Options, scores, select};
+use crate::select_compact::{Layer, Options, select};
 use crate::tensors::side;
-use lava::Shape;
 use lava::ffi::*;
-use std::ptr::null;
+use lava::{HeadFloor, LayerShare};
+use std::ptr::{null, null_mut};
 use std::slice::from_raw_parts;
 
 struct Case {
-    shape: Shape,
+    layers: Vec<Layer>,
     options: Options,
     total: u64,
+    share: LayerShare,
     evict_every: u32,
-    layers: Vec<Vec<f32>>,
+    weights: Vec<f64>,
 }
 
 impl Case {
     fn new(c: &mut Choices) -> Self {
-        let (heads, layers, window) = (c.within(1..=4), c.within(1..=6), c.within(1..=3));
+        let n = c.within(1..=6);
+        let window = c.within(1..=3);
         let prefix = if c.rarely(24) { c.below(120) } else { c.below(16) };
-        let shape = Shape {
-            layer: 0,
-            n_tokens: prefix + window,
-            n_q_heads: heads,
-            n_kv_heads: heads,
-            head_dim_k: 1,
-            head_dim_v: 1,
-            window,
+        let alike = c.coin().then(|| c.within(1..=4));
+        let layer = |c: &mut Choices| {
+            let heads = alike.unwrap_or_else(|| c.below(5));
+            Layer::new(c, heads, prefix, window)
         };
-        let options = Options::new(c, prefix);
-        let least = options.rust().minimum(prefix) * heads * layers;
-        let all = heads * prefix * layers;
-        let total = (least + c.below(all - least + 1)) as u64;
+        let layers: Vec<Layer> = (0..n).map(|_| layer(c)).collect();
+        let share =
+            c.pick(&[LayerShare::Entropy, LayerShare::Equal, LayerShare::Weights, LayerShare::Global]);
+        let mut options = Options::new(c, prefix);
+        if share == LayerShare::Global && options.params.head_floor == HeadFloor::Affine {
+            options.params.head_floor = HeadFloor::Guaranteed;
+        }
+        let (least, all) = layers.iter().fold((0, 0), |(least, all), layer| {
+            (least + options.rust().layer_minimum(&layer.shape()), all + layer.shape().capacity())
+        });
+        let total = least + c.below((all - least) as usize + 1) as u64;
         let total = if c.once_in(16) { u64::MAX } else { total };
         let evict_every = c.pick(&[0, 1, 2, 3, 5, u32::MAX]);
-        Self {
-            shape,
-            options,
-            total,
-            evict_every,
-            layers: (0..layers).map(|_| scores(c, prefix * heads)).collect(),
+        let weights = (0..n).map(|_| c.below(2049) as f64 / 2048.0).collect();
+        Self { layers, options, total, share, evict_every, weights }
+    }
+
+    fn shapes(&self) -> Vec<lava_shape> {
+        self.layers.iter().map(|layer| c_shape(&layer.shape())).collect()
+    }
+
+    fn cascade(&self) -> lava_cascade_params {
+        let struct_size = size_of::<lava_cascade_params>() as u32;
+        lava_cascade_params {
+            struct_size,
+            layers: self.share as i32,
+            evict_every: self.evict_every,
+            reserved: 0,
         }
     }
 
-    fn params(&self) -> lava_select_params {
-        lava_select_params { evict_every: self.evict_every, ..self.options.c() }
-    }
-
     fn size(&self) -> usize {
-        let (mut size, mut error) = (0, no_error());
-        let n = self.layers.len() as u32;
+        let (shapes, mut size, mut error) = (self.shapes(), 0, no_error());
+        let (n, params, cascade) = (shapes.len() as u32, self.options.c(), self.cascade());
         // SAFETY: all memory is as large as the header asks, here and below.
         let status = unsafe {
             lava_cascade_state_size(
-                &c_shape(&self.shape),
+                shapes.as_ptr(),
+                n,
                 n,
                 self.total,
-                &self.params(),
+                &params,
+                &cascade,
                 &mut size,
                 &mut error,
             )
@@ -70,19 +83,23 @@ impl Case {
     }
 
     fn init(&self, state: &Block) {
-        let (n, mut error) = (self.layers.len() as u32, no_error());
-        let (shape, params) = (c_shape(&self.shape), self.params());
+        let (shapes, mut error) = (self.shapes(), no_error());
+        let (n, params, cascade) = (shapes.len() as u32, self.options.c(), self.cascade());
+        let (memory, size) = (state.ptr(), state.len());
         // SAFETY: see `size`.
         let status = unsafe {
-            lava_cascade_init(&shape, n, self.total, &params, state.ptr(), state.len(), &mut error)
+            lava_cascade_init(shapes.as_ptr(), n, n, self.total, &params, &cascade, memory, size, &mut error)
         };
         assert_eq!(status, LAVA_OK);
     }
 
-    fn push(&self, c: &mut Choices, state: &Block, scores: &[f32]) -> (lava_status, lava_error) {
-        let (scores, mut error) = (Block::of(scores, side(c)), no_error());
+    fn push(&self, c: &mut Choices, state: &Block, l: usize, scores: &[f32]) -> (lava_status, lava_error) {
+        let (shape, scores, mut error) =
+            (c_shape(&self.layers[l].shape()), Block::of(scores, side(c)), no_error());
+        let weight = if self.share == LayerShare::Weights { &raw const self.weights[l] } else { null() };
         // SAFETY: see `size`.
-        let status = unsafe { lava_cascade_push(state.ptr(), state.len(), scores.ptr(), &mut error) };
+        let status =
+            unsafe { lava_cascade_push(state.ptr(), state.len(), &shape, scores.ptr(), weight, &mut error) };
         (status, error)
     }
 }
@@ -104,7 +121,7 @@ fn get(state: &Block, layer: usize, heads: usize) -> Got {
         cu_kept: null(),
         rows: null(),
         cu_rows: null(),
-        budget: 0,
+        n_entries: 0,
         entropy: 0.0,
         mass: 0.0,
         evicted_share: 0.0,
@@ -132,30 +149,37 @@ fn get(state: &Block, layer: usize, heads: usize) -> Got {
 pub fn run(data: &[u8]) {
     let c = &mut Choices::new(data);
     let case = Case::new(c);
-    let Shape { n_kv_heads: heads, n_tokens, window, .. } = case.shape;
-    let (prefix, size, n_layers) = (case.shape.prefix_len(), case.size(), case.layers.len());
+    let (size, n_layers) = (case.size(), case.layers.len());
+    let takes_part = |l: &usize| case.layers[*l].shape().n_kv_heads > 0;
+    let pushed: Vec<usize> = (0..n_layers).filter(takes_part).collect();
     let mut state = Block::new(size, side(c));
-    if c.once_in(4) {
+    if c.once_in(4) && !pushed.is_empty() {
         // A state of another cascade, dropped half way.
         case.init(&state);
-        let layer = c.below(n_layers);
-        assert_eq!(case.push(c, &state, &case.layers[layer]).0, LAVA_OK);
+        let first = pushed[0];
+        assert_eq!(case.push(c, &state, first, &case.layers[first].scores).0, LAVA_OK);
     }
     case.init(&state);
 
-    // What each head of each layer's cache holds, by token.
-    let mut caches: Vec<Vec<Vec<u32>>> = vec![];
-    for (l, scores) in case.layers.iter().enumerate() {
-        if c.once_in(6) && prefix > 0 {
-            let mut bad = scores.clone();
-            let at = c.below(bad.len());
-            bad[at] = c.pick(&[f32::NAN, f32::INFINITY, -1.0]);
+    // What each head of each layer's cache holds, by row of the cache that came in.
+    let mut caches: Vec<(usize, Vec<Vec<u32>>)> = vec![];
+    for (done, &l) in pushed.iter().enumerate() {
+        let shape = case.layers[l].shape();
+        let heads = shape.n_kv_heads;
+        let live: Vec<(usize, usize)> =
+            (0..heads).flat_map(|h| shape.live(h).map(move |row| (h, shape.first_score(h) + row))).collect();
+        if c.once_in(6) && !live.is_empty() {
+            let mut bad = case.layers[l].scores.clone();
+            let (head, at) = live[c.below(live.len())];
+            let (value, want) = c.pick(&[
+                (f32::NAN, LAVA_ERR_NONFINITE),
+                (f32::INFINITY, LAVA_ERR_NONFINITE),
+                (-1.0, LAVA_ERR_ARGUMENT),
+            ]);
+            bad[at] = value;
             let before = state.bytes().to_vec();
-            let (status, error) = case.push(c, &state, &bad);
-            assert_eq!(
-                (status, error.layer, error.head),
-                (LAVA_ERR_NONFINITE, l as u32, (at / prefix) as u32)
-            );
+            let (status, error) = case.push(c, &state, l, &bad);
+            assert_eq!((status, error.layer, error.head), (want, l as u32, head as u32));
             assert!(state.bytes() == before, "a refused push changed the state");
         }
         if c.once_in(4) {
@@ -164,13 +188,15 @@ pub fn run(data: &[u8]) {
             state.fill(&vec![POISON; size]);
             state = copy;
         }
-        assert_eq!(case.push(c, &state, scores).0, LAVA_OK);
-        caches.push(vec![(0..n_tokens as u32).collect(); heads]);
-        let n_pushed = l + 1;
-        let evicts = n_pushed == n_layers || n_pushed.is_multiple_of(case.evict_every.max(1) as usize);
+        assert_eq!(case.push(c, &state, l, &case.layers[l].scores).0, LAVA_OK);
+        caches.push((l, (0..heads).map(|h| (0..shape.rows(h) as u32).collect()).collect()));
+        let n_pushed = done + 1;
+        let evicts = n_pushed == pushed.len() || n_pushed.is_multiple_of(case.evict_every.max(1) as usize);
         let mut held = 0;
-        for (i, cache) in caches.iter_mut().enumerate() {
-            let got = get(&state, i, heads);
+        for (i, cache) in &mut caches {
+            let shape = case.layers[*i].shape();
+            let heads = shape.n_kv_heads;
+            let got = get(&state, *i, heads);
             let before: u32 = cache.iter().map(|head| head.len() as u32).sum();
             assert_eq!((got.cu[0], got.cu_rows[0], got.cu_rows[heads]), (0, 0, before));
             for (h, head) in cache.iter_mut().enumerate() {
@@ -179,57 +205,125 @@ pub fn run(data: &[u8]) {
                 let rows = &got.rows[own.clone()];
                 assert!(rows.windows(2).all(|w| w[0] < w[1]));
                 let kept: Vec<u32> = rows.iter().map(|&r| head[r as usize]).collect();
-                assert_eq!(kept, got.indices[own], "layer {i}, head {h}");
+                let positions: Vec<u32> =
+                    kept.iter().map(|&row| shape.position(h, row as usize) as u32).collect();
+                assert_eq!(positions, got.indices[own], "layer {i}, head {h}");
                 if evicts {
                     *head = kept;
                 }
             }
             assert_eq!(got.report.unchanged == 1, got.cu == got.cu_rows);
-            assert_eq!(got.report.budget as usize, got.indices.len() - heads * window);
-            held += got.report.budget;
+            assert_eq!(got.report.n_entries as usize, got.indices.len() - heads * shape.window_rows());
+            held += got.report.n_entries;
         }
         let params = &case.options.params;
-        if params.head_floor == lava::HeadFloor::None && params.head_min == 0 {
-            assert!(held <= case.total.saturating_add(l as u64), "{held} held of {}", case.total);
+        if params.head_floor == HeadFloor::None && params.head_min == 0 {
+            // What shares that are rounded up keep waiting.
+            let waits = done;
+            assert!(held <= case.total.saturating_add(waits as u64), "{held} held of {}", case.total);
         }
     }
-    let (status, _) = case.push(c, &state, &case.layers[0]);
-    assert_eq!(status, LAVA_ERR_STATE, "complete");
+    if let Some(&l) = pushed.first() {
+        let (status, _) = case.push(c, &state, l, &case.layers[l].scores);
+        assert_eq!(status, LAVA_ERR_STATE, "complete");
+    }
+    all_at_once(c, &case, &state);
+}
 
-    // All at once.
-    let (shape, mut error) = (c_shape(&case.shape), no_error());
-    let mut weights = vec![0.0; n_layers];
-    for (scores, weight) in case.layers.iter().zip(&mut weights) {
-        let scores = Block::of(scores, side(c));
+/// The same from all layers together.
+fn all_at_once(c: &mut Choices, case: &Case, state: &Block) {
+    let (shapes, mut error) = (case.shapes(), no_error());
+    let n = shapes.len() as u32;
+    let mut entropies = vec![0.0; shapes.len()];
+    for ((layer, shape), entropy) in case.layers.iter().zip(&shapes).zip(&mut entropies) {
+        if shape.n_kv_heads > 0 {
+            let scores = Block::of(&layer.scores, side(c));
+            // SAFETY: see `size`, here and below.
+            let status = unsafe { lava_entropy(shape, scores.ptr(), entropy, null_mut(), &mut error) };
+            assert_eq!(status, LAVA_OK);
+        }
+    }
+    let params = case.options.c();
+    let mut entries = vec![0u64; shapes.len()];
+    let n_heads: usize = shapes.iter().map(|shape| shape.n_kv_heads as usize).sum();
+    let mut head_weights = vec![0.0f64; n_heads];
+    let ones = vec![1.0; shapes.len()];
+    let weights = match case.share {
+        LayerShare::Entropy => &entropies,
+        LayerShare::Weights => &case.weights,
+        LayerShare::Equal | LayerShare::Global => &ones,
+    };
+    if case.share == LayerShare::Global {
+        let scores: Vec<f32> = case.layers.iter().flat_map(|layer| layer.scores.clone()).collect();
+        let scores = Block::of(&scores, side(c));
+        let mut size = 0;
         // SAFETY: see `size`.
-        let status = unsafe { lava_entropy(&shape, scores.ptr(), weight, std::ptr::null_mut(), &mut error) };
+        let status = unsafe {
+            let first = shapes.as_ptr();
+            assert_eq!(lava_global_entries_workspace_size(first, n, n, &mut size, &mut error), LAVA_OK);
+            let workspace = Block::new(size, side(c));
+            let (memory, entries, heads) = (workspace.ptr(), entries.as_mut_ptr(), head_weights.as_mut_ptr());
+            lava_global_entries(
+                first,
+                n,
+                n,
+                &params,
+                scores.ptr(),
+                case.total,
+                memory,
+                size,
+                entries,
+                heads,
+                &mut error,
+            )
+        };
+        assert_eq!(status, LAVA_OK);
+    } else {
+        // SAFETY: see `size`.
+        let status = unsafe {
+            let (weights, entries) = (weights.as_ptr(), entries.as_mut_ptr());
+            lava_layer_entries(shapes.as_ptr(), n, n, &params, weights, case.total, entries, &mut error)
+        };
         assert_eq!(status, LAVA_OK);
     }
-    let least = (case.options.rust().minimum(prefix) * heads) as u64;
-    let (capacities, minimums) = (vec![case.shape.prefix_entries(); n_layers], vec![least; n_layers]);
-    let mut budgets = vec![0; n_layers];
-    // SAFETY: see `size`.
-    let status = unsafe {
-        lava_layer_budgets(
-            n_layers as u32,
-            weights.as_ptr(),
-            capacities.as_ptr(),
-            minimums.as_ptr(),
-            case.total,
-            budgets.as_mut_ptr(),
-            &mut error,
-        )
-    };
-    assert_eq!(status, LAVA_OK);
-    for (l, scores) in case.layers.iter().enumerate() {
-        let (got, want) = (get(&state, l, heads), select(c, &case.shape, &case.options, scores, budgets[l]));
+    let mut first_head = 0;
+    for (l, layer) in case.layers.iter().enumerate() {
+        let heads = layer.shape().n_kv_heads;
+        let got = get(state, l, heads);
+        let own = &head_weights[first_head..first_head + heads];
+        first_head += heads;
+        if heads == 0 {
+            assert!(got.indices.is_empty() && entries[l] == 0, "a layer that takes no part");
+            continue;
+        }
+        let want = match case.share {
+            LayerShare::Global => select_by_weights(c, layer, &case.options, own, entries[l]),
+            _ => select(c, layer, &case.options, entries[l]),
+        };
         assert_eq!((&got.indices, &got.cu), (&want.indices, &want.cu), "layer {l}");
         let bits = |values: [f64; 3]| values.map(f64::to_bits);
         let (got, want) = (got.report, want.report);
-        assert_eq!(got.budget, want.budget);
+        assert_eq!(got.n_entries, want.n_entries);
         assert_eq!(
             bits([got.entropy, got.mass, got.evicted_share]),
-            bits([weights[l], want.mass, want.evicted_share])
+            bits([entropies[l], want.mass, want.evicted_share])
         );
     }
+}
+
+/// Selection by what one sort has given each head.
+fn select_by_weights(
+    c: &mut Choices,
+    layer: &Layer,
+    options: &Options,
+    weights: &[f64],
+    n_entries: u64,
+) -> crate::select_compact::Kept {
+    let weights = Block::of(weights, side(c));
+    crate::select_compact::select_with(
+        c,
+        layer,
+        &lava_select_params { head_weights: weights.ptr(), ..options.c() },
+        n_entries,
+    )
 }

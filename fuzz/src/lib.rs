@@ -9,6 +9,8 @@
 //! | [`cascade`] | layer by layer the same bits as all at once, with states that are copied, dropped and started again |
 //! | [`attend`] | every backend's attention against the f64 reference, and the C function's, in any split |
 //!
+//! A case that has found something becomes a seed by `make fuzz-seed` ([`seeds`]).
+//!
 //! All memory that the library sees lies against a page that cannot be touched ([`memory`]).
 
 pub mod abi;
@@ -17,6 +19,7 @@ pub mod cascade;
 pub mod choices;
 pub mod memory;
 pub mod score;
+pub mod seeds;
 pub mod select_compact;
 pub mod tensors;
 

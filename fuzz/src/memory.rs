@@ -111,6 +111,13 @@ impl Block {
         unsafe { std::slice::from_raw_parts(self.at, self.len) }
     }
 
+    /// The block as elements.
+    pub fn slice<T: Copy>(&self) -> &[T] {
+        assert!((self.at as usize).is_multiple_of(align_of::<T>()));
+        // SAFETY: as for `bytes`; aligned, just checked; of a plain number type.
+        unsafe { std::slice::from_raw_parts(self.ptr::<T>(), self.len / size_of::<T>()) }
+    }
+
     /// A copy as elements.
     pub fn to_vec<T: Copy>(&self) -> Vec<T> {
         let n = self.len / size_of::<T>();

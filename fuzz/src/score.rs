@@ -11,8 +11,11 @@ use std::ptr::null;
 
 /// A layer with its options.
 struct Case {
-    shape: Shape,
-    params: ScoreParams,
+    dense: Shape<'static>,
+    /// Prefix sum and positions of a cache that has been compressed before.
+    rows: Option<(Block, Block)>,
+    plain: ScoreParams<'static>,
+    sinks: Option<Block>,
     q: Laid,
     k: Laid,
     v: Laid,
@@ -20,7 +23,7 @@ struct Case {
 }
 
 /// Small, with a few around the sizes from which exponentials are stored, those of one head or of its whole group.
-fn sizes(c: &mut Choices) -> Shape {
+fn sizes(c: &mut Choices) -> Shape<'static> {
     let wide = c.rarely(128);
     let (n_kv_heads, group) = (if wide { 16 } else { c.within(1..=2) }, c.within(1..=3));
     let dim = |c: &mut Choices| match c.below(16) {
@@ -35,22 +38,15 @@ fn sizes(c: &mut Choices) -> Shape {
     };
     let prefix = if !wide && c.rarely(32) { c.within(0..=300) } else { prefix };
     let window = if c.once_in(8) { c.within(1..=34) } else { c.within(1..=5) };
-    Shape {
-        layer: c.byte() as u32,
-        n_tokens: prefix + window,
-        n_q_heads: n_kv_heads * group,
-        n_kv_heads,
-        head_dim_k: dims.0,
-        head_dim_v: dims.1,
-        window,
-    }
+    let shape = Shape::dense(prefix + window, n_kv_heads * group, n_kv_heads, dims.0, dims.1, window);
+    let sliding_window = if c.coin() { None } else { Some(c.within(1..=60)) };
+    Shape { layer: c.byte() as u32, sliding_window, ..shape }
 }
 
-fn options(c: &mut Choices) -> ScoreParams {
+fn options(c: &mut Choices) -> ScoreParams<'static> {
     ScoreParams {
         scale: c.pick(&[None, None, Some(0.3), Some(-0.7), Some(1e-30)]),
         softcap: c.pick(&[None, None, Some(0.5), Some(30.0)]),
-        sliding_window: if c.coin() { None } else { Some(c.within(1..=60)) },
         pool: c.pick(&[Pool::Max, Pool::Avg]),
         pool_kernel: c.pick(&[1, 3, 7, 7, 9, 63, 127]),
         group_reduce: c.pick(&[GroupReduce::Max, GroupReduce::Mean]),
@@ -60,7 +56,7 @@ fn options(c: &mut Choices) -> ScoreParams {
 }
 
 /// One of the frame's statistics and value weights, LAVa's most often.
-fn scorer(c: &mut Choices) -> ScoreParams {
+fn scorer(c: &mut Choices) -> ScoreParams<'static> {
     let (attention, value_weight) = c.pick(&[
         (Attention::Mean, ValueWeight::HeadMax),
         (Attention::Mean, ValueWeight::HeadMax),
@@ -73,28 +69,43 @@ fn scorer(c: &mut Choices) -> ScoreParams {
     ]);
     let (gamma, decay) = (c.pick(&[0.0, 1.0, 200.0]), c.pick(&[0.3, 1.0]));
     let smoothing = c.pick(&[0.0, 0.0, 1.0]);
-    ScoreParams { attention, value_weight, gamma, decay, smoothing, ..Default::default() }
+    ScoreParams { attention, value_weight, gamma, decay, smoothing, ..ScoreParams::lava() }
 }
 
 impl Case {
     fn new(c: &mut Choices) -> Self {
-        let (shape, params) = (sizes(c), options(c));
+        let (dense, plain) = (sizes(c), options(c));
+        let Shape { n_q_heads, n_kv_heads, head_dim_k, head_dim_v, window, .. } = dense;
+        let rows = c.once_in(4).then(|| compressed(c, &dense));
+        let sinks = c.once_in(4).then(|| {
+            let logits: Vec<f32> = (0..n_q_heads).map(|_| c.pick(&[-3.0, 0.0, 0.5, 4.0, 30.0])).collect();
+            Block::of(&logits, side(c))
+        });
+        let (shape, params) = (with_rows(dense, &rows), with_sinks(plain, &sinks));
         let same = c.coin();
         let of_all = c.pick(&DTYPES);
-        let tensor = |c: &mut Choices, rows: usize, heads: usize, dim: usize| {
+        let tensor = |c: &mut Choices, rows: &[usize], dim: usize| {
             let dtype = if same { of_all } else { c.pick(&DTYPES) };
             let mut next = contents(c);
-            Laid::new(c, dtype, &vec![rows; heads], dim, |_, _, _| next())
+            Laid::new(c, dtype, rows, dim, |_, _, _| next())
         };
-        let Shape { n_tokens, n_q_heads, n_kv_heads, head_dim_k, head_dim_v, window, .. } = shape;
-        let q = tensor(c, window, n_q_heads, head_dim_k);
-        let k = tensor(c, n_tokens, n_kv_heads, head_dim_k);
-        let v = tensor(c, n_tokens, n_kv_heads, head_dim_v);
+        let of_cache: Vec<usize> = (0..n_kv_heads).map(|h| shape.rows(h)).collect();
+        let q = tensor(c, &vec![window; n_q_heads], head_dim_k);
+        let k = tensor(c, &of_cache, head_dim_k);
+        let v = tensor(c, &of_cache, head_dim_v);
         let lse = c.once_in(3).then(|| {
-            let lse = reference::log_sum_exp(&q.values, &k.values, &params);
-            Laid::new(c, Dtype::F32, &vec![window; n_q_heads], 1, |j, h, _| lse[j][h] as f32)
+            let lse = reference::log_sum_exp(&shape, &params, &q.values, &k.values);
+            Laid::new(c, Dtype::F32, &vec![window; n_q_heads], 1, |j, h, _| lse[h][j] as f32)
         });
-        Self { shape, params, q, k, v, lse }
+        Self { dense, rows, plain, sinks, q, k, v, lse }
+    }
+
+    fn shape(&self) -> Shape<'_> {
+        with_rows(self.dense, &self.rows)
+    }
+
+    fn params(&self) -> ScoreParams<'_> {
+        with_sinks(self.plain, &self.sinks)
     }
 
     fn tensors(&self) -> [&Laid; 3] {
@@ -103,26 +114,27 @@ impl Case {
 
     /// By the Rust function, all heads at once.
     fn by(&self, backend: Backend, side: Side) -> Result<Vec<f32>> {
-        let shape = &self.shape;
+        let (shape, params) = (&self.shape(), &self.params());
+        let of_cache = shape.ragged.map_or(Rows::Same(shape.n_tokens), |rows| Rows::Cu(rows.cu_rows));
         let inputs = ScoreInputs {
             q: self.q.view(Rows::Same(shape.window)),
-            k: self.k.view(Rows::Same(shape.n_tokens)),
-            v: self.v.view(Rows::Same(shape.n_tokens)),
+            k: self.k.view(of_cache),
+            v: self.v.view(of_cache),
             lse: self.lse.as_ref().map(|lse| lse.view(Rows::Same(shape.window))),
         };
-        let workspace = Block::new(score::workspace_size(shape, &self.params)?, side);
-        let scores = Block::new(shape.prefix_entries() as usize * 4, side);
+        let workspace = Block::new(score::workspace_size(shape, params)?, side);
+        let scores = Block::new(shape.n_scores() as usize * 4, side);
         let mut carver = Carver::over(workspace.slice_mut())?;
-        score::score(backend, shape, &self.params, &inputs, 0, 1, &mut carver, scores.slice_mut())?;
+        score::score(backend, shape, params, &inputs, 0, 1, &mut carver, scores.slice_mut())?;
         Ok(scores.to_vec())
     }
 
     /// By the C function, in parts from the last to the first or the other way round.
     fn by_c(&self, c: &mut Choices, n_parts: u32) -> (lava_status, lava_error, Vec<f32>) {
-        let shape = c_shape(&self.shape);
-        let params = c_score_params(&self.params);
+        let shape = c_shape(&self.shape());
+        let params = c_score_params(&self.params());
         let (tensors, lse) = (self.tensors().map(Laid::c), self.lse.as_ref().map(Laid::c));
-        let scores = Block::new(self.shape.prefix_entries() as usize * 4, side(c));
+        let scores = Block::new(self.shape().n_scores() as usize * 4, side(c));
         let mut error = no_error();
         let mut size = 0;
         // SAFETY: all memory is as large as the header asks.
@@ -159,28 +171,28 @@ impl Case {
     /// Largest Σ|q·k| of a logit, scaled.
     fn largest_logit(&self) -> f64 {
         let (q, k) = (&self.q.values, &self.k.values);
-        let group = self.shape.group_size();
-        let scale = self.params.scale.map_or(1.0 / (self.shape.head_dim_k as f64).sqrt(), f64::from).abs();
+        let group = self.dense.group_size();
+        let scale = self.plain.scale.map_or(1.0 / (self.dense.head_dim_k as f64).sqrt(), f64::from).abs();
         let of = |q: &[f64], k: &[f64]| q.iter().zip(k).map(|(a, b)| (a * b).abs()).sum::<f64>() * scale;
-        let pairs = q.iter().flat_map(|q| k.iter().map(move |k| (q, k)));
-        pairs
-            .flat_map(|(q, k)| q.iter().enumerate().map(move |(h, q)| of(q, &k[h / group])))
-            .fold(0.0, f64::max)
+        let of_head = |h: usize| q[h].iter().flat_map(move |q| k[h / group].iter().map(move |k| of(q, k)));
+        let sinks = self.sinks.as_ref().map_or(vec![], |sinks| sinks.to_vec::<f32>());
+        let sinks = sinks.into_iter().map(|s| s.abs() as f64);
+        (0..q.len()).flat_map(of_head).chain(sinks).fold(0.0, f64::max)
     }
 
     fn check(&self, c: &mut Choices) {
-        let shape = &self.shape;
-        let want = reference::scores(&self.q.values, &self.k.values, &self.v.values, &self.params).concat();
+        let (shape, params) = (&self.shape(), &self.params());
+        let want = reference::scores(shape, params, &self.q.values, &self.k.values, &self.v.values).concat();
         // A logit is a sum of d products in f32; the log-sum-exp is rounded to f32 too. Each moves an exponential by as much, the
         // attention by both, and a stored one is off by 3.8e-6 at most.
-        let largest_logit = self.largest_logit().max(self.params.softcap.unwrap_or(0.0) as f64);
+        let largest_logit = self.largest_logit().max(params.softcap.unwrap_or(0.0) as f64);
         let logit_error =
             (shape.head_dim_k + 8) as f64 * 0.5f64.powi(24) * (largest_logit + (shape.n_tokens as f64).ln());
         // An exponential's relative error goes twice into its square. A variance is a difference of two sums of squares over w - 1, and they
         // are at most w times the mean: however small it is, it is off by 8 times the mean's error, if w is 2, and gamma multiplies that.
-        let kind = match self.params.attention {
+        let kind = match params.attention {
             Attention::Squared => 2.0,
-            Attention::MeanVariance => 1.0 + 8.0 * self.params.gamma as f64,
+            Attention::MeanVariance => 1.0 + 8.0 * params.gamma as f64,
             _ => 1.0,
         };
         let error = kind * (1e-5 + 4.0 * logit_error);
@@ -193,7 +205,7 @@ impl Case {
                 (got as f64 - want).abs() <= error * largest + 1e-35,
                 "{} entry {i}: {got} for {want}, {shape:?} {:?}",
                 backend.name(),
-                self.params
+                params
             );
         }
         if !is_best(backend) {
@@ -214,27 +226,31 @@ impl Case {
         let bad = c.pick(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY]);
         let laid = self.tensors()[c.below(3)];
         let (h, e) = (c.below(laid.rows.len()), c.below(laid.dim));
-        laid.set(c.below(laid.rows[h]), h, e, bad);
-        let head = (h / (laid.rows.len() / self.shape.n_kv_heads)) as u32;
+        let row = c.below(laid.rows[h]);
+        laid.set(row, h, e, bad);
+        let shape = self.shape();
+        let head = (h / (laid.rows.len() / shape.n_kv_heads)) as u32;
         // What is not needed is not looked at.
         let is_values = std::ptr::eq(laid, self.tensors()[2]);
         let is_needed = match is_values {
-            true => self.params.value_weight != ValueWeight::None,
-            false => self.params.attention != Attention::Recency,
+            true => self.plain.value_weight != ValueWeight::None,
+            false => self.plain.attention != Attention::Recency,
         };
-        if self.shape.prefix_len() == 0 || !is_needed {
+        // Rows that no query sees are not looked at, and of the others not all values: whoever looks finds it, nobody must.
+        let may_be_dead = shape.sliding_window.is_some();
+        if shape.live(head as usize).is_empty() || may_be_dead || !is_needed {
             return;
         }
         let backend = any_backend(c);
         let error = self.by(backend, side(c)).expect_err("a number that is none");
         assert_eq!(
             (error.kind, error.head, error.layer),
-            (ErrorKind::NonFinite, Some(head), Some(self.shape.layer)),
+            (ErrorKind::NonFinite, Some(head), Some(shape.layer)),
             "{}",
             backend.name()
         );
         let (status, error, _) = self.by_c(c, 1);
-        assert_eq!((status, error.head, error.layer), (LAVA_ERR_NONFINITE, head, self.shape.layer));
+        assert_eq!((status, error.head, error.layer), (LAVA_ERR_NONFINITE, head, shape.layer));
     }
 
     /// Numbers so large that sums overflow: refused, or scores that are in order.
@@ -251,9 +267,34 @@ impl Case {
             Ok(scores) => {
                 assert!(scores.iter().all(|s| s.is_finite() && *s >= 0.0), "{}", backend.name())
             }
+            // A log-sum-exp of before is refused, if nothing else is.
+            Err(error) if self.lse.is_some() => {
+                assert!(matches!(error.kind, ErrorKind::NonFinite | ErrorKind::Argument))
+            }
             Err(error) => assert_eq!(error.kind, ErrorKind::NonFinite),
         }
     }
+}
+
+/// Rows and positions of a cache from which each head has lost some of its prefix.
+pub fn compressed(c: &mut Choices, shape: &Shape) -> (Block, Block) {
+    let mut random = c.random();
+    let (mut cu, mut positions) = (vec![0u32], vec![]);
+    for _ in 0..shape.n_kv_heads {
+        let keep = random.below(5);
+        positions.extend((0..shape.prefix_len() as u32).filter(|_| random.below(4) < keep));
+        positions.extend(shape.prefix_len() as u32..shape.n_tokens as u32);
+        cu.push(positions.len() as u32);
+    }
+    (Block::of(&cu, side(c)), Block::of(&positions, side(c)))
+}
+
+fn with_rows<'a>(shape: Shape<'static>, rows: &'a Option<(Block, Block)>) -> Shape<'a> {
+    rows.as_ref().map_or(shape, |(cu, positions)| shape.with_rows(cu.slice(), positions.slice()))
+}
+
+fn with_sinks<'a>(params: ScoreParams<'static>, sinks: &'a Option<Block>) -> ScoreParams<'a> {
+    ScoreParams { sink_logits: sinks.as_ref().map(|sinks| sinks.slice()), ..params }
 }
 
 /// One of those that this machine can run; the best as often as all together.
@@ -294,6 +335,10 @@ pub fn c_shape(shape: &Shape) -> lava_shape {
         head_dim_k: shape.head_dim_k as u32,
         head_dim_v: shape.head_dim_v as u32,
         window: shape.window as u32,
+        sliding_window: shape.sliding_window.unwrap_or(0) as u32,
+        reserved: 0,
+        cu_rows: shape.ragged.map_or(null(), |rows| rows.cu_rows.as_ptr()),
+        positions: shape.ragged.map_or(null(), |rows| rows.positions.as_ptr()),
     }
 }
 
@@ -304,7 +349,6 @@ fn c_score_params(params: &ScoreParams) -> lava_score_params {
         pool_kernel: params.pool_kernel as u32,
         group_reduce: params.group_reduce as i32,
         value_span: params.value_span as i32,
-        sliding_window: params.sliding_window.unwrap_or(0) as u32,
         scale: params.scale.unwrap_or(0.0),
         softcap: params.softcap.unwrap_or(0.0),
         attention: params.attention as i32,
@@ -313,6 +357,10 @@ fn c_score_params(params: &ScoreParams) -> lava_score_params {
         decay: params.decay,
         weight: params.weight,
         smoothing: params.smoothing,
+        lse_base: params.lse_base as i32,
+        backend: LAVA_BACKEND_BEST,
+        reserved: 0,
+        sink_logits: params.sink_logits.map_or(null(), |sinks| sinks.as_ptr()),
     }
 }
 

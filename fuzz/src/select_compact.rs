@@ -1,13 +1,12 @@
-//! Selection against sorting, entropy and budgets against their definitions, and compaction byte for byte: out of place into any
+//! Selection against sorting, entropy and shares against their definitions, and compaction byte for byte: out of place into any
 //! layout, in place, and again on what an earlier compaction left.
 
 use crate::choices::Choices;
 use crate::memory::Block;
-use crate::score::{c_shape, no_error};
+use crate::score::{c_shape, compressed, no_error};
 use crate::tensors::{DTYPES, Laid, Layout, side};
 use lava::ffi::*;
-use lava::reference;
-use lava::{HeadFloor, SelectParams, Shape};
+use lava::{HeadFloor, SelectParams, Shape, reference};
 use std::ptr::null;
 
 /// Scores as one head of a layer may have them.
@@ -68,61 +67,109 @@ impl Options {
             n_sink: self.params.n_sink as u32,
             head_min: self.params.head_min as u32,
             head_weights: null(),
-            layer_budgets: LAVA_LAYERS_ENTROPY,
-            evict_every: 0,
         }
+    }
+}
+
+/// A layer with the rows that its shape leads to.
+pub struct Layer {
+    dense: Shape<'static>,
+    /// Prefix sum and positions of a cache that has been compressed before.
+    rows: Option<(Block, Block)>,
+    pub scores: Vec<f32>,
+}
+
+impl Layer {
+    /// Of so many heads, with a window of `window` tokens: dense or compressed before, sliding or not.
+    pub fn new(c: &mut Choices, heads: usize, prefix: usize, window: usize) -> Self {
+        let n_tokens = prefix + window;
+        let sliding_window = c.once_in(3).then(|| c.within(1..=n_tokens + 2));
+        let dims = (c.within(1..=9), c.within(1..=9));
+        let dense = Shape::dense(n_tokens, heads, heads, dims.0, dims.1, window);
+        let dense = Shape { layer: 1, sliding_window, ..dense };
+        let rows = (heads > 0 && c.once_in(3)).then(|| compressed(c, &dense));
+        let mut layer = Self { dense, rows, scores: vec![] };
+        let of_all = c.coin();
+        layer.scores = match of_all {
+            true => scores(c, layer.shape().n_scores() as usize),
+            false => (0..heads).flat_map(|h| scores(c, layer.shape().prefix_rows(h))).collect(),
+        };
+        layer
+    }
+
+    pub fn shape(&self) -> Shape<'_> {
+        let rows = self.rows.as_ref();
+        rows.map_or(self.dense, |(cu, positions)| self.dense.with_rows(cu.slice(), positions.slice()))
+    }
+
+    /// The same for the reference.
+    pub fn plain(&self) -> reference::Layer {
+        let shape = self.shape();
+        let head = |h: usize| {
+            let (first, n) = (shape.first_score(h), shape.prefix_rows(h));
+            let positions = (0..n).map(|row| shape.position(h, row)).collect();
+            reference::Head { positions, scores: self.scores[first..first + n].to_vec() }
+        };
+        let heads = (0..shape.n_kv_heads).map(head).collect();
+        reference::Layer { n_tokens: shape.n_tokens, sliding_window: shape.sliding_window, heads }
     }
 }
 
 /// What `lava_select` kept.
 pub struct Kept {
     pub indices: Vec<u32>,
+    pub rows: Vec<u32>,
     pub cu: Vec<u32>,
     pub report: lava_selection,
 }
 
 /// `lava_select` with room for exactly what `lava_n_kept` says.
-pub fn select(c: &mut Choices, shape: &Shape, options: &Options, scores: &[f32], budget: u64) -> Kept {
-    let (shape, params, mut error) = (c_shape(shape), options.c(), no_error());
+pub fn select(c: &mut Choices, layer: &Layer, options: &Options, n_entries: u64) -> Kept {
+    select_with(c, layer, &options.c(), n_entries)
+}
+
+/// The same by the options of C.
+pub fn select_with(c: &mut Choices, layer: &Layer, params: &lava_select_params, n_entries: u64) -> Kept {
+    let (shape, mut error) = (c_shape(&layer.shape()), no_error());
     let (mut n_kept, mut size) = (0, 0);
     let mut report = lava_selection {
         struct_size: size_of::<lava_selection>() as u32,
         everything_kept: 9,
         n_kept: 0,
-        budget: 0,
+        n_entries: 0,
         mass: 0.0,
         evicted_share: 0.0,
     };
-    let scores = Block::of(scores, side(c));
+    let scores = Block::of(&layer.scores, side(c));
     // SAFETY: all memory is as large as the header asks.
     unsafe {
-        assert_eq!(lava_n_kept(&shape, budget, &mut n_kept, &mut error), LAVA_OK);
+        assert_eq!(lava_n_kept(&shape, n_entries, &mut n_kept, &mut error), LAVA_OK);
         assert_eq!(lava_select_workspace_size(&shape, &mut size, &mut error), LAVA_OK);
         let workspace = Block::new(size, side(c));
-        let indices = Block::new(n_kept as usize * 4, side(c));
+        let [indices, rows] = [0, 1].map(|_| Block::new(n_kept as usize * 4, side(c)));
         let cu = Block::new((shape.n_kv_heads as usize + 1) * 4, side(c));
         let status = lava_select(
             &shape,
-            &params,
+            params,
             scores.ptr(),
-            budget,
+            n_entries,
             workspace.ptr(),
             size,
             indices.ptr(),
             n_kept,
             cu.ptr(),
+            rows.ptr(),
             &mut report,
             &mut error,
         );
-        assert_eq!(status, LAVA_OK, "{budget} of {} tokens", shape.n_tokens);
-        Kept { indices: indices.to_vec(), cu: cu.to_vec(), report }
+        assert_eq!(status, LAVA_OK, "{n_entries} of {} tokens", shape.n_tokens);
+        Kept { indices: indices.to_vec(), rows: rows.to_vec(), cu: cu.to_vec(), report }
     }
 }
 
 struct Case {
-    shape: Shape,
+    layer: Layer,
     options: Options,
-    scores: Vec<Vec<f32>>,
 }
 
 impl Case {
@@ -130,125 +177,79 @@ impl Case {
         let heads = c.within(1..=5);
         let prefix = if c.rarely(24) { c.below(200) } else { c.below(20) };
         let window = c.within(1..=4);
-        let dims = (c.within(1..=9), c.within(1..=9));
-        let shape = Shape {
-            layer: 1,
-            n_tokens: prefix + window,
-            n_q_heads: heads,
-            n_kv_heads: heads,
-            head_dim_k: dims.0,
-            head_dim_v: dims.1,
-            window,
-        };
         let options = Options::new(c, prefix);
-        let of_all = c.coin().then(|| scores(c, prefix * heads));
-        let scores = (0..heads).map(|h| match &of_all {
-            Some(all) => all[h * prefix..(h + 1) * prefix].to_vec(),
-            None => scores(c, prefix),
-        });
-        let scores = scores.collect();
-        Self { shape, options, scores }
-    }
-
-    fn entries(&self) -> usize {
-        self.shape.prefix_entries() as usize
+        Self { layer: Layer::new(c, heads, prefix, window), options }
     }
 
     fn select(&self, c: &mut Choices) -> Kept {
-        let (prefix, window) = (self.shape.prefix_len(), self.shape.window);
-        let params = self.options.rust();
-        let least = params.minimum(prefix) * self.shape.n_kv_heads;
-        let budget = least + c.below(self.entries() - least + 1);
-        let flat = self.scores.concat();
-        let kept = select(c, &self.shape, &self.options, &flat, budget as u64);
-        let want = reference::select(&self.scores, &params, budget as u64);
-        let mut kept_mass = 0.0;
+        let (shape, params) = (self.layer.shape(), self.options.rust());
+        let (least, all) = (params.layer_minimum(&shape), shape.capacity());
+        let n_entries = least + c.below((all - least) as usize + 1) as u64;
+        let kept = select(c, &self.layer, &self.options, n_entries);
+        let plain = self.layer.plain();
+        let want = &reference::select(std::slice::from_ref(&plain), &params, n_entries)[0];
+        let (mut kept_mass, mut mass) = (0.0, 0.0);
         for (h, want) in want.iter().enumerate() {
-            kept_mass += want.iter().map(|&i| self.scores[h][i] as f64).sum::<f64>();
-            let want: Vec<u32> =
-                want.iter().copied().chain(prefix..prefix + window).map(|i| i as u32).collect();
-            let got = &kept.indices[kept.cu[h] as usize..kept.cu[h + 1] as usize];
-            assert_eq!(got, want, "head {h}, budget {budget}, {params:?}, {:?}", self.scores);
+            let score = |&row: &usize| plain.heads[h].scores[row] as f64;
+            kept_mass += want.iter().map(score).sum::<f64>();
+            mass += plain.live(h).iter().map(score).sum::<f64>();
+            let rows: Vec<usize> = want.iter().copied().chain(shape.prefix_rows(h)..shape.rows(h)).collect();
+            let own = kept.cu[h] as usize..kept.cu[h + 1] as usize;
+            let numbers =
+                |of: &dyn Fn(usize) -> usize| rows.iter().map(|&row| of(row) as u32).collect::<Vec<_>>();
+            assert_eq!(
+                kept.rows[own.clone()],
+                numbers(&|row| row),
+                "head {h}, {n_entries}, {params:?}, {plain:?}"
+            );
+            assert_eq!(kept.indices[own], numbers(&|row| shape.position(h, row)), "head {h}");
         }
-        let mass: f64 = flat.iter().map(|&s| s as f64).sum();
-        assert_eq!(kept.report.budget, budget as u64);
+        assert_eq!(kept.report.n_entries, n_entries);
         assert_eq!(kept.report.n_kept as usize, kept.indices.len());
-        assert_eq!(kept.report.everything_kept == 1, budget == self.entries());
+        assert_eq!(kept.report.everything_kept == 1, n_entries == all);
         assert!((kept.report.mass - mass).abs() <= 1e-12 * mass);
         let share = if mass > 0.0 { 1.0 - kept_mass / mass } else { 0.0 };
         assert!((kept.report.evicted_share - share).abs() <= 1e-12, "{} {share}", kept.report.evicted_share);
         kept
     }
 
-    /// Entropy, the budget for a share, and layers' budgets.
+    /// Entropy, the entries for a share, and layers' entries.
     fn numbers(&self, c: &mut Choices) {
-        let flat = self.scores.concat();
-        let (shape, mut error) = (c_shape(&self.shape), no_error());
-        let (mut entropy, mut mass, mut size, mut budget) = (9.0, 9.0, 0, 0);
+        let plain = self.layer.plain();
+        let (shape, mut error) = (c_shape(&self.layer.shape()), no_error());
+        let (mut entropy, mut mass, mut size, mut n_entries) = (9.0, 9.0, 0, 0);
         let epsilon = c.pick(&[0.0, 1.0, 0.5, 0.01, 1e-6]);
         // SAFETY: all memory is as large as the header asks.
         unsafe {
-            let scores = Block::of(&flat, side(c));
+            let scores = Block::of(&self.layer.scores, side(c));
             let status = lava_entropy(&shape, scores.ptr(), &mut entropy, &mut mass, &mut error);
             assert_eq!(status, LAVA_OK);
-            assert_eq!(lava_budget_for_share_workspace_size(&mut size, &mut error), LAVA_OK);
+            assert_eq!(lava_entries_for_share_workspace_size(&mut size, &mut error), LAVA_OK);
             let workspace = Block::new(size, side(c));
-            let status = lava_budget_for_share(
-                &shape,
-                scores.ptr(),
-                epsilon,
-                workspace.ptr(),
-                size,
-                &mut budget,
-                &mut error,
-            );
+            let (memory, out) = (workspace.ptr(), &mut n_entries);
+            let status = lava_entries_for_share(&shape, scores.ptr(), epsilon, memory, size, out, &mut error);
             assert_eq!(status, LAVA_OK);
         }
-        let want = reference::entropy(&flat);
+        let want = plain.entropy();
         assert!((entropy - want).abs() <= 1e-12, "{entropy} for {want}");
-        let mut ordered: Vec<f64> = flat.iter().map(|&s| s as f64).collect();
+        let live = |h: usize| {
+            plain.live(h).into_iter().map(|row| plain.heads[h].scores[row] as f64).collect::<Vec<_>>()
+        };
+        let mut ordered: Vec<f64> = (0..plain.heads.len()).flat_map(live).collect();
         ordered.sort_by(|a, b| b.total_cmp(a));
         let evicted = |n: usize| match mass > 0.0 {
             true => ordered[n..].iter().rev().sum::<f64>() / mass,
             false => 0.0,
         };
-        let budget = budget as usize;
-        assert!(evicted(budget) <= epsilon + 2e-12, "{budget} evicts {}", evicted(budget));
-        assert!(budget == 0 || evicted(budget - 1) > epsilon - 2e-12, "{} would do", budget - 1);
-
-        let n = c.within(1..=9);
-        // Products of such weights with such totals are exact, which the reference needs.
-        let weights: Vec<f64> = (0..n).map(|_| c.below(2049) as f64 / 2048.0).collect();
-        let capacities: Vec<u64> = (0..n).map(|_| c.below(300) as u64).collect();
-        let total = c.below(2000) as u64;
-        let (w, caps) = (Block::of(&weights, side(c)), Block::of(&capacities, side(c)));
-        let budgets = Block::new(n * 8, side(c));
-        // SAFETY: as above.
-        let status = unsafe {
-            lava_layer_budgets(n as u32, w.ptr(), caps.ptr(), null(), total, budgets.ptr(), &mut error)
-        };
-        assert_eq!(status, LAVA_OK);
-        let want = reference::layer_budgets(&weights, &capacities, total);
-        assert_eq!(budgets.to_vec::<u64>(), want, "{weights:?} {capacities:?} {total}");
-
-        // With minimums: bounds, and the sum.
-        let minimums: Vec<u64> = capacities.iter().map(|&n| c.below(n as usize + 1) as u64 / 2).collect();
-        let sum: u64 = capacities.iter().sum();
-        let total = total.max(minimums.iter().sum());
-        let mins = Block::of(&minimums, side(c));
-        // SAFETY: as above.
-        let status = unsafe {
-            lava_layer_budgets(n as u32, w.ptr(), caps.ptr(), mins.ptr(), total, budgets.ptr(), &mut error)
-        };
-        assert_eq!(status, LAVA_OK);
-        let got = budgets.to_vec::<u64>();
-        assert_eq!(got.iter().sum::<u64>(), total.min(sum));
-        assert!((0..n).all(|l| (minimums[l]..=capacities[l]).contains(&got[l])), "{got:?}");
+        let n = n_entries as usize;
+        assert!(evicted(n) <= epsilon + 2e-12, "{n} evicts {}", evicted(n));
+        assert!(n == 0 || evicted(n - 1) > epsilon - 2e-12, "{} is enough", n - 1);
     }
 
     fn compact(&self, c: &mut Choices, kept: &Kept) {
-        let heads = self.shape.n_kv_heads;
-        let dense = vec![self.shape.n_tokens; heads];
+        let shape = self.layer.shape();
+        let heads = shape.n_kv_heads;
+        let held_rows: Vec<usize> = (0..heads).map(|h| shape.rows(h)).collect();
         let mut random = c.random();
         let dtypes = [c.pick(&DTYPES), c.pick(&DTYPES)];
         // Any bits are carried over, those of NaN too.
@@ -256,9 +257,9 @@ impl Case {
             let bytes: Vec<u8> = (0..laid.block.len()).map(|_| random.bits() as u8).collect();
             laid.block.fill(&bytes);
         };
-        let src = [(0, self.shape.head_dim_k), (1, self.shape.head_dim_v)].map(|(i, dim)| {
-            let (layout, side) = (Layout::any(c, &dense, dim), side(c));
-            let laid = Laid::empty(layout, dtypes[i], &dense, dim, side);
+        let src = [(0, shape.head_dim_k), (1, shape.head_dim_v)].map(|(i, dim)| {
+            let (layout, side) = (Layout::any(c, &held_rows, dim), side(c));
+            let laid = Laid::empty(layout, dtypes[i], &held_rows, dim, side);
             fill(&laid);
             laid
         });
@@ -270,11 +271,11 @@ impl Case {
             let mut want = before_at.to_vec();
             let size = at.dtype.size();
             for h in 0..heads {
-                let own = &kept.indices[kept.cu[h] as usize..kept.cu[h + 1] as usize];
-                for (r, &token) in own.iter().enumerate() {
+                let own = &kept.rows[kept.cu[h] as usize..kept.cu[h + 1] as usize];
+                for (r, &row) in own.iter().enumerate() {
                     for e in 0..at.dim {
                         let to = at.layout.index(r, h, e) * size;
-                        let from = from.layout.index(token as usize, h, e) * size;
+                        let from = from.layout.index(row as usize, h, e) * size;
                         want[to..to + size].copy_from_slice(&before[from..from + size]);
                     }
                 }
@@ -284,7 +285,7 @@ impl Case {
                 "{what}, {:?} to {:?}, {:?} {:?}",
                 from.layout,
                 at.layout,
-                kept.indices,
+                kept.rows,
                 kept.cu
             );
         };
@@ -304,7 +305,7 @@ impl Case {
         let poison = [0, 1].map(|i| dst[i].block.bytes().to_vec());
         let n_parts = c.within(1..=heads + 2) as u32;
         let of = |laid: &[Laid; 2]| [0, 1].map(|i| laid[i].c());
-        self.call(c, of(&src), None, (&kept.indices, &kept.cu), of(&dst), n, n_parts);
+        self.call(c, of(&src), None, (&kept.rows, &kept.cu), of(&dst), n, n_parts);
         for i in 0..n {
             check("out of place", &dst[i], &poison[i], &src[i], &before[i]);
             assert_eq!(src[i].block.bytes(), before[i], "the source is as it was");
@@ -346,7 +347,7 @@ impl Case {
 
         // In place in the source.
         let n_parts = c.within(1..=heads + 2) as u32;
-        self.call(c, of(&src), None, (&kept.indices, &kept.cu), of(&src), n, n_parts);
+        self.call(c, of(&src), None, (&kept.rows, &kept.cu), of(&src), n, n_parts);
         for i in 0..n {
             check("in place", &src[i], &before[i], &src[i], &before[i]);
         }
@@ -364,7 +365,7 @@ impl Case {
         n: usize,
         n_parts: u32,
     ) {
-        let (shape, mut error) = (c_shape(&self.shape), no_error());
+        let (shape, mut error) = (c_shape(&self.layer.shape()), no_error());
         let [rows, cu] = [rows, cu].map(|values| Block::of(values, side(c)));
         let cu_rows = cu_rows.map(|values| Block::of(values, side(c)));
         let forwards = c.coin();

@@ -80,7 +80,7 @@ pub struct Laid {
     pub block: Block,
     pub rows: Vec<usize>,
     pub dim: usize,
-    /// `x[row][head][element]` as the element type has it, for the reference; zeros where a head has no such row.
+    /// `x[head][row][element]` as the element type has it, for the reference.
     pub values: lava::reference::Heads,
     row_start: Option<Block>,
 }
@@ -103,12 +103,11 @@ impl Laid {
     ) -> Self {
         let (layout, side) = (Layout::any(c, rows, dim), side(c));
         let mut laid = Self::empty(layout, dtype, rows, dim, side);
-        let most = rows.iter().copied().max().unwrap_or(0);
-        let mut values = vec![vec![vec![0.0; dim]; rows.len()]; most];
+        let mut values: Vec<_> = rows.iter().map(|&n| vec![vec![0.0; dim]; n]).collect();
         for (h, &n) in rows.iter().enumerate() {
             for (r, c) in (0..n).flat_map(|r| (0..dim).map(move |c| (r, c))) {
                 laid.set(r, h, c, value(r, h, c));
-                values[r][h][c] = laid.get(r, h, c) as f64;
+                values[h][r][c] = laid.get(r, h, c) as f64;
             }
         }
         laid.values = values;

@@ -1,10 +1,10 @@
 //! The fuzz targets without a fuzzer: every committed seed, then a random stream, the same in every run, for LAVA_FUZZ_SECONDS
-//! (10) seconds a target. What `make test` runs.
+//! (10) seconds a target: `make fuzz-smoke`, a part of `make test`.
 
 use lava_fuzz::TARGETS;
 use lava_fuzz::choices::Random;
+use lava_fuzz::seeds;
 use std::io::Write;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -41,21 +41,16 @@ fn smoke(name: &str) {
     }
     let run = TARGETS.iter().find(|target| target.0 == name).expect("a target").1;
     let seconds = std::env::var("LAVA_FUZZ_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(10);
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds").join(name);
     let mut n_seeds = 0;
-    let mut paths: Vec<_> = std::fs::read_dir(&folder)
-        .expect("a folder of seeds")
-        .map(|entry| entry.expect("a seed").path())
-        .collect();
-    paths.sort();
     // Miri takes seconds for a case, up to half a minute.
     let step = if cfg!(miri) { 12 } else { 1 };
-    for path in paths.iter().step_by(step) {
-        let told = || eprintln!("{name}: seed {}", path.display());
-        guarded(run, &std::fs::read(path).expect("a seed"), told);
+    for (i, seed) in seeds::read(name).iter().enumerate().step_by(step) {
+        guarded(run, seed, || {
+            eprintln!("{name}: the seed in line {} of {}", i + 1, seeds::file(name).display())
+        });
         n_seeds += 1;
     }
-    assert!(n_seeds > 0, "no seeds in {}", folder.display());
+    assert!(n_seeds > 0, "no seeds in {}", seeds::file(name).display());
     let (start, mut told, mut i) = (Instant::now(), Instant::now(), 0u64);
     while start.elapsed() < Duration::from_secs(seconds) {
         AT.store(i, Ordering::Relaxed);

@@ -4,6 +4,9 @@
 # elsewhere, DESTDIR goes before all of them, as packagers expect. FEATURES says what the libraries were built with.
 #
 # What is installed finds its parts by where it lies itself, so the tree may be moved.
+#
+# For Linux and macOS. On macOS a program finds the library by an rpath of its own: -Wl,-rpath,$LIBDIR. For Windows there is
+# nothing of the kind; `cargo rustc --lib --profile capi --crate-type cdylib` makes lava.dll.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -22,6 +25,23 @@ root=${DESTDIR:-}
 abi=${VERSION%%.*}
 built=target/capi/capi
 task=$1
+
+# shared [VERSION]: the shared library's name. private: what Rust's standard library in liblava.a asks for (rustc --print
+# native-static-libs), but for what cc adds by itself.
+case $(uname -s) in
+Linux)
+    shared() { echo "liblava.so${1:+.$1}"; }
+    private="-lutil -lrt -lpthread -lm -ldl"
+    ;;
+Darwin)
+    shared() { echo "liblava${1:+.$1}.dylib"; }
+    private="-lm"
+    ;;
+*)
+    echo "make $task is for Linux and macOS" >&2
+    exit 1
+    ;;
+esac
 
 # Another version's files have the same names.
 pc=$root$libdir/pkgconfig/lava.pc
@@ -47,17 +67,23 @@ link() {
     if [ "$task" = install ]; then ln -sf "$1" "$root$libdir/$2"; else rm -f "$root$libdir/$2"; fi
 }
 
+# relative PATH FOLDER: the way from the folder to the path, by their names alone. Not realpath, whose options are GNU's.
+relative() {
+    python3 -c 'import os, sys; print(os.path.relpath(sys.argv[1], sys.argv[2]))' "$1" "$2"
+}
+
 # fill TEMPLATE FOLDER: @...@ is replaced, paths are written relative to the folder.
 fill() {
     filled=$(mktemp)
-    sed -e "s|@VERSION@|$VERSION|g" -e "s|@ABI@|$abi|g" \
-        -e "s|@LIBDIR@|$(realpath -ms --relative-to="$2" "$libdir")|g" \
-        -e "s|@INCLUDEDIR@|$(realpath -ms --relative-to="$2" "$includedir")|g" "$1" >"$filled"
+    sed -e "s|@VERSION@|$VERSION|g" -e "s|@ABI@|$abi|g" -e "s|@SHARED@|$(shared "$VERSION")|g" \
+        -e "s|@PRIVATE@|$private|g" -e "s|@PRIVATE_LIST@|$(echo "$private" | sed -e 's/-l//g' -e 's/ /;/g')|g" \
+        -e "s|@LIBDIR@|$(relative "$libdir" "$2")|g" -e "s|@INCLUDEDIR@|$(relative "$includedir" "$2")|g" "$1" >"$filled"
     put 644 "$filled" "$2" "$(basename "$1" .in)"
     rm "$filled"
 }
 
 put 644 include/lava.h "$includedir"
+put 644 include/lava_methods.h "$includedir"
 put 644 include/lava.hpp "$includedir"
 # Their functions are there with this feature only.
 case "$task ${FEATURES:-}" in
@@ -67,10 +93,10 @@ uninstall* | *cuda*)
     ;;
 esac
 put 644 $built/liblava.a "$libdir"
-put 755 $built/liblava.so "$libdir" "liblava.so.$VERSION"
+put 755 "$built/$(shared)" "$libdir" "$(shared "$VERSION")"
 # A program is linked by the last name and runs by the one in the middle, which changes with the ABI only.
-link "liblava.so.$VERSION" "liblava.so.$abi"
-link "liblava.so.$abi" liblava.so
+link "$(shared "$VERSION")" "$(shared "$abi")"
+link "$(shared "$abi")" "$(shared)"
 fill include/install/lava.pc.in "$libdir/pkgconfig"
 fill include/install/lava-config.cmake.in "$libdir/cmake/lava"
 fill include/install/lava-config-version.cmake.in "$libdir/cmake/lava"
@@ -82,7 +108,7 @@ if [ "$task" = install ]; then
 else
     # Folders that are lava's own. The others may be others' too.
     for folder in "$root$libdir/cmake/lava" "$root$docdir"; do
-        [ ! -d "$folder" ] || rmdir --ignore-fail-on-non-empty "$folder"
+        rmdir "$folder" 2>/dev/null || true  # it is not there, or has something of others
     done
     echo "lava $VERSION is gone from $root$prefix"
 fi

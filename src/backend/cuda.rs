@@ -236,7 +236,7 @@ impl Context {
     /// Asks for one launch.
     ///
     /// # Safety
-    /// `args` must be what the kernel takes, and what it points to be the kernel's to use until the stream is past it.
+    /// `args` must be what the kernel takes, and what it points to must be the kernel's to use until the stream has run it.
     unsafe fn launch<T>(&self, launch: &Launch, args: &T, stream: *mut c_void) -> Result<()> {
         let Launch { kernel, grid: [x, y, z], block, shared_bytes, cooperative } = *launch;
         // An empty grid has nothing to do, and the driver refuses it.
@@ -277,8 +277,8 @@ impl Context {
             }
         };
         if code == TOO_LARGE && x > 1 {
-            // The context may have fewer processors than the device (a green context, MPS), and nobody but the launch says so. Any number
-            // of blocks comes to the same.
+            // The context may have fewer processors than the device (a green context, MPS), which only the launch says. Any number of
+            // blocks has the same results.
             let fewer = Launch { grid: [x / 2, y, z], cooperative: (x / 2 > 1).into(), ..*launch };
             // SAFETY: the caller's promise.
             return unsafe { self.launch(&fewer, args, stream) };
@@ -289,7 +289,7 @@ impl Context {
     /// Puts `n` sequences into device memory at `to`.
     ///
     /// # Safety
-    /// `to` must be the device's, aligned to 8 and as large as they are, until the stream is past it.
+    /// `to` must be the device's, aligned to 8 and as large as they are, until the stream has run it.
     unsafe fn upload<B: Batch>(
         &self,
         to: *mut B::Sequence,
@@ -347,7 +347,7 @@ impl Context {
     ///
     /// # Safety
     /// What `batch` and the sequences point to must be the device's and as large as they say, the workspace `workspace_size` bytes
-    /// aligned to 16, until the stream is past them.
+    /// aligned to 16, until the stream has run them.
     pub unsafe fn run<B: Batch>(
         &self,
         batch: &mut B,
@@ -384,7 +384,7 @@ impl Context {
         unsafe { self.launch_all(&launches[..n_launches], batch.args(), stream) }
     }
 
-    /// Asks for launches, one behind the other.
+    /// Asks for launches, one after the other.
     ///
     /// # Safety
     /// As [`Self::launch`].
@@ -396,7 +396,7 @@ impl Context {
     /// What comes before a cascade's first push.
     ///
     /// # Safety
-    /// What `args` points to must be the device's and as large as plan.h says, until the stream is past it.
+    /// What `args` points to must be the device's and as large as plan.h says, until the stream has run it.
     pub unsafe fn begin_cascade(&self, args: &CascadeArgs, stream: *mut c_void) -> Result<()> {
         let (launches, n) = CascadeArgs::begin();
         // SAFETY: plan.c names the kernels that take these arguments; the memory is the caller's promise.
@@ -409,7 +409,7 @@ fn upload_size<B: Batch>(n: usize) -> usize {
     if n > 1 { n * size_of::<B::Sequence>() } else { 0 }
 }
 
-/// The same, and what is planned behind them.
+/// The same, and what is planned after them.
 fn needed<B: Batch>(n: usize, planned: usize) -> usize {
     let uploaded = upload_size::<B>(n);
     if planned > 0 { uploaded.next_multiple_of(16) + planned } else { uploaded }

@@ -1,82 +1,16 @@
-//! Crossing the boundary: structs of any version in, spans that must not overlap, a status out.
+//! Crossing the boundary: slices and tensors in, spans that must not overlap, a status out.
 
 use core::ffi::{CStr, c_void};
-use core::mem::{MaybeUninit, align_of, size_of};
+use core::mem::size_of;
 use core::ops::Range;
 
+use super::checked::dtype;
 use super::types::*;
+use super::versioned::{check_out_struct, check_pointer, read_struct, write_struct};
 use crate::error::{Error, ErrorKind, Result, ensure};
+use crate::params::{Layers, Shape};
 use crate::view::{Rows, Strides, Tensor};
 use crate::workspace::Carver;
-
-/// A struct whose first field is `struct_size: u32` and which grows at its end.
-///
-/// # Safety
-/// `repr(C)`, `struct_size` first, and every bit pattern is a value.
-pub(crate) unsafe trait Versioned: Copy {
-    /// Size of its first version.
-    const FIRST_SIZE: usize;
-}
-
-/// Larger than any struct will be: an uninitialised `struct_size` is told from a newer caller's.
-const MAX_STRUCT_SIZE: usize = 4096;
-
-pub(crate) fn check_pointer<T>(p: *const T, name: &'static CStr) -> Result<()> {
-    ensure(!p.is_null(), ErrorKind::Null, name)?;
-    ensure((p as usize).is_multiple_of(align_of::<T>()), ErrorKind::Alignment, name)
-}
-
-/// The caller's idea of the struct's size.
-///
-/// # Safety
-/// `p` must be NULL or point to a struct with its `struct_size` set.
-unsafe fn struct_size<T: Versioned>(p: *const T, name: &'static CStr) -> Result<usize> {
-    check_pointer(p, name)?;
-    // SAFETY: not NULL, aligned; the caller promises the first field.
-    let size = unsafe { (p as *const u32).read() } as usize;
-    ensure((T::FIRST_SIZE..=MAX_STRUCT_SIZE).contains(&size), ErrorKind::StructSize, name)?;
-    Ok(size)
-}
-
-/// Reads a struct of an older, the same or a newer version.
-///
-/// # Safety
-/// `p` must be NULL or point to as many readable bytes as its `struct_size` says.
-pub(crate) unsafe fn read_struct<T: Versioned>(p: *const T, name: &'static CStr) -> Result<T> {
-    // SAFETY: the caller's promise.
-    let size = unsafe { struct_size(p, name)? };
-    let known = size.min(size_of::<T>());
-    let mut value = MaybeUninit::<T>::zeroed();
-    // SAFETY: `size` bytes are readable, `known` of them fit into `value`; any bit pattern is a T.
-    let (value, tail) = unsafe {
-        core::ptr::copy_nonoverlapping(p as *const u8, value.as_mut_ptr() as *mut u8, known);
-        (value.assume_init(), core::slice::from_raw_parts((p as *const u8).add(known), size - known))
-    };
-    ensure(tail.iter().all(|&b| b == 0), ErrorKind::StructSize, name)?;
-    Ok(value)
-}
-
-/// Checks an out-struct before any work is done.
-///
-/// # Safety
-/// As for [`read_struct`].
-pub(crate) unsafe fn check_out_struct<T: Versioned>(p: *mut T, name: &'static CStr) -> Result<()> {
-    // SAFETY: the caller's promise.
-    unsafe { struct_size(p, name).map(|_| ()) }
-}
-
-/// Writes as much of `value` as the caller's version has, and keeps the caller's `struct_size`.
-///
-/// # Safety
-/// `p` must have passed [`check_out_struct`] and be writable.
-pub(crate) unsafe fn write_struct<T: Versioned>(p: *mut T, value: T) {
-    // SAFETY: checked: aligned, `struct_size` bytes long; the first four bytes are the size itself.
-    unsafe {
-        let known = ((p as *const u32).read() as usize).min(size_of::<T>());
-        let from = &raw const value as *const u8;
-        core::ptr::copy_nonoverlapping(from.add(4), (p as *mut u8).add(4), known - 4);
-    }
-}
 
 /// Runs a call and reports how it went. No panic gets out.
 ///
@@ -140,11 +74,24 @@ pub(crate) unsafe fn slice_mut<'a, T>(p: *mut T, n: usize, name: &'static CStr) 
     Ok(unsafe { core::slice::from_raw_parts_mut(p, n) })
 }
 
-/// A caller's tensor.
+/// A caller's tensor. Errors name it, not its field.
 ///
 /// # Safety
 /// `p` must be NULL or point to a `lava_tensor` that tells the truth about its memory for `'a`.
 pub(crate) unsafe fn tensor<'a>(
+    p: *const lava_tensor,
+    rows: Rows<'a>,
+    n_heads: usize,
+    dim: usize,
+    name: &'static CStr,
+) -> Result<Tensor<'a>> {
+    // SAFETY: the caller's promise about `p`.
+    unsafe { tensor_fields(p, rows, n_heads, dim, name) }.map_err(|e| e.of(name))
+}
+
+/// # Safety
+/// As for [`tensor`].
+unsafe fn tensor_fields<'a>(
     p: *const lava_tensor,
     rows: Rows<'a>,
     n_heads: usize,
@@ -159,7 +106,7 @@ pub(crate) unsafe fn tensor<'a>(
         false => Some(unsafe { slice(t.row_start, n_heads, c"row_start")? }),
     };
     let strides = Strides { token: t.stride_token, head: t.stride_head, dim: t.stride_dim, row_start };
-    let dtype = super::types::dtype(t.dtype)?;
+    let dtype = dtype(t.dtype)?;
     // SAFETY: `size` bytes from `data` are the caller's to give.
     unsafe { Tensor::from_raw(t.data as *mut u8, t.size, dtype, strides, rows, n_heads, dim) }
 }
@@ -174,7 +121,7 @@ pub(crate) unsafe fn workspace<'a>(p: *mut c_void, size: usize) -> Result<Carver
 }
 
 /// Memory that a call touches: what it writes must not be touched twice.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Memory {
     spans: [(Range<usize>, bool, &'static CStr); 24],
     n: usize,
@@ -205,9 +152,29 @@ impl Memory {
         self.tensor(t, true, name)
     }
 
+    /// A ragged shape's rows and positions.
+    pub fn reads_rows(self, shape: &Shape) -> Self {
+        match shape.ragged {
+            None => self,
+            Some(rows) => self.reads(rows.cu_rows.as_ptr(), rows.cu_rows.len(), c"cu_rows").reads(
+                rows.positions.as_ptr(),
+                rows.positions.len(),
+                c"positions",
+            ),
+        }
+    }
+
     fn tensor(self, t: &Tensor, written: bool, name: &'static CStr) -> Self {
         let (span, row_start) = (t.span(), t.row_start());
         self.add(span.start, span.len(), written, name).reads(row_start.as_ptr(), row_start.len(), name)
+    }
+
+    /// The same with the rows of every layer, which are too many to be looked at together.
+    pub fn check_layers(self, layers: &impl Layers) -> Result<()> {
+        self.clone().check()?;
+        (0..layers.n_layers())
+            .filter(|&l| layers.layer(l).ragged.is_some())
+            .try_for_each(|l| self.clone().reads_rows(&layers.layer(l)).check())
     }
 
     /// An error naming what is written and shared.
@@ -229,4 +196,20 @@ impl Error {
         self.argument = argument;
         self
     }
+}
+
+/// What a call does for one layer: its errors name the layer.
+pub(crate) fn in_layer<T>(shape: &Shape, body: impl FnOnce() -> Result<T>) -> Result<T> {
+    body().map_err(|e| e.at_layer(shape.layer))
+}
+
+/// The one number that a call returns.
+///
+/// # Safety
+/// `p` must be NULL or writable.
+pub(crate) unsafe fn put<T>(p: *mut T, name: &'static CStr, value: impl FnOnce() -> Result<T>) -> Result<()> {
+    // SAFETY: the caller's promise.
+    let out = unsafe { slice_mut(p, 1, name)? };
+    out[0] = value()?;
+    Ok(())
 }

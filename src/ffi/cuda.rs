@@ -1,10 +1,8 @@
-//! The functions of `include/lava_cuda.h`; comments are that header's. As in `functions.rs`, what is checked is checked before anything is
-//! launched, and pointers are believed to lead to as much memory as the comments say. Memory of the device is never followed here.
-#![allow(clippy::missing_safety_doc)]
-// Brackets in these comments are C shapes and indices, not links.
-#![allow(rustdoc::broken_intra_doc_links)]
-// Each unsafe block below relies on the contract of the C header and on nothing else, unless it says so.
-#![allow(clippy::undocumented_unsafe_blocks)]
+//! The functions of `include/lava_cuda.h`; their comments are that header's. Everything that can be checked on the host is checked before
+//! anything is launched. Memory of the device is never followed here.
+//!
+//! As in the rest of `ffi`, every function is `unsafe` for one reason: pointers must be NULL or lead to as much memory as the function's
+//! comment says, on the host or on the device as it says, for as long as it says.
 
 mod attend;
 mod budgets;
@@ -25,12 +23,13 @@ pub use stats::*;
 use core::ffi::{CStr, c_void};
 use core::mem::{align_of, offset_of, size_of};
 
+use super::checked;
 use super::types::layout;
 use super::*;
 use crate::backend::cuda::Context;
 use crate::backend::cuda::plan::{Batch, DeviceTensor};
 use crate::error::{Error, ErrorKind, Result, ensure};
-use crate::params::Shape;
+use crate::params::{ScoreParams, SelectParams, Shape};
 use crate::view::{Dtype, Rows, Strides, Tensor};
 use crate::workspace::WORKSPACE_ALIGN;
 
@@ -45,11 +44,11 @@ pub extern "C" fn lava_cuda_context_size() -> usize {
 
 /// Loads the kernels into the CUDA context that is current on the calling thread.
 ///
-/// The first call of a process loads libcuda, which stays; that, and what the driver does to load code, are the only allocations
-/// behind this header. Not to be called while a stream of the context is being captured.
+/// The first call of a process loads libcuda, which stays loaded; that, and what the driver does to load code, are the only allocations
+/// that a function of this header makes. Not to be called while a stream of the context is being captured.
 ///
 /// context: lava_cuda_context_size bytes of host memory, for as long as it is used; what it holds is overwritten. It may be
-///     moved, and be used by many threads at a time. A CUDA context needs one of its own.
+///     moved, and many threads may use it at a time. Each CUDA context needs one of its own.
 /// Errors: NULL, ALIGNMENT, BUFFER_SIZE, UNSUPPORTED (a library built without nvcc), DRIVER (argument names a function that
 ///     libcuda lacks, or the driver's error), CONTEXT. On error nothing stays loaded, and the memory is as it was.
 #[unsafe(no_mangle)]
@@ -58,6 +57,7 @@ pub unsafe extern "C" fn lava_cuda_init(
     context_size: usize,
     error: *mut lava_error,
 ) -> lava_status {
+    // SAFETY: context and error are NULL or lead to what the comment above says: the caller's promise.
     unsafe {
         run(error, || {
             check_context_memory(context)?;
@@ -69,12 +69,13 @@ pub unsafe extern "C" fn lava_cuda_init(
     }
 }
 
-/// Unloads the kernels. Nothing that was launched with them may still be running, and no captured graph be launched any more.
+/// Unloads the kernels. Nothing that was launched with them may still be running, and no captured graph may be launched any more.
 ///
-/// context: from lava_cuda_init. Afterwards it holds none (STATE), whether or not the driver had something to say.
+/// context: from lava_cuda_init. Afterwards it holds no kernels (STATE), even where the driver reports an error.
 /// Errors: NULL, ALIGNMENT, STATE, CONTEXT (then it is untouched), DRIVER.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_destroy(context: *mut c_void, error: *mut lava_error) -> lava_status {
+    // SAFETY: context and error are NULL or lead to what the comment above says: the caller's promise.
     unsafe {
         run(error, || {
             let loaded = reopen(context)?;
@@ -86,12 +87,12 @@ pub unsafe extern "C" fn lava_cuda_destroy(context: *mut c_void, error: *mut lav
     }
 }
 
-/// What a status word says, once the stream is past the calls that were given it and the word is back on the host.
+/// What a status word says, once the stream has run the calls that were given it and the word is back on the host.
 ///
 /// word: *status of those calls. All bits set: nothing went wrong.
 /// sequence: NULL, or receives the sequence of the batch, LAVA_NONE without a fault.
-/// error: NULL, or the layer, the KV head, and what was not finite: "lse", "q", "v", "scores", "stats" or "weights"; "q" may be k as well.
-///     LAVA_ERR_BUDGET: "total". Where it is no head's, as with the weights of layers, head is LAVA_NONE.
+/// error: NULL, or receives the layer, the KV head, and what was not finite: "lse", "q", "v", "scores", "stats" or "weights"; "q" stands
+///     for q or k. With LAVA_ERR_BUDGET it is "total". Where no head is to blame, as with the weights of layers, head is LAVA_NONE.
 /// Returns LAVA_OK, LAVA_ERR_NONFINITE, LAVA_ERR_BUDGET, or LAVA_ERR_ARGUMENT for what is no status word. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_result(
@@ -99,6 +100,7 @@ pub unsafe extern "C" fn lava_cuda_result(
     sequence: *mut u32,
     error: *mut lava_error,
 ) -> lava_status {
+    // SAFETY: sequence and error are NULL or lead to what the comment above says: the caller's promise.
     unsafe {
         run(error, || {
             let (fault, of_batch) = match word {
@@ -131,7 +133,7 @@ pub unsafe extern "C" fn lava_cuda_result(
     }
 }
 
-/// In a status word, where a fault is no head's (plan.h: LAVA_NO_HEAD).
+/// In a status word, where no head is to blame (plan.h: LAVA_NO_HEAD).
 const NO_HEAD: usize = 0xfffff;
 
 fn check_context_memory(context: *const c_void) -> Result<()> {
@@ -140,18 +142,25 @@ fn check_context_memory(context: *const c_void) -> Result<()> {
     ensure((context as usize).is_multiple_of(WORKSPACE_ALIGN), ErrorKind::Alignment, c"context")
 }
 
+/// # Safety
+/// `context` must be NULL or lead to a context's size of host memory, for `'a`.
 unsafe fn reopen<'a>(context: *const c_void) -> Result<&'a Context> {
     check_context_memory(context)?;
+    // SAFETY: not NULL and aligned; the size is the caller's promise.
     unsafe { Context::reopen(context) }
 }
 
 /// A context whose kernels can be launched from this thread.
+///
+/// # Safety
+/// As for [`reopen`].
 unsafe fn current<'a>(context: *const c_void) -> Result<&'a Context> {
+    // SAFETY: the caller's promise.
     let cuda = unsafe { reopen(context)? };
     cuda.check_current().map(|()| cuda)
 }
 
-/// What a call is given beside what it works on. The context's kernels can be launched from this thread.
+/// What a call is given in addition to what it works on. The context's kernels can be launched from this thread.
 struct Call<'a> {
     cuda: &'a Context,
     workspace: *mut c_void,
@@ -161,6 +170,8 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
+    /// # Safety
+    /// As for [`reopen`]. The workspace, the status word and the stream must be the context's, as the header says.
     unsafe fn new(
         context: *const c_void,
         workspace: *mut c_void,
@@ -168,12 +179,13 @@ impl Call<'_> {
         status: *mut u64,
         stream: *mut c_void,
     ) -> Result<Self> {
+        // SAFETY: the caller's promise.
         let cuda = unsafe { current(context)? };
         check_pointer(status, c"status")?;
         Ok(Self { cuda, workspace, workspace_size, status, stream })
     }
 
-    /// What it writes beside its results.
+    /// What it writes in addition to its results.
     fn memory(&self) -> Memory {
         let workspace = self.workspace as *mut u8;
         Memory::default().writes(workspace, self.workspace_size, c"workspace").writes(
@@ -183,6 +195,8 @@ impl Call<'_> {
         )
     }
 
+    /// # Safety
+    /// What `batch` and the sequences point to must be the device's and as large as the header says, until the stream has run it.
     unsafe fn run<B: Batch>(
         &self,
         mut batch: B,
@@ -190,21 +204,25 @@ impl Call<'_> {
         sequence: &dyn Fn(usize) -> Result<B::Sequence>,
     ) -> Result<()> {
         let (n, workspace, size) = (n_sequences as usize, self.workspace, self.workspace_size);
+        // SAFETY: the caller's promise; the workspace's is that of `new`.
         unsafe { self.cuda.run(&mut batch, n, sequence, workspace, size, self.stream) }
     }
 }
 
 /// Bytes of workspace that a batch needs.
+///
+/// # Safety
+/// As for [`reopen`], and `size` must be NULL or writable.
 unsafe fn tell_size<B: Batch>(
     context: *const c_void,
     mut batch: B,
     n_sequences: u32,
     size: *mut usize,
 ) -> Result<()> {
+    // SAFETY: the caller's promise.
     unsafe {
         let cuda = reopen(context)?;
-        slice_mut(size, 1, c"size")?[0] = cuda.workspace_size(&mut batch, n_sequences as usize);
-        Ok(())
+        put(size, c"size", || Ok(cuda.workspace_size(&mut batch, n_sequences as usize)))
     }
 }
 
@@ -214,7 +232,11 @@ fn check_device_memory(workspace: *mut c_void) -> Result<()> {
 }
 
 /// Sequence `i` of an array whose elements are as large as their writer's header says.
+///
+/// # Safety
+/// `sequences` must be NULL or lead to more than `i` structs of the size that the first one says.
 unsafe fn nth<T: Versioned>(sequences: *const T, i: usize) -> Result<T> {
+    // SAFETY: the caller's promise.
     unsafe {
         let first = read_struct(sequences, c"sequences")?;
         let size = (sequences as *const u32).read() as usize;
@@ -246,12 +268,78 @@ fn check_scores(scores: *const f32, shape: &Shape) -> Result<()> {
     }
 }
 
+/// That what a caller asks for is what the GPU can do: the table at the top of the header.
+fn supports(ok: bool, argument: &'static CStr) -> Result<()> {
+    ensure(ok, ErrorKind::Unsupported, argument)
+}
+
+/// Most tokens of a sequence. Kernels count in 32 bits, and in steps that may end after the last token.
+const MAX_TOKENS: usize = (u32::MAX - 4095) as usize;
+
+/// A caller's shape, checked. Heads of unlike rows are refused before anything of theirs is looked at.
+///
+/// # Safety
+/// `p` must be NULL or lead to a `lava_shape`.
+unsafe fn dense_shape(p: *const lava_shape) -> Result<Shape<'static>> {
+    // SAFETY: the caller's promise; there are no rows or positions to be followed.
+    let shape = unsafe {
+        let given = read_struct(p, c"shape")?;
+        supports(given.cu_rows.is_null(), c"cu_rows").map_err(|e| e.at_layer(given.layer))?;
+        checked::shape(p)?
+    };
+    in_layer(&shape, || ensure(shape.n_tokens <= MAX_TOKENS, ErrorKind::Overflow, c"n_tokens"))?;
+    Ok(shape)
+}
+
+/// The same where entries that no later query can see are not told apart from the others.
+///
+/// # Safety
+/// As for [`dense_shape`].
+unsafe fn shape_without_sliding(p: *const lava_shape) -> Result<Shape<'static>> {
+    // SAFETY: the caller's promise.
+    let shape = unsafe { dense_shape(p)? };
+    in_layer(&shape, || supports(shape.sliding_window.is_none(), c"sliding_window"))?;
+    Ok(shape)
+}
+
+/// Options of scoring.
+///
+/// # Safety
+/// `p` must be NULL or lead to a `lava_score_params`.
+unsafe fn score_params(p: *const lava_score_params, n_q_heads: usize) -> Result<ScoreParams<'static>> {
+    // SAFETY: the caller's promise; there are no sink logits to be followed.
+    unsafe {
+        if let Some(given) = read_option(p, c"params")? {
+            supports(given.sink_logits.is_null(), c"sink_logits")?;
+            supports(given.backend == LAVA_BACKEND_BEST, c"backend")?;
+        }
+        Ok(checked::score_params(p, n_q_heads)?.0)
+    }
+}
+
+/// Options of selection that lead to no memory: each sequence has its own.
+///
+/// # Safety
+/// `p` must be NULL or lead to a `lava_select_params`.
+unsafe fn select_params(p: *const lava_select_params) -> Result<SelectParams<'static>> {
+    // SAFETY: the caller's promise; there is neither a mask nor weights to be followed.
+    unsafe {
+        if let Some(given) = read_option(p, c"params")? {
+            ensure(given.protected_mask.is_null(), ErrorKind::Argument, c"protected_mask")?;
+            ensure(given.head_weights.is_null(), ErrorKind::Argument, c"head_weights")?;
+        }
+        checked::select_params(p, 0, 0)
+    }
+}
+
 /// A sequence's or layer's own shape, of no more tokens than the longest.
-fn shorter(longest: &Shape, n_tokens: u32, layer: u32) -> Result<Shape> {
+fn shorter(longest: &Shape<'static>, n_tokens: u32, layer: u32) -> Result<Shape<'static>> {
     let shape = Shape { n_tokens: n_tokens as usize, layer, ..*longest };
-    shape.validate()?;
-    ensure(shape.n_tokens <= longest.n_tokens, ErrorKind::Shape, c"n_tokens")?;
-    ensure(layer <= 0xffff, ErrorKind::Argument, c"layer")?;
+    in_layer(&shape, || {
+        shape.validate()?;
+        ensure(shape.n_tokens <= longest.n_tokens, ErrorKind::Shape, c"n_tokens")?;
+        ensure(layer <= 0xffff, ErrorKind::Argument, c"layer")
+    })?;
     Ok(shape)
 }
 
@@ -262,7 +350,10 @@ fn check_batch(shape: &Shape, n_sequences: u32) -> Result<()> {
     ensure(shape.layer <= 0xffff, ErrorKind::Argument, c"layer")
 }
 
-/// A tensor of the device: as strict as the CPU's, but that `row_start` and what it leads to cannot be looked at.
+/// A tensor of the device: checked as strictly as the CPU's, but `row_start` and what it leads to cannot be looked at.
+///
+/// # Safety
+/// `p` must be NULL or lead to a `lava_tensor`.
 unsafe fn device_tensor(
     p: *const lava_tensor,
     rows: usize,
@@ -270,9 +361,10 @@ unsafe fn device_tensor(
     dim: usize,
     name: &'static CStr,
 ) -> Result<(DeviceTensor, usize)> {
+    // SAFETY: the caller's promise.
     let t = unsafe { read_struct(p, name)? };
     let check = || {
-        let dtype = super::types::dtype(t.dtype)?;
+        let dtype = checked::dtype(t.dtype)?;
         let strides =
             Strides { token: t.stride_token, head: t.stride_head, dim: t.stride_dim, row_start: None };
         let heads = if t.row_start.is_null() { n_heads } else { 1 };
@@ -301,6 +393,9 @@ unsafe fn device_tensor(
 }
 
 /// The same for f32 alone.
+///
+/// # Safety
+/// As for [`device_tensor`].
 unsafe fn device_f32(
     p: *const lava_tensor,
     rows: usize,
@@ -308,6 +403,7 @@ unsafe fn device_f32(
     dim: usize,
     name: &'static CStr,
 ) -> Result<(DeviceTensor, usize)> {
+    // SAFETY: the caller's promise.
     let tensor = unsafe { device_tensor(p, rows, n_heads, dim, name)? };
     ensure(tensor.0.dtype == Dtype::F32 as i32, ErrorKind::Dtype, name)?;
     Ok(tensor)

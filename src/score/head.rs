@@ -30,7 +30,7 @@ pub(super) fn score(task: &Task, plan: Plan, b: &mut Buffers, out: &mut [f32]) -
         finite &= s.is_finite();
     }
     if params.smoothing > 0.0 {
-        let mean = crate::entropy::mass(out, out.len()) / out.len() as f64;
+        let mean = crate::entropy::total(out) / out.len() as f64;
         let more = (params.smoothing as f64 * mean) as f32;
         for s in out.iter_mut() {
             *s += more;

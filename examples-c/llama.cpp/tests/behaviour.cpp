@@ -3,8 +3,6 @@
  */
 #include "oracle.h"
 
-#include "lava.h"
-
 static const uint32_t N_PROMPT = 200, N_MORE = 60;
 
 static tiny_model tiny;
@@ -86,18 +84,30 @@ static void refusals_of_parameters() {
     llama_lava_params p = some_params();
     p.budget = 31;
     refused(p, -1, "a budget below the window", "less than the window");
-    p.budget = 40, p.n_sink = 9;
+    p.budget = 35;
     refused(p, -1, "a budget below window and sinks", "less than the window");
-    p = some_params(), p.budget = 0, p.ratio = 1.5f;
+    p = some_params(), p.budget = 0, p.ratio = 1.5;
     refused(p, -1, "a ratio above 1", "ratio in (0, 1]");
     p = some_params(), p.window = 0;
     refused(p, -1, "no window", "at least 1");
     p = some_params(), p.compress_above = 80;
     refused(p, -1, "compress_above that is the budget", "more than the budget");
-    p = some_params(), p.pool_kernel = 4;
+    lava_score_params score = lava_score_params_default();
+    score.pool_kernel = 4;
+    p = some_params(), p.score = &score;
     refused(p, -1, "an even pool_kernel", "pool_kernel");
-    p = some_params(), p.alpha = 2;
+    lava_select_params select = lava_select_params_default();
+    select.alpha = 2;
+    p = some_params(), p.select = &select;
     refused(p, -1, "alpha of 2", "alpha");
+    select = lava_select_params_lava_released();
+    refused(p, -1, "an affine floor with one sort over all layers", "head_floor");
+    select = lava_select_params_default();
+    const uint8_t mask[1024] = {};
+    select.protected_mask = mask;
+    refused(p, -1, "a mask", "masks");
+    p = some_params(), p.layers = LAVA_LAYERS_WEIGHTS;
+    refused(p, -1, "layers by weights", "layers must be");
     p = some_params(), p.attn = 9;
     refused(p, -1, "an attention that isn't one", "attn must be");
     check_refused(llama_lava_compress(ctx.get()) == -1, "compressing what isn't enabled", "llama_lava_enable");
@@ -146,6 +156,15 @@ static void refusals_of_models(const std::string & path) {
         log_text.clear();
         check_refused(!open(unfit.get(), o), "a context of it with llama_context_params.lava", kind.message);
     }
+    tiny_model many;  // 90 KV heads: their nodes fit into the graph, but not beside its own
+    many.n_layer = 30, many.n_head = 9, many.n_head_kv = 3, many.head_dim = 32;
+    many.write(path);
+    model_ptr large = load(path);
+    context_ptr ctx = open(large.get(), {});
+    llama_lava_params p = some_params();
+    p.attn = LLAMA_LAVA_ATTN_PER_HEAD;
+    log_text.clear();
+    check_refused(llama_lava_enable(ctx.get(), p) == -2, "a node per head where the graph has no room for so many", "so many heads");
 }
 
 static void not_a_number(const std::string & path) {
@@ -183,7 +202,7 @@ static void nothing_to_compress() {
     ctx = compressed(p);
     const llama_lava_info info = llama_lava_get_info(ctx.get());
     check(info.compressed && info.n_evicted == 0 && info.n_rows == info.n_rows_dense, "a budget above the prompt packs and evicts nothing");
-    p = some_params(), p.budget = 32;
+    p = published(), p.budget = 32;
     ctx = compressed(p);
     bool only_window = true;
     for (const auto & layer : all_positions(ctx.get()))
@@ -191,33 +210,49 @@ static void nothing_to_compress() {
     check(only_window, "a budget that is the window keeps the window");
     const kept_rows window = all_positions(ctx.get());
     check(llama_lava_compress(ctx.get()) == 0 && all_positions(ctx.get()) == window, "and again, with nothing to choose from");
-    p = some_params(), p.budget = 0, p.ratio = 0.1f;
-    ctx = prompted(p);
+    bool every_length = true;
+    for (uint32_t n : { 33u, 35u, 36u, 37u, 100u, 179u, 180u, 200u }) {
+        p = some_params(), p.budget = 0, p.ratio = 0.2;
+        ctx = compressed(p, {}, n);
+        const uint32_t due = std::min(n, std::max(36u, n / 5));
+        every_length = every_length && llama_lava_get_info(ctx.get()).n_rows == due * 6;
+    }
+    check(every_length, "a ratio works at every length: never less than the window and the sinks");
+    check(llama_lava_set_budget(ctx.get(), 35, 0) == -1 && llama_lava_set_budget(ctx.get(), 38, 0) == 0 && llama_lava_compress(ctx.get()) == 0 &&
+          llama_lava_get_info(ctx.get()).n_rows == 38 * 6, "and a budget set afterwards");
     log_text.clear();
-    check_refused(llama_lava_compress(ctx.get()) == -1 && !llama_lava_get_info(ctx.get()).compressed, "a ratio below the window", "less than the window");
-    check(llama_lava_set_budget(ctx.get(), 64, 0) == 0 && llama_lava_compress(ctx.get()) == 0, "and goes with a budget set afterwards");
 }
 
 static void options_of_the_library() {
     llama_lava_params p = some_params();
-    p.n_sink = 4;
+    lava_select_params select = lava_select_params_default();
+    p.select = &select;
+    select.n_sink = 5;
     context_ptr ctx = compressed(p);
     bool sinks = true;
     for (const auto & layer : all_positions(ctx.get()))
-        for (const auto & head : layer) sinks = sinks && head[0] == 0 && head[3] == 3;
+        for (const auto & head : layer) sinks = sinks && head[0] == 0 && head[4] == 4;
     check(sinks, "n_sink: every head keeps the first tokens");
-    p = some_params(), p.equal_layers = true;
+    p = some_params(), p.layers = LAVA_LAYERS_EQUAL;
     ctx = compressed(p);
     bool equal = true;
     for (const auto & layer : all_positions(ctx.get())) equal = equal && layer[0].size() + layer[1].size() == 2 * 80;
-    check(equal, "equal_layers: every layer keeps the budget");
-    p = some_params(), p.head_floor = LAVA_FLOOR_GUARANTEED, p.alpha = 1;
+    check(equal, "LAVA_LAYERS_EQUAL: every layer keeps the budget");
+    select.alpha = 1;
+    p = some_params(), p.select = &select;
     ctx = compressed(p);
     llama_lava_layer layer = {};
     bool floor = llama_lava_get_layer(ctx.get(), 1, &layer) && layer.evicted_share > 0 && layer.evicted_share < 1 && layer.entropy > 0;
     for (const auto & heads : all_positions(ctx.get()))
         floor = floor && std::max(heads[0].size(), heads[1].size()) - std::min(heads[0].size(), heads[1].size()) <= 1;
-    check(floor, "head_floor, alpha 1: heads of a layer keep as much");
+    check(floor, "a guaranteed floor with alpha 1: heads of a layer keep as much");
+    const kept_rows by_default = all_positions(compressed(some_params()).get());
+    lava_score_params score = lava_score_params_default();
+    select = lava_select_params_default();
+    p.score = &score;
+    check(all_positions(compressed(p).get()) == by_default, "the recommended preset by name is what NULL means");
+    score = lava_score_params_snapkv();
+    check(all_positions(compressed(p).get()) != by_default, "and a score of another paper is another");
     check(!llama_lava_get_layer(ctx.get(), 99, &layer) && llama_lava_n_kept(ctx.get(), 0, 9) == -1, "there is no layer 99 and no head 9");
 }
 
@@ -310,15 +345,16 @@ static void state() {
 static void cascade() {
     for (ggml_type type : { GGML_TYPE_F16, GGML_TYPE_F32, GGML_TYPE_Q8_0 })
         for (bool flash : { true, false })
-            for (int floor : { LAVA_FLOOR_NONE, LAVA_FLOOR_AFFINE }) {
+            for (int layers : { LAVA_LAYERS_GLOBAL, LAVA_LAYERS_ENTROPY, LAVA_LAYERS_EQUAL }) {
                 if (type == GGML_TYPE_Q8_0 && !flash) continue;
                 options o;
                 o.type_k = o.type_v = type;
                 o.flash = flash;
                 llama_lava_params p = some_params();
-                p.head_floor = floor;
-                p.alpha = 0.2;
-                p.n_sink = 2;
+                lava_select_params select = lava_select_params_lava_released();
+                select.n_sink = 2;
+                p.layers = layers;
+                if (layers == LAVA_LAYERS_ENTROPY) p.select = &select;
                 context_ptr after = compressed(p, o);
                 o.lava = &p;
                 context_ptr during = open(model.get(), o);
@@ -327,7 +363,7 @@ static void cascade() {
                 const llama_lava_info a = llama_lava_get_info(after.get()), d = llama_lava_get_info(during.get());
                 check(llama_lava_last_result(during.get()) == 0 && d.compressed && all_positions(during.get()) == all_positions(after.get()) &&
                       identical(steps(during.get(), tokens, N_PROMPT, N_MORE), steps(after.get(), tokens, N_PROMPT, N_MORE)),
-                      "%-4s flash %-3s floor %d: compressed while evaluated as at the end, to the bit", ggml_type_name(type), flash ? "on" : "off", floor);
+                      "%-4s flash %-3s layers %d: compressed while evaluated as at the end, to the bit", ggml_type_name(type), flash ? "on" : "off", layers);
                 check(d.kv_bytes_peak < a.kv_bytes_peak && a.kv_bytes_peak >= (size_t) a.n_rows_dense * a.kv_bytes_used / a.n_rows, "and its peak is lower: %zu bytes, not %zu", d.kv_bytes_peak, a.kv_bytes_peak);
             }
     options o;
@@ -416,7 +452,8 @@ static bool best_rows_kept(const witness & w, const kept_rows & before, const ke
 
 static void again() {
     // Stock context whose attention is replaced: what the second compression sees, to be scored by plain loops.
-    const llama_lava_params p = some_params();
+    llama_lava_params p = published();
+    p.budget = 80;
     options f32;  // rows without rounding: the two go on from their own
     f32.type_k = f32.type_v = GGML_TYPE_F32;
     context_ptr ctx = compressed(p, f32);
@@ -425,6 +462,10 @@ static void again() {
     const kept_rows before = all_positions(ctx.get());
     check(llama_lava_compress(ctx.get()) == 0, "a compressed cache is compressed again");
     const kept_rows after = all_positions(ctx.get());
+    llama_lava_layer layer = {};
+    for (int il = 0; llama_lava_get_layer(ctx.get(), il, &layer); il++)
+        check(layer.mass > 0 && layer.entropy > 0.5 && layer.evicted_share > 0 && layer.evicted_share < 0.5, "layer %d: %.1f%% of a mass of %.2f evicted, entropy %.3f",
+              il, 100 * layer.evicted_share, layer.mass, layer.entropy);
     size_t n = 0;
     bool subset = true, window = true;
     for (size_t il = 0; il < after.size(); il++)
@@ -464,7 +505,7 @@ static void again() {
     limit.compress_above = 100;
     context_ptr by_limit = compressed(limit);
     for (uint32_t i = 0; i < 21; i++) decode(by_limit.get(), &tokens[N_PROMPT + i], 1);
-    check(llama_lava_get_info(by_limit.get()).n_compress == 1, "20 tokens behind a budget of 80 are within compress_above 100");
+    check(llama_lava_get_info(by_limit.get()).n_compress == 1, "20 tokens after a budget of 80 are within compress_above 100");
     const size_t rows_before = llama_lava_get_info(by_limit.get()).n_rows;
     decode(by_limit.get(), &tokens[N_PROMPT + 21], 1);
     const llama_lava_info info = llama_lava_get_info(by_limit.get());
@@ -494,9 +535,10 @@ static void again() {
         llama_lava_params pp = some_params();
         pp.attn = LLAMA_LAVA_ATTN_PADDED;
         pp.compress_above = 90;
-        pp.n_sink = 3;
-        pp.head_floor = LAVA_FLOOR_GUARANTEED;
-        pp.alpha = 0.9;
+        lava_select_params select = lava_select_params_default();
+        select.n_sink = 3;
+        select.alpha = 0.9;
+        pp.select = &select;
         context_ptr many = compressed(pp, q);
         const floats l = steps(many.get(), tokens, N_PROMPT, N_MORE);
         bool finite = true, sinks = true;
@@ -525,6 +567,11 @@ static void unlike_layers(const std::string & path) {
         const kept_rows rows = all_positions(ctx.get());
         check(llama_lava_last_result(ctx.get()) == 0 && rows[2].size() == 4 && llama_lava_get_info(ctx.get()).n_rows == 80 * 8,
               "flash %-3s layers of 2, 2 and 4 KV heads share a budget", flash ? "on," : "off,");
+        context_ptr at_end = open(unlike.get(), o);
+        decode(at_end.get(), tokens.data(), (int) N_PROMPT);
+        check(llama_lava_compress(at_end.get()) == 0 && all_positions(at_end.get()) == rows, "while evaluated as at the end");
+        check(llama_lava_set_budget(at_end.get(), 50, 0) == 0 && llama_lava_compress(at_end.get()) == 0 && llama_lava_get_info(at_end.get()).n_rows == 50 * 8,
+              "and compressed again");
         o.lava = nullptr;
         o.cb = witness::callback;
         o.cb_data = &w;

@@ -4,21 +4,18 @@
  */
 #include "oracle.h"
 
-#include "lava.h"
-
 static const uint32_t WINDOW = 32, BUDGET = 90, N_PROMPT = 300, N_STEPS = 8;
 
-/* Rows that the library keeps of what the witness saw. */
-static kept_rows kept_by_library(const witness & w, uint32_t budget, bool quantized) {
+/* Rows that the library keeps of what the witness saw, all layers at once. */
+static kept_rows kept_by_library(const witness & w, const llama_lava_params & params, bool quantized) {
     kept_rows kept;
-    std::vector<floats> all_scores;
+    floats all_scores;
     std::vector<double> entropies;
-    std::vector<uint64_t> capacities;
-    lava_shape shape = {};
+    std::vector<lava_shape> shapes;
     uint64_t total = 0;
     for (const auto & [il, l] : w.layers) {
         const uint32_t n = (uint32_t) l.q.size();
-        shape = lava_shape_init(n, l.n_head, l.n_head_kv, l.dim, l.dim, WINDOW);
+        const lava_shape shape = lava_shape_init(n, l.n_head, l.n_head_kv, l.dim, l.dim, WINDOW);
         floats q;
         for (uint32_t i = n - WINDOW; i < n; i++) q.insert(q.end(), l.q[i].begin(), l.q[i].end());
         floats plain[2], scores((size_t) l.n_head_kv * (n - WINDOW));
@@ -46,32 +43,48 @@ static kept_rows kept_by_library(const witness & w, uint32_t budget, bool quanti
                 t[is_v] = lava_tensor_token_major(type, data, (is_v ? l.v_data : l.k_data).size(), l.n_head_kv, l.dim);
             }
         }
-        lava_score_params how = lava_score_params_init();
         size_t size = 0;
-        lava_score_workspace_size(&shape, &how, &size, nullptr);
+        lava_score_workspace_size(&shape, params.score, &size, nullptr);
         std::vector<char> workspace(size);
         const lava_tensor tq = lava_tensor_token_major(LAVA_F32, q.data(), q.size() * sizeof(float), l.n_head, l.dim);
-        if (lava_score(&shape, &how, &tq, &t[0], &t[1], nullptr, 0, 1, workspace.data(), size, scores.data(), nullptr) != LAVA_OK) return {};
+        if (lava_score(&shape, params.score, &tq, &t[0], &t[1], nullptr, 0, 1, workspace.data(), size, scores.data(), nullptr) != LAVA_OK) return {};
         double entropy = 0;
         lava_entropy(&shape, scores.data(), &entropy, nullptr, nullptr);
         entropies.push_back(entropy);
-        capacities.push_back(scores.size());
-        all_scores.push_back(scores);
+        all_scores.insert(all_scores.end(), scores.begin(), scores.end());
+        shapes.push_back(shape);
     }
-    lava_total_entries(&shape, budget, (uint32_t) w.layers.size(), &total, nullptr);
-    std::vector<uint64_t> budgets(w.layers.size());
-    lava_layer_budgets((uint32_t) budgets.size(), entropies.data(), capacities.data(), nullptr, total, budgets.data(), nullptr);
-    for (size_t il = 0; il < budgets.size(); il++) {
+    const uint32_t n_layers = (uint32_t) shapes.size();
+    std::vector<uint64_t> entries(n_layers);
+    std::vector<double> head_weights;
+    for (const lava_shape & shape : shapes) head_weights.resize(head_weights.size() + shape.n_kv_heads);
+    lava_total_entries(shapes.data(), n_layers, n_layers, params.budget, &total, nullptr);
+    const bool global = params.layers == LAVA_LAYERS_GLOBAL;
+    if (global) {
+        size_t size = 0;
+        lava_global_entries_workspace_size(shapes.data(), n_layers, n_layers, &size, nullptr);
+        std::vector<char> workspace(size);
+        lava_global_entries(shapes.data(), n_layers, n_layers, params.select, all_scores.data(), total, workspace.data(), size, entries.data(), head_weights.data(), nullptr);
+    } else {
+        lava_layer_entries(shapes.data(), n_layers, n_layers, params.select, entropies.data(), total, entries.data(), nullptr);
+    }
+    const float * scores = all_scores.data();
+    const double * weights = head_weights.data();
+    for (uint32_t il = 0; il < n_layers; il++) {
+        const lava_shape & shape = shapes[il];
         uint64_t n_kept = 0;
         size_t size = 0;
-        lava_n_kept(&shape, budgets[il], &n_kept, nullptr);
+        lava_n_kept(&shape, entries[il], &n_kept, nullptr);
         lava_select_workspace_size(&shape, &size, nullptr);
         std::vector<char> workspace(size);
         std::vector<uint32_t> rows(n_kept), cu(shape.n_kv_heads + 1);
-        lava_select_params how = lava_select_params_init();
-        lava_select(&shape, &how, all_scores[il].data(), budgets[il], workspace.data(), size, rows.data(), n_kept, cu.data(), nullptr, nullptr);
+        lava_select_params how = params.select ? *params.select : lava_select_params_default();
+        how.head_weights = global ? weights : nullptr;
+        lava_select(&shape, &how, scores, entries[il], workspace.data(), size, rows.data(), n_kept, cu.data(), nullptr, nullptr, nullptr);
         kept.emplace_back();
         for (uint32_t h = 0; h < shape.n_kv_heads; h++) kept.back().emplace_back(rows.begin() + cu[h], rows.begin() + cu[h + 1]);
+        scores += lava_n_scores(&shape);
+        weights += shape.n_kv_heads;
     }
     return kept;
 }
@@ -116,6 +129,7 @@ int main(int argc, char ** argv) {
         { "f16, per head",             GGML_TYPE_F16,  true,  512, N_PROMPT, LLAMA_LAVA_ATTN_PER_HEAD, 3e-2 },
         { "q8_0, padded",              GGML_TYPE_Q8_0, true,  512, N_PROMPT, LLAMA_LAVA_ATTN_PADDED,   6e-2 },
     };
+    for (bool by_default : { true, false })
     for (const variant & v : variants) {
         const bool quantized = v.type == GGML_TYPE_Q8_0;
         options o;
@@ -126,7 +140,7 @@ int main(int argc, char ** argv) {
         o.cb = witness::callback;
         o.cb_data = &prefill;
         context_ptr ctx = open(model.get(), o);
-        llama_lava_params params = llama_lava_default_params();
+        llama_lava_params params = by_default ? llama_lava_default_params() : published();
         params.budget = BUDGET;
         params.window = WINDOW;
         params.attn = v.attn;
@@ -134,7 +148,7 @@ int main(int argc, char ** argv) {
         for (uint32_t i = 0; i < N_PROMPT; i += v.chunk) decode(ctx.get(), &tokens[i], (int) std::min(v.chunk, N_PROMPT - i));
         if (llama_lava_compress(ctx.get()) != 0) check(false, "%s: compress", v.name);
         const kept_rows kept = all_positions(ctx.get());
-        check(kept == kept_by_library(prefill, BUDGET, quantized), "%-26s keeps what the library keeps of a capture", v.name);
+        check(kept == kept_by_library(prefill, params, quantized), "%-26s keeps what the library keeps of a capture, preset %s", v.name, by_default ? "default" : "lava");
         check(count(kept) == (size_t) BUDGET * tiny.n_layer * tiny.n_head_kv, "%-26s %zu rows: the budget's arithmetic, exactly", v.name, count(kept));
         const floats got = steps(ctx.get(), tokens, N_PROMPT, N_STEPS);
 

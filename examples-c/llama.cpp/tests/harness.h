@@ -3,6 +3,7 @@
  */
 #pragma once
 
+#include "lava_methods.h"
 #include "llama.h"
 #include "model.h"
 
@@ -70,6 +71,17 @@ struct options {
     const llama_lava_params * lava = nullptr;
 };
 
+/* LAVa as published. */
+inline llama_lava_params published() {
+    static const lava_score_params score = lava_score_params_lava();
+    static const lava_select_params select = lava_select_params_lava();
+    llama_lava_params p = llama_lava_default_params();
+    p.layers = LAVA_LAYERS_ENTROPY;
+    p.score = &score;
+    p.select = &select;
+    return p;
+}
+
 inline context_ptr open(llama_model * model, const options & o) {
     llama_context_params p = llama_context_default_params();
     p.n_ctx = o.n_ctx;
@@ -98,14 +110,14 @@ inline int decode(llama_context * ctx, const llama_token * tokens, int32_t n) {
     return llama_decode(ctx, llama_batch_get_one(const_cast<llama_token *>(tokens), n));
 }
 
-// Logits behind the last of these tokens; empty if llama_decode failed.
+// Logits after the last of these tokens; empty if llama_decode failed.
 inline floats logits_after(llama_context * ctx, const llama_token * tokens, int32_t n) {
     if (decode(ctx, tokens, n) != 0) return {};
     const float * l = llama_get_logits_ith(ctx, -1);
     return floats(l, l + llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx))));
 }
 
-// One decode step per token, all logits behind each other.
+// One decode step per token, all logits one after the other.
 inline floats steps(llama_context * ctx, const std::vector<llama_token> & tokens, size_t from, size_t n) {
     floats all;
     for (size_t i = from; i < from + n; i++) {

@@ -27,7 +27,7 @@ int main(int argc, char ** argv) {
                 if (type == GGML_TYPE_Q8_0 && mode == LLAMA_LAVA_ATTN_RAGGED) continue;
                 context_ptr ctx = open(model.get(), o);
                 llama_lava_params params = llama_lava_default_params();
-                params.ratio = 1.0f;
+                params.ratio = 1;
                 params.attn = mode;
                 const bool enabled = llama_lava_enable(ctx.get(), params) == 0;
                 const floats p = logits_after(ctx.get(), tokens.data(), n_prompt);

@@ -28,7 +28,7 @@ static double status_mib(const char * key) {
 
 enum how { STOCK, AFTER, CASCADE };
 
-static report run(const std::string & path, how how, float ratio) {
+static report run(const std::string & path, how how, double ratio) {
     int ends[2];
     if (pipe(ends) != 0) std::exit(1);
     const pid_t child = fork();
@@ -81,8 +81,8 @@ int main(int argc, char ** argv) {
     const report stock = run(path, STOCK, 1), all = run(path, AFTER, 1);
     std::printf("      K and V of %u tokens: %.1f MiB. Process: stock %.1f MiB, most %.1f; packed, everything kept %.1f, most %.1f\n",
                 N_PROMPT, cache, stock.after, stock.peak, all.after, all.peak);
-    for (float ratio : { 0.5f, 0.2f, 0.1f }) {
-        const double budget = (double) (uint32_t) ((double) ratio * N_PROMPT) / N_PROMPT * cache;
+    for (double ratio : { 0.5, 0.2, 0.1 }) {
+        const double budget = (double) (uint32_t) (ratio * N_PROMPT) / N_PROMPT * cache;
         for (how how : { AFTER, CASCADE }) {
             const report r = run(path, how, ratio);
             // what everything kept takes more is what was evicted
@@ -92,7 +92,7 @@ int main(int argc, char ** argv) {
             check(std::fabs(r.bytes_used - budget) < 0.001 * budget, "the rows are those of the budget: %.2f MiB of %.2f", r.bytes_used, budget);
             check(std::fabs(resident - budget) < 0.05 * budget, "resident K and V are within 5%% of the budget: %.2f MiB of %.2f", resident, budget);
             if (how == CASCADE)
-                check(r.peak < stock.peak - 0.5 * cache * (1 - (double) ratio) && r.bytes_peak < cache,
+                check(r.peak < stock.peak - 0.5 * cache * (1 - ratio) && r.bytes_peak < cache,
                       "a prompt of one ubatch never has the dense cache: at most %.1f MiB, stock %.1f", r.peak, stock.peak);
         }
     }

@@ -18,7 +18,7 @@
 struct tiny_model {
     uint32_t n_layer = 3, n_head = 8, n_head_kv = 2, head_dim = 64, n_embd = 96, n_ff = 64, n_vocab = 200;
     uint32_t n_head_kv_last = 0;  // KV heads of the last layer, if other
-    std::map<std::string, std::vector<float>> weights;  // by name, rows one behind the other
+    std::map<std::string, std::vector<float>> weights;  // by name, rows one after the other
 
     const float * get(const std::string & name) const { return weights.at(name).data(); }
 

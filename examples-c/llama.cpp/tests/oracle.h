@@ -135,7 +135,7 @@ struct exact_model {
             }
     }
 
-    // The logits behind a token at a position.
+    // The logits after a token at a position.
     row step(llama_token token, uint32_t position) {
         const uint32_t d = m.head_dim, gqa = m.n_head / m.n_head_kv;
         const float * embd = m.get("token_embd.weight") + (size_t) token * m.n_embd;

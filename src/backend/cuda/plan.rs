@@ -80,14 +80,15 @@ pub struct ScoreArgs {
     pub weight: f32,
     pub smoothing: f32,
     pub has_lse: u32,
+    /// What a given log-sum-exp is multiplied by to be of base 2.
+    pub lse_to_base_2: f32,
     pub n_sequences: u32,
     pub max_tokens: u32,
-    /// From here on up to the status `lava_plan_score` sets them.
+    /// `lava_plan_score` sets these, and all up to the status.
     pub keys_per_range: u32,
     pub row_warps: u32,
     pub key_split: u32,
-    pub reserved: u32,
-    pub workspace: [*mut c_void; 8],
+    pub workspace: [*mut c_void; 9],
     pub status: *mut u64,
 }
 
@@ -114,7 +115,7 @@ pub struct AttendArgs {
     pub sequences: *const AttendSequence,
     pub one: AttendSequence,
     pub layer: u32,
-    pub n_new: u32,
+    pub n_queries: u32,
     pub n_q_heads: u32,
     pub n_kv_heads: u32,
     pub head_dim_k: u32,
@@ -123,11 +124,12 @@ pub struct AttendArgs {
     pub sliding_window: u32,
     pub scale: f32,
     pub softcap: f32,
+    /// What a log-sum-exp of base 2 is multiplied by to be the caller's.
+    pub lse_from_base_2: f32,
     pub n_sequences: u32,
-    /// From here on up to the status `lava_plan_attend` sets them.
+    /// `lava_plan_attend` sets these, and all up to the status.
     pub rows_per_item: u32,
     pub max_items: u32,
-    pub reserved: u32,
     pub partial: *mut f32,
     pub status: *mut u64,
 }
@@ -198,11 +200,11 @@ pub struct MeanArgs {
 
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub struct BudgetItem {
+pub struct ShareItem {
     pub weights: *const f64,
     pub capacities: *const u64,
     pub minimums: *const u64,
-    pub budgets: *mut u64,
+    pub entries: *mut u64,
     pub total: u64,
     pub n_layers: u32,
     pub round_up: u32,
@@ -210,9 +212,9 @@ pub struct BudgetItem {
 
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub struct BudgetArgs {
-    pub items: *const BudgetItem,
-    pub one: BudgetItem,
+pub struct ShareArgs {
+    pub items: *const ShareItem,
+    pub one: ShareItem,
     pub status: *mut u64,
     pub n_items: u32,
     pub reserved: u32,
@@ -234,7 +236,7 @@ pub struct DeviceSelectParams {
 #[repr(C)]
 pub struct SelectItem {
     pub scores: *const f32,
-    pub budget: *const u64,
+    pub n_entries: *const u64,
     pub kept_indices: *mut u32,
     pub cu_kept: *mut u32,
     pub selection: *mut c_void,
@@ -262,7 +264,7 @@ pub struct SelectArgs {
 #[repr(C)]
 pub struct GlobalItem {
     pub scores: *const *const f32,
-    pub budgets: *mut u64,
+    pub entries: *mut u64,
     pub head_weights: *mut f64,
     pub params: DeviceSelectParams,
     pub total: u64,
@@ -295,7 +297,7 @@ pub struct CascadeItem {
     pub n_kv_heads: u32,
     pub prefix_len: u32,
     pub window_rows: u32,
-    pub layer_budgets: u32,
+    pub layers: u32,
     pub evict_every: u32,
     pub reserved: u32,
     pub weight: *const f64,
@@ -323,7 +325,7 @@ pub struct CascadePlace {
     pub rows: *const u32,
     pub cu_rows: *const u32,
     pub offset: *const u64,
-    pub budget: *const u64,
+    pub n_entries: *const u64,
     pub entropy: *const f64,
     pub mass: *const f64,
     pub evicted_share: *const f64,
@@ -401,7 +403,7 @@ impl Processors {
     }
 }
 
-/// What a call fills in: no items, no memory, every option 0.
+/// What a call starts from: no items, no memory, every option 0.
 macro_rules! empty {
     ($($args:ty),*) => {
         $(impl $args {
@@ -416,7 +418,7 @@ empty!(
     EntropyArgs,
     PreferenceArgs,
     MeanArgs,
-    BudgetArgs,
+    ShareArgs,
     SelectArgs,
     GlobalArgs,
     CascadeArgs,
@@ -426,7 +428,7 @@ empty!(
 const _: () = {
     assert!(size_of::<DeviceTensor>() == 48);
     assert!(size_of::<ScoreSequence>() == 208 && offset_of!(ScoreSequence, scores) == 192);
-    assert!(size_of::<ScoreArgs>() == 392 && offset_of!(ScoreArgs, layer) == 216);
+    assert!(size_of::<ScoreArgs>() == 400 && offset_of!(ScoreArgs, layer) == 216);
     assert!(offset_of!(ScoreArgs, has_lse) == 292);
     assert!(offset_of!(ScoreArgs, workspace) == 320);
     assert!(size_of::<AttendSequence>() == 280 && offset_of!(AttendSequence, n_base) == 272);
@@ -435,7 +437,7 @@ const _: () = {
     assert!(size_of::<EntropyItem>() == 32 && size_of::<EntropyArgs>() == 72);
     assert!(size_of::<PreferenceItem>() == 24 && size_of::<PreferenceArgs>() == 64);
     assert!(size_of::<MeanItem>() == 16 && size_of::<MeanArgs>() == 48);
-    assert!(size_of::<BudgetItem>() == 48 && size_of::<BudgetArgs>() == 72);
+    assert!(size_of::<ShareItem>() == 48 && size_of::<ShareArgs>() == 72);
     assert!(size_of::<DeviceSelectParams>() == 32 && size_of::<SelectItem>() == 88);
     assert!(offset_of!(SelectItem, prefix_len) == 72 && size_of::<SelectArgs>() == 128);
     assert!(size_of::<CompactItem>() == 136 && size_of::<CompactArgs>() == 168);
@@ -482,7 +484,7 @@ unsafe extern "C" {
     fn lava_plan_entropy_launches(args: *const EntropyArgs, out: *mut Launch) -> u32;
     fn lava_plan_preference_launches(args: *const PreferenceArgs, out: *mut Launch) -> u32;
     fn lava_plan_mean_launches(args: *const MeanArgs, out: *mut Launch) -> u32;
-    fn lava_plan_budget_launches(args: *const BudgetArgs, out: *mut Launch) -> u32;
+    fn lava_plan_share_launches(args: *const ShareArgs, out: *mut Launch) -> u32;
     fn lava_plan_select(args: *mut SelectArgs, workspace: *mut c_void) -> usize;
     fn lava_plan_select_launches(args: *const SelectArgs, device: *const Processors, out: *mut Launch)
     -> u32;
@@ -539,8 +541,8 @@ pub trait Batch {
     fn set_one(&mut self, sequence: Self::Sequence);
     /// All sequences, in device memory.
     fn set_sequences(&mut self, sequences: *const Self::Sequence);
-    /// Cuts the work and lays out the workspace; its bytes. `instance`: for the kernels made for type and dimension; false afterwards
-    /// if the device has too little shared memory for them.
+    /// Cuts the work and lays out the workspace, whose bytes it returns. `instance`: for the kernels made for type and dimension; it becomes
+    /// false if the device has too little shared memory for them.
     fn plan(&mut self, instance: &mut bool, device: &Processors, workspace: *mut c_void) -> usize;
     /// The launches of what was planned, and how many. `dtype`: of q and k, for an instance.
     fn launches(&self, instance: bool, dtype: i32, device: &Processors) -> ([Launch; MAX_LAUNCHES], usize);
@@ -705,13 +707,13 @@ batch!(
     |args, _, out| unsafe { lava_plan_mean_launches(args, out) }
 );
 batch!(
-    BudgetArgs,
-    BudgetArgs,
-    BudgetItem,
+    ShareArgs,
+    ShareArgs,
+    ShareItem,
     |args| *args,
     |_, _| 0,
     // SAFETY: see above; 1.
-    |args, _, out| unsafe { lava_plan_budget_launches(args, out) }
+    |args, _, out| unsafe { lava_plan_share_launches(args, out) }
 );
 batch!(
     SelectArgs,

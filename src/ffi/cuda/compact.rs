@@ -1,11 +1,11 @@
-//! Compaction of `include/lava_cuda.h`.
+//! Compaction: kept rows move together.
 
 use core::cell::Cell;
 
 use super::*;
 use crate::backend::cuda::plan::{CompactArgs, CompactBatch, CompactItem};
 
-/// Most caches of lava_cuda_compact: K and V are two in a launch.
+/// Most caches of a call of lava_cuda_compact: K and V are two in a launch.
 pub const LAVA_CUDA_MAX_COMPACT_SEQUENCES: u32 = 32767;
 
 /// One layer of one sequence for lava_cuda_compact. Zero what is not used.
@@ -36,7 +36,7 @@ pub struct lava_cuda_compact_sequence {
     /// Device memory, n_kv_heads + 1 entries.
     pub cu_kept: *const u32,
     /// NULL, or device memory, n_kv_heads entries; receives each head's rows, for lava_cuda_attend. Untouched where nothing moves:
-    /// zeros beforehand keep attention behind a fault inside the cache.
+    /// set to zeros before, they keep attention inside the cache after a fault.
     pub n_rows: *mut u32,
 }
 
@@ -55,12 +55,12 @@ pub unsafe extern "C" fn lava_cuda_compact_workspace_size(
     size: *mut usize,
     error: *mut lava_error,
 ) -> lava_status {
+    // SAFETY: context, size and error are NULL or lead to what the header says: the caller's promise.
     unsafe {
         run(error, || {
             reopen(context)?;
             check_n_caches(n_sequences)?;
-            slice_mut(size, 1, c"size")?[0] = workspace_size_of(n_sequences);
-            Ok(())
+            put(size, c"size", || Ok(workspace_size_of(n_sequences)))
         })
     }
 }
@@ -75,22 +75,23 @@ fn workspace_size_of(n_sequences: u32) -> usize {
     2 * n_sequences as usize * size_of::<CompactItem>() + Kind::MANY * WORKSPACE_ALIGN
 }
 
-/// lava_compact for any layers of any sequences: gathers each head's kept rows of K and V, into another cache or in place. All that it
-/// is told by rows and cu_kept stays on the device, so it may follow lava_cuda_select or lava_cuda_cascade_push at once.
+/// lava_compact for any layers of any sequences: gathers each head's kept rows of K and V, into another cache or in place. Everything that
+/// rows and cu_kept say stays on the device, so it may follow lava_cuda_select or lava_cuda_cascade_push at once.
 ///
 /// context: from lava_cuda_init.
 /// shape: n_kv_heads, head_dim_k and head_dim_v are used; layer is named in errors.
-/// sequences: host memory, n_sequences of them, at most LAVA_CUDA_MAX_COMPACT_SEQUENCES, read during the call, as are the tensors they point to.
-///     In place is the source's memory with the same data, dtype, stride_token and stride_dim, and either the same stride_head or
-///     the very same row_start: each head's rows move to the front of its own; or both ragged: rows of all heads close ranks. That
-///     then every row moves to the front or stays, and row_start has room for what is kept, is the caller's word. Otherwise a
-///     destination may not share memory with a source or the other destination; K and V interleaved without row_start, with
-///     the same strides, are fine. Caches of one call must not share memory that one of them writes.
+/// sequences: host memory, n_sequences of them, at most LAVA_CUDA_MAX_COMPACT_SEQUENCES, read during the call, as are the tensors they
+///     point to. In place is the source's memory with the same data, dtype, stride_token and stride_dim. Then either stride_head or
+///     row_start is the very same: each head's rows move to the front of its own. Or both are ragged: rows of all heads close ranks. The
+///     caller promises that every row then moves to the front or stays, and that row_start leaves room for what is kept. Otherwise a
+///     destination may not share memory with a source or the other destination; K and V interleaved without row_start, with the same
+///     strides, are fine. Caches of one call must not share memory that one of them writes.
 /// workspace, stream: as for lava_cuda_score; the workspace is lava_cuda_compact_workspace_size bytes.
-/// status: device memory. Only read: where it has a fault when the kernels run, nothing moves and the caches are as they were. It must be
-///     that of the calls on this stream which wrote rows and cu_kept, and not change while this one runs.
+/// status: device memory, only read: where it has a fault when the kernels run, nothing moves and the caches stay as they were. It must
+///     be the status of those calls on this stream which wrote rows and cu_kept, and not change while this call runs.
 /// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, OVERFLOW, DTYPE, STATE, CONTEXT:
-///     nothing was launched. LAUNCH: some launches may have been, and only part of the tensors moved. Any thread that has the context.
+///     nothing was launched. LAUNCH: some launches may have been, and only part of the tensors moved. Any thread on which the context is
+///     current.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_compact(
     context: *const c_void,
@@ -103,10 +104,11 @@ pub unsafe extern "C" fn lava_cuda_compact(
     stream: *mut c_void,
     error: *mut lava_error,
 ) -> lava_status {
+    // SAFETY: every pointer is NULL or leads to what the comment above says, on the host or on the device: the caller's promise.
     unsafe {
         run(error, || {
             let cuda = current(context)?;
-            let shape = read_struct(shape, c"shape")?.check()?;
+            let shape = checked::shape_to_compact(shape, false)?;
             check_n_caches(n_sequences)?;
             ensure(shape.n_kv_heads <= LAVA_CUDA_MAX_SEQUENCES as usize, ErrorKind::Shape, c"n_kv_heads")?;
             check_pointer(status, c"status")?;
@@ -221,6 +223,8 @@ struct Side {
 }
 
 impl Side {
+    /// # Safety
+    /// `p` must be NULL or lead to a `lava_tensor`.
     unsafe fn new(
         p: *const lava_tensor,
         shape: &Shape,
@@ -228,10 +232,11 @@ impl Side {
         dim: usize,
         name: &'static CStr,
     ) -> Result<Self> {
+        // SAFETY: the caller's promise.
         let (gpu, bytes) = unsafe { device_tensor(p, rows as usize, shape.n_kv_heads, dim, name)? };
         let strides =
             Strides { token: gpu.stride_token, head: gpu.stride_head, dim: gpu.stride_dim, row_start: None };
-        let (data, dtype) = (gpu.data as *mut u8, super::types::dtype(gpu.dtype)?);
+        let (data, dtype) = (gpu.data as *mut u8, checked::dtype(gpu.dtype)?);
         let view = match gpu.row_start.is_null() {
             // SAFETY: the view is for its checks, which are arithmetic; nothing is read through it.
             true => Some(unsafe {
@@ -282,7 +287,10 @@ impl Side {
     }
 }
 
-/// The moves of K and V, every check done. `memory`: what the call uses beside them.
+/// The moves of K and V, every check done. `memory`: what else the call uses.
+///
+/// # Safety
+/// The tensors of `s` must be NULL or lead to a `lava_tensor`.
 unsafe fn moves_of(
     shape: &Shape,
     s: &lava_cuda_compact_sequence,
@@ -297,6 +305,7 @@ unsafe fn moves_of(
     check_pointer(s.cu_kept, c"cu_kept")?;
     check_optional(s.rows_offset, c"rows_offset")?;
     check_optional(s.n_rows, c"n_rows")?;
+    // SAFETY: the caller's promise.
     let side = |p, rows, dim, name| unsafe { Side::new(p, shape, rows, dim, name) };
     let k = (
         side(s.k_src, s.max_rows, shape.head_dim_k, c"k_src")?,
@@ -318,7 +327,7 @@ unsafe fn moves_of(
         ensure(src.gpu.dtype == dst.gpu.dtype, ErrorKind::Dtype, name)?;
         let in_place = dst.in_place_of(src, shape, max_kept, *dim);
         ensure(in_place.is_some() || src.is_disjoint(dst), ErrorKind::Overlap, name)?;
-        // How many rows there are the device knows; one at least, unless it is the whole cache that goes.
+        // How many rows there are is known on the device alone: at least one, unless the whole cache goes.
         let mut own = Memory::default()
             .reads(s.rows, if s.rows_offset.is_null() { 1 } else { 0 }, c"rows")
             .reads(s.rows_offset, 1, c"rows_offset")
@@ -341,7 +350,7 @@ unsafe fn moves_of(
                 rows_offset: s.rows_offset,
                 dim: *dim as u32,
                 reserved: 0,
-                // Once, with the keys.
+                // Written once, with the keys.
                 n_rows: if is_k { s.n_rows } else { core::ptr::null_mut() },
             },
         });

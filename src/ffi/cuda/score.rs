@@ -19,7 +19,7 @@ pub struct lava_cuda_score_sequence {
     pub k: *const lava_tensor,
     /// [n_tokens, n_kv_heads, head_dim_v]; may be NULL with LAVA_VALUE_NONE.
     pub v: *const lava_tensor,
-    /// NULL, or f32 [window, n_q_heads, 1] as in lava_score. Given for all sequences of a call or for none.
+    /// NULL, or f32 [window, n_q_heads, 1] as in lava_score, in the base that lse_base says. Given for all sequences of a call or for none.
     pub lse: *const lava_tensor,
     /// Device memory, f32 [n_kv_heads, n_tokens - window] without gaps; written. May be NULL where there is nothing to score.
     pub scores: *mut f32,
@@ -33,6 +33,7 @@ layout! {
 ///
 /// context: from lava_cuda_init.
 /// shape: n_tokens is that of the longest sequence.
+/// params: may be NULL.
 /// size: receives the bytes, enough for tensors of any type and layout, with and without lse; untouched on error.
 /// Errors: as lava_cuda_score. Any thread.
 #[unsafe(no_mangle)]
@@ -44,16 +45,20 @@ pub unsafe extern "C" fn lava_cuda_score_workspace_size(
     size: *mut usize,
     error: *mut lava_error,
 ) -> lava_status {
+    // SAFETY: context, shape, params, size and error are NULL or lead to what the header says: the caller's promise.
     unsafe {
         run(error, || {
             let cuda = reopen(context)?;
-            let (shape, mut batch) = score_args(shape, params, n_sequences)?;
-            let out = slice_mut(size, 1, c"size")?;
-            out[0] = match shape.prefix_len() {
-                0 => 0,
-                _ => cuda.workspace_size(&mut batch, n_sequences as usize),
-            };
-            Ok(())
+            let shape = dense_shape(shape)?;
+            in_layer(&shape, || {
+                let mut batch = score_args(&shape, params, n_sequences)?;
+                put(size, c"size", || {
+                    Ok(match shape.prefix_len() {
+                        0 => 0,
+                        _ => cuda.workspace_size(&mut batch, n_sequences as usize),
+                    })
+                })
+            })
         })
     }
 }
@@ -62,17 +67,17 @@ pub unsafe extern "C" fn lava_cuda_score_workspace_size(
 ///
 /// context: from lava_cuda_init.
 /// shape: n_tokens is that of the longest sequence; layer is below 65536.
-/// params: as for lava_score.
-/// sequences: host memory, n_sequences of them, read during the call, as are the tensors they point to. f16 or bf16 rows of
-///     elements side by side, 16-byte aligned, have faster kernels, if all sequences have them. The scores of a sequence are the
-///     same bits in every run, in every batch of the same kind of tensors, on devices of one architecture: CUDA does not say in which
-///     order tensor cores add. From the same scores the same is kept everywhere.
-/// workspace: device memory, lava_cuda_score_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN, of no other call until the stream
-///     is past this one.
+/// params: may be NULL.
+/// sequences: host memory, n_sequences of them, read during the call, as are the tensors they point to. There are faster kernels for
+///     f16 or bf16 rows of adjacent elements, aligned to 16 bytes; they are used if all sequences have such rows. The scores of a
+///     sequence are the same bits in every run, in every batch of the same kind of tensors, on devices of one architecture: CUDA does
+///     not say in which order tensor cores add. From the same scores the same entries are kept everywhere.
+/// workspace: device memory, lava_cuda_score_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN. No other call may use it until the
+///     stream has run this one.
 /// status: device memory; see the top.
 /// stream: a CUstream or cudaStream_t of the context, NULL for its default stream.
-/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, OVERFLOW, DTYPE, STATE,
-///     CONTEXT: nothing was launched. LAUNCH: some launches may have been. Any thread that has the context.
+/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, OVERFLOW, DTYPE, UNSUPPORTED, STATE,
+///     CONTEXT: nothing was launched. LAUNCH: some launches may have been. Any thread on which the context is current.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_score(
     context: *const c_void,
@@ -86,50 +91,57 @@ pub unsafe extern "C" fn lava_cuda_score(
     stream: *mut c_void,
     error: *mut lava_error,
 ) -> lava_status {
+    // SAFETY: every pointer is NULL or leads to what the comment above says, on the host or on the device: the caller's promise.
     unsafe {
         run(error, || {
             let call = Call::new(context, workspace, workspace_size, status, stream)?;
-            let (shape, mut batch) = score_args(shape, params, n_sequences)?;
-            batch.status = call.status;
-            let has_lse = !read_struct(sequences, c"sequences")?.lse.is_null();
-            let has_values = batch.value_weight != ValueWeight::None as i32;
-            batch.has_lse = has_lse.into();
-            let sequence = |i| {
-                let s = nth(sequences, i)?;
-                let own = shorter(&shape, s.n_tokens, shape.layer)?;
-                check_scores(s.scores, &own)?;
-                let memory = call.memory().writes(s.scores, own.prefix_entries() as usize, c"scores");
-                score_sequence(&own, &s, has_lse, has_values, memory)
-            };
-            if shape.prefix_len() == 0 {
-                return (0..n_sequences as usize).try_for_each(|i| sequence(i).map(|_| ()));
-            }
-            call.run(batch, n_sequences, &sequence)
+            let shape = dense_shape(shape)?;
+            in_layer(&shape, || {
+                let mut batch = score_args(&shape, params, n_sequences)?;
+                batch.status = call.status;
+                let has_lse = !read_struct(sequences, c"sequences")?.lse.is_null();
+                let has_values = batch.value_weight != ValueWeight::None as i32;
+                batch.has_lse = has_lse.into();
+                let sequence = |i| {
+                    let s = nth(sequences, i)?;
+                    let own = shorter(&shape, s.n_tokens, shape.layer)?;
+                    check_scores(s.scores, &own)?;
+                    let memory = call.memory().writes(s.scores, own.n_scores() as usize, c"scores");
+                    score_sequence(&own, &s, has_lse, has_values, memory)
+                };
+                if shape.prefix_len() == 0 {
+                    return (0..n_sequences as usize).try_for_each(|i| sequence(i).map(|_| ()));
+                }
+                call.run(batch, n_sequences, &sequence)
+            })
         })
     }
 }
 
 /// What scoring is launched with, but for the sequences and the status.
+///
+/// # Safety
+/// `params` must be NULL or lead to a `lava_score_params`.
 pub(super) unsafe fn score_args(
-    shape: *const lava_shape,
+    shape: &Shape,
     params: *const lava_score_params,
     n_sequences: u32,
-) -> Result<(Shape, ScoreArgs)> {
-    let (shape, params) =
-        unsafe { (read_struct(shape, c"shape")?.check()?, read_struct(params, c"params")?.check()?) };
-    check_batch(&shape, n_sequences)?;
+) -> Result<ScoreArgs> {
+    // SAFETY: the caller's promise.
+    let params = unsafe { score_params(params, shape.n_q_heads)? };
+    check_batch(shape, n_sequences)?;
     let ScoreParams { pool, group_reduce, value_span, attention, value_weight, .. } = params;
     // The largest things the plan multiplies: sums and maxima of each row in each range of at least 64 keys, by up to 4 warps; column
     // sums; outputs of each query head in each range.
     let rows = shape.group_size() as u128 * (shape.window as u128).next_multiple_of(16);
     let heads = shape.n_kv_heads as u128 * n_sequences as u128;
-    let outputs = shape.group_size() as u128 * shape.head_dim_v as u128;
+    let outputs = shape.group_size() as u128 * (2 * shape.head_dim_v as u128 + 3);
     let bytes = 4
         * heads
         * ((8 * rows + outputs) * (shape.n_tokens as u128 / 64 + 2)
             + 4 * shape.n_q_heads as u128 * shape.n_tokens as u128);
     ensure(rows <= u32::MAX as u128 && bytes <= isize::MAX as u128, ErrorKind::Overflow, c"n_tokens")?;
-    let args = ScoreArgs {
+    Ok(ScoreArgs {
         layer: shape.layer,
         n_q_heads: shape.n_q_heads as u32,
         n_kv_heads: shape.n_kv_heads as u32,
@@ -142,21 +154,24 @@ pub(super) unsafe fn score_args(
         value_span: value_span as i32,
         attention: attention as i32,
         value_weight: value_weight as i32,
-        sliding_window: params.sliding_window.unwrap_or(0) as u32,
-        scale: scale(params.scale, &shape),
+        sliding_window: shape.sliding_window.unwrap_or(0) as u32,
+        scale: scale(params.scale, shape),
         softcap: params.softcap.unwrap_or(0.0),
         gamma: params.gamma,
         decay: params.decay,
         weight: params.weight,
         smoothing: params.smoothing,
+        lse_to_base_2: params.lse_base.to_two(),
         n_sequences,
         max_tokens: shape.n_tokens as u32,
         ..ScoreArgs::EMPTY
-    };
-    Ok((shape, args))
+    })
 }
 
 /// A sequence of its own shape; what it writes is in `memory`.
+///
+/// # Safety
+/// The tensors of `s` must be NULL or lead to a `lava_tensor`.
 pub(super) unsafe fn score_sequence(
     shape: &Shape,
     s: &lava_cuda_score_sequence,
@@ -164,7 +179,8 @@ pub(super) unsafe fn score_sequence(
     has_values: bool,
     memory: Memory,
 ) -> Result<ScoreSequence> {
-    let window = shape.window.min(shape.n_tokens);
+    let window = shape.window_rows();
+    // SAFETY: the caller's promise.
     unsafe {
         let (q, q_bytes) = device_tensor(s.q, window, shape.n_q_heads, shape.head_dim_k, c"q")?;
         let (k, k_bytes) = device_tensor(s.k, shape.n_tokens, shape.n_kv_heads, shape.head_dim_k, c"k")?;

@@ -1,4 +1,4 @@
-//! From scores and budgets to what is kept.
+//! From scores and numbers of entries to what is kept.
 
 use super::*;
 use crate::backend::cuda::plan::{DeviceSelectParams, SelectArgs, SelectItem};
@@ -22,14 +22,14 @@ pub struct lava_cuda_select_sequence {
     pub reserved: u32,
     /// Device memory, f32 [n_kv_heads, n_tokens - window], finite.
     pub scores: *const f32,
-    /// Device memory, one number: prefix entries to keep. Read when the kernels run, so nobody waits for lava_cuda_layer_budgets.
-    pub budget: *const u64,
+    /// Device memory, one number: prefix entries to keep. Read when the kernels run, so nobody waits for lava_cuda_layer_entries.
+    pub n_entries: *const u64,
     /// NULL, or device memory, as in lava_select_params.
     pub protected_mask: *const u8,
     /// NULL, or device memory, n_kv_heads numbers, as in lava_select_params.
     pub head_weights: *const f64,
-    /// Device memory with room for min(*budget, all prefix entries) + n_kv_heads * min(window, n_tokens) entries; receives them, as
-    /// lava_select does.
+    /// Device memory with room for min(*n_entries, all prefix entries) + n_kv_heads * min(window, n_tokens) positions; receives them, as
+    /// that of lava_select does. For lava_cuda_compact they are the rows.
     pub kept_indices: *mut u32,
     /// Device memory; receives n_kv_heads + 1 entries.
     pub cu_kept: *mut u32,
@@ -38,7 +38,7 @@ pub struct lava_cuda_select_sequence {
 }
 
 layout! {
-    lava_cuda_select_sequence: 72, 72 { struct_size @ 0, n_tokens @ 4, layer @ 8, reserved @ 12, scores @ 16, budget @ 24, protected_mask @ 32, head_weights @ 40, kept_indices @ 48, cu_kept @ 56, selection @ 64 }
+    lava_cuda_select_sequence: 72, 72 { struct_size @ 0, n_tokens @ 4, layer @ 8, reserved @ 12, scores @ 16, n_entries @ 24, protected_mask @ 32, head_weights @ 40, kept_indices @ 48, cu_kept @ 56, selection @ 64 }
 }
 
 /// Bytes of device memory that lava_cuda_select needs as a workspace.
@@ -54,9 +54,10 @@ pub unsafe extern "C" fn lava_cuda_select_workspace_size(
     size: *mut usize,
     error: *mut lava_error,
 ) -> lava_status {
+    // SAFETY: context, shape, size and error are NULL or lead to what the header says: the caller's promise.
     unsafe {
         run(error, || {
-            let shape = read_struct(shape, c"shape")?.check()?;
+            let shape = shape_without_sliding(shape)?;
             tell_size(context, select_args(&shape, n_sequences)?, n_sequences, size)
         })
     }
@@ -66,13 +67,13 @@ pub unsafe extern "C" fn lava_cuda_select_workspace_size(
 ///
 /// context: from lava_cuda_init.
 /// shape: n_tokens is that of the longest sequence; n_kv_heads is at most LAVA_CUDA_MAX_HEADS, and n_kv_heads * n_tokens below 2^32.
-/// params: as for lava_select, but protected_mask and head_weights are NULL here: each sequence has its own.
+/// params: may be NULL. protected_mask and head_weights are NULL here: each sequence has its own.
 /// sequences: host memory, n_sequences of them, read during the call.
 /// workspace: device memory, lava_cuda_select_workspace_size bytes, as for lava_cuda_score.
-/// status, stream: as for lava_cuda_score. Of a sequence with scores that are not finite ("scores"), weights that are negative or not
-///     finite ("weights"), or a budget below what is protected (LAVA_ERR_BUDGET, "total"), nothing is written.
-/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, OVERFLOW, STATE, CONTEXT: nothing was launched. LAUNCH: some
-///     launches may have been. Any thread that has the context.
+/// status, stream: as for lava_cuda_score. Nothing is written for a sequence with scores that are not finite ("scores"), weights that are
+///     negative or not finite ("weights"), or fewer entries than are protected (LAVA_ERR_BUDGET, "total").
+/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, OVERFLOW, UNSUPPORTED, STATE, CONTEXT: nothing was launched.
+///     LAUNCH: some launches may have been. Any thread on which the context is current.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_select(
     context: *const c_void,
@@ -86,62 +87,64 @@ pub unsafe extern "C" fn lava_cuda_select(
     stream: *mut c_void,
     error: *mut lava_error,
 ) -> lava_status {
+    // SAFETY: every pointer is NULL or leads to what the comment above says, on the host or on the device: the caller's promise.
     unsafe {
         run(error, || {
             let call = Call::new(context, workspace, workspace_size, status, stream)?;
-            let longest = read_struct(shape, c"shape")?.check()?;
-            let params = without_memory(params)?.check(&longest, 1)?;
+            let longest = shape_without_sliding(shape)?;
+            let params = select_params(params)?;
             let mut batch = select_args(&longest, n_sequences)?;
             batch.status = call.status;
             let sequence = |i| {
                 let s = nth(sequences, i)?;
                 ensure(s.reserved == 0, ErrorKind::Argument, c"reserved")?;
                 let shape = shorter(&longest, s.n_tokens, s.layer)?;
-                let window_rows = shape.n_tokens - shape.prefix_len();
-                check_scores(s.scores, &shape)?;
-                check_pointer(s.budget, c"budget")?;
-                check_optional(s.head_weights, c"head_weights")?;
-                check_pointer(s.kept_indices, c"kept_indices")?;
-                check_pointer(s.cu_kept, c"cu_kept")?;
-                check_optional(s.selection, c"selection")?;
-                // How many entries are written is known on the device alone; the windows are the least.
-                call.memory()
-                    .reads(s.scores, shape.prefix_entries() as usize, c"scores")
-                    .reads(s.budget, 1, c"budget")
-                    .reads(s.protected_mask, shape.prefix_len(), c"protected_mask")
-                    .reads(s.head_weights, shape.n_kv_heads, c"head_weights")
-                    .writes(s.kept_indices, shape.n_kv_heads * window_rows, c"kept_indices")
-                    .writes(s.cu_kept, shape.n_kv_heads + 1, c"cu_kept")
-                    .writes(s.selection, 1, c"selection")
-                    .check()?;
-                Ok(SelectItem {
-                    scores: s.scores,
-                    budget: s.budget,
-                    kept_indices: s.kept_indices,
-                    cu_kept: s.cu_kept,
-                    selection: s.selection as *mut c_void,
-                    params: DeviceSelectParams {
-                        protected_mask: s.protected_mask,
-                        head_weights: s.head_weights,
-                        ..device_params(&params)
-                    },
-                    prefix_len: shape.prefix_len() as u32,
-                    window_rows: window_rows as u32,
-                    layer: s.layer,
-                    reserved: 0,
-                })
+                in_layer(&shape, || select_sequence(&shape, &params, &s, call.memory()))
             };
             call.run(batch, n_sequences, &sequence)
         })
     }
 }
 
-/// Options that lead nowhere: each sequence has what they could lead to.
-pub(super) unsafe fn without_memory(params: *const lava_select_params) -> Result<lava_select_params> {
-    let params = unsafe { read_struct(params, c"params")? };
-    ensure(params.protected_mask.is_null(), ErrorKind::Argument, c"protected_mask")?;
-    ensure(params.head_weights.is_null(), ErrorKind::Argument, c"head_weights")?;
-    Ok(params)
+/// A sequence of its own shape; what the call writes is in `memory`.
+fn select_sequence(
+    shape: &Shape,
+    params: &SelectParams,
+    s: &lava_cuda_select_sequence,
+    memory: Memory,
+) -> Result<SelectItem> {
+    check_scores(s.scores, shape)?;
+    check_pointer(s.n_entries, c"n_entries")?;
+    check_optional(s.head_weights, c"head_weights")?;
+    check_pointer(s.kept_indices, c"kept_indices")?;
+    check_pointer(s.cu_kept, c"cu_kept")?;
+    check_optional(s.selection, c"selection")?;
+    // How many rows are written is known on the device alone; the windows are the least.
+    memory
+        .reads(s.scores, shape.n_scores() as usize, c"scores")
+        .reads(s.n_entries, 1, c"n_entries")
+        .reads(s.protected_mask, shape.prefix_len(), c"protected_mask")
+        .reads(s.head_weights, shape.n_kv_heads, c"head_weights")
+        .writes(s.kept_indices, shape.n_kv_heads * shape.window_rows(), c"kept_indices")
+        .writes(s.cu_kept, shape.n_kv_heads + 1, c"cu_kept")
+        .writes(s.selection, 1, c"selection")
+        .check()?;
+    Ok(SelectItem {
+        scores: s.scores,
+        n_entries: s.n_entries,
+        kept_indices: s.kept_indices,
+        cu_kept: s.cu_kept,
+        selection: s.selection as *mut c_void,
+        params: DeviceSelectParams {
+            protected_mask: s.protected_mask,
+            head_weights: s.head_weights,
+            ..device_params(params)
+        },
+        prefix_len: shape.prefix_len() as u32,
+        window_rows: shape.window_rows() as u32,
+        layer: s.layer,
+        reserved: 0,
+    })
 }
 
 /// The options, but for what they lead to.

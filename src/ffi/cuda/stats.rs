@@ -1,4 +1,4 @@
-//! Beside scores: how a window looks at the prefix, and one set for all heads.
+//! What other methods need: how a window looks at the prefix, and one set of entries for all heads.
 
 use super::*;
 use crate::backend::cuda::plan::{
@@ -37,7 +37,7 @@ pub struct lava_cuda_preference_sequence {
     pub layer: u32,
     /// Device memory, [n_kv_heads, 2], from lava_cuda_attention_stats.
     pub stats: *const f64,
-    /// Device memory; receives one number, for lava_cuda_layer_budgets or lava_cuda_cascade_push.
+    /// Device memory; receives one number, for lava_cuda_layer_entries or lava_cuda_cascade_push.
     pub weight: *mut f64,
 }
 
@@ -68,6 +68,7 @@ layout! {
 ///
 /// context: from lava_cuda_init.
 /// shape: n_tokens is that of the longest sequence.
+/// params: may be NULL.
 /// size: receives the bytes, enough for tensors of any type and layout, with and without lse; untouched on error.
 /// Errors: as lava_cuda_attention_stats. Any thread.
 #[unsafe(no_mangle)]
@@ -79,20 +80,22 @@ pub unsafe extern "C" fn lava_cuda_attention_stats_workspace_size(
     size: *mut usize,
     error: *mut lava_error,
 ) -> lava_status {
+    // SAFETY: context, shape, params, size and error are NULL or lead to what the header says: the caller's promise.
     unsafe {
         run(error, || {
-            let (_, batch) = stats_args(shape, params, n_sequences)?;
-            tell_size(context, batch, n_sequences, size)
+            let shape = dense_shape(shape)?;
+            in_layer(&shape, || {
+                tell_size(context, stats_args(&shape, params, n_sequences)?, n_sequences, size)
+            })
         })
     }
 }
 
-/// lava_attention_stats for one layer of a batch of sequences of unlike length. It takes the place of lava_cuda_score in what it launches:
-/// K is read twice, once with lse.
+/// lava_attention_stats (lava_methods.h) for one layer of a batch of sequences of unlike length. K is read twice, once with lse.
 ///
 /// context: from lava_cuda_init.
 /// shape: n_tokens is that of the longest sequence; layer is below 65536.
-/// params: scale, softcap and sliding_window are used.
+/// params: may be NULL; scale, softcap and lse_base are used.
 /// sequences: host memory, n_sequences of them, read during the call, as are the tensors they point to; what lava_cuda_score says of its
 ///     own is true of them. The statistics of a sequence are the same bits where its scores would be.
 /// workspace: device memory, lava_cuda_attention_stats_workspace_size bytes, as for lava_cuda_score.
@@ -111,46 +114,50 @@ pub unsafe extern "C" fn lava_cuda_attention_stats(
     stream: *mut c_void,
     error: *mut lava_error,
 ) -> lava_status {
+    // SAFETY: every pointer is NULL or leads to what the comment above says, on the host or on the device: the caller's promise.
     unsafe {
         run(error, || {
             let call = Call::new(context, workspace, workspace_size, status, stream)?;
-            let (shape, mut batch) = stats_args(shape, params, n_sequences)?;
-            batch.status = call.status;
-            let has_lse = !read_struct(sequences, c"sequences")?.lse.is_null();
-            batch.has_lse = has_lse.into();
-            let sequence = |i| {
-                let s = nth(sequences, i)?;
-                check_pointer(s.stats, c"stats")?;
-                let own = shorter(&shape, s.n_tokens, shape.layer)?;
-                let inputs = lava_cuda_score_sequence {
-                    struct_size: size_of::<lava_cuda_score_sequence>() as u32,
-                    n_tokens: s.n_tokens,
-                    q: s.q,
-                    k: s.k,
-                    v: core::ptr::null(),
-                    lse: s.lse,
-                    scores: core::ptr::null_mut(),
+            let shape = dense_shape(shape)?;
+            in_layer(&shape, || {
+                let mut batch = stats_args(&shape, params, n_sequences)?;
+                batch.status = call.status;
+                let has_lse = !read_struct(sequences, c"sequences")?.lse.is_null();
+                batch.has_lse = has_lse.into();
+                let sequence = |i| {
+                    let s = nth(sequences, i)?;
+                    check_pointer(s.stats, c"stats")?;
+                    let own = shorter(&shape, s.n_tokens, shape.layer)?;
+                    let inputs = lava_cuda_score_sequence {
+                        struct_size: size_of::<lava_cuda_score_sequence>() as u32,
+                        n_tokens: s.n_tokens,
+                        q: s.q,
+                        k: s.k,
+                        v: core::ptr::null(),
+                        lse: s.lse,
+                        scores: core::ptr::null_mut(),
+                    };
+                    let memory = call.memory().writes(s.stats, 2 * shape.n_kv_heads, c"stats");
+                    let read = score_sequence(&own, &inputs, has_lse, false, memory)?;
+                    Ok(ScoreSequence { scores: s.stats as *mut f32, ..read })
                 };
-                let memory = call.memory().writes(s.stats, 2 * shape.n_kv_heads, c"stats");
-                let read = score_sequence(&own, &inputs, has_lse, false, memory)?;
-                Ok(ScoreSequence { scores: s.stats as *mut f32, ..read })
-            };
-            call.run(batch, n_sequences, &sequence)
+                call.run(batch, n_sequences, &sequence)
+            })
         })
     }
 }
 
-/// lava_preference for layers or sequences side by side.
+/// lava_preference (lava_methods.h) for layers or sequences side by side.
 ///
 /// context: from lava_cuda_init.
 /// shape: n_kv_heads is used.
 /// tau1, tau2: as for lava_preference.
 /// sequences: host memory, n_sequences of them, read during the call.
-/// workspace: device memory, 24 bytes for each sequence, aligned to LAVA_WORKSPACE_ALIGN; NULL will do for a single one.
-/// status, stream: as for lava_cuda_score. A weight that is not finite is "stats", of no head. lava_cuda_layer_budgets then writes budgets
+/// workspace: device memory, 24 bytes for each sequence, aligned to LAVA_WORKSPACE_ALIGN; may be NULL for a single one.
+/// status, stream: as for lava_cuda_score. A weight that is not finite is "stats", of no head. lava_cuda_layer_entries then writes numbers
 ///     that lava_cuda_select refuses, and a cascade's pushes do nothing.
-/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, STATE, CONTEXT: nothing was launched. LAUNCH. Any thread that
-///     has the context.
+/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, UNSUPPORTED, STATE, CONTEXT: nothing was launched. LAUNCH. Any
+///     thread on which the context is current.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_preference(
     context: *const c_void,
@@ -165,10 +172,11 @@ pub unsafe extern "C" fn lava_cuda_preference(
     stream: *mut c_void,
     error: *mut lava_error,
 ) -> lava_status {
+    // SAFETY: every pointer is NULL or leads to what the comment above says, on the host or on the device: the caller's promise.
     unsafe {
         run(error, || {
             let call = Call::new(context, workspace, workspace_size, status, stream)?;
-            let shape = read_struct(shape, c"shape")?.check()?;
+            let shape = dense_shape(shape)?;
             check_batch(&shape, n_sequences)?;
             check_tau(tau1, tau2)?;
             let (n_items, n_kv_heads) = (n_sequences, shape.n_kv_heads as u32);
@@ -189,13 +197,13 @@ pub unsafe extern "C" fn lava_cuda_preference(
     }
 }
 
-/// lava_mean_over_heads for layers or sequences side by side: the same bits as on the CPU.
+/// lava_mean_over_heads (lava_methods.h) for layers or sequences side by side: the same bits as on the CPU.
 ///
 /// context: from lava_cuda_init.
 /// shape: n_tokens is that of the longest sequence; n_kv_heads and window are used.
 /// sequences: host memory, n_sequences of them, read during the call.
-/// workspace: device memory, 16 bytes for each sequence, aligned to LAVA_WORKSPACE_ALIGN; NULL will do for a single one.
-/// status, stream: as for lava_cuda_score. Scores that are not finite: "scores", and the sequence's are not to be used.
+/// workspace: device memory, 16 bytes for each sequence, aligned to LAVA_WORKSPACE_ALIGN; may be NULL for a single one.
+/// status, stream: as for lava_cuda_score. Where scores are not finite ("scores"), the sequence's must not be used.
 /// Errors: as lava_cuda_preference.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_mean_over_heads(
@@ -209,10 +217,11 @@ pub unsafe extern "C" fn lava_cuda_mean_over_heads(
     stream: *mut c_void,
     error: *mut lava_error,
 ) -> lava_status {
+    // SAFETY: every pointer is NULL or leads to what the comment above says, on the host or on the device: the caller's promise.
     unsafe {
         run(error, || {
             let call = Call::new(context, workspace, workspace_size, status, stream)?;
-            let longest = read_struct(shape, c"shape")?.check()?;
+            let longest = dense_shape(shape)?;
             check_batch(&longest, n_sequences)?;
             let batch = MeanArgs {
                 status,
@@ -225,9 +234,11 @@ pub unsafe extern "C" fn lava_cuda_mean_over_heads(
                 let s = nth(sequences, i)?;
                 ensure(s.reserved == 0, ErrorKind::Argument, c"reserved")?;
                 let shape = shorter(&longest, s.n_tokens, s.layer)?;
-                check_scores(s.scores, &shape)?;
-                call.memory().writes(s.scores, shape.prefix_entries() as usize, c"scores").check()?;
-                Ok(MeanItem { scores: s.scores, prefix_len: shape.prefix_len() as u32, layer: s.layer })
+                in_layer(&shape, || {
+                    check_scores(s.scores, &shape)?;
+                    call.memory().writes(s.scores, shape.n_scores() as usize, c"scores").check()?;
+                    Ok(MeanItem { scores: s.scores, prefix_len: shape.prefix_len() as u32, layer: s.layer })
+                })
             };
             call.run(batch, n_sequences, &sequence)
         })
@@ -235,19 +246,18 @@ pub unsafe extern "C" fn lava_cuda_mean_over_heads(
 }
 
 /// What statistics are launched with: a score of another kind of attention, up to its columns.
-unsafe fn stats_args(
-    shape: *const lava_shape,
-    params: *const lava_score_params,
-    n_sequences: u32,
-) -> Result<(Shape, ScoreArgs)> {
-    let (shape, args) = unsafe { score_args(shape, params, n_sequences)? };
-    let args = ScoreArgs {
+///
+/// # Safety
+/// `params` must be NULL or lead to a `lava_score_params`.
+unsafe fn stats_args(shape: &Shape, params: *const lava_score_params, n_sequences: u32) -> Result<ScoreArgs> {
+    // SAFETY: the caller's promise.
+    let args = unsafe { score_args(shape, params, n_sequences)? };
+    Ok(ScoreArgs {
         attention: SPREAD,
         pool: Pool::Avg as i32,
         group_reduce: GroupReduce::Mean as i32,
         value_weight: ValueWeight::None as i32,
         smoothing: 0.0,
         ..args
-    };
-    Ok((shape, args))
+    })
 }

@@ -1,0 +1,163 @@
+/*
+ * lava_methods.h - other papers' methods over lava.h: presets of their scores, statistics, layer weights.
+ *
+ * Made by cbindgen from src/ffi/methods.rs; `UPDATE_HEADER=1 cargo test --test header` makes it anew. Edit the comments there.
+ *
+ * LAVa is one point of a frame, scorer x head budgets x layer budgets; these are others. The functions are in the same library and
+ * follow lava.h's rules. What each paper leaves open, and what is done here, is in docs/methods.md.
+ *
+ *     method          lava_score with                  heads                       layers
+ *     SnapKV          lava_score_params_snapkv         lava_select_params_equal    equal
+ *     Ada-KV          the same, LAVA_GROUP_MEAN        LAVA_FLOOR_AFFINE 0.2       equal
+ *     PyramidKV       the same, window 8               lava_select_params_equal    lava_pyramid_weights
+ *     CAKE            lava_score_params_cake           lava_select_params_equal    lava_attention_stats, lava_preference
+ *     TOVA            lava_score_params_tova           lava_mean_over_heads, lava_select_params_equal, layers equal
+ *     StreamingLLM    lava_score_params_streaming      lava_select_params_equal, n_sink 4, layers equal
+ *     KV-Compress     lava_score_params_kv_compress    one sort over the model: lava_global_entries
+ *     VATP, CAOTE, ReST-KV, SAGE-KV: lava_score_params_ with their names, any budgets
+ *
+ * SPDX-License-Identifier: MIT OR Apache-2.0
+ */
+
+#ifndef LAVA_METHODS_H
+#define LAVA_METHODS_H
+
+#include "lava.h"
+
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/// Gives all heads the mean of their scores, in place. With equal head budgets (lava_select_params_equal) they then keep the same
+/// tokens: TOVA's one set for all heads (arXiv 2401.06104).
+///
+/// shape: without cu_rows, since heads must have the same tokens (UNSUPPORTED).
+/// scores: f32 [n_kv_heads, n_tokens - window], finite.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, NONFINITE, UNSUPPORTED. Untouched on error. Any thread.
+lava_status lava_mean_over_heads(const lava_shape *shape, float *scores, lava_error *error);
+
+/// How the window looks at the prefix, two numbers per KV head: what lava_preference makes a layer's weight of.
+///
+///     entropy  = sum over heads, window and prefix of -A ln A
+///     variance = sum over heads and prefix of the variance of A over the window, divided by window - 1
+///
+/// where heads are the query heads of the KV head. Another pass over K in addition to lava_score's.
+///
+/// params: may be NULL; scale, softcap, sink_logits, lse_base and backend are used.
+/// q, k, lse, part, n_parts, workspace: as in lava_score; lava_score_workspace_size of any params with these is enough.
+/// stats: [n_kv_heads, 2] doubles, entropy and variance, for all heads, of which the part writes its own. On error the part's own
+///     may be partly written.
+/// Errors: as lava_score. Any thread.
+lava_status lava_attention_stats(const lava_shape *shape, const lava_score_params *params, const lava_tensor *q,
+    const lava_tensor *k, const lava_tensor *lse, uint32_t part, uint32_t n_parts, void *workspace,
+    size_t workspace_size, double *stats, lava_error *error);
+
+/// CAKE's weight of a layer (arXiv 2503.12491): (sum of entropies)^(1/tau1) * (sum of variances)^(1/tau2).
+///
+/// stats: [n_kv_heads, 2] from lava_attention_stats.
+/// tau1, tau2: above 0, chosen per model; 1 is neutral.
+/// weight: receives it, for lava_layer_entries or lava_cascade_push; untouched on error.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ALIGNMENT, OVERLAP, ARGUMENT, NONFINITE. Any thread.
+lava_status lava_preference(const lava_shape *shape, const double *stats, double tau1, double tau2, double *weight,
+    lava_error *error);
+
+/// PyramidKV's weights for lava_layer_entries (arXiv 2406.02069): budgets fall linearly from the first layer to the last.
+///
+/// prefix_budget: average prefix tokens kept per head: budget - window.
+/// prefix_len: all there are: n_tokens - window. No layer gets more.
+/// beta: how small the last layer's budget is: prefix_budget / beta. At least 1; published: 20, with a window of 8.
+/// weights: [n_layers], receives them; untouched on error.
+/// Errors: NULL, ALIGNMENT, SHAPE, ARGUMENT. Any thread.
+lava_status lava_pyramid_weights(uint32_t n_layers, uint64_t prefix_budget, uint64_t prefix_len, double beta,
+    double *weights, lava_error *error);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+/// SnapKV (arXiv 2404.14469), and with other budgets Ada-KV (2407.11550) and PyramidKV (2406.02069): no value norm.
+static inline lava_score_params lava_score_params_snapkv(void) {
+    lava_score_params params = lava_score_params_lava();
+    params.value_weight = LAVA_VALUE_NONE;
+    return params;
+}
+
+/// CAKE (arXiv 2503.12491): mean and variance, average-pooled over 5, the group's mean. Published with gamma = 200.
+static inline lava_score_params lava_score_params_cake(float gamma) {
+    lava_score_params params = lava_score_params_snapkv();
+    params.attention = LAVA_ATTENTION_MEAN_VARIANCE;
+    params.gamma = gamma;
+    params.pool = LAVA_POOL_AVG;
+    params.pool_kernel = 5;
+    params.group_reduce = LAVA_GROUP_MEAN;
+    return params;
+}
+
+/// TOVA (arXiv 2401.06104): for a window of 1; then lava_mean_over_heads and lava_select_params_equal.
+static inline lava_score_params lava_score_params_tova(void) {
+    lava_score_params params = lava_score_params_snapkv();
+    params.pool_kernel = 1;
+    params.group_reduce = LAVA_GROUP_MEAN;
+    return params;
+}
+
+/// StreamingLLM (arXiv 2309.17453): the newest tokens. Published with 4 sinks.
+static inline lava_score_params lava_score_params_streaming(void) {
+    lava_score_params params = lava_score_params_snapkv();
+    params.attention = LAVA_ATTENTION_RECENCY;
+    params.pool_kernel = 1;
+    return params;
+}
+
+/// VATP (arXiv 2406.12335): attention times the value's own norm. Published with 20 sinks.
+static inline lava_score_params lava_score_params_vatp(void) {
+    lava_score_params params = lava_score_params_lava();
+    params.value_weight = LAVA_VALUE_TOKEN;
+    params.pool_kernel = 1;
+    return params;
+}
+
+/// CAOTE (arXiv 2504.14051) over the window's mean attention.
+static inline lava_score_params lava_score_params_caote(void) {
+    lava_score_params params = lava_score_params_lava();
+    params.value_weight = LAVA_VALUE_OUTPUT;
+    params.pool_kernel = 1;
+    return params;
+}
+
+/// ReST-KV (arXiv 2605.08840), without the output matrix. Published with a decay of 0.3.
+static inline lava_score_params lava_score_params_rest_kv(float decay) {
+    lava_score_params params = lava_score_params_lava();
+    params.attention = LAVA_ATTENTION_EXPONENTIAL;
+    params.decay = decay;
+    params.value_weight = LAVA_VALUE_OUTPUT;
+    return params;
+}
+
+/// KV-Compress (arXiv 2410.00161): squared attention; the group's sum, here its mean, which has the same order.
+static inline lava_score_params lava_score_params_kv_compress(void) {
+    lava_score_params params = lava_score_params_snapkv();
+    params.attention = LAVA_ATTENTION_SQUARED;
+    params.group_reduce = LAVA_GROUP_MEAN;
+    return params;
+}
+
+/// SAGE-KV (arXiv 2503.08879): the last query's attention, whatever the window.
+static inline lava_score_params lava_score_params_sage_kv(void) {
+    lava_score_params params = lava_score_params_snapkv();
+    params.attention = LAVA_ATTENTION_EXPONENTIAL;
+    params.decay = 1.0f;
+    params.pool_kernel = 1;
+    return params;
+}
+
+/// LAVa as its authors' code has it: an affine floor, alpha = 0.2, here with exact totals.
+static inline lava_select_params lava_select_params_lava_released(void) {
+    lava_select_params params = lava_select_params_lava();
+    params.head_floor = LAVA_FLOOR_AFFINE;
+    params.alpha = 0.2;
+    return params;
+}
+
+#endif /* LAVA_METHODS_H */
