@@ -1,7 +1,7 @@
 //! Attention of new queries over the compressed cache: heads of unlike length, grouped queries, no copy of K or V.
 //!
-//! Online softmax: rows go by in blocks; each query keeps its maximum, its sum and a weighted sum of values, rescaled when
-//! the maximum grows. Each kept row is read once for all query heads of its group.
+//! Online softmax: rows go by in blocks; each query keeps its maximum, its sum and a weighted sum of values, rescaled
+//! when the maximum grows. Each kept row is read once for all query heads of its group.
 
 use crate::backend::scalar::exp2;
 use crate::backend::{Backend, Block, KEY_BLOCK, UNSEEN};
@@ -20,7 +20,8 @@ pub struct AttendParams<'a> {
     pub scale: Option<f32>,
     /// Logit soft-cap, as in `ScoreParams`.
     pub softcap: Option<f32>,
-    /// Learned attention sinks: one logit per query head, neither scaled nor capped, that is part of the softmax's denominator.
+    /// Learned attention sinks: one logit per query head, neither scaled nor capped, that is part of the softmax's
+    /// denominator.
     pub sink_logits: Option<&'a [f32]>,
     /// The base of the log-sum-exp that is returned.
     pub lse_base: LseBase,
@@ -110,9 +111,9 @@ fn check_shape(shape: &Shape, n_queries: usize) -> Result<()> {
 
 /// Attention of `n_queries` new queries over the rows of `k` and `v`, for the KV heads of one part.
 ///
-/// Of the shape, heads, head dimensions and the sliding window are used. `out` is f32 `[n_queries, n_q_heads, head_dim_v]`; `lse`, if
-/// wanted, f32 `[n_queries, n_q_heads, 1]`, includes the sinks. A query that sees no row gets zeros, and its sink or −∞. Parts write
-/// different query heads. The result does not depend on `n_parts`.
+/// Of the shape, heads, head dimensions and the sliding window are used. `out` is f32 `[n_queries, n_q_heads,
+/// head_dim_v]`; `lse`, if wanted, f32 `[n_queries, n_q_heads, 1]`, includes the sinks. A query that sees no row gets
+/// zeros, and its sink or −∞. Parts write different query heads. The result does not depend on `n_parts`.
 #[expect(clippy::too_many_arguments, reason = "the C function's arguments, one to one")]
 pub fn attend(
     backend: Backend,
@@ -295,8 +296,8 @@ impl Tile<'_> {
     }
 }
 
-/// What a row's weighted sum of values is multiplied by, and its log-sum-exp, from its maximum, its sum of exponentials and its sink's
-/// logit, all over ln 2.
+/// What a row's weighted sum of values is multiplied by, and its log-sum-exp, from its maximum, its sum of exponentials
+/// and its sink's logit, all over ln 2.
 fn normalise(max: f64, sum: f64, sink: Option<f64>) -> (f32, f64) {
     match sink {
         // All that the row sees is as nothing beside the sink, or it sees nothing.

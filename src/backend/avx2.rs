@@ -138,6 +138,18 @@ unsafe impl Lanes for Avx2 {
         unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(self.0, bound.0)) != 0 }
     }
     #[inline(always)]
+    unsafe fn weighted_less(self, weight: *const f64, less: f64) -> Self {
+        // SAFETY: the caller promises eight readable weights.
+        Self(unsafe {
+            let less = _mm256_set1_pd(less);
+            let low = _mm256_cvtps_pd(_mm256_castps256_ps128(self.0));
+            let high = _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(self.0));
+            let low = _mm256_cvtpd_ps(_mm256_fmsub_pd(low, _mm256_loadu_pd(weight), less));
+            let high = _mm256_cvtpd_ps(_mm256_fmsub_pd(high, _mm256_loadu_pd(weight.add(4)), less));
+            _mm256_set_m128(high, low)
+        })
+    }
+    #[inline(always)]
     unsafe fn total(self) -> f32 {
         // SAFETY: see `splat`.
         unsafe {

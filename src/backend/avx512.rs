@@ -1,7 +1,7 @@
 //! x86-64 with AVX-512F: sixteen f32 a register, thirty-two registers.
 //!
-//! Where the machine multiplies pairs of bf16 (`avx512_bf16`) and queries and keys are both bf16, they are not widened: twice
-//! the products an instruction. A lane then is a pair of neighbours of a row.
+//! Where the machine multiplies pairs of bf16 (`avx512_bf16`) and queries and keys are both bf16, they are not widened:
+//! twice the products an instruction. A lane then is a pair of neighbours of a row.
 
 use core::arch::x86_64::*;
 
@@ -84,7 +84,7 @@ unsafe impl Lanes for Avx512 {
     }
     #[inline(always)]
     unsafe fn round(self) -> Self {
-        // SAFETY: see `splat`. To no digit behind the point, half to even.
+        // SAFETY: see `splat`. To no digit after the point, half to even.
         Self(unsafe { _mm512_roundscale_ps::<0>(self.0) })
     }
     #[inline(always)]
@@ -103,6 +103,20 @@ unsafe impl Lanes for Avx512 {
         unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self.0, bound.0) != 0 }
     }
     #[inline(always)]
+    unsafe fn weighted_less(self, weight: *const f64, less: f64) -> Self {
+        // SAFETY: the caller promises sixteen readable weights.
+        Self(unsafe {
+            let less = _mm512_set1_pd(less);
+            let low = _mm512_cvtps_pd(_mm512_castps512_ps256(self.0));
+            let high = _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0));
+            let high = _mm512_cvtps_pd(_mm256_castpd_ps(high));
+            let low = _mm512_cvtpd_ps(_mm512_fmsub_pd(low, _mm512_loadu_pd(weight), less));
+            let high = _mm512_cvtpd_ps(_mm512_fmsub_pd(high, _mm512_loadu_pd(weight.add(8)), less));
+            let low = _mm512_castpd256_pd512(_mm256_castps_pd(low));
+            _mm512_castpd_ps(_mm512_insertf64x4::<1>(low, _mm256_castps_pd(high)))
+        })
+    }
+    #[inline(always)]
     unsafe fn total(self) -> f32 {
         // SAFETY: see `splat`.
         unsafe { _mm512_reduce_add_ps(self.0) }
@@ -110,8 +124,8 @@ unsafe impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn sums<const L: usize>(x: [Self; L]) -> Self {
         const { assert!(L == 16) };
-        // SAFETY: see `splat`. Each step adds the halves of two registers into one: neighbours, pairs, then quarters. No closure
-        // here: it would be compiled without the instruction set.
+        // SAFETY: see `splat`. Each step adds the halves of two registers into one: neighbours, pairs, then quarters.
+        // No closure here: it would be compiled without the instruction set.
         Self(unsafe {
             let (mut two, mut four) = ([_mm512_setzero_pd(); 8], [_mm512_setzero_ps(); 4]);
             for i in 0..8 {

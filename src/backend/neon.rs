@@ -1,5 +1,5 @@
-//! aarch64 with NEON: two registers of four f32 as one of eight. So f16 and bf16 are loaded by whole registers, and the kernels'
-//! loops have as many sums side by side as four units with a latency of four keep busy.
+//! aarch64 with NEON: two registers of four f32 as one of eight. So f16 and bf16 are loaded by whole registers, and the
+//! kernels' loops have as many sums side by side as four units with a latency of four keep busy.
 
 use core::arch::aarch64::*;
 use core::arch::asm;
@@ -50,8 +50,8 @@ unsafe impl Lanes for Neon {
     }
     #[inline(always)]
     unsafe fn load_24(upper: *const u16, lower: *const u8) -> Self {
-        // SAFETY: the caller promises eight readable elements at both. Each upper half meets its lower, then both make room for
-        // two clear bits.
+        // SAFETY: the caller promises eight readable elements at both. Each upper half meets its lower, then both make
+        // room for two clear bits.
         unsafe {
             let (upper, lower) = (vld1q_u16(upper), vshll_n_u8::<8>(vld1_u8(lower)));
             let both = [vzip1q_u16(lower, upper), vzip2q_u16(lower, upper)];
@@ -60,7 +60,8 @@ unsafe impl Lanes for Neon {
     }
     #[inline(always)]
     unsafe fn store_24(self, upper: *mut u16, lower: *mut u8) {
-        // SAFETY: the caller promises eight writable elements at both. The first shift rounds, as adding half a unit would.
+        // SAFETY: the caller promises eight writable elements at both. The first shift rounds, as adding half a unit
+        // would.
         unsafe {
             let [low, high] = self.0.map(|x| vrshrq_n_u32::<6>(vreinterpretq_u32_f32(x)));
             vst1q_u16(upper, vshrn_high_n_u32::<8>(vshrn_n_u32::<8>(low), high));
@@ -149,6 +150,16 @@ unsafe impl Lanes for Neon {
         }
     }
     #[inline(always)]
+    unsafe fn weighted_less(self, weight: *const f64, less: f64) -> Self {
+        // SAFETY: the caller promises eight readable weights.
+        Self::of(|i| unsafe {
+            let (weight, less) = (weight.add(4 * i), vdupq_n_f64(-less));
+            let low = vfmaq_f64(less, vcvt_f64_f32(vget_low_f32(self.0[i])), vld1q_f64(weight));
+            let high = vfmaq_f64(less, vcvt_high_f64_f32(self.0[i]), vld1q_f64(weight.add(2)));
+            vcvt_high_f32_f64(vcvt_f32_f64(low), high)
+        })
+    }
+    #[inline(always)]
     unsafe fn total(self) -> f32 {
         // SAFETY: see `splat`.
         unsafe { vaddvq_f32(vaddq_f32(self.0[0], self.0[1])) }
@@ -169,6 +180,6 @@ unsafe impl Lanes for Neon {
     }
 }
 
-// Six keys by four registers of query rows: 24 sums, and eight registers for the rows and the keys. A step is 38 instructions
-// for 24 multiply-adds, which take the key by element.
+// Six keys by four registers of query rows: 24 sums, and eight registers for the rows and the keys. A step is 38
+// instructions for 24 multiply-adds, which take the key by element.
 super::vector::kernels!(c"neon", Neon, "neon", keys: (6, 4), exps: 2, values: 2);

@@ -131,7 +131,8 @@ fn add_exp(tile: &[f32], scale: f32, rows: Softmax, sums: &mut [f32; KEY_BLOCK],
     add_exp_and(|e, weight| e * weight, -126.0, tile, scale, rows, sums, totals);
 }
 
-/// Below 2 to this nothing is squared: the result would be subnormal, which is slow, and is nothing beside other scores.
+/// Below 2 to this nothing is squared: the result would be subnormal, which is slow, and is nothing beside other
+/// scores.
 pub(super) const LEAST_SQUARED: f32 = -63.0;
 
 fn add_squares(tile: &[f32], scale: f32, rows: Softmax, sums: &mut [f32; KEY_BLOCK], totals: &mut [f64]) {
@@ -164,42 +165,14 @@ fn add_exp_and(
 }
 
 fn spread(tile: &mut [f32], scale: f32, rows: ExactSoftmax, out: &mut Spread, totals: &mut [f64]) {
-    for key in tile.chunks_exact_mut(rows.shift.len()) {
+    for (i, key) in tile.chunks_exact_mut(rows.shift.len()).enumerate() {
         key.iter_mut().zip(rows.shift).for_each(|(x, shift)| *x = exp2(*x * scale - shift));
-    }
-    spread_of_exps(tile, rows, out, totals);
-}
-
-/// [`spread`] of a tile of exponentials.
-#[inline(always)]
-pub(super) fn spread_of_exps(tile: &[f32], rows: ExactSoftmax, out: &mut Spread, totals: &mut [f64]) {
-    const LANES: usize = 8;
-    let total = |l: [f64; LANES]| ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]));
-    let whole = rows.n / LANES * LANES;
-    for (i, key) in tile.chunks_exact(rows.weight.len()).enumerate() {
-        // Rows that fill up a register have exponentials of zero.
-        let mut lanes = [0.0f64; LANES];
-        for (e, weight) in key.chunks_exact(LANES).zip(rows.weight.chunks_exact(LANES)) {
-            for l in 0..LANES {
-                lanes[l] += e[l] as f64 * weight[l];
-            }
-        }
-        let sum = total(lanes);
+        let a = || key[..rows.n].iter().zip(rows.weight).map(|(&e, weight)| e as f64 * weight);
+        let sum = a().sum::<f64>();
         let mean = sum / rows.n as f64;
-        let mut lanes = [0.0f64; LANES];
-        for (e, weight) in key[..whole].chunks_exact(LANES).zip(rows.weight.chunks_exact(LANES)) {
-            for l in 0..LANES {
-                let deviation = e[l] as f64 * weight[l] - mean;
-                lanes[l] += deviation * deviation;
-            }
-        }
-        for r in whole..rows.n {
-            let deviation = key[r] as f64 * rows.weight[r] - mean;
-            lanes[r - whole] += deviation * deviation;
-        }
         out.sums[i] = sum as f32;
-        out.deviations[i] = total(lanes) as f32;
-        totals.iter_mut().zip(key).for_each(|(total, &e)| *total += e as f64);
+        out.deviations[i] = a().map(|a| (a - mean) * (a - mean)).sum::<f64>() as f32;
+        totals.iter_mut().zip(key.iter()).for_each(|(total, &e)| *total += e as f64);
     }
 }
 
@@ -266,8 +239,8 @@ fn pairwise(s: [f32; 8]) -> f32 {
 pub(super) const EXP2: [f32; 7] =
     [1.559_467_8e-4, 1.340_664_4e-3, 9.617_693e-3, 5.550_310_6e-2, 2.402_265_3e-1, 6.931_472_2e-1, 1.0];
 
-/// `2^x` within 2 ulp; 0 for NaN and below −126, where the result would be subnormal; capped at `2^127`, near the largest
-/// f32. So `exp2(UNSEEN − x)` is 0 for every `x`, `UNSEEN` included.
+/// `2^x` within 2 ulp; 0 for NaN and below −126, where the result would be subnormal; capped at `2^127`, near the
+/// largest f32. So `exp2(UNSEEN − x)` is 0 for every `x`, `UNSEEN` included.
 ///
 /// `x = n + r`, then a polynomial in `r`, without a branch.
 #[inline(always)]
