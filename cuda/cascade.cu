@@ -217,9 +217,7 @@ LAVA_KERNEL(LAVA_CUDA_BUDGET_THREADS) lava_cascade_share(const __grid_constant__
         if (threadIdx.x == 0) fail_cascade(s, fault.layer, LAVA_NO_HEAD, fault.what == FAULT_TOLD ? uint32_t(LAVA_FAULT_WEIGHTS) : fault.what);
         return;
     }
-    // A larger weight may come, and with it a coarser grid that moves shares by less than one entry.
-    const uint64_t more = a.layers == LAYERS_WEIGHTS && n < a.n_layers ? 1 : 0;
-    for (uint32_t l = threadIdx.x; l < n; l += blockDim.x) s.n_entries[l] = min(memory.share[l] + more, s.capacities[l]);
+    for (uint32_t l = threadIdx.x; l < n; l += blockDim.x) s.n_entries[l] = memory.share[l];
 }
 
 LAVA_SELECT_KERNEL lava_cascade_plan(const __grid_constant__ lava_cuda_cascade_args args) {

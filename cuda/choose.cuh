@@ -326,7 +326,7 @@ template <class Source> __device__ void choose(const Choice<Source> &c, uint64_t
     if (params.head_weights != nullptr) {
         if (c.block() == 0) {
             const auto least = [&](uint32_t h) -> uint64_t { return at_most(minimum, h); };
-            water_fill(Sharers::HEADS, c.n_heads, params.head_weights, [&](uint32_t h) -> uint64_t { return c.len(h); }, least, n_entries, rounding, m);
+            water_fill(c.n_heads, params.head_weights, [&](uint32_t h) -> uint64_t { return c.len(h); }, least, n_entries, rounding, m);
             each([&](uint32_t h) { c.counts[h] = at_most(m.share[h], h); });
         }
     } else {

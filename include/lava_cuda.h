@@ -125,7 +125,7 @@ typedef struct lava_cuda_mean_sequence {
     uint32_t n_tokens;
     /// For lava_cuda_result, below 65536.
     uint32_t layer;
-    /// Must be 0.
+    /// 0.
     uint32_t reserved;
     /// Device memory, f32 [n_kv_heads, n_tokens - window], finite; read and written.
     float *scores;
@@ -139,7 +139,7 @@ typedef struct lava_cuda_entropy_sequence {
     uint32_t n_tokens;
     /// For lava_cuda_result, below 65536.
     uint32_t layer;
-    /// Must be 0.
+    /// 0.
     uint32_t reserved;
     /// Device memory, f32 [n_kv_heads, n_tokens - window], not negative.
     const float *scores;
@@ -193,7 +193,7 @@ typedef struct lava_cuda_select_sequence {
     uint32_t n_tokens;
     /// For lava_cuda_result, below 65536.
     uint32_t layer;
-    /// Must be 0.
+    /// 0.
     uint32_t reserved;
     /// Device memory, f32 [n_kv_heads, n_tokens - window], finite.
     const float *scores;
@@ -253,7 +253,7 @@ typedef struct lava_cuda_cascade {
 typedef struct lava_cuda_push_sequence {
     /// sizeof(lava_cuda_push_sequence), the same for all of a call.
     uint32_t struct_size;
-    /// Must be 0.
+    /// 0.
     uint32_t reserved;
     /// From lava_cuda_cascade_init, a different one for each sequence; counts the push. Unchanged on error.
     struct lava_cuda_cascade *cascade;
@@ -298,7 +298,7 @@ typedef struct lava_cuda_compact_sequence {
     uint32_t max_rows;
     /// No head keeps more rows than this. 0: max_rows.
     uint32_t max_kept;
-    /// Must be 0.
+    /// 0.
     uint32_t reserved;
     /// The caches as they are, [rows, n_kv_heads, head_dim]. v_src and v_dst may both be NULL.
     const lava_tensor *k_src;
@@ -345,7 +345,7 @@ typedef struct lava_cuda_attend_sequence {
     const uint32_t *cu_kept;
     /// As in lava_attend_params.
     uint32_t n_base;
-    /// Must be 0.
+    /// 0.
     uint32_t reserved;
     /// NULL, or device memory, one number: kept_indices begins so many entries later. `offset` of lava_cuda_cascade_get.
     const uint64_t *kept_offset;
@@ -519,8 +519,8 @@ lava_status lava_cascade_init(const lava_shape *shapes, uint32_t n_shapes, uint3
 /// After it, lava_cascade_get says for each layer 0 to l which rows the caller's cache is to keep; lava_compact moves them, at once or
 /// as often as evict_every of lava_cascade_params says. A layer without KV heads is passed over.
 /// After the last layer's push the kept sets are exactly, bit for bit, those of lava_layer_entries and lava_select
-/// on all layers at once. Before it, a layer may hold one entry more than its share, so all together at most total + l
-/// prefix entries, plus what a head floor may still ask for (alpha of that, and one per head and layer).
+/// on all layers at once. Before it, a layer may hold one entry more than its share, and what a head
+/// floor may still ask for (alpha of the total, and one entry per head and layer).
 ///
 /// Under LAVA_LAYERS_GLOBAL the final kept sets are those of lava_global_entries, and before it all layers hold at most `total`
 /// together, plus what a floor or head_min may still ask for.
