@@ -4,7 +4,7 @@
 //     score_lse        their merge in the order of the ranges, or the caller's log-sum-exp; resets the value maxima
 //     score_columns    for each key: the sum over the window of exp2(logit - lse), reduced over the group; value norms (values.cuh)
 //
-// pool.cu makes scores of them, behind output.cu where it is asked for. A block takes one range of keys of one KV head; its warps hold all
+// pool.cu makes scores of them, after output.cu where that is asked for. A block takes one range of keys of one KV head; its warps hold all
 // of the head's query rows in registers, in rounds if there are too many, and tiles of 64 keys stream through shared memory. Keys cross
 // the memory bus at most twice: the second pass goes backwards through the blocks, so that it begins with what the first one left in the
 // L2 cache. The values are read by every other block of the second pass, whose own work is arithmetic more than memory.
@@ -14,7 +14,7 @@
 
 namespace lava {
 
-/// Which rows of a tile of 16 are this thread's: this one and, with half = 1, the eighth behind it.
+/// Which rows of a tile of 16 are this thread's: this one and, with half = 1, the eighth after it.
 __device__ inline uint32_t own_row(uint32_t half) { return threadIdx.x % 32 / 4 + 8 * half; }
 
 /// Row tiles that a warp holds in registers.
@@ -160,7 +160,7 @@ template <int M> struct Statistics {
         look_for_faults(poison, x);
         to_exponents(x, range, logits, row_tile, key + part, all_see);
         const float slope = logits.slope();
-        // The last tile's rows behind the end are zeros, which the last row of the window does not see either.
+        // The last tile's rows after the end are zeros, which the last row of the window does not see either.
         float most[M][2];
         bool rises = false;
 #pragma unroll
@@ -276,7 +276,7 @@ template <int M> struct Columns {
     __device__ uint32_t kinds() const { return lava_score_kinds(&range.args); }
     __device__ bool spreads() const { return lava_score_spreads(&range.args); }
     __device__ float *sums_of(uint32_t step, uint32_t kind) const { return sums + (step % 2 * kinds() + kind) * at_once() * KEYS; }
-    /// The rest of one of the warp's rows, whose number is the lane's. Nobody else looks at it: registers are dear.
+    /// The rest of one of the warp's rows, whose number is the lane's. No other thread reads it. Not in a register: those are scarce.
     __device__ float &own_rest() const { return sums[2 * kinds() * at_once() * KEYS + threadIdx.x]; }
     /// What a key's sums were at the end of the last round: [keys of the range, 4]. Only where there are several rounds.
     __device__ float *carried() const { return sums + 2 * kinds() * at_once() * KEYS + blockDim.x; }

@@ -137,6 +137,7 @@ BREAKS = [
     ("global.cu", "", "fault.what == 0 ? 0 : LAVA_NO_ENTRIES", "0", "global", "plain"),
     ("global.cu", "", "item.head_weights[h] = c.counts[h]", "item.head_weights[h] = 1", "global", "plain"),
     ("select.cu", "", "if (*item.n_entries == LAVA_NO_ENTRIES) return;", "", "select", "plain"),
+    ("choose.cuh", "", "return double(__uint_as_float(control[5]));", "return 0;", "select", "plain"),
     ("choose.cuh", "", "return {LAVA_FAULT_WEIGHTS, head};", "return {0, 0};", "select", "plain"),
     ("choose.cuh", "const auto least", "return at_most(minimum, h);", "return 0;", "select", "plain"),
     ("cascade.cu", "", "s.minimums[layer] / heads", "0", "select", "plain"),

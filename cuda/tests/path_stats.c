@@ -1,5 +1,5 @@
 /*
- * path_stats.c - what CAKE and TOVA want beside scores: statistics of the attention, a layer's preference, the mean over heads.
+ * path_stats.c - what CAKE and TOVA need in addition to scores: statistics of the attention, a layer's preference, the mean over heads.
  */
 #include "path.h"
 
