@@ -377,7 +377,7 @@ typedef struct lava_attend_params {
 
 /// A pointer that must not be NULL is NULL.
 #define LAVA_ERR_NULL -1
-/// A struct_size is smaller than the first version of its struct, or bytes after what this library knows are not zero.
+/// A struct_size is smaller than the first version of its struct, or what this library does not know of it is not zero.
 #define LAVA_ERR_STRUCT_SIZE -2
 /// An option is out of range, or an input contradicts the others.
 #define LAVA_ERR_ARGUMENT -3
@@ -662,8 +662,8 @@ lava_status lava_cascade_init(const lava_shape *shapes, uint32_t n_shapes, uint3
 /// After it, lava_cascade_get says for each layer 0 to l which rows the caller's cache is to keep; lava_compact moves them, at once or
 /// as often as evict_every of lava_cascade_params says. A layer without KV heads is passed over.
 /// After the last layer's push the kept sets are exactly, bit for bit, those of lava_layer_entries and lava_select
-/// on all layers at once. Before it, a layer may hold one entry more than its share, so all together at most total + l
-/// prefix entries, plus what a head floor may still ask for (alpha of that, and one per head and layer).
+/// on all layers at once. Before it, a layer may hold one entry more than its share, and what a head
+/// floor may still ask for (alpha of the total, and one entry per head and layer).
 ///
 /// Under LAVA_LAYERS_GLOBAL the final kept sets are those of lava_global_entries, and before it all layers hold at most `total`
 /// together, plus what a floor or head_min may still ask for.

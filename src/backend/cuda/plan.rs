@@ -51,7 +51,7 @@ pub struct ScoreSequence {
     pub reserved: u32,
 }
 
-/// An `attention` beside those of `lava.h`: statistics instead of scores.
+/// An `attention` in addition to those of `lava.h`: statistics instead of scores.
 pub const SPREAD: i32 = 5;
 
 #[derive(Clone, Copy)]

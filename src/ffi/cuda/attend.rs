@@ -34,7 +34,7 @@ pub struct lava_cuda_attend_sequence {
     pub cu_kept: *const u32,
     /// As in lava_attend_params.
     pub n_base: u32,
-    /// Must be 0.
+    /// 0.
     pub reserved: u32,
     /// NULL, or device memory, one number: kept_indices begins so many entries later. `offset` of lava_cuda_cascade_get.
     pub kept_offset: *const u64,
@@ -196,7 +196,7 @@ unsafe fn attend_sequence(
     s: &lava_cuda_attend_sequence,
     memory: Memory,
 ) -> Result<AttendSequence> {
-    ensure(s.reserved == 0, ErrorKind::Argument, c"reserved")?;
+    ensure(s.reserved == 0, ErrorKind::StructSize, c"reserved")?;
     let rows = s.max_rows as usize;
     // SAFETY: the caller's promise.
     unsafe {

@@ -17,7 +17,7 @@ pub struct lava_cuda_entropy_sequence {
     pub n_tokens: u32,
     /// For lava_cuda_result, below 65536.
     pub layer: u32,
-    /// Must be 0.
+    /// 0.
     pub reserved: u32,
     /// Device memory, f32 [n_kv_heads, n_tokens - window], not negative.
     pub scores: *const f32,
@@ -127,7 +127,7 @@ pub unsafe extern "C" fn lava_cuda_entropy(
             batch.status = call.status;
             let sequence = |i| {
                 let s = nth(sequences, i)?;
-                ensure(s.reserved == 0, ErrorKind::Argument, c"reserved")?;
+                ensure(s.reserved == 0, ErrorKind::StructSize, c"reserved")?;
                 let shape = shorter(&longest, s.n_tokens, s.layer)?;
                 in_layer(&shape, || {
                     check_scores(s.scores, &shape)?;

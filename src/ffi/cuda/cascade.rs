@@ -81,7 +81,7 @@ pub struct lava_cuda_cascade_layer {
 pub struct lava_cuda_push_sequence {
     /// sizeof(lava_cuda_push_sequence), the same for all of a call.
     pub struct_size: u32,
-    /// Must be 0.
+    /// 0.
     pub reserved: u32,
     /// From lava_cuda_cascade_init, a different one for each sequence; counts the push. Unchanged on error.
     pub cascade: *mut lava_cuda_cascade,
@@ -228,7 +228,7 @@ pub unsafe extern "C" fn lava_cuda_cascade_push(
             check_n_sequences(n_sequences)?;
             let sequence = |i| {
                 let s: lava_cuda_push_sequence = nth(sequences, i)?;
-                ensure(s.reserved == 0, ErrorKind::Argument, c"reserved")?;
+                ensure(s.reserved == 0, ErrorKind::StructSize, c"reserved")?;
                 let own = opened(s.cascade)?;
                 ensure(own.n_pushed < own.n_layers, ErrorKind::State, c"cascade")?;
                 if own.prefix_len > 0 {

@@ -19,7 +19,7 @@ pub struct lava_cuda_compact_sequence {
     pub max_rows: u32,
     /// No head keeps more rows than this. 0: max_rows.
     pub max_kept: u32,
-    /// Must be 0.
+    /// 0.
     pub reserved: u32,
     /// The caches as they are, [rows, n_kv_heads, head_dim]. v_src and v_dst may both be NULL.
     pub k_src: *const lava_tensor,
@@ -296,7 +296,7 @@ unsafe fn moves_of(
     s: &lava_cuda_compact_sequence,
     memory: Memory,
 ) -> Result<[Option<Move>; 2]> {
-    ensure(s.reserved == 0, ErrorKind::Argument, c"reserved")?;
+    ensure(s.reserved == 0, ErrorKind::StructSize, c"reserved")?;
     ensure(s.max_kept <= s.max_rows, ErrorKind::Argument, c"max_kept")?;
     let entries = s.max_rows as u64 * shape.n_kv_heads as u64;
     ensure(entries <= u32::MAX as u64, ErrorKind::Overflow, c"max_rows")?;

@@ -18,7 +18,7 @@ pub struct lava_cuda_select_sequence {
     pub n_tokens: u32,
     /// For lava_cuda_result, below 65536.
     pub layer: u32,
-    /// Must be 0.
+    /// 0.
     pub reserved: u32,
     /// Device memory, f32 [n_kv_heads, n_tokens - window], finite.
     pub scores: *const f32,
@@ -97,7 +97,7 @@ pub unsafe extern "C" fn lava_cuda_select(
             batch.status = call.status;
             let sequence = |i| {
                 let s = nth(sequences, i)?;
-                ensure(s.reserved == 0, ErrorKind::Argument, c"reserved")?;
+                ensure(s.reserved == 0, ErrorKind::StructSize, c"reserved")?;
                 let shape = shorter(&longest, s.n_tokens, s.layer)?;
                 in_layer(&shape, || select_sequence(&shape, &params, &s, call.memory()))
             };

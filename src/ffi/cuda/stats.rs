@@ -52,7 +52,7 @@ pub struct lava_cuda_mean_sequence {
     pub n_tokens: u32,
     /// For lava_cuda_result, below 65536.
     pub layer: u32,
-    /// Must be 0.
+    /// 0.
     pub reserved: u32,
     /// Device memory, f32 [n_kv_heads, n_tokens - window], finite; read and written.
     pub scores: *mut f32,
@@ -232,7 +232,7 @@ pub unsafe extern "C" fn lava_cuda_mean_over_heads(
             };
             let sequence = |i| {
                 let s = nth(sequences, i)?;
-                ensure(s.reserved == 0, ErrorKind::Argument, c"reserved")?;
+                ensure(s.reserved == 0, ErrorKind::StructSize, c"reserved")?;
                 let shape = shorter(&longest, s.n_tokens, s.layer)?;
                 in_layer(&shape, || {
                     check_scores(s.scores, &shape)?;
