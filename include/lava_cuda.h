@@ -179,9 +179,9 @@ typedef struct lava_cuda_global_sequence {
     const float *const *scores;
     /// NULL, or device memory, as in lava_select_params.
     const uint8_t *protected_mask;
-    /// Device memory; receives n_layers numbers, as that of lava_global_entries does. Where there is a fault, what lava_cuda_select refuses.
+    /// Device memory; receives n_layers numbers, as that of lava_global_entries does; after a fault, numbers that lava_cuda_select refuses.
     uint64_t *entries;
-    /// Device memory; receives n_layers * n_kv_heads numbers, as that of lava_global_entries does. Untouched where there is a fault.
+    /// Device memory; receives n_layers * n_kv_heads numbers, as that of lava_global_entries does. Untouched after a fault.
     double *head_weights;
 } lava_cuda_global_sequence;
 
@@ -263,13 +263,13 @@ typedef struct lava_cuda_push_sequence {
     const double *weight;
 } lava_cuda_push_sequence;
 
-/// Where a layer of a cascade lies on the device after the last push: inside the state, and valid until the next push runs.
+/// Where a layer of a cascade is on the device after the last push: inside the state, and valid until the next push runs.
 typedef struct lava_cuda_cascade_layer {
     /// sizeof(lava_cuda_cascade_layer), set by the caller.
     uint32_t struct_size;
     /// 0.
     uint32_t reserved;
-    /// One number: kept_indices and rows of this layer begin so many entries after the pointers below. rows_offset of lava_cuda_compact,
+    /// One number: kept_indices and rows of this layer begin that many entries after the pointers below. rows_offset of lava_cuda_compact,
     /// kept_offset of lava_cuda_attend.
     const uint64_t *offset;
     /// True token positions kept by each head, ascending, window included.
@@ -280,7 +280,7 @@ typedef struct lava_cuda_cascade_layer {
     const uint32_t *rows;
     /// Exclusive prefix sum of the row counts of that cache, n_kv_heads + 1 entries.
     const uint32_t *cu_rows;
-    /// One number, as the three below; see lava_cascade_layer.
+    /// One number, like the three below; see lava_cascade_layer.
     const uint64_t *n_entries;
     /// Normalised entropy of the layer's scores; 0 where layers do not share by it.
     const double *entropy;
@@ -310,11 +310,11 @@ typedef struct lava_cuda_compact_sequence {
     const lava_tensor *v_dst;
     /// Device memory: kept_indices of lava_cuda_select, or rows of lava_cuda_cascade_get; ascending per head.
     const uint32_t *rows;
-    /// NULL, or device memory, one number: rows begins so many entries later. From lava_cuda_cascade_get.
+    /// NULL, or device memory, one number: rows begins that many entries later. From lava_cuda_cascade_get.
     const uint64_t *rows_offset;
     /// Device memory, n_kv_heads + 1 entries.
     const uint32_t *cu_kept;
-    /// NULL, or device memory, n_kv_heads entries; receives each head's rows, for lava_cuda_attend. Untouched where nothing moves:
+    /// NULL, or device memory, n_kv_heads entries; receives each head's rows, for lava_cuda_attend. Untouched if nothing moves:
     /// set to zeros before, they keep attention inside the cache after a fault.
     uint32_t *n_rows;
 } lava_cuda_compact_sequence;
@@ -347,7 +347,7 @@ typedef struct lava_cuda_attend_sequence {
     uint32_t n_base;
     /// Must be 0.
     uint32_t reserved;
-    /// NULL, or device memory, one number: kept_indices begins so many entries later. `offset` of lava_cuda_cascade_get.
+    /// NULL, or device memory, one number: kept_indices begins that many entries later. `offset` of lava_cuda_cascade_get.
     const uint64_t *kept_offset;
 } lava_cuda_attend_sequence;
 
@@ -363,10 +363,10 @@ size_t lava_cuda_context_size(void);
 /// The first call of a process loads libcuda, which stays loaded; that, and what the driver does to load code, are the only allocations
 /// that a function of this header makes. Not to be called while a stream of the context is being captured.
 ///
-/// context: lava_cuda_context_size bytes of host memory, for as long as it is used; what it holds is overwritten. It may be
-///     moved, and many threads may use it at a time. Each CUDA context needs one of its own.
+/// context: lava_cuda_context_size bytes of host memory, for as long as it is used; its contents are overwritten. It may be
+///     moved, and many threads may use it at a time. Each CUDA context needs its own.
 /// Errors: NULL, ALIGNMENT, BUFFER_SIZE, UNSUPPORTED (a library built without nvcc), DRIVER (argument names a function that
-///     libcuda lacks, or the driver's error), CONTEXT. On error nothing stays loaded, and the memory is as it was.
+///     libcuda lacks, or the driver's error), CONTEXT. On error nothing stays loaded, and the memory is unchanged.
 lava_status lava_cuda_init(void *context, size_t context_size, lava_error *error);
 
 /// Unloads the kernels. Nothing that was launched with them may still be running, and no captured graph may be launched any more.
@@ -375,13 +375,13 @@ lava_status lava_cuda_init(void *context, size_t context_size, lava_error *error
 /// Errors: NULL, ALIGNMENT, STATE, CONTEXT (then it is untouched), DRIVER.
 lava_status lava_cuda_destroy(void *context, lava_error *error);
 
-/// What a status word says, once the stream has run the calls that were given it and the word is back on the host.
+/// What a status word says, once the stream has run the calls that it was given to and the word is back on the host.
 ///
 /// word: *status of those calls. All bits set: nothing went wrong.
 /// sequence: NULL, or receives the sequence of the batch, LAVA_NONE without a fault.
 /// error: NULL, or receives the layer, the KV head, and what was not finite: "lse", "q", "v", "scores", "stats" or "weights"; "q" stands
 ///     for q or k. With LAVA_ERR_BUDGET it is "total". Where no head is to blame, as with the weights of layers, head is LAVA_NONE.
-/// Returns LAVA_OK, LAVA_ERR_NONFINITE, LAVA_ERR_BUDGET, or LAVA_ERR_ARGUMENT for what is no status word. Any thread.
+/// Returns LAVA_OK, LAVA_ERR_NONFINITE, LAVA_ERR_BUDGET, or LAVA_ERR_ARGUMENT for a word that is not a status word. Any thread.
 lava_status lava_cuda_result(uint64_t word, uint32_t *sequence, lava_error *error);
 
 /// Bytes of workspace that each part of lava_attend needs.
@@ -394,7 +394,7 @@ lava_status lava_attend_workspace_size(const lava_shape *shape, uint32_t n_queri
 /// Attention of new queries over a compressed cache: heads of unlike length, grouped queries.
 ///
 /// shape: heads, head dimensions and sliding_window are used. With a sliding window, params must have positions: a query's own is that of
-///     its row if causal, else query t stands t after the position that follows the last row.
+///     its row if causal, else query t is t after the position that follows the last row.
 /// params: may be NULL: causal, without positions.
 /// n_queries: new queries, at least 1.
 /// q:   [n_queries, n_q_heads, head_dim_k], after RoPE.
@@ -427,7 +427,7 @@ lava_status lava_budget_from_ratio(const lava_shape *shape, const lava_select_pa
     uint32_t *budget, lava_error *error);
 
 /// Prefix entries that a budget means for a whole model: the sum over all heads of budget - window, or of the prefix positions that a
-/// later query can see where those are fewer; at most all rows there are. Compressing again asks for the same total.
+/// later query can see where those are fewer; at most all rows. Compressing again asks for the same total.
 ///
 /// shapes: n_shapes of them: one for each layer, or 1 that stands for all n_layers. Layers may differ in everything; one without KV heads
 ///     takes no part.
@@ -437,7 +437,7 @@ lava_status lava_budget_from_ratio(const lava_shape *shape, const lava_select_pa
 lava_status lava_total_entries(const lava_shape *shapes, uint32_t n_shapes, uint32_t n_layers, uint32_t budget,
     uint64_t *total, lava_error *error);
 
-/// Normalised entropy of a layer's scores, the layer's weight when layers share a total as LAVa has it.
+/// Normalised entropy of a layer's scores, the layer's weight when layers share a total as in LAVa.
 ///
 ///     p = scores / sum(scores)        entropy = -sum(p ln p) / ln(number of scores)
 ///
@@ -471,7 +471,7 @@ lava_status lava_layer_entries(const lava_shape *shapes, uint32_t n_shapes, uint
 lava_status lava_global_entries_workspace_size(const lava_shape *shapes, uint32_t n_shapes, uint32_t n_layers,
     size_t *size, lava_error *error);
 
-/// Entries of layers and heads by one sort over the whole model: the `total` largest scores win, in whatever layer and head they are.
+/// Entries of layers and heads by one sort over the whole model: the `total` largest scores win, whichever layer and head they are in.
 /// Ties go to the lower layer, then the lower head, then the lower token.
 ///
 /// For each layer, lava_select with its entries, and its part of head_weights in lava_select_params, keeps exactly those. Layer weights
@@ -505,7 +505,7 @@ lava_status lava_cascade_state_size(const lava_shape *shapes, uint32_t n_shapes,
 ///
 /// shapes, n_shapes, n_layers: as in lava_total_entries: layers in the order in which they will be pushed.
 /// total: prefix entries to keep over all layers; see lava_total_entries.
-/// params: may be NULL. Floors, sinks, the protected mask, head weights. All is copied.
+/// params: may be NULL. Floors, sinks, the protected mask, head weights. All are copied.
 /// cascade: may be NULL. How the layers share the total, and how often the caller evicts.
 /// state: lava_cascade_state_size bytes, aligned to LAVA_WORKSPACE_ALIGN. The caller owns it and may drop it, start it
 ///     again or copy it at any time: it holds no resources and no pointers.
@@ -514,13 +514,13 @@ lava_status lava_cascade_init(const lava_shape *shapes, uint32_t n_shapes, uint3
     const lava_select_params *params, const lava_cascade_params *cascade, void *state, size_t state_size,
     lava_error *error);
 
-/// Takes in the next layer's scores and decides anew what every layer so far keeps.
+/// Takes in the next layer's scores and decides again what every layer so far keeps.
 ///
-/// After it, lava_cascade_get says for each layer 0 to l which rows the caller's cache is to keep; lava_compact moves them, at once or
-/// as often as evict_every of lava_cascade_params says. A layer without KV heads is passed over.
+/// After it, lava_cascade_get says for each layer 0 to l which rows the caller's cache must keep; lava_compact moves them, at once or
+/// as often as evict_every of lava_cascade_params says. A layer without KV heads is skipped.
 /// After the last layer's push the kept sets are exactly, bit for bit, those of lava_layer_entries and lava_select
-/// on all layers at once. Before it, a layer may hold one entry more than its share, so all together at most total + l
-/// prefix entries, plus what a head floor may still ask for (alpha of that, and one per head and layer).
+/// on all layers at once. Before it, a layer may hold one entry more than its share, and what a head
+/// floor may still ask for (alpha of the total, and one entry per head and layer).
 ///
 /// Under LAVA_LAYERS_GLOBAL the final kept sets are those of lava_global_entries, and before it all layers hold at most `total`
 /// together, plus what a floor or head_min may still ask for.
@@ -536,17 +536,17 @@ lava_status lava_cascade_push(void *state, size_t state_size, const lava_shape *
 
 /// What layer `layer` keeps after the last push, and how to get there from what the caller's cache holds.
 ///
-/// state: only read. Pointers that earlier calls returned stay good until the next push.
+/// state: only read. Pointers that earlier calls returned stay valid until the next push.
 /// out: receives pointers into the state; untouched on error. That it lies outside the state is not checked. A layer without KV heads
 ///     has no rows.
 /// Errors: NULL, STRUCT_SIZE, ALIGNMENT, WORKSPACE, STATE (not initialised, or that layer was not pushed yet). Any thread, several at a
-///     time, but none beside a push.
+///     time, but none during a push.
 lava_status lava_cascade_get(const void *state, size_t state_size, uint32_t layer, lava_cascade_layer *out,
     lava_error *error);
 
 /// Evicts: gathers each head's kept rows of K and V, in position order, into another cache or in place.
 ///
-/// Row rows[cu_kept[h] + r] of head h becomes row r of head h. Keys carry their RoPE; nothing is re-rotated. True positions
+/// Row rows[cu_kept[h] + r] of head h becomes row r of head h. Keys already include RoPE; nothing is re-rotated. True positions
 /// stay with the caller in kept_indices.
 ///
 /// shape: n_kv_heads, head_dim_k and head_dim_v are used, and for the source n_tokens or cu_rows; its positions are not.
@@ -627,13 +627,13 @@ lava_status lava_select_workspace_size(const lava_shape *shape, size_t *size, la
 ///
 /// params: may be NULL.
 /// scores: f32, lava_n_scores(shape) of them, finite; from lava_score or from anywhere else. May be NULL where there is no prefix.
-/// n_entries: prefix entries to keep in this layer, over all heads. More than there are keeps everything that a later query can see.
+/// n_entries: prefix entries to keep in this layer, over all heads. If there are fewer, everything that a later query can see is kept.
 /// workspace: lava_select_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN.
 /// kept_indices: receives each head's true token positions, ascending, head after head.
 /// kept_capacity: entries that kept_indices (and rows) have room for, at least what lava_n_kept says.
 /// cu_kept: n_kv_heads + 1 entries, receives the exclusive prefix sum of the counts, from 0: head h keeps
 ///     kept_indices[cu_kept[h]] up to kept_indices[cu_kept[h + 1]].
-/// rows: NULL, or receives for each kept one which row of its head in the cache it is, for lava_compact. Without the shape's cu_rows
+/// rows: NULL, or receives for each kept entry which row of its head in the cache it is, for lava_compact. Without the shape's cu_rows
 ///     the same numbers as kept_indices.
 /// selection: NULL, or receives what was done, in particular whether nothing was evicted.
 /// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ALIGNMENT, ARGUMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, BUDGET (below the
@@ -649,7 +649,7 @@ lava_status lava_select(const lava_shape *shape, const lava_select_params *param
 lava_status lava_entries_for_share_workspace_size(size_t *size, lava_error *error);
 
 /// The fewest entries of a layer whose evicted share of score mass is at most epsilon, without floors or protected
-/// entries: ask for a bound on the loss instead of a size.
+/// entries: for a caller who wants a bound on the loss instead of a size.
 ///
 /// scores: f32, lava_n_scores(shape) of them, finite, not negative (ARGUMENT).
 /// epsilon: in [0, 1].
@@ -703,8 +703,8 @@ lava_status lava_cuda_attention_stats_workspace_size(const void *context, const 
 /// context: from lava_cuda_init.
 /// shape: n_tokens is that of the longest sequence; layer is below 65536.
 /// params: may be NULL; scale, softcap and lse_base are used.
-/// sequences: host memory, n_sequences of them, read during the call, as are the tensors they point to; what lava_cuda_score says of its
-///     own is true of them. The statistics of a sequence are the same bits where its scores would be.
+/// sequences: host memory, n_sequences of them, read during the call, as are the tensors they point to; what lava_cuda_score says
+///     about its own holds for these. The statistics of a sequence are the same bits where its scores would be.
 /// workspace: device memory, lava_cuda_attention_stats_workspace_size bytes, as for lava_cuda_score.
 /// status, stream: as for lava_cuda_score.
 /// Errors: as lava_cuda_score.
@@ -760,14 +760,14 @@ lava_status lava_cuda_entropy(const void *context, const lava_shape *shape, cons
     uint32_t n_sequences, void *workspace, size_t workspace_size, uint64_t *status, void *stream, lava_error *error);
 
 /// lava_layer_entries for sequences side by side: the same numbers as on the CPU, without waiting for weights that are on the device.
-/// The layers may be unlike: what counts is what they can keep.
+/// The layers may differ: only what they can keep matters.
 ///
 /// context: from lava_cuda_init.
 /// sequences: host memory, n_sequences of them, read during the call.
 /// workspace: device memory, 48 bytes for each sequence, aligned to LAVA_WORKSPACE_ALIGN; may be NULL for a single one.
 /// status, stream: as for lava_cuda_score. Weights that are negative or not finite are "weights". A total below the minimums' sum,
-///     minimums above a capacity, and capacities of 2^32 or more, are LAVA_ERR_BUDGET, "total". The entries are then what lava_cuda_select
-///     refuses.
+///     minimums above a capacity, and capacities of 2^32 or more, are LAVA_ERR_BUDGET, "total". The entries are then numbers that
+///     lava_cuda_select refuses.
 /// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, STATE, CONTEXT: nothing was launched. LAUNCH. Any thread on
 ///     which the context is current.
 lava_status lava_cuda_layer_entries(const void *context, const lava_cuda_entries_sequence *sequences,
@@ -850,8 +850,8 @@ lava_status lava_cuda_cascade_workspace_size(const void *context, const lava_cud
 /// params: may be NULL. As for lava_cascade_init, but protected_mask and head_weights are device memory. They are not copied: they must
 ///     stay until the last push has run.
 /// cascade_params: may be NULL.
-/// state: device memory, lava_cuda_cascade_state_size bytes, aligned to LAVA_WORKSPACE_ALIGN, the cascade's until nobody looks at its
-///     layers any more.
+/// state: device memory, lava_cuda_cascade_state_size bytes, aligned to LAVA_WORKSPACE_ALIGN. It belongs to the cascade until its
+///     layers are no longer read.
 /// cascade: receives the host's part; untouched on error.
 /// status, stream: as for lava_cuda_score. A total below what the mask protects is LAVA_ERR_BUDGET, "total", of layer 0; pushes do
 ///     nothing then.
@@ -865,7 +865,7 @@ lava_status lava_cuda_cascade_init(const void *context, const lava_shape *shape,
 /// for bit.
 ///
 /// context: from lava_cuda_init.
-/// sequences: host memory, n_sequences of them, read during the call. Their cascades may be of any shapes, each at a layer of its own.
+/// sequences: host memory, n_sequences of them, read during the call. Their cascades may have any shapes and be at different layers.
 /// workspace: device memory, lava_cuda_cascade_workspace_size bytes, as for lava_cuda_score.
 /// status, stream: as for lava_cuda_score; the stream of the calls before, or one that waits for it. A fault in a layer's scores or
 ///     weights ("scores", "weights"), or entries that cannot hold what is protected (LAVA_ERR_BUDGET), makes this push and all later ones
@@ -875,11 +875,11 @@ lava_status lava_cuda_cascade_init(const void *context, const lava_shape *shape,
 lava_status lava_cuda_cascade_push(const void *context, const lava_cuda_push_sequence *sequences, uint32_t n_sequences,
     void *workspace, size_t workspace_size, uint64_t *status, void *stream, lava_error *error);
 
-/// Where a layer lies after the last push.
+/// Where a layer is after the last push.
 ///
 /// cascade: from lava_cuda_cascade_init, with pushes.
 /// layer: below n_pushed.
-/// out: receives pointers to device memory; untouched on error. What they lead to is there when the last push has run.
+/// out: receives pointers to device memory; untouched on error. What they lead to is valid once the last push has run.
 /// Errors: NULL, STRUCT_SIZE, STATE (not from lava_cuda_cascade_init, or no such layer yet). Any thread.
 lava_status lava_cuda_cascade_get(const lava_cuda_cascade *cascade, uint32_t layer, lava_cuda_cascade_layer *out,
     lava_error *error);
@@ -898,7 +898,7 @@ lava_status lava_cuda_compact_workspace_size(const void *context, uint32_t n_seq
 /// shape: n_kv_heads, head_dim_k and head_dim_v are used; layer is named in errors.
 /// sequences: host memory, n_sequences of them, at most LAVA_CUDA_MAX_COMPACT_SEQUENCES, read during the call, as are the tensors they
 ///     point to. In place is the source's memory with the same data, dtype, stride_token and stride_dim. Then either stride_head or
-///     row_start is the very same: each head's rows move to the front of its own. Or both are ragged: rows of all heads close ranks. The
+///     row_start is the same pointer: each head's rows move to the front of its own. Or both are ragged: rows of all heads close ranks. The
 ///     caller promises that every row then moves to the front or stays, and that row_start leaves room for what is kept. Otherwise a
 ///     destination may not share memory with a source or the other destination; K and V interleaved without row_start, with the same
 ///     strides, are fine. Caches of one call must not share memory that one of them writes.
@@ -922,7 +922,7 @@ lava_status lava_cuda_compact(const void *context, const lava_shape *shape, cons
 lava_status lava_cuda_attend_workspace_size(const void *context, const lava_shape *shape, uint32_t n_queries,
     uint32_t n_sequences, uint64_t total_rows, size_t *size, lava_error *error);
 
-/// lava_attend for a batch of sequences, each with as many new queries and a compressed cache of its own.
+/// lava_attend for a batch of sequences, each with the same number of new queries and its own compressed cache.
 ///
 /// The counts n_rows are read on the device, when the kernels run: a captured graph stays valid while caches grow, up to max_rows and
 /// total_rows. A larger count is taken as max_rows. Where all together have more rows than that, nothing is written after the workspace's

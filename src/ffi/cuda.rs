@@ -47,10 +47,10 @@ pub extern "C" fn lava_cuda_context_size() -> usize {
 /// The first call of a process loads libcuda, which stays loaded; that, and what the driver does to load code, are the only allocations
 /// that a function of this header makes. Not to be called while a stream of the context is being captured.
 ///
-/// context: lava_cuda_context_size bytes of host memory, for as long as it is used; what it holds is overwritten. It may be
-///     moved, and many threads may use it at a time. Each CUDA context needs one of its own.
+/// context: lava_cuda_context_size bytes of host memory, for as long as it is used; its contents are overwritten. It may be
+///     moved, and many threads may use it at a time. Each CUDA context needs its own.
 /// Errors: NULL, ALIGNMENT, BUFFER_SIZE, UNSUPPORTED (a library built without nvcc), DRIVER (argument names a function that
-///     libcuda lacks, or the driver's error), CONTEXT. On error nothing stays loaded, and the memory is as it was.
+///     libcuda lacks, or the driver's error), CONTEXT. On error nothing stays loaded, and the memory is unchanged.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_init(
     context: *mut c_void,
@@ -87,13 +87,13 @@ pub unsafe extern "C" fn lava_cuda_destroy(context: *mut c_void, error: *mut lav
     }
 }
 
-/// What a status word says, once the stream has run the calls that were given it and the word is back on the host.
+/// What a status word says, once the stream has run the calls that it was given to and the word is back on the host.
 ///
 /// word: *status of those calls. All bits set: nothing went wrong.
 /// sequence: NULL, or receives the sequence of the batch, LAVA_NONE without a fault.
 /// error: NULL, or receives the layer, the KV head, and what was not finite: "lse", "q", "v", "scores", "stats" or "weights"; "q" stands
 ///     for q or k. With LAVA_ERR_BUDGET it is "total". Where no head is to blame, as with the weights of layers, head is LAVA_NONE.
-/// Returns LAVA_OK, LAVA_ERR_NONFINITE, LAVA_ERR_BUDGET, or LAVA_ERR_ARGUMENT for what is no status word. Any thread.
+/// Returns LAVA_OK, LAVA_ERR_NONFINITE, LAVA_ERR_BUDGET, or LAVA_ERR_ARGUMENT for a word that is not a status word. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_result(
     word: u64,
@@ -268,7 +268,7 @@ fn check_scores(scores: *const f32, shape: &Shape) -> Result<()> {
     }
 }
 
-/// That what a caller asks for is what the GPU can do: the table at the top of the header.
+/// Checks that the GPU can do what a caller asks for: the table at the top of the header.
 fn supports(ok: bool, argument: &'static CStr) -> Result<()> {
     ensure(ok, ErrorKind::Unsupported, argument)
 }
@@ -276,7 +276,7 @@ fn supports(ok: bool, argument: &'static CStr) -> Result<()> {
 /// Most tokens of a sequence. Kernels count in 32 bits, and in steps that may end after the last token.
 const MAX_TOKENS: usize = (u32::MAX - 4095) as usize;
 
-/// A caller's shape, checked. Heads of unlike rows are refused before anything of theirs is looked at.
+/// A caller's shape, checked. Ragged heads are refused before their rows are looked at.
 ///
 /// # Safety
 /// `p` must be NULL or lead to a `lava_shape`.
@@ -291,7 +291,7 @@ unsafe fn dense_shape(p: *const lava_shape) -> Result<Shape<'static>> {
     Ok(shape)
 }
 
-/// The same where entries that no later query can see are not told apart from the others.
+/// The same, for kernels that do not tell entries that no later query can see from the others.
 ///
 /// # Safety
 /// As for [`dense_shape`].
@@ -409,7 +409,7 @@ unsafe fn device_f32(
     Ok(tensor)
 }
 
-/// As the CPU has it.
+/// As on the CPU.
 fn scale(given: Option<f32>, shape: &Shape) -> f32 {
     given.unwrap_or_else(|| (1.0 / (shape.head_dim_k as f64).sqrt()) as f32)
 }
