@@ -9,15 +9,15 @@
 //! | look at a caller's buffer | [`view`] | pointer, element type, strides → rows of f32 |
 //! | sizes and options | [`params`] | numbers → checked numbers |
 //! | window attention, pooling, value norm, group reduction | [`score`] | Q, K, V → scores |
-//! | entropy | [`entropy`] | scores → one number a layer |
+//! | entropy | [`entropy`] | scores → one number per layer |
 //! | layer and head budgets | [`budget`] | weights, total → integers that sum exactly |
 //! | selection | [`select`] | scores, budget → `kept_indices`, `cu_kept` |
 //! | eviction | [`compact`] | cache, kept rows → smaller cache |
 //! | the same while prefilling | [`cascade`] | each layer's scores as it arrives → all layers' kept rows |
 //! | decoding | [`attend`] | new queries, compressed cache → attention output |
 //!
-//! LAVa is one point of a frame, scorer × head budgets × layer budgets: [`ScoreParams`], [`SelectParams`] and [`LayerBudgets`] have the
-//! options that make other papers' methods.
+//! LAVa is one choice of scorer × head budgets × layer budgets. The options of [`ScoreParams`], [`SelectParams`] and
+//! [`CascadeParams`] make other papers' methods.
 //!
 //! Around them: [`backend`] (the seam for SIMD and other kernels), [`workspace`] (the caller's scratch memory),
 //! `ffi` (the C ABI, `include/lava.h`), and `reference` (the whole method in plain f64 loops, the oracle of the tests).

@@ -1,5 +1,5 @@
 //! aarch64 with NEON: two registers of four f32 as one of eight. So f16 and bf16 are loaded by whole registers, and the kernels'
-//! loops have as many sums side by side as four units with a latency of four keep busy.
+//! loops have as many sums side by side as it takes to keep four units with a latency of four busy.
 
 use core::arch::aarch64::*;
 use core::arch::asm;
@@ -19,7 +19,7 @@ unsafe impl Lanes for Neon {
     const N: usize = 8;
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
-        // SAFETY: arithmetic; the module's contract gives the machine. So below, where nothing else is said.
+        // SAFETY: arithmetic; the module's contract gives the machine. The same holds below where nothing else is said.
         Self::of(|_| unsafe { vdupq_n_f32(x) })
     }
     #[inline(always)]
@@ -50,8 +50,8 @@ unsafe impl Lanes for Neon {
     }
     #[inline(always)]
     unsafe fn load_24(upper: *const u16, lower: *const u8) -> Self {
-        // SAFETY: the caller promises eight readable elements at both. Each upper half meets its lower, then both make room for
-        // two clear bits.
+        // SAFETY: the caller promises eight readable elements at both. Each upper half is joined with its lower one, then both
+        // are shifted right by the two clear bits.
         unsafe {
             let (upper, lower) = (vld1q_u16(upper), vshll_n_u8::<8>(vld1_u8(lower)));
             let both = [vzip1q_u16(lower, upper), vzip2q_u16(lower, upper)];
@@ -107,7 +107,7 @@ unsafe impl Lanes for Neon {
     }
     #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {
-        // SAFETY: see `splat`. The instruction returns the number beside a quiet NaN, as `Lanes` asks.
+        // SAFETY: see `splat`. Of a number and a quiet NaN the instruction returns the number, as `Lanes` asks.
         Self::of(|i| unsafe { vmaxnmq_f32(self.0[i], other.0[i]) })
     }
     #[inline(always)]
@@ -127,7 +127,7 @@ unsafe impl Lanes for Neon {
     }
     #[inline(always)]
     unsafe fn times_pow2(self, n: Self) -> Self {
-        // SAFETY: see `splat`. Added to the exponent, which is where an f32 has its bits 23 and up.
+        // SAFETY: see `splat`. Added to the exponent, which is an f32's bits 23 and up.
         Self::of(|i| unsafe {
             let n = vshlq_n_s32::<23>(vcvtnq_s32_f32(n.0[i]));
             vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(self.0[i]), n))
