@@ -31,7 +31,7 @@ ROWS = [
      "core::ptr::copy_nonoverlapping(from.add(4), (p as *mut u8).add(4), known - 4);",
      "core::ptr::copy_nonoverlapping(from, p as *mut u8, known);", "status"),
     ("fields that mean nothing yet must be 0", "ffi/checked.rs",
-     "ensure(field == 0, ErrorKind::Argument, c\"reserved\")", "Ok(drop(field))", "status"),
+     "ensure(field == 0, ErrorKind::StructSize, c\"reserved\")", "Ok(drop(field))", "status"),
     ("overlapping outputs are refused", "ffi/call.rs", "ensure(!(*written && shared), ErrorKind::Overlap, name)?;",
      "let _ = (written, shared, name);", "status"),
     ("lava_error is written on success too", "ffi/call.rs", "unsafe { write_struct(error, report) };",

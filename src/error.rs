@@ -9,7 +9,7 @@ use core::fmt;
 pub enum ErrorKind {
     /// A pointer that must not be NULL is NULL.
     Null = -1,
-    /// A `struct_size` is smaller than the first version of its struct, or what this version does not know of it is not zero.
+    /// A `struct_size` is smaller than the first version of its struct, or bytes after what this version knows are not zero.
     StructSize = -2,
     /// An option is outside its range (an enum value, an even pooling kernel, an α outside [0, 1]), or an input contradicts the others.
     Argument = -3,

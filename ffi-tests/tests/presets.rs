@@ -181,7 +181,9 @@ fn null_is_the_default() {
     let push_all = |params: Option<&lava_select_params>, cascade: Option<&lava_cascade_params>| {
         let state = Cascade::new(&layers, 90, params, cascade).unwrap();
         let kept = (0..3).map(|l| {
-            state.push(shape, &scores, None).unwrap();
+            // Of unlike sizes, so that the one sort gives the layers other shares than their entropies, which are alike.
+            let of_layer: Vec<f32> = scores.iter().map(|s| s * [1.0, 4.0, 0.5][l]).collect();
+            state.push(shape, &of_layer, None).unwrap();
             (0..=l).map(|l| (state.get(l, HEADS.1).rest, state.get(l, HEADS.1).cu_rows)).collect::<Vec<_>>()
         });
         (kept.collect::<Vec<_>>(), state.size)

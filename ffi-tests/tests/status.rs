@@ -381,8 +381,8 @@ fn shape_cases(looks: Looks) -> Vec<Case> {
         ("head_dim_k", |s| s.head_dim_k = u32::MAX, LAVA_ERR_SHAPE),
         ("head_dim_v", |s| s.head_dim_v = 0, LAVA_ERR_SHAPE),
         ("head_dim_v", |s| s.head_dim_v = u32::MAX, LAVA_ERR_SHAPE),
-        ("reserved", |s| s.reserved = 1, LAVA_ERR_ARGUMENT),
-        ("reserved", |s| s.reserved = u32::MAX, LAVA_ERR_ARGUMENT),
+        ("reserved", |s| s.reserved = 1, LAVA_ERR_STRUCT_SIZE),
+        ("reserved", |s| s.reserved = u32::MAX, LAVA_ERR_STRUCT_SIZE),
     ];
     let sizes: [ShapeRow; 7] = [
         ("n_tokens", |s| s.n_tokens = 0, LAVA_ERR_SHAPE),
@@ -634,7 +634,7 @@ const SCORE_PARAMS: [Row; 35] = [
         "backend",
     ),
     ("plain code", |w| w.at::<lava_score_params>("params").backend = LAVA_BACKEND_SCALAR, LAVA_OK, ""),
-    ("reserved", |w| w.at::<lava_score_params>("params").reserved = 1, LAVA_ERR_ARGUMENT, "reserved"),
+    ("reserved", |w| w.at::<lava_score_params>("params").reserved = 1, LAVA_ERR_STRUCT_SIZE, "reserved"),
     (
         "smoothing negative",
         |w| w.at::<lava_score_params>("params").smoothing = -0.1,
@@ -1192,7 +1192,7 @@ const UNTOUCHED: usize = usize::MAX;
 const CASCADE_PARAMS: [Row; 6] = [
     ("layers 4", |w| w.at::<lava_cascade_params>("cascade").layers = 4, LAVA_ERR_ARGUMENT, "layers"),
     ("layers -1", |w| w.at::<lava_cascade_params>("cascade").layers = -1, LAVA_ERR_ARGUMENT, "layers"),
-    ("reserved", |w| w.at::<lava_cascade_params>("cascade").reserved = 1, LAVA_ERR_ARGUMENT, "reserved"),
+    ("reserved", |w| w.at::<lava_cascade_params>("cascade").reserved = 1, LAVA_ERR_STRUCT_SIZE, "reserved"),
     ("evict never", |w| w.at::<lava_cascade_params>("cascade").evict_every = u32::MAX, LAVA_OK, ""),
     (
         "sinks above the total",
@@ -1577,7 +1577,7 @@ fn attend() {
                 "backend",
             ),
             ("plain code", |w| params(w).backend = LAVA_BACKEND_SCALAR, LAVA_OK, ""),
-            ("reserved", |w| params(w).reserved = 1, LAVA_ERR_ARGUMENT, "reserved"),
+            ("reserved", |w| params(w).reserved = 1, LAVA_ERR_STRUCT_SIZE, "reserved"),
             (
                 "a sink is NaN",
                 |w| {
