@@ -446,7 +446,7 @@ const char *lava_backend_name(int32_t number);
 /// less than what every head keeps whatever is asked for (the window, protected entries, head_min), never more than n_tokens. So every
 /// ratio works at every length.
 ///
-/// shape: of a model of unlike layers, the one with the longest cache.
+/// shape: where layers differ, the one with the longest cache.
 /// params: may be NULL.
 /// ratio: in [0, 1].
 /// budget: receives tokens per KV head per layer, window included; untouched on error.
@@ -694,7 +694,7 @@ lava_status lava_cascade_get(const void *state, size_t state_size, uint32_t laye
 /// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW. Any thread.
 lava_status lava_attend_workspace_size(const lava_shape *shape, uint32_t n_queries, size_t *size, lava_error *error);
 
-/// Attention of new queries over a compressed cache: heads of unlike length, grouped queries.
+/// Attention of new queries over a compressed cache: heads of different lengths, grouped queries.
 ///
 /// shape: heads, head dimensions and sliding_window are used. With a sliding window, params must have positions: a query's own is that of
 ///     its row if causal, else query t is t after the position that follows the last row.

@@ -391,7 +391,7 @@ lava_status lava_cuda_result(uint64_t word, uint32_t *sequence, lava_error *erro
 /// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW. Any thread.
 lava_status lava_attend_workspace_size(const lava_shape *shape, uint32_t n_queries, size_t *size, lava_error *error);
 
-/// Attention of new queries over a compressed cache: heads of unlike length, grouped queries.
+/// Attention of new queries over a compressed cache: heads of different lengths, grouped queries.
 ///
 /// shape: heads, head dimensions and sliding_window are used. With a sliding window, params must have positions: a query's own is that of
 ///     its row if causal, else query t is t after the position that follows the last row.
@@ -418,7 +418,7 @@ lava_status lava_attend(const lava_shape *shape, const lava_attend_params *param
 /// less than what every head keeps whatever is asked for (the window, protected entries, head_min), never more than n_tokens. So every
 /// ratio works at every length.
 ///
-/// shape: of a model of unlike layers, the one with the longest cache.
+/// shape: where layers differ, the one with the longest cache.
 /// params: may be NULL.
 /// ratio: in [0, 1].
 /// budget: receives tokens per KV head per layer, window included; untouched on error.
@@ -669,7 +669,7 @@ lava_status lava_entries_for_share(const lava_shape *shape, const float *scores,
 lava_status lava_cuda_score_workspace_size(const void *context, const lava_shape *shape,
     const lava_score_params *params, uint32_t n_sequences, size_t *size, lava_error *error);
 
-/// lava_score for one layer of a batch of sequences of unlike length.
+/// lava_score for one layer of a batch of sequences of different lengths.
 ///
 /// context: from lava_cuda_init.
 /// shape: n_tokens is that of the longest sequence; layer is below 65536.
@@ -698,7 +698,7 @@ lava_status lava_cuda_score(const void *context, const lava_shape *shape, const 
 lava_status lava_cuda_attention_stats_workspace_size(const void *context, const lava_shape *shape,
     const lava_score_params *params, uint32_t n_sequences, size_t *size, lava_error *error);
 
-/// lava_attention_stats (lava_methods.h) for one layer of a batch of sequences of unlike length. K is read twice, once with lse.
+/// lava_attention_stats (lava_methods.h) for one layer of a batch of sequences of different lengths. K is read twice, once with lse.
 ///
 /// context: from lava_cuda_init.
 /// shape: n_tokens is that of the longest sequence; layer is below 65536.

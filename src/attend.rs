@@ -1,4 +1,4 @@
-//! Attention of new queries over the compressed cache: heads of unlike length, grouped queries, no copy of K or V.
+//! Attention of new queries over the compressed cache: heads of different lengths, grouped queries, no copy of K or V.
 //!
 //! Online softmax: rows are taken in blocks; each query keeps its maximum, its sum and a weighted sum of values, rescaled when
 //! the maximum grows. Each kept row is read once for all query heads of its group.

@@ -10,7 +10,7 @@
 //! | layers and options | [`params`] | what a layer is, what is asked for → checked numbers |
 //! | window attention, pooling, value norm, group reduction | [`score`] | Q, K, V → scores |
 //! | entropy | [`entropy`] | scores → one number per layer |
-//! | budgets | [`budget`] | weights of unlike layers, total → integers that sum exactly |
+//! | budgets | [`budget`] | weights of the layers, total → integers that sum exactly |
 //! | selection | [`select`] | scores, entries to keep → `kept_indices`, `cu_kept`, `rows` |
 //! | eviction | [`compact`] | cache, kept rows → smaller cache |
 //! | the same while prefilling | [`cascade`] | each layer's scores as it arrives → all layers' kept rows |

@@ -13,7 +13,7 @@ use crate::{budget, entropy, select};
 /// less than what every head keeps whatever is asked for (the window, protected entries, head_min), never more than n_tokens. So every
 /// ratio works at every length.
 ///
-/// shape: of a model of unlike layers, the one with the longest cache.
+/// shape: where layers differ, the one with the longest cache.
 /// params: may be NULL.
 /// ratio: in [0, 1].
 /// budget: receives tokens per KV head per layer, window included; untouched on error.

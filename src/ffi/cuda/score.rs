@@ -63,7 +63,7 @@ pub unsafe extern "C" fn lava_cuda_score_workspace_size(
     }
 }
 
-/// lava_score for one layer of a batch of sequences of unlike length.
+/// lava_score for one layer of a batch of sequences of different lengths.
 ///
 /// context: from lava_cuda_init.
 /// shape: n_tokens is that of the longest sequence; layer is below 65536.

@@ -91,7 +91,7 @@ pub unsafe extern "C" fn lava_cuda_attention_stats_workspace_size(
     }
 }
 
-/// lava_attention_stats (lava_methods.h) for one layer of a batch of sequences of unlike length. K is read twice, once with lse.
+/// lava_attention_stats (lava_methods.h) for one layer of a batch of sequences of different lengths. K is read twice, once with lse.
 ///
 /// context: from lava_cuda_init.
 /// shape: n_tokens is that of the longest sequence; layer is below 65536.
