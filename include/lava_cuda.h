@@ -183,9 +183,9 @@ typedef struct lava_cuda_global_sequence {
     const float *const *scores;
     /// NULL, or device memory, as in lava_select_params.
     const uint8_t *protected_mask;
-    /// Device memory; receives n_layers numbers, as that of lava_global_entries does. Where there is a fault, what lava_cuda_select refuses.
+    /// Device memory; receives n_layers numbers, as that of lava_global_entries does; after a fault, numbers that lava_cuda_select refuses.
     uint64_t *entries;
-    /// Device memory; receives n_layers * n_kv_heads numbers, as that of lava_global_entries does. Untouched where there is a fault.
+    /// Device memory; receives n_layers * n_kv_heads numbers, as that of lava_global_entries does. Untouched after a fault.
     double *head_weights;
 } lava_cuda_global_sequence;
 
@@ -267,13 +267,13 @@ typedef struct lava_cuda_push_sequence {
     const double *weight;
 } lava_cuda_push_sequence;
 
-/// Where a layer of a cascade lies on the device after the last push: inside the state, and valid until the next push runs.
+/// Where a layer of a cascade is on the device after the last push: inside the state, and valid until the next push runs.
 typedef struct lava_cuda_cascade_layer {
     /// sizeof(lava_cuda_cascade_layer), set by the caller.
     uint32_t struct_size;
     /// 0.
     uint32_t reserved;
-    /// One number: kept_indices and rows of this layer begin so many entries after the pointers below. rows_offset of lava_cuda_compact,
+    /// One number: kept_indices and rows of this layer begin that many entries after the pointers below. rows_offset of lava_cuda_compact,
     /// kept_offset of lava_cuda_attend.
     const uint64_t *offset;
     /// True token positions kept by each head, ascending, window included.
@@ -284,7 +284,7 @@ typedef struct lava_cuda_cascade_layer {
     const uint32_t *rows;
     /// Exclusive prefix sum of the row counts of that cache, n_kv_heads + 1 entries.
     const uint32_t *cu_rows;
-    /// One number, as the three below; see lava_cascade_layer.
+    /// One number, like the three below; see lava_cascade_layer.
     const uint64_t *n_entries;
     /// Normalised entropy of the layer's scores; 0 where layers do not share by it.
     const double *entropy;
@@ -314,11 +314,11 @@ typedef struct lava_cuda_compact_sequence {
     const lava_tensor *v_dst;
     /// Device memory: kept_indices of lava_cuda_select, or rows of lava_cuda_cascade_get; ascending per head.
     const uint32_t *rows;
-    /// NULL, or device memory, one number: rows begins so many entries later. From lava_cuda_cascade_get.
+    /// NULL, or device memory, one number: rows begins that many entries later. From lava_cuda_cascade_get.
     const uint64_t *rows_offset;
     /// Device memory, n_kv_heads + 1 entries.
     const uint32_t *cu_kept;
-    /// NULL, or device memory, n_kv_heads entries; receives each head's rows, for lava_cuda_attend. Untouched where nothing moves:
+    /// NULL, or device memory, n_kv_heads entries; receives each head's rows, for lava_cuda_attend. Untouched if nothing moves:
     /// set to zeros before, they keep attention inside the cache after a fault.
     uint32_t *n_rows;
 } lava_cuda_compact_sequence;
@@ -351,7 +351,7 @@ typedef struct lava_cuda_attend_sequence {
     uint32_t n_base;
     /// 0.
     uint32_t reserved;
-    /// NULL, or device memory, one number: kept_indices begins so many entries later. `offset` of lava_cuda_cascade_get.
+    /// NULL, or device memory, one number: kept_indices begins that many entries later. `offset` of lava_cuda_cascade_get.
     const uint64_t *kept_offset;
 } lava_cuda_attend_sequence;
 
@@ -367,10 +367,10 @@ size_t lava_cuda_context_size(void);
 /// The first call of a process loads libcuda, which stays loaded; that, and what the driver does to load code, are the only allocations
 /// that a function of this header makes. Not to be called while a stream of the context is being captured.
 ///
-/// context: lava_cuda_context_size bytes of host memory, for as long as it is used; what it holds is overwritten. It may be
-///     moved, and many threads may use it at a time. Each CUDA context needs one of its own.
+/// context: lava_cuda_context_size bytes of host memory, for as long as it is used; its contents are overwritten. It may be
+///     moved, and many threads may use it at a time. Each CUDA context needs its own.
 /// Errors: NULL, ALIGNMENT, BUFFER_SIZE, UNSUPPORTED (a library built without nvcc), DRIVER (argument names a function that
-///     libcuda lacks, or the driver's error), CONTEXT. On error nothing stays loaded, and the memory is as it was.
+///     libcuda lacks, or the driver's error), CONTEXT. On error nothing stays loaded, and the memory is unchanged.
 lava_status lava_cuda_init(void *context, size_t context_size, lava_error *error);
 
 /// Unloads the kernels. Nothing that was launched with them may still be running, and no captured graph may be launched any more.
@@ -379,13 +379,13 @@ lava_status lava_cuda_init(void *context, size_t context_size, lava_error *error
 /// Errors: NULL, ALIGNMENT, STATE, CONTEXT (then it is untouched), DRIVER.
 lava_status lava_cuda_destroy(void *context, lava_error *error);
 
-/// What a status word says, once the stream has run the calls that were given it and the word is back on the host.
+/// What a status word says, once the stream has run the calls that it was given to and the word is back on the host.
 ///
 /// word: *status of those calls. All bits set: nothing went wrong.
 /// sequence: NULL, or receives the sequence of the batch, LAVA_NONE without a fault.
 /// error: NULL, or receives the layer, the KV head, and what was not finite: "lse", "q", "v", "scores", "stats" or "weights"; "q" stands
 ///     for q or k. With LAVA_ERR_BUDGET it is "total". Where no head is to blame, as with the weights of layers, head is LAVA_NONE.
-/// Returns LAVA_OK, LAVA_ERR_NONFINITE, LAVA_ERR_BUDGET, or LAVA_ERR_ARGUMENT for what is no status word. Any thread.
+/// Returns LAVA_OK, LAVA_ERR_NONFINITE, LAVA_ERR_BUDGET, or LAVA_ERR_ARGUMENT for a word that is not a status word. Any thread.
 lava_status lava_cuda_result(uint64_t word, uint32_t *sequence, lava_error *error);
 
 /// Bytes of device memory that lava_cuda_score needs as a workspace.
@@ -398,7 +398,7 @@ lava_status lava_cuda_result(uint64_t word, uint32_t *sequence, lava_error *erro
 lava_status lava_cuda_score_workspace_size(const void *context, const lava_shape *shape,
     const lava_score_params *params, uint32_t n_sequences, size_t *size, lava_error *error);
 
-/// lava_score for one layer of a batch of sequences of unlike length.
+/// lava_score for one layer of a batch of sequences of different lengths.
 ///
 /// context: from lava_cuda_init.
 /// shape: n_tokens is that of the longest sequence; layer is below 65536.
@@ -427,13 +427,13 @@ lava_status lava_cuda_score(const void *context, const lava_shape *shape, const 
 lava_status lava_cuda_attention_stats_workspace_size(const void *context, const lava_shape *shape,
     const lava_score_params *params, uint32_t n_sequences, size_t *size, lava_error *error);
 
-/// lava_attention_stats (lava_methods.h) for one layer of a batch of sequences of unlike length. K is read twice, once with lse.
+/// lava_attention_stats (lava_methods.h) for one layer of a batch of sequences of different lengths. K is read twice, once with lse.
 ///
 /// context: from lava_cuda_init.
 /// shape: n_tokens is that of the longest sequence; layer is below 65536.
 /// params: may be NULL; scale, softcap and lse_base are used.
-/// sequences: host memory, n_sequences of them, read during the call, as are the tensors they point to; what lava_cuda_score says of its
-///     own is true of them. The statistics of a sequence are the same bits where its scores would be.
+/// sequences: host memory, n_sequences of them, read during the call, as are the tensors they point to; what lava_cuda_score says
+///     about its own holds for these. The statistics of a sequence are the same bits where its scores would be.
 /// workspace: device memory, lava_cuda_attention_stats_workspace_size bytes, as for lava_cuda_score.
 /// status, stream: as for lava_cuda_score.
 /// Errors: as lava_cuda_score.
@@ -489,14 +489,14 @@ lava_status lava_cuda_entropy(const void *context, const lava_shape *shape, cons
     uint32_t n_sequences, void *workspace, size_t workspace_size, uint64_t *status, void *stream, lava_error *error);
 
 /// lava_layer_entries for sequences side by side: the same numbers as on the CPU, without waiting for weights that are on the device.
-/// The layers may be unlike: what counts is what they can keep.
+/// The layers may differ: only what they can keep matters.
 ///
 /// context: from lava_cuda_init.
 /// sequences: host memory, n_sequences of them, read during the call.
 /// workspace: device memory, 48 bytes for each sequence, aligned to LAVA_WORKSPACE_ALIGN; may be NULL for a single one.
 /// status, stream: as for lava_cuda_score. Weights that are negative or not finite are "weights". A total below the minimums' sum,
-///     minimums above a capacity, and capacities of 2^32 or more, are LAVA_ERR_BUDGET, "total". The entries are then what lava_cuda_select
-///     refuses.
+///     minimums above a capacity, and capacities of 2^32 or more, are LAVA_ERR_BUDGET, "total". The entries are then numbers that
+///     lava_cuda_select refuses.
 /// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, STATE, CONTEXT: nothing was launched. LAUNCH. Any thread on
 ///     which the context is current.
 lava_status lava_cuda_layer_entries(const void *context, const lava_cuda_entries_sequence *sequences,
@@ -579,8 +579,8 @@ lava_status lava_cuda_cascade_workspace_size(const void *context, const lava_cud
 /// params: may be NULL. As for lava_cascade_init, but protected_mask and head_weights are device memory. They are not copied: they must
 ///     stay until the last push has run.
 /// cascade_params: may be NULL.
-/// state: device memory, lava_cuda_cascade_state_size bytes, aligned to LAVA_WORKSPACE_ALIGN, the cascade's until nobody looks at its
-///     layers any more.
+/// state: device memory, lava_cuda_cascade_state_size bytes, aligned to LAVA_WORKSPACE_ALIGN. It belongs to the cascade until its
+///     layers are no longer read.
 /// cascade: receives the host's part; untouched on error.
 /// status, stream: as for lava_cuda_score. A total below what the mask protects is LAVA_ERR_BUDGET, "total", of layer 0; pushes do
 ///     nothing then.
@@ -594,7 +594,7 @@ lava_status lava_cuda_cascade_init(const void *context, const lava_shape *shape,
 /// for bit.
 ///
 /// context: from lava_cuda_init.
-/// sequences: host memory, n_sequences of them, read during the call. Their cascades may be of any shapes, each at a layer of its own.
+/// sequences: host memory, n_sequences of them, read during the call. Their cascades may have any shapes and be at different layers.
 /// workspace: device memory, lava_cuda_cascade_workspace_size bytes, as for lava_cuda_score.
 /// status, stream: as for lava_cuda_score; the stream of the calls before, or one that waits for it. A fault in a layer's scores or
 ///     weights ("scores", "weights"), or entries that cannot hold what is protected (LAVA_ERR_BUDGET), makes this push and all later ones
@@ -604,11 +604,11 @@ lava_status lava_cuda_cascade_init(const void *context, const lava_shape *shape,
 lava_status lava_cuda_cascade_push(const void *context, const lava_cuda_push_sequence *sequences, uint32_t n_sequences,
     void *workspace, size_t workspace_size, uint64_t *status, void *stream, lava_error *error);
 
-/// Where a layer lies after the last push.
+/// Where a layer is after the last push.
 ///
 /// cascade: from lava_cuda_cascade_init, with pushes.
 /// layer: below n_pushed.
-/// out: receives pointers to device memory; untouched on error. What they lead to is there when the last push has run.
+/// out: receives pointers to device memory; untouched on error. What they lead to is valid once the last push has run.
 /// Errors: NULL, STRUCT_SIZE, STATE (not from lava_cuda_cascade_init, or no such layer yet). Any thread.
 lava_status lava_cuda_cascade_get(const lava_cuda_cascade *cascade, uint32_t layer, lava_cuda_cascade_layer *out,
     lava_error *error);
@@ -627,7 +627,7 @@ lava_status lava_cuda_compact_workspace_size(const void *context, uint32_t n_seq
 /// shape: n_kv_heads, head_dim_k and head_dim_v are used; layer is named in errors.
 /// sequences: host memory, n_sequences of them, at most LAVA_CUDA_MAX_COMPACT_SEQUENCES, read during the call, as are the tensors they
 ///     point to. In place is the source's memory with the same data, dtype, stride_token and stride_dim. Then either stride_head or
-///     row_start is the very same: each head's rows move to the front of its own. Or both are ragged: rows of all heads close ranks. The
+///     row_start is the same pointer: each head's rows move to the front of its own. Or both are ragged: rows of all heads close ranks. The
 ///     caller promises that every row then moves to the front or stays, and that row_start leaves room for what is kept. Otherwise a
 ///     destination may not share memory with a source or the other destination; K and V interleaved without row_start, with the same
 ///     strides, are fine. Caches of one call must not share memory that one of them writes.
@@ -651,7 +651,7 @@ lava_status lava_cuda_compact(const void *context, const lava_shape *shape, cons
 lava_status lava_cuda_attend_workspace_size(const void *context, const lava_shape *shape, uint32_t n_queries,
     uint32_t n_sequences, uint64_t total_rows, size_t *size, lava_error *error);
 
-/// lava_attend for a batch of sequences, each with as many new queries and a compressed cache of its own.
+/// lava_attend for a batch of sequences, each with the same number of new queries and its own compressed cache.
 ///
 /// The counts n_rows are read on the device, when the kernels run: a captured graph stays valid while caches grow, up to max_rows and
 /// total_rows. A larger count is taken as max_rows. Where all together have more rows than that, nothing is written after the workspace's

@@ -1,4 +1,4 @@
-//! Attention of new queries over the compressed cache: heads of unlike length, grouped queries, no copy of K or V.
+//! Attention of new queries over the compressed cache: heads of different lengths, grouped queries, no copy of K or V.
 //!
 //! Online softmax: rows go by in blocks; each query keeps its maximum, its sum and a weighted sum of values, rescaled
 //! when the maximum grows. Each kept row is read once for all query heads of its group.
@@ -10,7 +10,7 @@ use crate::params::{LseBase, MAX_HEAD_DIM, Scale, Shape, split, validate_logit_o
 use crate::view::{Dtype, Tensor, TensorMut};
 use crate::workspace::{Carver, size_of_carve};
 
-/// New tokens that go over the cache together.
+/// New tokens that are taken over the cache together.
 const QUERY_TILE: usize = 8;
 
 /// Options of [`attend`].
@@ -28,7 +28,7 @@ pub struct AttendParams<'a> {
     /// Whether each head's last `n_queries` rows are the new tokens' own, so that query `t` sees all rows but the last
     /// `n_queries − 1 − t`. Otherwise every query sees every row.
     pub causal: bool,
-    /// Where the rows stand in the text. A sliding window needs it.
+    /// Where the rows are in the text. A sliding window needs it.
     pub positions: Option<Positions<'a>>,
 }
 
@@ -39,7 +39,7 @@ pub struct Positions<'a> {
     pub kept_indices: &'a [u32],
     /// Their prefix sum, `n_kv_heads + 1` entries.
     pub cu_kept: &'a [u32],
-    /// Position of each head's next row after the kept ones; later rows count on from there.
+    /// Position of each head's next row after the kept ones; later rows follow it one by one.
     pub n_base: u32,
 }
 
@@ -300,7 +300,7 @@ impl Tile<'_> {
 /// and its sink's logit, all over ln 2.
 fn normalise(max: f64, sum: f64, sink: Option<f64>) -> (f32, f64) {
     match sink {
-        // All that the row sees is as nothing beside the sink, or it sees nothing.
+        // The sink outweighs all that the row sees, or the row sees nothing.
         Some(sink) if sink - max > 1000.0 => (0.0, sink),
         _ => {
             let sum = sum + sink.map_or(0.0, |sink| libm::exp2(sink - max));
@@ -309,7 +309,7 @@ fn normalise(max: f64, sum: f64, sink: Option<f64>) -> (f32, f64) {
     }
 }
 
-/// How many of the first `n` indices satisfy `before`, which holds up to some index and not from there on.
+/// How many of the first `n` indices satisfy `before`, which holds up to some index and for none after it.
 fn partition_point(n: usize, before: impl Fn(usize) -> bool) -> usize {
     let (mut low, mut high) = (0, n);
     while low < high {

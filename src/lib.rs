@@ -9,8 +9,8 @@
 //! | look at a caller's buffer | [`view`] | pointer, element type, strides → rows of f32 |
 //! | layers and options | [`params`] | what a layer is, what is asked for → checked numbers |
 //! | window attention, pooling, value norm, group reduction | [`score`] | Q, K, V → scores |
-//! | entropy | [`entropy`] | scores → one number a layer |
-//! | budgets | [`budget`] | weights of unlike layers, total → integers that sum exactly |
+//! | entropy | [`entropy`] | scores → one number per layer |
+//! | budgets | [`budget`] | weights of the layers, total → integers that sum exactly |
 //! | selection | [`select`] | scores, entries to keep → `kept_indices`, `cu_kept`, `rows` |
 //! | eviction | [`compact`] | cache, kept rows → smaller cache |
 //! | the same while prefilling | [`cascade`] | each layer's scores as it arrives → all layers' kept rows |
@@ -19,10 +19,10 @@
 //! A stage with more than one file keeps the others in a folder of its name (`score/`, `select/`, `cascade/`); its own file says what is
 //! in which.
 //!
-//! LAVa is one point of a frame, scorer × head budgets × layer budgets: [`ScoreParams`], [`SelectParams`] and [`LayerShare`] have the
-//! options that make other papers' methods. `Default` is the recommended preset; LAVa as published is `lava()`.
+//! LAVa is one choice of scorer × head budgets × layer budgets. The options of [`ScoreParams`], [`SelectParams`] and [`LayerShare`]
+//! make other papers' methods. `Default` is the recommended preset; LAVa as published is `lava()`.
 //!
-//! Around them: [`backend`] (the seam for SIMD and other CPU kernels), [`workspace`] (the caller's scratch memory),
+//! Around them: [`backend`] (SIMD and other CPU kernels), [`workspace`] (the caller's scratch memory),
 //! `ffi` (the C ABI: `include/lava.h`, `lava_methods.h`, `lava_cuda.h`), and `reference` (the whole method in plain f64 loops, the oracle
 //! of the tests).
 //!

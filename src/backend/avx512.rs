@@ -1,4 +1,4 @@
-//! x86-64 with AVX-512F: sixteen f32 a register, thirty-two registers.
+//! x86-64 with AVX-512F: sixteen f32 per register, thirty-two registers.
 //!
 //! Where the machine multiplies pairs of bf16 (`avx512_bf16`) and queries and keys are both bf16, they are not widened:
 //! twice the products an instruction. A lane then is a pair of neighbours of a row.
@@ -13,7 +13,7 @@ unsafe impl Lanes for Avx512 {
     const N: usize = 16;
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
-        // SAFETY: arithmetic; the module's contract gives the machine. So below, where nothing else is said.
+        // SAFETY: arithmetic; the module's contract gives the machine. The same holds below where nothing else is said.
         Self(unsafe { _mm512_set1_ps(x) })
     }
     #[inline(always)]
@@ -152,7 +152,7 @@ unsafe impl Lanes for Avx512 {
 
 super::vector::kernels!(c"avx512", Avx512, "avx512f,avx2,fma,f16c", keys: (8, 4), exps: 4, values: 4);
 
-/// Whether the machine multiplies pairs of bf16, which `cpufeatures` does not tell.
+/// Whether the machine multiplies pairs of bf16, which `cpufeatures` does not report.
 pub(super) fn has_bf16() -> bool {
     static KNOWN: super::avx2::Answer = super::avx2::Answer::new();
     KNOWN.get(|| __cpuid(0).eax >= 7 && __cpuid_count(7, 0).eax >= 1 && __cpuid_count(7, 1).eax >> 5 & 1 == 1)
@@ -161,7 +161,7 @@ pub(super) fn has_bf16() -> bool {
 /// With pairs of bf16 multiplied as they are.
 pub(crate) static KERNELS_BF16: Kernels = Kernels { name: c"avx512_bf16", bf16: Some(&PAIRS), ..KERNELS };
 
-/// What [`KERNELS_BF16`] turns to where queries and keys are both bf16: a lane holds two neighbours of a row.
+/// What [`KERNELS_BF16`] uses where queries and keys are both bf16: a lane holds two neighbours in a row.
 static PAIRS: Kernels = Kernels {
     dims_per_word: 2,
     to_words,
@@ -189,7 +189,7 @@ impl vector::Source for Pair {
     }
 }
 
-/// `acc + x₀ · y₀ + x₁ · y₁` a lane: each product is exact, each sum is rounded to f32. Subnormal numbers count as 0.
+/// `acc + x₀ · y₀ + x₁ · y₁` per lane: each product is exact, each sum is rounded to f32. Subnormal numbers count as 0.
 struct Pairs;
 
 impl vector::Product<Avx512> for Pairs {

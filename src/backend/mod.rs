@@ -1,4 +1,4 @@
-//! The seam where backends meet: a table of kernels, one entry per inner loop.
+//! The interface of the backends: a table of kernels, one entry per inner loop.
 //!
 //! A stage decides what is computed and in which order; a kernel does the arithmetic of one block. [`scalar`] is safe
 //! Rust and fills every slot. A backend for an instruction set copies that table and replaces the slots it does better,
@@ -59,7 +59,7 @@ impl Block<'_> {
     }
 }
 
-/// What makes attention of a query row's logits: `2^(scale · logit − shift) · weight`.
+/// What turns a query row's logits into attention: `2^(scale · logit − shift) · weight`.
 ///
 /// Usually `shift` is the row's log-sum-exp and `weight` is 1. Where the log-sum-exp is so large that its rounding
 /// would show, `shift` is the largest of the row's scaled logits, so that the difference is exact, and `weight` 1 over
@@ -70,7 +70,7 @@ pub(crate) struct Softmax<'a> {
     pub weight: &'a [f32],
 }
 
-/// The same with weights in f64, of the first `n` rows.
+/// The same with weights in f64, for the first `n` rows.
 #[derive(Clone, Copy)]
 pub(crate) struct ExactSoftmax<'a> {
     pub shift: &'a [f32],
@@ -100,7 +100,7 @@ pub(crate) struct Kernels {
     pub name: &'static CStr,
     /// Dims of a row that make one word: 1 for numbers, 2 for pairs.
     pub dims_per_word: usize,
-    /// The table for bf16 queries and bf16 keys, where it is another.
+    /// The table for bf16 queries and bf16 keys, if it is a different one.
     pub bf16: Option<&'static Kernels>,
     /// `prefetch(rows)`: these rows are needed soon. In a token-major cache one head's rows are too far apart for the
     /// hardware to see that by itself.
@@ -118,8 +118,8 @@ pub(crate) struct Kernels {
     /// `softcap(x, scale, cap)`: `x = cap · tanh(scale · x / cap)`.
     pub softcap: fn(&mut [f32], f32, f32),
     /// `absorb(tile, scale, max, sum, away)`: takes the logits into each query row's running maximum and its sum of
-    /// `2^(scale · logit − maximum)`. These exponentials are put away, [`PUT_AWAY`] bytes each unless `away` is empty.
-    #[expect(clippy::type_complexity, reason = "a type of its own would hide the shapes")]
+    /// `2^(scale · logit − maximum)`. These exponentials are stored in `away`, [`PUT_AWAY`] bytes each, unless it is empty.
+    #[expect(clippy::type_complexity, reason = "a named type would hide the shapes")]
     pub absorb: fn(&[f32], f32, &mut [f32], &mut [f64], &mut [u8]),
     /// `absorb_exactly(tile, scale, max, sum)`: the same with every exponential added in f64, so that what a row's
     /// largest one leaves to the others is not lost.
@@ -214,14 +214,14 @@ impl Backend {
         None
     }
 
-    /// AVX-512F beside all that AVX2 needs, where the machine has them.
+    /// AVX-512F and all that AVX2 needs, where the machine has them.
     #[cfg(target_arch = "x86_64")]
     pub fn avx512() -> Option<Self> {
         cpufeatures::new!(avx512f, "avx512f");
         (avx512f::get() && Self::avx2().is_some()).then_some(Self { kernels: &avx512::KERNELS })
     }
 
-    /// AVX-512F beside all that AVX2 needs, where the machine has them.
+    /// AVX-512F and all that AVX2 needs, where the machine has them.
     #[cfg(not(target_arch = "x86_64"))]
     pub fn avx512() -> Option<Self> {
         None
@@ -240,19 +240,19 @@ impl Backend {
         None
     }
 
-    /// NEON, which every aarch64 has that has floating point.
+    /// NEON, which every aarch64 with floating point has.
     #[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
     pub fn neon() -> Option<Self> {
         Some(Self { kernels: &neon::KERNELS })
     }
 
-    /// NEON, which every aarch64 has that has floating point.
+    /// NEON, which every aarch64 with floating point has.
     #[cfg(not(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little")))]
     pub fn neon() -> Option<Self> {
         None
     }
 
-    /// Every backend that this machine can run, the scalar one first, the fastest last: what a test goes through.
+    /// Every backend that this machine can run, the scalar one first, the fastest last: for tests that try them all.
     pub fn all() -> impl Iterator<Item = Self> {
         [Some(Self::scalar()), Self::avx2(), Self::avx512(), Self::avx512_bf16(), Self::neon()]
             .into_iter()
@@ -286,7 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_put_away_comes_back_within_its_bound() {
+    fn stored_exponentials_come_back_within_their_bound() {
         for rows in [ROW_BLOCK, 2 * ROW_BLOCK, 3 * ROW_BLOCK] {
             // Exponentials from 1 down to what exp2 still gives, and zero. Every row has its maximum, 0, in its first
             // key.
@@ -309,7 +309,7 @@ mod tests {
                     (reader.add_weighted)(&away, &max, softmax, &mut sums);
                     for (i, got) in sums.iter().enumerate() {
                         let want = (tile[i * rows + r] as f64 - 1.0).exp2();
-                        // Half a unit of the last of 17 bits, and some of f32; below 2^-126 there is nothing.
+                        // Half a unit of the last of 17 bits, and some of f32; below 2^-126 the result is 0.
                         let bound = want * (1.0 / (1 << 18) as f64 + 3e-7) + 1.2e-38;
                         assert!((*got as f64 - want).abs() <= bound, "{}: {got} for {want}", backend.name());
                     }

@@ -19,7 +19,7 @@ unsafe impl Lanes for Neon {
     const N: usize = 8;
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
-        // SAFETY: arithmetic; the module's contract gives the machine. So below, where nothing else is said.
+        // SAFETY: arithmetic; the module's contract gives the machine. The same holds below where nothing else is said.
         Self::of(|_| unsafe { vdupq_n_f32(x) })
     }
     #[inline(always)]
@@ -108,7 +108,7 @@ unsafe impl Lanes for Neon {
     }
     #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {
-        // SAFETY: see `splat`. The instruction returns the number beside a quiet NaN, as `Lanes` asks.
+        // SAFETY: see `splat`. Of a number and a quiet NaN the instruction returns the number, as `Lanes` asks.
         Self::of(|i| unsafe { vmaxnmq_f32(self.0[i], other.0[i]) })
     }
     #[inline(always)]
@@ -128,7 +128,7 @@ unsafe impl Lanes for Neon {
     }
     #[inline(always)]
     unsafe fn times_pow2(self, n: Self) -> Self {
-        // SAFETY: see `splat`. Added to the exponent, which is where an f32 has its bits 23 and up.
+        // SAFETY: see `splat`. Added to the exponent, which is an f32's bits 23 and up.
         Self::of(|i| unsafe {
             let n = vshlq_n_s32::<23>(vcvtnq_s32_f32(n.0[i]));
             vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(self.0[i]), n))

@@ -1,7 +1,7 @@
 //! The complete backend, in safe Rust: every slot, every element type, every stride.
 //!
 //! Loops run over fixed blocks of f32 without branches, so that a compiler can vectorise them; sums run in one fixed
-//! order, so that the result does not depend on who does.
+//! order, so that the result does not depend on the compiler.
 
 use super::{Block, ExactSoftmax, KEY_BLOCK, Kernels, PUT_AWAY, ROW_BLOCK, Softmax, Spread, UNSEEN};
 
@@ -105,7 +105,7 @@ fn absorb(tile: &[f32], scale: f32, max: &mut [f32], sum: &mut [f64], away: &mut
     }
 }
 
-/// Where the two upper bytes and the lower byte of row `r` and key `i` are put away.
+/// Where the two upper bytes and the lower byte of row `r` and key `i` are stored.
 fn put_away_at(r: usize, i: usize) -> (usize, usize) {
     const PLANE: usize = KEY_BLOCK * ROW_BLOCK;
     let (block, at) = (r / ROW_BLOCK * PLANE * PUT_AWAY, i * ROW_BLOCK + r % ROW_BLOCK);
@@ -235,7 +235,7 @@ fn pairwise(s: [f32; 8]) -> f32 {
     ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]))
 }
 
-/// `2^r` on [−½, ½], highest power first: the polynomial of least relative error, 2.6e-9, among those that are 1 at 0.
+/// `2^r` on [−½, ½], highest power first: the polynomial with the least relative error, 2.6e-9, of those that are 1 at 0.
 pub(super) const EXP2: [f32; 7] =
     [1.559_467_8e-4, 1.340_664_4e-3, 9.617_693e-3, 5.550_310_6e-2, 2.402_265_3e-1, 6.931_472_2e-1, 1.0];
 

@@ -1,7 +1,7 @@
-//! The kernels once, for vectors of any width: an instruction set brings its registers as a type ([`Lanes`]), and
+//! The kernels, written once for vectors of any width: an instruction set brings its registers as a type ([`Lanes`]), and
 //! [`kernels!`] makes a table of them.
 //!
-//! [`score`] and [`attend`] open with what their kernels do, in pseudocode.
+//! [`score`] and [`attend`] begin with pseudocode of their kernels.
 //!
 //! Where this departs from the scalar kernels: products are fused into sums, and sums run across lanes first, so
 //! results differ in the last bits. f16 and bf16 are widened in registers. Rows whose elements do not lie side by side
@@ -55,7 +55,7 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn round(self) -> Self;
     /// `self · 2^n`, for an integer `n` and a result that is a normal number.
     unsafe fn times_pow2(self, n: Self) -> Self;
-    /// `x` where `self > bound`, else 0, also where `self` is NaN.
+    /// `x` where `self > bound`, else 0; so 0 where `self` is NaN.
     unsafe fn where_above(self, bound: Self, x: Self) -> Self;
     /// Whether any lane is above `bound`'s.
     unsafe fn any_above(self, bound: Self) -> bool;
@@ -174,14 +174,14 @@ unsafe fn exp2_above<V: Lanes, const N: usize>(least: f32, x: [V; N]) -> [V; N] 
             }
         }
         for j in 0..N {
-            // Far below the range this is nonsense, and not used.
+            // Far below the range this is meaningless, and not used.
             y[j] = x[j].where_above(V::splat(least), y[j].times_pow2(n[j]));
         }
         y
     }
 }
 
-/// Bytes of rows between the one at work and the one that is asked for meanwhile: what memory brings until it answers.
+/// Bytes of rows between the one in use and the one that is prefetched: what memory delivers within its latency.
 const AHEAD: usize = 12288;
 
 /// The same as a distance in memory.
@@ -284,7 +284,7 @@ macro_rules! kernels {
     };
 }
 
-/// Functions for the table that read rows of any element type. Rows whose elements do not lie side by side go to the
+/// Functions for the table that read rows of any element type. Rows whose elements are not side by side go to the
 /// scalar kernels.
 macro_rules! entry_by_dtype {
     ($features:literal $(fn $name:ident($rows:ident: &Block $(, $arg:ident: $type:ty)*) -> $out:ty
@@ -308,7 +308,7 @@ macro_rules! entry {
         $($visibility fn $name($($arg: $type),*) -> $out {
             #[target_feature(enable = $features)]
             unsafe fn compiled($($arg: $type),*) -> $out {
-                // SAFETY: this function has the features that the generic kernel is to be inlined with.
+                // SAFETY: this function has the features that the generic kernel must be inlined with.
                 #[allow(unused_unsafe)]
                 unsafe { $body }
             }

@@ -167,7 +167,7 @@ fn check_scores(scores: *const f32, shape: &Shape) -> Result<()> {
     }
 }
 
-/// That what a caller asks for is what the GPU can do: the table at the top of the header.
+/// Checks that the GPU can do what a caller asks for: the table at the top of the header.
 fn supports(ok: bool, argument: &'static CStr) -> Result<()> {
     ensure(ok, ErrorKind::Unsupported, argument)
 }
@@ -175,7 +175,7 @@ fn supports(ok: bool, argument: &'static CStr) -> Result<()> {
 /// Most tokens of a sequence. Kernels count in 32 bits, and in steps that may end after the last token.
 const MAX_TOKENS: usize = (u32::MAX - 4095) as usize;
 
-/// A caller's shape, checked. Heads of unlike rows are refused before anything of theirs is looked at.
+/// A caller's shape, checked. Ragged heads are refused before their rows are looked at.
 ///
 /// # Safety
 /// `p` must be NULL or lead to a `lava_shape`.
@@ -190,7 +190,7 @@ unsafe fn dense_shape(p: *const lava_shape) -> Result<Shape<'static>> {
     Ok(shape)
 }
 
-/// The same where entries that no later query can see are not told apart from the others.
+/// The same, for kernels that do not tell entries that no later query can see from the others.
 ///
 /// # Safety
 /// As for [`dense_shape`].
@@ -308,7 +308,7 @@ unsafe fn device_f32(
     Ok(tensor)
 }
 
-/// As the CPU has it.
+/// As on the CPU.
 fn scale(given: Option<f32>, shape: &Shape) -> f32 {
     given.unwrap_or_else(|| (1.0 / (shape.head_dim_k as f64).sqrt()) as f32)
 }

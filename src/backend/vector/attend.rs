@@ -1,4 +1,4 @@
-//! The kernels of attention over the compressed cache: keys lie in lanes, or the dims of a row.
+//! The kernels of attention over the compressed cache: lanes hold keys, or the dims of a row.
 //!
 //! ```text
 //! dots           for NQ queries and N / NQ keys at a time: acc[q][k] += q[c ..] · k[c ..];
@@ -25,7 +25,7 @@ fn rows_of<E>(block: &Block) -> [*const E; KEY_BLOCK] {
     rows
 }
 
-/// `NQ` queries against `N / NQ` keys, a product a lane: that of query `m` and key `j` in lane `m · N / NQ + j`.
+/// `NQ` queries against `N / NQ` keys, one product per lane: that of query `m` and key `j` in lane `m · N / NQ + j`.
 #[inline(always)]
 unsafe fn dots_at<V: Lanes, S: Source, P: Product<V>, const N: usize, const NQ: usize>(
     keys: &[*const S::Element],
@@ -108,7 +108,7 @@ pub(in crate::backend) unsafe fn dots<V: Lanes, S: Source, P: Product<V>, const 
     let rows = rows_of::<S::Element>(keys);
     let ahead = ahead_of(keys);
     let mut m = 0;
-    // SAFETY: so many queries are left as each call is told; every row of the block has `words` lanes side by side.
+    // SAFETY: each call is given as many queries as are left; every row of the block has `words` lanes side by side.
     unsafe {
         let mut poison = V::splat(0.0);
         while m < n_queries {

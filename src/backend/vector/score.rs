@@ -1,4 +1,4 @@
-//! The kernels of scoring: query rows lie in lanes.
+//! The kernels of scoring: lanes hold query rows.
 //!
 //! ```text
 //! load_keys      per row: widened, one after the other
@@ -160,7 +160,7 @@ pub(in crate::backend) unsafe fn absorb<V: Lanes, const E: usize, const EXACTLY:
     assert!(away.is_empty() || away.len() == KEY_BLOCK * rows * PUT_AWAY);
     let keep = !away.is_empty();
     let mut lanes = [0.0f32; KEY_BLOCK];
-    // SAFETY: r + N ≤ rows; a tile's row and `max` have `rows` elements; there is memory for what is put away;
+    // SAFETY: r + N ≤ rows; a tile's row and `max` have `rows` elements; there is memory for what is stored;
     // `lanes` has at least N elements.
     unsafe {
         for r in (0..rows).step_by(V::N) {
@@ -212,7 +212,7 @@ fn add_lanes(lanes: &[f32; KEY_BLOCK], sums: &mut [f64]) {
     sums.iter_mut().zip(lanes).for_each(|(sum, &lane)| *sum += lane as f64);
 }
 
-/// Where the upper and the lower bits of key `i` and the rows from `r` on, a multiple of `N`, are put away.
+/// Where the upper and the lower bits of key `i` and the rows from `r` on, a multiple of `N`, are stored.
 #[inline(always)]
 unsafe fn put_away_at<V: Lanes>(away: *mut u8, r: usize, i: usize) -> (*mut u16, *mut u8) {
     const PLANE: usize = KEY_BLOCK * ROW_BLOCK;
@@ -269,7 +269,7 @@ unsafe fn add_exp_and<V: Lanes, const N: usize, const E: usize, const SQUARES: b
                     let mut x = [shift; E];
                     for j in 0..E {
                         let logit = V::load(tile.as_ptr().add((i + first + j) * rows + r));
-                        // Only a log-sum-exp that is too small needs the cap: large, not wrapped around.
+                        // Only a log-sum-exp that is too small needs the cap: the result is large instead of wrapping around.
                         x[j] = logit.mul(scale).sub(shift).min(V::splat(127.0));
                     }
                     let e = if SQUARES { exp2_above(scalar::LEAST_SQUARED, x) } else { exp2(x) };
@@ -387,7 +387,7 @@ unsafe fn add_weighted_at<V: Lanes, const N: usize, const NR: usize>(
         for j in 0..NR {
             weights[j] = weights[j].mul(V::load(weight.add(r + j * N)));
         }
-        // What was put away lies in the order of use.
+        // What was stored is in the order of use.
         for line in (0..NR * N * KEY_BLOCK * PUT_AWAY).step_by(64) {
             V::prefetch_once(away.wrapping_add(r * KEY_BLOCK * PUT_AWAY + AHEAD + line));
         }
@@ -443,7 +443,7 @@ unsafe fn add_to<V: Lanes>(x: V, sums: &mut [f32]) {
 pub(in crate::backend) unsafe fn max_l1<V: Lanes, S: Source>(values: &Block) -> f32 {
     let d = values.tensor.dim();
     let (mut max, mut poison) = (0.0f32, 0.0f32);
-    // Where some heads of a token are another thread's, memory is not read in one run that the hardware would see.
+    // Where other threads take some heads of a token, memory is not read in one run that the hardware would notice.
     let ahead = ahead_of(values);
     for i in 0..values.n {
         let row = values.row(i) as *const S::Element;

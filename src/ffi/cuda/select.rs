@@ -119,7 +119,7 @@ fn select_sequence(
     check_pointer(s.kept_indices, c"kept_indices")?;
     check_pointer(s.cu_kept, c"cu_kept")?;
     check_optional(s.selection, c"selection")?;
-    // How many rows are written is known on the device alone; the windows are the least.
+    // Only the device knows how many rows are written; at least the windows are.
     memory
         .reads(s.scores, shape.n_scores() as usize, c"scores")
         .reads(s.n_entries, 1, c"n_entries")
@@ -147,7 +147,7 @@ fn select_sequence(
     })
 }
 
-/// The options, but for what they lead to.
+/// The options, except the memory that they lead to.
 pub(super) fn device_params(params: &SelectParams) -> DeviceSelectParams {
     DeviceSelectParams {
         protected_mask: core::ptr::null(),
@@ -163,7 +163,7 @@ pub(super) fn device_params(params: &SelectParams) -> DeviceSelectParams {
     }
 }
 
-/// That a selection's counts fit into what the kernels have for them.
+/// Checks that a selection's counts fit into the kernels' types.
 pub(super) fn check_selection(shape: &Shape) -> Result<()> {
     ensure(shape.n_kv_heads <= LAVA_CUDA_MAX_HEADS as usize, ErrorKind::Shape, c"n_kv_heads")?;
     let rows = shape.n_kv_heads as u64 * shape.n_tokens as u64;
