@@ -34,7 +34,7 @@ extern "C" {
 ///
 /// shape: without cu_rows, since heads must have the same tokens (UNSUPPORTED).
 /// scores: f32 [n_kv_heads, n_tokens - window], finite.
-/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, NONFINITE, UNSUPPORTED. Untouched on error. Any thread.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ALIGNMENT, NONFINITE, UNSUPPORTED. Untouched on error. Any thread.
 lava_status lava_mean_over_heads(const lava_shape *shape, float *scores, lava_error *error);
 
 /// How the window looks at the prefix, two numbers per KV head: what lava_preference makes a layer's weight of.
