@@ -86,7 +86,7 @@ ROWS = [
     ("a workspace is as large as its size function says, or refused", "workspace.rs",
      "ensure(range.end <= self.size, ErrorKind::Workspace", "ensure(range.end <= self.size + 64, ErrorKind::Workspace",
      "status"),
-    ("the size of billions of heads is told at once", "score/plan.rs", "for together in divisors(most) {",
+    ("the size of billions of heads is computed at once", "score/plan.rs", "for together in divisors(most) {",
      "for together in (1..=most.min(3 << 29)).rev().filter(|n| most.is_multiple_of(*n)) {", "overflow"),
     ("a tensor of billions of heads is refused at once", "view.rs", "Rows::Same(n) => *n,\n            _ =>", "_ =>",
      "overflow"),
