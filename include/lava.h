@@ -106,7 +106,8 @@
 
 /// No head is promised anything: the layer's largest scores win. LAVa.
 #define LAVA_FLOOR_NONE 0
-/// Each head's top floor(alpha * n_entries / n_kv_heads) entries are kept first, the rest compete. The recommended preset.
+/// Each head's top floor(alpha * n_entries / n_kv_heads) entries (fewer for all where they do not fit beside what is protected) are kept
+/// first, the rest compete. The recommended preset.
 #define LAVA_FLOOR_GUARANTEED 1
 /// Head counts are h * (1 - alpha) + alpha * n_entries / n_kv_heads, h being those of free competition, rounded so that they sum
 /// exactly. Takes time that grows with the square of n_kv_heads.
@@ -740,7 +741,7 @@ LAVA_STATIC_ASSERT(sizeof(lava_cascade_layer) == 72 && offsetof(lava_cascade_lay
 LAVA_STATIC_ASSERT(sizeof(lava_attend_params) == 56 && offsetof(lava_attend_params, sink_logits) == 48, "lava_attend_params");
 LAVA_STATIC_ASSERT(sizeof(lava_error) == 32 && offsetof(lava_error, message) == 24, "lava_error");
 
-#if defined(__cplusplus)
+#ifdef __cplusplus
 #define LAVA_ZERO {}
 #else
 #define LAVA_ZERO {0}
