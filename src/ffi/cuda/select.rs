@@ -106,7 +106,7 @@ pub unsafe extern "C" fn lava_cuda_select(
     }
 }
 
-/// A sequence of its own shape; what the call writes is in `memory`.
+/// A sequence with its own shape; what the call writes is in `memory`.
 fn select_sequence(
     shape: &Shape,
     params: &SelectParams,
