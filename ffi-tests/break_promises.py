@@ -203,7 +203,7 @@ ROWS = [
      "ensure(!current.is_null(), ErrorKind::Context, c\"no current context\")?;", "", "path"),
     ("GPU: what was loaded is unloaded if loading fails", "backend/cuda.rs",
      "Err(e) => driver.unload(&context.modules).and(Err(e)),", "Err(e) => Err(e),", "path"),
-    ("GPU: a destroyed context is none", "ffi/cuda/context.rs", "(context as *mut u64).write(0);", "", "path"),
+    ("GPU: a destroyed context is refused", "ffi/cuda/context.rs", "(context as *mut u64).write(0);", "", "path"),
     ("GPU: the status word names the sequence", "ffi/cuda/context.rs", "(word >> 28)", "(word >> 20)", "path"),
     ("GPU: no sequence is longer than the shape", "ffi/cuda.rs",
      "ensure(shape.n_tokens <= longest.n_tokens, ErrorKind::Shape, c\"n_tokens\")?;", "", "path"),

@@ -3,7 +3,7 @@
  *
  * Experimental: it has not run on a GPU yet. Every kernel has run under emulation and in an interpreter of PTX, against the CPU.
  *
- * Made by cbindgen from src/ffi/cuda/; `UPDATE_HEADER=1 cargo test --test header` makes it anew. Edit the comments there. The functions
+ * Made by cbindgen from src/ffi/cuda/; `UPDATE_HEADER=1 cargo test --test header` rewrites it. Edit the comments there. The functions
  * are in a library that was built with the feature `cuda` (`make lib FEATURES=cuda`) on a machine with nvcc: $NVCC, or in
  * $CUDA_HOME/bin, $PATH or target/cuda-toolkit. LAVA_REQUIRE_CUDA=1 makes a missing nvcc an error of the build; otherwise
  * lava_cuda_init returns LAVA_ERR_UNSUPPORTED. LAVA_CUDA_ARCHS names the architectures, such as 80,90a; code for later ones is made
@@ -25,8 +25,8 @@
  *
  *     lava_shape.sliding_window       refused by entropy, entries, select and cascade calls, which do not know dead entries.
  *                                     Scores, statistics and lava_cuda_attend have it
- *     lava_shape.cu_rows, positions   refused; lava_cuda_compact and lava_cuda_attend, which have rows of their own, ignore them
- *     layers of unlike shapes         lava_cuda_global_entries and cascades take one shape for all layers; lava_cuda_layer_entries
+ *     lava_shape.cu_rows, positions   refused; lava_cuda_compact and lava_cuda_attend, which have their own rows, ignore them
+ *     layers of different shapes      lava_cuda_global_entries and cascades take one shape for all layers; lava_cuda_layer_entries
  *                                     takes any
  *     sink_logits                     refused
  *     backend                         only LAVA_BACKEND_BEST
@@ -201,7 +201,7 @@ typedef struct lava_cuda_select_sequence {
     uint32_t reserved;
     /// Device memory, f32 [n_kv_heads, n_tokens - window], finite.
     const float *scores;
-    /// Device memory, one number: prefix entries to keep. Read when the kernels run, so nobody waits for lava_cuda_layer_entries.
+    /// Device memory, one number: prefix entries to keep. Read when the kernels run, so the host need not wait for lava_cuda_layer_entries.
     const uint64_t *n_entries;
     /// NULL, or device memory, as in lava_select_params.
     const uint8_t *protected_mask;
@@ -627,7 +627,7 @@ lava_status lava_cuda_compact_workspace_size(const void *context, uint32_t n_seq
 /// shape: n_kv_heads, head_dim_k and head_dim_v are used; layer is named in errors.
 /// sequences: host memory, n_sequences of them, at most LAVA_CUDA_MAX_COMPACT_SEQUENCES, read during the call, as are the tensors they
 ///     point to. In place is the source's memory with the same data, dtype, stride_token and stride_dim. Then either stride_head or
-///     row_start is the same pointer: each head's rows move to the front of its own. Or both are ragged: rows of all heads close ranks. The
+///     row_start is the same pointer: each head's rows move to its own front. Or both are ragged: rows of all heads close ranks. The
 ///     caller promises that every row then moves to the front or stays, and that row_start leaves room for what is kept. Otherwise a
 ///     destination may not share memory with a source or the other destination; K and V interleaved without row_start, with the same
 ///     strides, are fine. Caches of one call must not share memory that one of them writes.

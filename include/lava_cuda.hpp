@@ -13,12 +13,12 @@
  *     the status word back to the host, lava::cuda::result(word)  when the stream has run the calls
  *
  * - A function that calls one of lava_cuda.h, named in its comment, throws lava::error with the status that the C function would return.
- *   What the kernels find is thrown by result alone, as a fault. What is marked noexcept does not throw.
- * - Only context's constructor allocates, host memory of a fixed size, and throws std::bad_alloc where it cannot; apart from it, only an
+ *   What the kernels find is thrown by result alone, as a fault. Functions marked noexcept do not throw.
+ * - Only context's constructor allocates, host memory of a fixed size, and throws std::bad_alloc if it cannot; apart from that, only an
  *   exception's text is allocated. Device memory is always the caller's: the functions that end in _size tell how much.
  * - Pointers to device memory are plain pointers and never followed. The makers of tensors in lava.hpp take them as well, and a span
  *   of row_start is {pointer, size}.
- * - A stream is a void *, which a cudaStream_t and a CUstream turn into by themselves. No header of CUDA is needed.
+ * - A stream is a void *, to which a cudaStream_t and a CUstream convert implicitly. No header of CUDA is needed.
  * - Threads: a context serves many at a time, a cascade one.
  *
  * SPDX-License-Identifier: MIT OR Apache-2.0
@@ -39,7 +39,7 @@ struct unload {
     }
 };
 
-/* Too many stay too many. */
+/* A number that is too large stays too large. */
 template <class T>
 std::uint32_t count(span<T> sequences) noexcept {
     return sequences.size() > UINT32_MAX ? UINT32_MAX : static_cast<std::uint32_t>(sequences.size());
@@ -70,7 +70,7 @@ public:
     /** What lava_cuda_result reported. */
     fault(std::uint32_t sequence, const lava_error &why) : error(name(sequence).c_str(), why), sequence_(sequence) {}
 
-    /** The sequence of the batch, or LAVA_NONE for what is no status word. */
+    /** The sequence of the batch, or LAVA_NONE for a word that is not a status word. */
     std::uint32_t sequence() const noexcept { return sequence_; }
 
 private:
@@ -91,8 +91,8 @@ inline void result(std::uint64_t word) {
 /**
  * The kernels, loaded into a CUDA context, and the calls that launch them.
  *
- * Not to be copied. It can be moved, also while its kernels run; calls with what was moved from throw LAVA_ERR_NULL. Workspaces,
- * status and stream are the same everywhere: as lava_cuda.h says of lava_cuda_score.
+ * It cannot be copied. It can be moved, even while its kernels run; calls with a moved-from context throw LAVA_ERR_NULL. Workspaces,
+ * status and stream are the same everywhere: as lava_cuda.h says for lava_cuda_score.
  */
 class context {
 public:
@@ -103,14 +103,14 @@ public:
         detail::check("lava_cuda_init", [&](lava_error *e) { return lava_cuda_init(memory.get(), size, e); });
         memory_.reset(memory.release());
     }
-    context(context &&) noexcept = default;              /**< calls with what was moved from throw */
+    context(context &&) noexcept = default;              /**< calls with a moved-from context throw */
     context &operator=(context &&) noexcept = default;   /**< the same; unloads what was here, as the end of a context does */
     context(const context &) = delete;
     context &operator=(const context &) = delete;
-    /** lava_cuda_destroy. Where another CUDA context is current, or none, the kernels stay for as long as theirs; destroy() says so. */
+    /** lava_cuda_destroy. Where another CUDA context is current, or none, the kernels stay as long as their context; destroy() reports that. */
     ~context() = default;
 
-    /** lava_cuda_destroy: later calls throw LAVA_ERR_STATE. If this throws LAVA_ERR_CONTEXT, all is as it was. */
+    /** lava_cuda_destroy: later calls throw LAVA_ERR_STATE. If this throws LAVA_ERR_CONTEXT, nothing has changed. */
     void destroy() {
         detail::check("lava_cuda_destroy", [&](lava_error *e) { return lava_cuda_destroy(memory_.get(), e); });
     }
@@ -240,9 +240,9 @@ private:
 };
 
 /**
- * lava_cuda_cascade_*: compresses while the layers arrive. The state is device memory of the caller's.
+ * lava_cuda_cascade_*: compresses while the layers arrive. The state is the caller's device memory.
  *
- * Not to be copied. It can be moved; calls with what was moved from throw LAVA_ERR_STATE. A layer's pointers stay as they are.
+ * It cannot be copied. It can be moved; calls with a moved-from cascade throw LAVA_ERR_STATE. A layer's pointers stay as they are.
  */
 class cascade {
 public:
@@ -267,7 +267,7 @@ public:
                                           stream, e);
         });
     }
-    /** push and layer of what was moved from throw. */
+    /** push and layer of a moved-from cascade throw. */
     cascade(cascade &&from) noexcept : c_(std::exchange(from.c_, init<lava_cuda_cascade>())) {}
     /** The same. */
     cascade &operator=(cascade &&from) noexcept {
@@ -301,7 +301,7 @@ public:
         gpu.cascade_push({&s, 1}, workspace, status, stream);
     }
 
-    /** lava_cuda_cascade_get: where a layer that was pushed lies once the last push has run. */
+    /** lava_cuda_cascade_get: where a layer that was pushed is once the last push has run. */
     lava_cuda_cascade_layer layer(std::uint32_t index) const {
         lava_cuda_cascade_layer out = init<lava_cuda_cascade_layer>();
         detail::check("lava_cuda_cascade_get", [&](lava_error *e) { return lava_cuda_cascade_get(&c_, index, &out, e); });

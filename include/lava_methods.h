@@ -1,7 +1,7 @@
 /*
  * lava_methods.h - other papers' methods over lava.h: presets of their scores, statistics, layer weights.
  *
- * Made by cbindgen from src/ffi/methods.rs; `UPDATE_HEADER=1 cargo test --test header` makes it anew. Edit the comments there.
+ * Made by cbindgen from src/ffi/methods.rs; `UPDATE_HEADER=1 cargo test --test header` rewrites it. Edit the comments there.
  *
  * LAVa is one point of a frame, scorer x head budgets x layer budgets; these are others. The functions are in the same library and
  * follow lava.h's rules. What each paper leaves open, and what is done here, is in docs/methods.md.

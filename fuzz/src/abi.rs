@@ -675,7 +675,7 @@ pub fn run(data: &[u8]) {
                 let scores = w.fresh(n * 4, 4, May::Write) as *mut f32;
                 let scores = if entries > MOST { null_mut() } else { scores };
                 for i in 0..n {
-                    // SAFETY: `fresh` gave so many; maybe misaligned.
+                    // SAFETY: `fresh` gave that many; maybe misaligned.
                     scores.add(i).write_unaligned(w.float(i as f64) as f32);
                 }
                 w.call("lava_mean_over_heads", |e| lava_mean_over_heads(s, scores, e));

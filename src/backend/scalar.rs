@@ -131,7 +131,7 @@ fn add_exp(tile: &[f32], scale: f32, rows: Softmax, sums: &mut [f32; KEY_BLOCK],
     add_exp_and(|e, weight| e * weight, -126.0, tile, scale, rows, sums, totals);
 }
 
-/// Below 2 to this nothing is squared: the result would be subnormal, which is slow, and is nothing beside other
+/// Below 2 to this power nothing is squared: the result would be subnormal, which is slow, and negligible among the
 /// scores.
 pub(super) const LEAST_SQUARED: f32 = -63.0;
 

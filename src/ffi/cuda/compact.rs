@@ -82,7 +82,7 @@ fn workspace_size_of(n_sequences: u32) -> usize {
 /// shape: n_kv_heads, head_dim_k and head_dim_v are used; layer is named in errors.
 /// sequences: host memory, n_sequences of them, at most LAVA_CUDA_MAX_COMPACT_SEQUENCES, read during the call, as are the tensors they
 ///     point to. In place is the source's memory with the same data, dtype, stride_token and stride_dim. Then either stride_head or
-///     row_start is the same pointer: each head's rows move to the front of its own. Or both are ragged: rows of all heads close ranks. The
+///     row_start is the same pointer: each head's rows move to its own front. Or both are ragged: rows of all heads close ranks. The
 ///     caller promises that every row then moves to the front or stays, and that row_start leaves room for what is kept. Otherwise a
 ///     destination may not share memory with a source or the other destination; K and V interleaved without row_start, with the same
 ///     strides, are fine. Caches of one call must not share memory that one of them writes.

@@ -168,7 +168,7 @@ pub(super) unsafe fn score_args(
     })
 }
 
-/// A sequence of its own shape; what it writes is in `memory`.
+/// A sequence with its own shape; what it writes is in `memory`.
 ///
 /// # Safety
 /// The tensors of `s` must be NULL or lead to a `lava_tensor`.

@@ -22,7 +22,7 @@ pub struct lava_cuda_select_sequence {
     pub reserved: u32,
     /// Device memory, f32 [n_kv_heads, n_tokens - window], finite.
     pub scores: *const f32,
-    /// Device memory, one number: prefix entries to keep. Read when the kernels run, so nobody waits for lava_cuda_layer_entries.
+    /// Device memory, one number: prefix entries to keep. Read when the kernels run, so the host need not wait for lava_cuda_layer_entries.
     pub n_entries: *const u64,
     /// NULL, or device memory, as in lava_select_params.
     pub protected_mask: *const u8,
@@ -106,7 +106,7 @@ pub unsafe extern "C" fn lava_cuda_select(
     }
 }
 
-/// A sequence of its own shape; what the call writes is in `memory`.
+/// A sequence with its own shape; what the call writes is in `memory`.
 fn select_sequence(
     shape: &Shape,
     params: &SelectParams,
