@@ -106,11 +106,10 @@
 
 /// No head is promised anything: the layer's largest scores win. LAVa.
 #define LAVA_FLOOR_NONE 0
-/// Each head's top floor(alpha * n_entries / n_kv_heads) entries (fewer for all where they do not fit beside what is protected) are kept
-/// first, the rest compete. The recommended preset.
+/// Each head's top floor(alpha * n_entries / n_kv_heads) entries, or fewer where that does not fit, are kept first, the rest compete.
+/// The recommended preset.
 #define LAVA_FLOOR_GUARANTEED 1
-/// Head counts are h * (1 - alpha) + alpha * n_entries / n_kv_heads, h being those of free competition, rounded so that they sum
-/// exactly. Takes time that grows with the square of n_kv_heads.
+/// Head counts are h * (1 - alpha) + alpha * n_entries / n_kv_heads, exactly, h being those of free competition. O(n_kv_heads^2).
 #define LAVA_FLOOR_AFFINE 2
 
 /// The best kernels that this machine can run.

@@ -396,7 +396,7 @@ lava_status lava_cuda_init(void *context, size_t context_size, lava_error *error
 /// Errors: NULL, ALIGNMENT, STATE, CONTEXT (then it is untouched), DRIVER.
 lava_status lava_cuda_destroy(void *context, lava_error *error);
 
-/// What a status word says, once the stream has run the calls that were given it and the word is back on the host.
+/// What a status word says, once the stream has run the calls that it was given to and the word is back on the host.
 ///
 /// word: *status of those calls. All bits set: nothing went wrong.
 /// sequence: NULL, or receives the sequence of the batch, LAVA_NONE without a fault.
