@@ -28,6 +28,10 @@
  *     lava_shape.cu_rows, positions    all but lava_cuda_compact and lava_cuda_attend, which do not look at them
  *     layers of unlike shapes          lava_cuda_global_entries and cascades take one shape for all layers (lava_cuda_layer_entries: any)
  *     params.sink_logits               everywhere
+ *     params.query_head_weights        everywhere
+ *     LAVA_ATTENTION_MAX               named as attention
+ *     LAVA_VALUE_TOKEN_L2              named as value_weight
+ *     lava_score_queries, lava_smooth  no such functions
  *     params.backend                   all but LAVA_BACKEND_BEST
  *     the check of a given lse         not made: an attention that does not sum to 1 is believed
  *     rows of lava_select              not written: without cu_rows they are kept_indices
@@ -519,8 +523,8 @@ lava_status lava_cascade_init(const lava_shape *shapes, uint32_t n_shapes, uint3
 /// After it, lava_cascade_get says for each layer 0 to l which rows the caller's cache is to keep; lava_compact moves them, at once or
 /// as often as evict_every of lava_cascade_params says. A layer without KV heads is passed over.
 /// After the last layer's push the kept sets are exactly, bit for bit, those of lava_layer_entries and lava_select
-/// on all layers at once. Before it, a layer may hold one entry more than its share, so all together at most total + l
-/// prefix entries, plus what a head floor may still ask for (alpha of that, and one per head and layer).
+/// on all layers at once. Before it, a layer may hold one entry more than its share, and what a head
+/// floor may still ask for (alpha of the total, and one entry per head and layer).
 ///
 /// Under LAVA_LAYERS_GLOBAL the final kept sets are those of lava_global_entries, and before it all layers hold at most `total`
 /// together, plus what a floor or head_min may still ask for.
@@ -594,8 +598,7 @@ lava_status lava_score_workspace_size(const lava_shape *shape, const lava_score_
 ///      keys that it sees, learned sinks included, as flash attention returns it (lse_base says in which base). Saves a pass and
 ///      the memory for it. One by which a query's attention does not sum to 1, within 5%, is refused (ARGUMENT).
 /// part, n_parts: this call does share `part` of `n_parts` of the KV heads: n_kv_heads * part / n_parts up to
-///      n_kv_heads * (part + 1) / n_parts. Parts may run at the same time, each with a workspace of its own. The scores
-///      are the same bits for every n_parts. More parts than KV heads leave some with nothing to do.
+///      n_kv_heads * (part + 1) / n_parts, of which there may be none. Each part needs a workspace of its own.
 /// workspace: lava_score_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN; contents neither needed nor kept.
 /// scores: f32, lava_n_scores(shape) of them for all heads, head after head, one per prefix row, of which the part writes its own.
 ///      Without cu_rows [n_kv_heads, n_tokens - window]. All are finite and not negative. On error the part's own may be partly

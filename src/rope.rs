@@ -38,7 +38,7 @@ pub struct Rope<'a> {
 /// Turns `n_queries` queries of every query head to `position`.
 ///
 /// Of the shape query heads and `head_dim_k` are used. `q` is `[n_queries, n_q_heads, head_dim_k]` before RoPE; `out` is f32 of the same
-/// shape. Angles are formed in f64. What is not finite in `q` is not in `out` either.
+/// shape. Angles are formed in f64. NaN in `q` becomes NaN in `out`, which scoring finds.
 pub fn rotate(
     shape: &Shape,
     rope: &Rope,
