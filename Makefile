@@ -7,7 +7,7 @@ CARGO  ?= cargo
 CC     ?= cc
 CXX    ?= c++
 CFLAGS ?= -std=c11 -O2 -Wall -Wextra -Wpedantic -Werror
-# The one place for both is Cargo.toml: the version, and as its major number the C ABI's, which is in the SONAME.
+# Both come from Cargo.toml: the version, and the C ABI's version, which is its major number and part of the SONAME.
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 ABI     := $(firstword $(subst ., ,$(VERSION)))
 
@@ -41,15 +41,15 @@ lib: check-tools
 		-C link-arg=-Wl,$(SONAME)
 
 # Headers, liblava.a, liblava.so with its links, lava.pc and the CMake package, under PREFIX (/usr/local), on Linux and macOS.
-# LIBDIR, INCLUDEDIR and DESTDIR as everywhere.
+# LIBDIR, INCLUDEDIR and DESTDIR as usual.
 install: lib
 	@VERSION=$(VERSION) include/install/install.sh install
-# Takes them away again, with the same variables.
+# Removes them again, with the same variables.
 uninstall:
 	@VERSION=$(VERSION) include/install/install.sh uninstall
 export PREFIX LIBDIR INCLUDEDIR DESTDIR FEATURES
 
-# Each part is a target of its own. .ci/parts runs them, says how long each took and names what was not run. PARTS="lint unit" chooses.
+# Each part is a target. .ci/parts runs them, says how long each took and names what was not run. PARTS="lint unit" chooses.
 TEST_PARTS := lint unit doc doc-c fuzz-quick cuda-quick
 ALL_PARTS  := lint lint-features unit doc doc-c fuzz-smoke cuda-plain cuda-ptx cuda-asan cuda-tsan cuda-host-test cuda test-eval sanitize \
 	miri break-sample test-llama msrv package
@@ -74,7 +74,7 @@ lint-features:
 	NVCC= $(CARGO) clippy --features cuda -- -D warnings
 	$(CARGO) clippy --no-default-features --features capi -- -D warnings
 
-# The library builds with the oldest Rust that Cargo.toml promises. Calls of what is newer are also found by clippy, in lint.
+# The library builds with the oldest Rust that Cargo.toml promises. Calls of anything newer are also found by clippy, in lint.
 MSRV := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml).0
 msrv:
 	@rustup run $(MSRV) rustc --version || rustup toolchain install --profile minimal $(MSRV)
@@ -83,8 +83,8 @@ msrv:
 	rustup run $(MSRV) cargo check --lib --no-default-features --features capi
 	NVCC= rustup run $(MSRV) cargo check --lib --features cuda
 
-# What a registry would get: it builds by itself, and cargo has nothing to say about it. That a version is there already is for
-# who publishes.
+# The package as a registry would get it: it builds by itself, and cargo has no warnings. Whether this version is published already
+# is for the person who publishes to check.
 package:
 	@mkdir -p target && $(CARGO) publish --dry-run --allow-dirty --package lava-kv --target-dir target/package-check \
 		>target/package.log 2>&1 || { cat target/package.log; exit 1; }
@@ -100,11 +100,11 @@ doc-c:
 	@mkdir -p target && VERSION=$(VERSION) doxygen include/Doxyfile
 	@echo "the C and C++ reference is in target/doc-c/html/index.html"
 
-# libclang for bindgen is found, or brought, by ffi-tests/libclang.sh.
+# ffi-tests/libclang.sh finds libclang for bindgen, or installs it.
 unit:
 	$(CARGO) test --workspace --features lava-kv/rayon
 
-# What can be run of aarch64 on x86-64, under QEMU. Not part of `make check-all`: it installs and downloads several hundred MB.
+# The aarch64 tests that can run on x86-64, under QEMU. Not part of `make check-all`: it installs and downloads several hundred MB.
 test-neon: check-tools
 	@CARGO=$(CARGO) tests/neon.sh
 
@@ -128,15 +128,15 @@ fuzz:
 fuzz-seed:
 	$(CARGO) run --quiet --manifest-path fuzz/Cargo.toml --example seeds -- add $(TARGET) $(FILES)
 
-# C programs and Rust tests under sanitizers and valgrind, five minutes. It brings what it lacks, but for a nightly compiler.
+# C programs and Rust tests under sanitizers and valgrind, five minutes. It installs what is missing, except a nightly compiler.
 sanitize: lib
 	ffi-tests/sanitize.sh
 
-# Some seeds of each fuzz target under Miri, which sees what no sanitizer does, two minutes. Needs nightly Rust.
+# Some seeds of each fuzz target under Miri, which finds what no sanitizer does, two minutes. Needs nightly Rust.
 miri:
 	fuzz/miri.sh
 
-# Times against the machine's limits and against PyTorch, where PYTHON has it. RECORD=file keeps the tables.
+# Times against the machine's limits and against PyTorch, if PYTHON has it. RECORD=file keeps the tables.
 PYTHON ?= python3
 bench: check-tools
 	$(CARGO) run --release --quiet --manifest-path benches/Cargo.toml -- --python $(PYTHON) $(if $(RECORD),--record $(RECORD))
@@ -153,8 +153,8 @@ test-eval:
 include examples-c/llama.cpp/llama.mk
 include cuda/cuda.mk
 
-# What the tests are worth: promises of the headers and places of the kernels broken on purpose, each of which a test must notice. Whether
-# the text to break is still there is looked at for all of them, also in the sample.
+# What the tests are worth: promises of the headers and places in the kernels are broken on purpose, and a test must notice each. Even in
+# the sample, the text to break is looked for in all of them.
 break-sample: lib $(CU_KIT)/.fetched
 	ffi-tests/break_promises.py --sample 10
 	cuda/tests/break.py --sample 15

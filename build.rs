@@ -13,11 +13,11 @@ mod cuda {
     use std::path::{Path, PathBuf};
     use std::process::Command;
 
-    /// Machine code for these, and PTX of the first for all that come after it. LAVA_CUDA_ARCHS chooses others.
+    /// Machine code for these architectures, and PTX of the first for all later ones. LAVA_CUDA_ARCHS chooses others.
     const ARCHS: &str = "80,86,89,90a,100";
 
     pub fn build() {
-        // Not the folder: its tests are no part of this.
+        // Not the whole folder: its tests are not part of this.
         for entry in std::fs::read_dir("cuda").unwrap().map(|entry| entry.unwrap().path()) {
             if entry
                 .extension()
@@ -35,7 +35,7 @@ mod cuda {
         let kernels = match nvcc() {
             Some(nvcc) => compile(&nvcc, &out),
             None if env::var_os("LAVA_REQUIRE_CUDA").is_some_and(|v| v != "0") => panic!(
-                "LAVA_REQUIRE_CUDA is set, and there is no nvcc: neither $NVCC, nor in $CUDA_HOME/bin, $CUDA_PATH/bin, $PATH or \
+                "LAVA_REQUIRE_CUDA is set, but there is no nvcc: neither as $NVCC, nor in $CUDA_HOME/bin, $CUDA_PATH/bin, $PATH or \
                  target/cuda-toolkit. Install CUDA, or its compiler alone: \
                  python3 -m pip install --no-deps --target target/cuda-toolkit -r cuda/requirements.txt"
             ),
@@ -53,7 +53,7 @@ mod cuda {
         std::fs::write(out.join("kernels.rs"), text + "];\n").unwrap();
     }
 
-    /// The compiler: what is named outright first, what happens to be there last. An empty NVCC is none.
+    /// The compiler: one that is named comes first, one that happens to be installed last. An empty NVCC means none.
     fn nvcc() -> Option<PathBuf> {
         if let Some(nvcc) = env::var_os("NVCC") {
             return (!nvcc.is_empty()).then(|| nvcc.into());
@@ -80,7 +80,7 @@ mod cuda {
             let to = out.join(source.file_name().unwrap()).with_extension("fatbin");
             let mut command = Command::new(nvcc);
             command.args(["-std=c++17", "-O3", "-fatbin", "-o"]).arg(&to).arg(source);
-            // What a source asks for itself.
+            // Options that the source itself asks for.
             let text = std::fs::read_to_string(source).unwrap();
             command.args(text.lines().filter_map(|line| line.strip_prefix("// nvcc: ")));
             command.args(["--threads", &env::var("NUM_JOBS").unwrap_or("1".into())]);

@@ -40,7 +40,7 @@ struct Cache {
     __device__ uint2 seen(uint32_t t) const {
         const uint32_t hidden = args.causal ? args.n_queries - 1 - t : 0, end = n_rows > hidden ? n_rows - hidden : 0;
         if (args.sliding_window == 0 || end == 0) return uint2{0, end};
-        // A query's own row is the last that it sees; without causal it comes behind all rows.
+        // A query's own row is the last that it sees; without causal it comes after all rows.
         const uint64_t own = args.causal ? position(end - 1) : position(end) + t;
         uint32_t low = 0, high = end;
         while (low < high) { // the first row that is not too old
@@ -63,7 +63,7 @@ struct Counter {
 
     __device__ explicit Counter(const lava_attend_args &args) : args(args) {}
 
-    /// Finds an item: its cache, and the how manieth of its cache it is. False if there are not so many.
+    /// Finds an item: its cache, and its number within it. False if there are not so many.
     __device__ bool find(uint32_t item, uint32_t &its_cache, uint32_t &part) {
         const uint32_t lane = threadIdx.x % 32, n_caches = args.n_sequences * args.n_kv_heads;
         for (; cache < n_caches; cache += 32 * PER_LANE) {

@@ -63,7 +63,7 @@ struct Logits {
 /// pieces lie in different banks.
 template <int D> constexpr int PITCH = D + 8;
 
-/// A head's rows: where the first is, worked out once for all tiles. The way from one to the next is looked up, for registers are dear.
+/// A head's rows: where the first is, worked out once for all tiles. The distance from one to the next is looked up: registers are scarce.
 template <class T> struct Rows {
     const T *data;
     const int64_t &apart;

@@ -111,21 +111,17 @@ __device__ inline void resolve_weights(uint32_t n, const double *weights, const 
     __syncthreads();
 }
 
-/// Whose shares they are. Weights of layers are resolved anew whenever shares have been settled; those of heads only once, so that a share
-/// never grows when `total` shrinks.
-enum class Sharers { LAYERS, HEADS };
-
 /// Shares `total` among `n` in proportion to their weights, into m.share: as src/budget.rs does, by one block. Weights are finite and
 /// not negative; capacities are below 2^32, and `total` is between the sums of the minimums and of the capacities.
 template <class Capacity, class Minimum>
-__device__ void water_fill(Sharers sharers, uint32_t n, const double *weights, Capacity capacity, Minimum minimum, uint64_t total,
-                           Rounding rounding, const ShareMemory &m) {
+__device__ void water_fill(uint32_t n, const double *weights, Capacity capacity, Minimum minimum, uint64_t total, Rounding rounding,
+                           const ShareMemory &m) {
     for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) m.share[i] = OPEN;
     __syncthreads();
-    resolve_weights(n, weights, m);
 
     // Water-filling with bounds on both sides: settle those violations that pull in the direction of the sum, and share again.
     for (;;) {
+        resolve_weights(n, weights, m);
         uint64_t fixed = 0, sum = 0, n_open = 0;
         for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) {
             if (m.share[i] == OPEN) sum += m.weight[i], n_open++;
@@ -153,10 +149,7 @@ __device__ void water_fill(Sharers sharers, uint32_t n, const double *weights, C
             if (excess >= 0 && own < u128(minimum(i)) * sum) m.share[i] = minimum(i), n_fixed++;
             else if (excess <= 0 && own > u128(capacity(i)) * sum) m.share[i] = capacity(i), n_fixed++;
         }
-        if (block_sum(n_fixed, m.sums) != 0) {
-            if (sharers == Sharers::LAYERS) resolve_weights(n, weights, m);
-            continue;
-        }
+        if (block_sum(n_fixed, m.sums) != 0) continue;
         if (n_open != 0) round_shares(rounding, sum, rest, n, share, m.share, m.remainder, m.sums);
         __syncthreads();
         return;
@@ -189,7 +182,7 @@ __device__ inline ShareFault share_total(uint32_t n, const double *weights, cons
     total = min(total, capacity);
     if (fault == OPEN && promised > total) fault = LAVA_FAULT_BUDGET;
     if (fault != OPEN) return {uint32_t(fault & 0xff), uint32_t(fault >> 8)};
-    water_fill(Sharers::LAYERS, n, weights, [&](uint32_t l) { return capacities[l]; }, minimum, total, rounding, m);
+    water_fill(n, weights, [&](uint32_t l) { return capacities[l]; }, minimum, total, rounding, m);
     return {0, 0};
 }
 

@@ -47,7 +47,7 @@ struct State {
     }
 };
 
-/// A block's, in shared memory, for registers are dear.
+/// A block's, in shared memory: registers are scarce.
 __device__ inline State &own_state() {
     LAVA_SHARED(uint64_t, memory, sizeof(State) / 8);
     return *reinterpret_cast<State *>(memory);
@@ -64,7 +64,7 @@ __device__ inline void fail_cascade(const State &s, uint32_t layer, uint32_t hea
     report(s.status, layer, blockIdx.z, head, what);
 }
 
-/// The heads of all layers so far, layer behind layer, as they are before this push; from head `first` on.
+/// The heads of all layers so far, layer after layer, as they are before this push; from head `first` on.
 struct LayersSoFar {
     uint32_t first;
     __device__ Head operator()(uint32_t h) const {
@@ -103,8 +103,8 @@ __device__ inline Choice<LayersSoFar> layer_of(const State &s, uint32_t layer) {
     return c;
 }
 
-/// Which layers a block is for, and the how manieth of how many. The pushed layer's entries are all there, so half of the blocks are for it,
-/// and the others share the layers before it. With fewer blocks than layers some do one layer behind the other, and no two of them wait.
+/// Which layers a block is for, and its number among how many. The pushed layer's entries are all there, so half of the blocks are for it,
+/// and the others share the layers before it. With fewer blocks than layers some do one layer after the other, and no two of them wait.
 struct Team {
     uint32_t first, end, step, block, n_blocks;
     __device__ explicit Team(uint32_t layer) : end(layer + 1), step(1) {
@@ -217,9 +217,7 @@ LAVA_KERNEL(LAVA_CUDA_BUDGET_THREADS) lava_cascade_share(const __grid_constant__
         if (threadIdx.x == 0) fail_cascade(s, fault.layer, LAVA_NO_HEAD, fault.what == FAULT_TOLD ? uint32_t(LAVA_FAULT_WEIGHTS) : fault.what);
         return;
     }
-    // A larger weight may come, and with it a coarser grid that moves shares by less than one entry.
-    const uint64_t more = a.layers == LAYERS_WEIGHTS && n < a.n_layers ? 1 : 0;
-    for (uint32_t l = threadIdx.x; l < n; l += blockDim.x) s.n_entries[l] = min(memory.share[l] + more, s.capacities[l]);
+    for (uint32_t l = threadIdx.x; l < n; l += blockDim.x) s.n_entries[l] = memory.share[l];
 }
 
 LAVA_SELECT_KERNEL lava_cascade_plan(const __grid_constant__ lava_cuda_cascade_args args) {

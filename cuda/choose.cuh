@@ -46,7 +46,7 @@ struct Dense {
     __device__ Head operator()(uint32_t h) const { return {scores + uint64_t(h) * prefix_len, nullptr, prefix_len}; }
 };
 
-/// Which of an item's blocks a block is, and where its share of the tiles begins. In shared memory, for registers are dear.
+/// Which of an item's blocks a block is, and where its share of the tiles begins. In shared memory: registers are scarce.
 struct Share {
     uint32_t block, n_blocks, first_head, first_tile, n_tiles;
 };
@@ -61,7 +61,7 @@ template <class Source> struct Choice {
     lava_cuda_select_params params;
     uint32_t n_heads, prefix_len, window_rows;
     uint32_t tiles_per_head;
-    uint32_t *control; // [16]: counter of meetings, faulty scores' first head, protected entries of a head, layer's cut, its ties, counter of `write`
+    uint32_t *control; // [16]: counter of meetings, faulty scores' first head, protected entries of a head, layer's cut, its ties, smallest score
     uint32_t *histogram; // [n_heads, LAVA_CUDA_BUCKETS]
     uint32_t *taken_key, *taken_ties, *cut_key, *cut_ties, *counts, *above, *equal; // [n_heads]
     uint32_t *tile;      // [tiles, 2]: entries above the cut, equal to it
@@ -69,7 +69,7 @@ template <class Source> struct Choice {
 
     __device__ Choice(const Source &head, const lava_cuda_select_params &params, uint32_t n_heads, uint32_t prefix_len, uint32_t window_rows)
         : head(head), params(params), n_heads(n_heads), prefix_len(prefix_len), window_rows(window_rows) {}
-    /// Where its memory is: behind the control words of all `n_items`.
+    /// Where its memory is: after the control words of all `n_items`.
     __device__ void place(unsigned char *workspace, uint32_t item, uint32_t n_items, uint32_t max_prefix) {
         const lava_cuda_choice_layout l = lava_cuda_choice_place(n_heads, max_prefix);
         control = reinterpret_cast<uint32_t *>(workspace + uint64_t(item) * LAVA_CUDA_CONTROL_BYTES);
@@ -129,7 +129,9 @@ template <class Source> struct Choice {
                 if (at + k * APART < end) f(is_protected(position[k]) ? PROTECTED : order_key(score[k]));
         }
     }
-    /// Entries that each head keeps before any compete. Behind begin_choice, and where nothing was evicted.
+    /// What scores count from: 0, or the smallest where that is negative. After begin_choice.
+    __device__ double base() const { return double(__uint_as_float(control[5])); }
+    /// Entries that each head keeps before any compete. After begin_choice, and where nothing was evicted.
     __device__ uint32_t minimum() const { return max(control[2], min(params.head_min, prefix_len)); }
 
     /// Calls `f(tile, h, head, first, end)` for this block's share of the tiles, for all threads.
@@ -145,7 +147,7 @@ template <class Source> struct Choice {
 
 /// For each field, a head or the whole layer, the `ties[f]`-th largest key: into key[f], and into ties[f] how many of those equal to
 /// it are among the largest. 0 of them: NOTHING. For the whole layer, what is taken does not count. Histograms are zero before and
-/// behind it; all blocks have met behind it.
+/// after it; all blocks have met after it.
 template <class Source> __device__ void kth_largest(const Choice<Source> &c, bool per_head, uint32_t *key, uint32_t *ties) {
     LAVA_SHARED(uint32_t, local, LAVA_CUDA_BUCKETS);
     LAVA_SHARED(uint32_t, sums, LAVA_CUDA_SELECT_THREADS / 32);
@@ -206,7 +208,7 @@ template <class Source> __device__ void kth_largest(const Choice<Source> &c, boo
     }
 }
 
-/// Zeroes what `choose` counts in; looks for faulty scores and counts the first head's protected entries. All blocks have met behind it.
+/// Zeroes what `choose` counts in; looks for faulty scores and counts the first head's protected entries. All blocks have met after it.
 template <class Source> __device__ void begin_choice(const Choice<Source> &c) {
     LAVA_SHARED(uint32_t, warps, LAVA_CUDA_SELECT_THREADS / 32);
     for (uint64_t b = uint64_t(c.block()) * blockDim.x + threadIdx.x; b < uint64_t(c.n_heads) * LAVA_CUDA_BUCKETS; b += uint64_t(c.n_blocks()) * blockDim.x)
@@ -215,9 +217,15 @@ template <class Source> __device__ void begin_choice(const Choice<Source> &c) {
         for (uint32_t h = threadIdx.x; h < c.n_heads; h += blockDim.x) c.above[h] = c.equal[h] = 0;
     c.for_tiles([&](uint32_t, uint32_t h, const Head &head, uint32_t first, uint32_t end) {
         bool faulty = false;
-        for (uint32_t i = first + threadIdx.x; i < end; i += blockDim.x) faulty |= !is_finite(head.scores[i]);
-        // The lowest head at fault: the largest complement.
+        float smallest = 0;
+        for (uint32_t i = first + threadIdx.x; i < end; i += blockDim.x) {
+            const float score = head.scores[i];
+            faulty |= !is_finite(score);
+            smallest = fminf(smallest, score);
+        }
+        // The lowest head at fault: the largest complement. The smallest score: the smaller a negative number, the larger its bits.
         if (faulty) atomicMax(&c.control[1], UINT32_MAX - h);
+        if (smallest < 0) atomicMax(&c.control[5], __float_as_uint(smallest));
         if (h != 0) return;
         uint32_t n = 0;
         for (uint32_t i = first + threadIdx.x; i < end; i += blockDim.x) n += c.is_protected(head.position(i));
@@ -232,7 +240,7 @@ struct Fault {
     uint32_t what, head; // what 0: nothing
 };
 
-/// What is wrong before the first choice, for all threads of all blocks; in the order in which the CPU looks. Behind begin_choice.
+/// What is wrong before the first choice, for all threads of all blocks; in the order in which the CPU looks. After begin_choice.
 template <class Source> __device__ Fault fault_of(const Choice<Source> &c, uint64_t n_entries) {
     LAVA_SHARED(uint32_t, first, 1);
     if (c.params.head_weights != nullptr) {
@@ -245,7 +253,7 @@ template <class Source> __device__ Fault fault_of(const Choice<Source> &c, uint6
 }
 
 /// Each head's `guarantee` best entries, and the best of the others, `n_entries` in all: counts, and where nothing is guaranteed the cuts.
-/// Block 0 alone has them behind it.
+/// Block 0 alone has them after it.
 template <class Source> __device__ void compete(const Choice<Source> &c, uint64_t guarantee, uint64_t n_entries) {
     LAVA_SHARED(uint32_t, warps, LAVA_CUDA_SELECT_THREADS / 32);
     LAVA_SHARED(uint64_t, wide, LAVA_CUDA_SELECT_THREADS / 32);
@@ -326,7 +334,7 @@ template <class Source> __device__ void choose(const Choice<Source> &c, uint64_t
     if (params.head_weights != nullptr) {
         if (c.block() == 0) {
             const auto least = [&](uint32_t h) -> uint64_t { return at_most(minimum, h); };
-            water_fill(Sharers::HEADS, c.n_heads, params.head_weights, [&](uint32_t h) -> uint64_t { return c.len(h); }, least, n_entries, rounding, m);
+            water_fill(c.n_heads, params.head_weights, [&](uint32_t h) -> uint64_t { return c.len(h); }, least, n_entries, rounding, m);
             each([&](uint32_t h) { c.counts[h] = at_most(m.share[h], h); });
         }
     } else {
@@ -363,13 +371,14 @@ __device__ inline void write_counts(const uint32_t *counts, uint32_t n_heads, ui
     }
 }
 
-/// Calls `emit(h, head, row, place)` for each kept row of each head, the window's behind the others; `place` is its row among the kept
-/// ones. Leaves sums of scores in tile_mass. All blocks have met behind it.
+/// Calls `emit(h, head, row, place)` for each kept row of each head, the window's after the others; `place` is its row among the kept
+/// ones. Leaves sums of scores, from the base on, in tile_mass. All blocks have met after it.
 template <class Source, class Emit> __device__ void write_kept(const Choice<Source> &c, uint32_t *counter, Emit emit) {
     LAVA_SHARED(uint32_t, warps, LAVA_CUDA_SELECT_THREADS / 32);
     LAVA_SHARED(uint32_t, equal_of, LAVA_CUDA_SELECT_THREADS / 32);
     LAVA_SHARED(uint32_t, kept_of, LAVA_CUDA_SELECT_THREADS / 32);
     LAVA_SHARED(double, masses, LAVA_CUDA_SELECT_THREADS / 32);
+    const double base = c.base();
     c.for_tiles([&](uint32_t t, uint32_t h, const Head &head, uint32_t first, uint32_t end) {
         const uint32_t cut = c.cut_key[h];
         uint32_t above = 0, equal = 0;
@@ -413,9 +422,9 @@ template <class Source, class Emit> __device__ void write_kept(const Choice<Sour
                 if (w < warp()) own += kept_of[w];
                 place += kept_of[w];
             }
-            if (i < end) mass += double(head.scores[i]);
+            if (i < end) mass += double(head.scores[i]) - base;
             if (kept) {
-                kept_mass += double(head.scores[i]);
+                kept_mass += double(head.scores[i]) - base;
                 emit(h, head, i, own);
             }
         }

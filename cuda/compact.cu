@@ -3,7 +3,7 @@
 // Out of place every piece of every row goes by itself. In place rows only move towards the front, so the n-th row to move goes to
 // where a row was that is one of the first n: a block that reads its next tile of rows whole before it writes any of it never
 // overwrites what is still to be read. Columns of a row do not meet, so a block takes 32 bytes of each row and goes through all
-// rows by itself, beside the blocks of the other columns.
+// rows by itself, next to the blocks of the other columns.
 #include "device.cuh"
 
 namespace lava {
@@ -30,7 +30,7 @@ __device__ inline bool both_in_sixteens(const lava_cuda_compact_item &item) {
     return lava_rows_are_aligned(&item.src, item.dim) && lava_rows_are_aligned(&item.dst, item.dim);
 }
 
-/// How a block's threads lie over rows of `pieces` pieces: side by side, then row behind row. Some may have nothing to do.
+/// How a block's threads lie over rows of `pieces` pieces: side by side, then row after row. Some may have nothing to do.
 struct Lanes {
     uint32_t across, rows, row, piece;
     __device__ explicit Lanes(uint32_t pieces)

@@ -1,5 +1,5 @@
 // What all kernels share: the caller's tensors, reductions in a fixed order, the status word, and every instruction that C++
-// does not have, each behind a function with a portable branch for the emulation.
+// does not have, each in a function with a portable branch for the emulation.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -68,7 +68,7 @@ template <class T> __device__ inline T block_sum(T x, T *memory) {
     return sum;
 }
 
-/// Sum over the block's threads below this one. `memory`: one entry per warp; behind a barrier it may be used again.
+/// Sum over the block's threads below this one. `memory`: one entry per warp; after a barrier it may be used again.
 template <class T> __device__ inline T sum_before(T x, T *memory) {
     T through = x;
     for (unsigned by = 1; by < 32; by *= 2) {
@@ -211,7 +211,7 @@ __device__ inline void multiply(__nv_bfloat16, float (&c)[4], const uint32_t (&a
 
 // ---- Blocks that wait for each other -----------------------------------------------------------------------------------
 
-/// Waits until all `n_blocks` blocks that share `counter` are here. What they wrote before is seen behind it. The counter starts at
+/// Waits until all `n_blocks` blocks that share `counter` are here. What they wrote before is seen after it. The counter starts at
 /// 0 and only grows.
 __device__ inline void meet_blocks(unsigned *counter, unsigned n_blocks) {
     __syncthreads();
@@ -220,7 +220,7 @@ __device__ inline void meet_blocks(unsigned *counter, unsigned n_blocks) {
         unsigned before, now;
         asm volatile("atom.add.release.gpu.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
         const unsigned goal = (before / n_blocks + 1) * n_blocks;
-        // To acquire costs the processor its whole first cache, so it is done once, behind the last look.
+        // To acquire costs the processor its whole first cache, so it is done once, after the last look.
         do asm volatile("ld.relaxed.gpu.u32 %0, [%1];" : "=r"(now) : "l"(counter) : "memory");
         while (now < goal);
         asm volatile("fence.acq_rel.gpu;" ::: "memory");

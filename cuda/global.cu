@@ -7,7 +7,7 @@
 
 namespace lava {
 
-/// The heads of all layers, layer behind layer, before the first eviction.
+/// The heads of all layers, layer after layer, before the first eviction.
 struct DenseLayers {
     const float *const *scores;
     uint32_t n_kv_heads, prefix_len;

@@ -339,9 +339,8 @@ typedef struct lava_cuda_cascade_layout {
 LAVA_PLAN lava_cuda_cascade_layout lava_cuda_cascade_place(const lava_cuda_cascade_item *a) {
     lava_cuda_cascade_layout l;
     const uint64_t layers = a->n_layers, heads = a->n_kv_heads, entries = heads * a->prefix_len;
-    /* Shares rounded up; by weights each may grow by one more. And what a floor may add to them. */
-    const uint64_t waiting = a->layers == 2 /* LAVA_LAYERS_WEIGHTS */ ? 2 : 1;
-    const uint64_t shares = lava_cuda_min(a->total, entries * layers) + waiting * layers;
+    /* Shares rounded up, and what a floor may add to them. */
+    const uint64_t shares = lava_cuda_min(a->total, entries * layers) + layers;
     const uint64_t whole = shares / 1000000000, part = shares % 1000000000;
     const uint64_t alpha = a->params.alpha_billionths;
     const uint64_t floors = a->params.head_floor == 0 ? 0 : whole * alpha + (part * alpha + 999999999) / 1000000000 + layers * heads;

@@ -43,7 +43,7 @@
 #define LAVA_SCORE_ROWS 16
 
 /**
- * An `attention` beside those of lava.h: what lava_cuda_attention_stats asks for. Columns are variances over the window and entropies,
+ * An `attention` in addition to those of lava.h: what lava_cuda_attention_stats asks for. Columns are variances over the window and entropies,
  * summed over the group. group_reduce is the mean, pool_kernel 1, value_weight LAVA_VALUE_NONE, smoothing 0.
  */
 #define LAVA_SCORE_SPREAD 5

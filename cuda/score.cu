@@ -4,7 +4,7 @@
 //     score_lse        their merge in the order of the ranges, or the caller's log-sum-exp; resets the value maxima
 //     score_columns    for each key: the sum over the window of exp2(logit - lse), reduced over the group; value norms (values.cuh)
 //
-// pool.cu makes scores of them, behind output.cu where it is asked for. A block takes one range of keys of one KV head; its warps hold all
+// pool.cu makes scores of them, after output.cu where that is asked for. A block takes one range of keys of one KV head; its warps hold all
 // of the head's query rows in registers, in rounds if there are too many, and tiles of 64 keys stream through shared memory. Keys cross
 // the memory bus at most twice: the second pass goes backwards through the blocks, so that it begins with what the first one left in the
 // L2 cache. The values are read by every other block of the second pass, whose own work is arithmetic more than memory.
@@ -14,7 +14,7 @@
 
 namespace lava {
 
-/// Which rows of a tile of 16 are this thread's: this one and, with half = 1, the eighth behind it.
+/// Which rows of a tile of 16 are this thread's: this one and, with half = 1, the eighth after it.
 __device__ inline uint32_t own_row(uint32_t half) { return threadIdx.x % 32 / 4 + 8 * half; }
 
 /// Row tiles that a warp holds in registers.
@@ -160,7 +160,7 @@ template <int M> struct Statistics {
         look_for_faults(poison, x);
         to_exponents(x, range, logits, row_tile, key + part, all_see);
         const float slope = logits.slope();
-        // The last tile's rows behind the end are zeros, which the last row of the window does not see either.
+        // The last tile's rows after the end are zeros, which the last row of the window does not see either.
         float most[M][2];
         bool rises = false;
 #pragma unroll
@@ -276,7 +276,7 @@ template <int M> struct Columns {
     __device__ uint32_t kinds() const { return lava_score_kinds(&range.args); }
     __device__ bool spreads() const { return lava_score_spreads(&range.args); }
     __device__ float *sums_of(uint32_t step, uint32_t kind) const { return sums + (step % 2 * kinds() + kind) * at_once() * KEYS; }
-    /// The rest of one of the warp's rows, whose number is the lane's. Nobody else looks at it: registers are dear.
+    /// The rest of one of the warp's rows, whose number is the lane's. No other thread reads it. Not in a register: those are scarce.
     __device__ float &own_rest() const { return sums[2 * kinds() * at_once() * KEYS + threadIdx.x]; }
     /// What a key's sums were at the end of the last round: [keys of the range, 4]. Only where there are several rounds.
     __device__ float *carried() const { return sums + 2 * kinds() * at_once() * KEYS + blockDim.x; }
@@ -453,8 +453,8 @@ template <class T, int D> __device__ void columns(const lava_score_args &args) {
 
 // ------------------------------------------------------------------------------- any type, dimension and strides
 
-/// Exponents of eight rows of a row tile and one key, by 128 threads: thread t has key t mod 64 and rows 8 (t / 64) up to the
-/// next 8. Dimensions go through shared memory 32 at a time. `faulty` becomes true if one of the dot
+/// Exponents of two, but for the factor `logits.slope()`, of eight rows of a row tile and one key, by 128 threads: thread t has key t mod 64
+/// and rows 8 (t / 64) up to the next 8. Dimensions go through shared memory 32 at a time. `faulty` becomes true if one of the dot
 /// products is not finite.
 __device__ inline void any_exponents(float (&x)[8], const Range &range, const Logits &logits, uint32_t row_tile,
                                      uint32_t first_key, bool &faulty) {
@@ -463,6 +463,7 @@ __device__ inline void any_exponents(float (&x)[8], const Range &range, const Lo
     LAVA_SHARED(float, queries, ROWS * PITCH);
     const uint32_t padded = range.padded(), own = threadIdx.x % KEYS, upper = threadIdx.x / KEYS * 8;
     const lava_score_args &args = range.args;
+    const float sign = args.scale < 0 ? -1 : 1; // as in load_queries
     for (int i = 0; i < 8; i++) x[i] = 0;
     for (uint32_t c0 = 0; c0 < args.head_dim_k; c0 += DIMS) {
         __syncthreads(); // the last ones are no longer read
@@ -476,7 +477,7 @@ __device__ inline void any_exponents(float (&x)[8], const Range &range, const Lo
             } else {
                 const uint32_t row = row_tile * ROWS + line - KEYS, j = row % padded;
                 if (j < args.window && c < args.head_dim_k)
-                    value = element(range.sequence.q, range.head * range.group() + row / padded, j, c);
+                    value = sign * element(range.sequence.q, range.head * range.group() + row / padded, j, c);
                 queries[(line - KEYS) * PITCH + i % DIMS] = value;
             }
         }
@@ -489,7 +490,7 @@ __device__ inline void any_exponents(float (&x)[8], const Range &range, const Lo
     }
 #pragma unroll
     for (int i = 0; i < 8; i++) faulty |= !(fabsf(x[i]) < INFINITY);
-    logits.apply(x);
+    logits.cap(x);
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         const uint2 seen = range.seen((row_tile * ROWS + upper + i) % padded);
@@ -501,7 +502,8 @@ __device__ inline void stats_any(const lava_score_args &args) {
     const Head head(args, blockIdx.z, blockIdx.y);
     const Range range(head, blockIdx.x, head.n_tokens());
     if (head.prefix() == 0 || range.first == range.end) return;
-    const Logits logits(args.scale, args.softcap);
+    const Logits logits = logits_of(args);
+    const float slope = logits.slope();
     const uint32_t upper = threadIdx.x / KEYS * 8;
     // Of the two warps with the same rows, each has a share of the keys.
     float2 *const to = partial_of(range, range.number * 2 + threadIdx.x / 32 % 2);
@@ -513,8 +515,8 @@ __device__ inline void stats_any(const lava_score_args &args) {
             any_exponents(x, range, logits, row_tile, key, faulty);
 #pragma unroll
             for (int i = 0; i < 8; i++) {
-                rows[i].raise(x[i]);
-                rows[i].sum += exp2_fast(x[i] - rows[i].max);
+                rows[i].raise(slope * x[i]);
+                rows[i].sum += exp2_fast(fmaf(x[i], slope, -rows[i].max));
             }
         }
 #pragma unroll
@@ -533,7 +535,8 @@ __device__ inline void columns_any(const lava_score_args &args) {
     const ColumnJob job(args);
     if (job.done) return;
     const Range range = job.range();
-    const Logits logits(args.scale, args.softcap);
+    const Logits logits = logits_of(args);
+    const float slope = logits.slope();
     const uint32_t upper = threadIdx.x / KEYS * 8, own = threadIdx.x % KEYS, tiles_of_head = range.padded() / ROWS;
     const float *const lse = args.row_lse + range.flat() * lava_score_rows(&args), *const rest = args.row_rest + range.flat() * lava_score_rows(&args);
     const bool spreads = lava_score_spreads(&args);
@@ -549,7 +552,7 @@ __device__ inline void columns_any(const lava_score_args &args) {
             any_exponents(x, range, logits, row_tile, first, faulty);
 #pragma unroll
             for (int i = 0; i < 8; i++) {
-                x[i] -= lse[row_tile * ROWS + upper + i];
+                x[i] = fmaf(x[i], slope, -lse[row_tile * ROWS + upper + i]);
                 x[i] -= rest[row_tile * ROWS + upper + i];
                 if (args.attention == SPREAD) three += surprise(x[i]);
                 x[i] = exp2_fast(x[i]);

@@ -41,8 +41,8 @@ struct Head {
 
     /// Whether all rows see all keys of a tile.
     __device__ bool all_see(uint32_t first_key) const {
-        const bool behind = uint64_t(first_key) + KEYS <= uint64_t(prefix()) + 1;
-        return behind && (args.sliding_window == 0 || uint64_t(first_key) + args.sliding_window >= n_tokens());
+        const bool earlier = uint64_t(first_key) + KEYS <= uint64_t(prefix()) + 1;
+        return earlier && (args.sliding_window == 0 || uint64_t(first_key) + args.sliding_window >= n_tokens());
     }
     /// The keys that row `j` of a window sees: the first, and how many.
     __device__ uint2 seen(uint32_t j) const {

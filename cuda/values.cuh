@@ -8,7 +8,7 @@ namespace lava {
 
 constexpr uint32_t AT_ONCE = 8; // rows of a thread on their way from memory
 
-/// 16 bytes of each of this thread's rows, the first `token` and each `step` behind the one before, from dimension `c` on. Zeros behind the
+/// 16 bytes of each of this thread's rows, the first `token` and each `step` after the one before, from dimension `c` on. Zeros after the
 /// range and the dimensions. All are on their way before the first is looked at: memory is far away, and few of these blocks run at a time.
 template <class T> __device__ void fetch_values(uint4 (&pieces)[AT_ONCE], const Range &range, uint32_t token, uint32_t step, uint32_t c) {
     const lava_device_tensor &v = range.sequence.v;

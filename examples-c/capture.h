@@ -34,7 +34,7 @@ static inline void check(lava_status status, const lava_error *error, const char
 /* For what these programs assert about results. */
 static inline void expect(int truth, const char *what) {
     if (truth) return;
-    fprintf(stderr, "not so: %s\n", what);
+    fprintf(stderr, "check failed: %s\n", what);
     exit(1);
 }
 
@@ -68,7 +68,7 @@ static inline uint32_t capture_number(const capture *c, const char *key) {
     char *end = NULL;
     unsigned long value = text == NULL || text[0] < '0' || text[0] > '9' ? 0 : strtoul(text, &end, 10);
     if (value == 0 || *end != '\0' || value > 1u << 20) {
-        fprintf(stderr, "%s: the metadata's %s is missing or no sensible number\n", c->file.path, key);
+        fprintf(stderr, "%s: the metadata's %s is missing or not a valid number\n", c->file.path, key);
         exit(1);
     }
     return (uint32_t) value;

@@ -1,5 +1,5 @@
 /*
- * Decoding on a compressed cache, as an engine does it: heads of unlike length, new tokens after each head's rows, and
+ * Decoding on a compressed cache, as an engine does it: heads of different lengths, new tokens after each head's rows, and
  * compressing again when there are too many.
  *
  * The prompt's layer is compressed into a ragged cache with a reserve after each head. Each decode step writes its
@@ -14,7 +14,7 @@
 enum { WINDOW = 32, SLIDING = 400 };
 
 static double from_half(uint16_t bits) {
-    int exponent = bits >> 10 & 31, fraction = bits & 1023;  /* infinities are not met */
+    int exponent = bits >> 10 & 31, fraction = bits & 1023;  /* infinities do not occur */
     double value = exponent == 0 ? ldexp(fraction, -24) : ldexp(fraction + 1024, exponent - 25);
     return bits >> 15 ? -value : value;
 }
@@ -52,12 +52,12 @@ static double compare(const capture *c, const capture_layer *in, uint32_t t, uin
     return worst;
 }
 
-/* A ragged cache of one layer. Head h's rows lie from row_start[h] on, with room up to row_start[h + 1]. */
+/* A ragged cache of one layer. Head h's rows begin at row_start[h], with room up to row_start[h + 1]. */
 typedef struct {
     lava_tensor k, v;
     uint32_t *row_start;  /* n_kv_heads + 1 entries */
     uint32_t *n_rows;     /* rows that each head holds */
-    uint32_t *positions;  /* the token of each row, in the place of the row */
+    uint32_t *positions;  /* the token of each row, at the row's place */
 } cache;
 
 /* The largest difference from plain loops, over the decode steps from `from` on. out: [n_next, n_q_heads, head_dim]. */
@@ -156,7 +156,7 @@ int main(void) {
     printf("all at once, causal: at most %.1e from one by one\n", apart);
     expect(apart < 1e-5, "one by one and all at once agree");
 
-    /* A sliding window goes by positions, not rows: kept rows have kept_indices, new ones count on from n_base. */
+    /* A sliding window goes by positions, not rows: kept rows have kept_indices, new ones are numbered from n_base on. */
     lava_shape sliding = shape;
     sliding.sliding_window = SLIDING;
     lava_attend_params with_positions = lava_attend_params_default();

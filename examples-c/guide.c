@@ -1,7 +1,7 @@
 /*
  * The code of include/GUIDE.md, "Put LAVa into your engine", as one program: a toy engine with a head-major cache,
  * which prefills a prompt in chunks, compresses all layers in place, gives the memory back, decodes on, rolls back, and
- * compresses again. A test checks that the guide's blocks stand here.
+ * compresses again. A test checks that the guide's blocks are here.
  */
 #include "capture.h"
 
@@ -16,13 +16,13 @@ typedef struct {
     const uint32_t *sliding;  /* each layer's sliding window, or 0 */
 } engine;
 
-/* What the engine has of one layer. */
+/* What the engine holds for one layer. */
 typedef struct {
     char *k, *v;             /* f16, head h's rows from row start[h] on */
     size_t size;             /* bytes of each */
     uint32_t *start;         /* each head's first row in the buffer */
     uint32_t *n_rows;        /* rows that each head holds */
-    uint32_t *positions;     /* the position of each row, in the place of the row */
+    uint32_t *positions;     /* the position of each row, at the row's place */
     float *q;                /* f32 [WINDOW, n_q_heads, dim]: the last queries */
     float *scores;           /* where lava_score leaves them */
     uint32_t *kept, *rows;   /* kept_indices, and which rows those were */
@@ -333,13 +333,13 @@ int main(void) {
             expect(!is_visible(l, h, last, query - 1, 0), "but not the tokens after it");
             expect(is_visible(l, h, 0, query, 0) && !is_visible(l, h, 0, query, DRAFT), "a sliding window ends");
         }
-        expect(!roll_back(&e, l, n_prompt - 1), "what was chosen by the prompt's last token cannot lose it");
+        expect(!roll_back(&e, l, n_prompt - 1), "the prompt's last token, by which entries were chosen, cannot be forgotten");
         expect(roll_back(&e, l, n_prompt), "a draft can be forgotten");
         for (uint32_t t = 0; t < DRAFT; t++)
             decode_step(&e, l, i, n_prompt + t, q + t * step, k + t * kv_row, v + t * kv_row, again);
         expect(memcmp(out, again, step * sizeof(float)) == 0, "rolled back and decoded again");
 
-        /* It is accepted, so its queries are kept; and on. */
+        /* It is accepted, so its queries are kept, and decoding goes on. */
         keep_queries(&e, l, q, DRAFT);
         for (uint32_t t = DRAFT; t < n_new; t++) {
             decode_step(&e, l, i, n_prompt + t, q + t * step, k + t * kv_row, v + t * kv_row, out);

@@ -1,9 +1,9 @@
 /*
- * Layers that share a total, and a cascade that never holds more than one layer's full cache beside what is kept.
+ * Layers that share a total, and a cascade that never holds more than one layer's full cache in addition to what is kept.
  *
  * First: what each layer gets, by one sort over all layers (the recommended preset), and by the entropies of the scores
- * (as in LAVa's paper). Then the sort again while the layers arrive, with two buffers and not one more allocation for K
- * and V: `full`, where prefill leaves each layer in turn, and `arena`, where all layers lie one after the other. When a
+ * (as in LAVa's paper). Then the sort again while the layers arrive, with two buffers and no further allocation for K
+ * and V: `full`, where prefill leaves each layer in turn, and `arena`, where all layers are stored one after the other. When a
  * layer arrives, those before it shrink and move toward the front, in place, and it is compressed into the room after
  * them.
  */

@@ -36,7 +36,7 @@ int main(void) {
     lava_tensor k_out = lava_tensor_ragged(LAVA_F16, k_small, n_kept * row, cu_kept, c.head_dim);
     lava_tensor v_out = lava_tensor_ragged(LAVA_F16, v_small, n_kept * row, cu_kept, c.head_dim);
 
-    /* The core. In a cache that has not been compressed before, row i is token i: kept says which rows as well. */
+    /* The core. In a cache that has not been compressed before, row i is token i: so kept also says which rows they are. */
     lava_selection done = lava_selection_init();
     CHECK(lava_score(&shape, NULL, &in.q, &in.k, &in.v, NULL, 0, 1, workspace, workspace_size, scores, &error));
     CHECK(lava_select(&shape, NULL, scores, n_entries, workspace, workspace_size, kept, n_kept, cu_kept, NULL, &done,

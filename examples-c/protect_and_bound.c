@@ -36,7 +36,7 @@ int main(void) {
                       &error));
     free(scratch);
 
-    /* With it and without: the same scores but for rounding, with a pass less. */
+    /* With it and without: the same scores except for rounding, with one pass less. */
     CHECK(lava_score_workspace_size(&shape, NULL, &size, &error));
     scratch = allocate(size);
     float *scores = allocate(all * sizeof(float)), *with_lse = allocate(all * sizeof(float));

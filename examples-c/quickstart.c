@@ -20,7 +20,7 @@ enum { WINDOW = 32, N_METHODS = 5, N_RATIOS = 3 };
 static const double RATIOS[N_RATIOS] = {0.5, 0.2, 0.1};
 static const double SHOWN_RATIO = 0.2;  /* of the timeline and the picture */
 
-/* The scores that methods go by. */
+/* The scores that methods use. */
 typedef enum { RECOMMENDED_SCORES, LAVA_SCORES, N_SCORERS } scorer;
 
 /* The ways to share a total that are compared. */
@@ -242,7 +242,7 @@ static void share(const prompt *p, const method *m, uint64_t total, uint64_t *en
     free(weights);
 }
 
-/* Share of LAVa's score mass that is evicted: one measure for all methods, whatever scores they go by. */
+/* Share of LAVa's score mass that is evicted: one measure for all methods, whatever scores they use. */
 static double evicted_share(const prompt *p, uint32_t l, const layer_cache *cache) {
     const float *scores = layer_scores(p, LAVA_SCORES, l);
     uint32_t n_prefix = p->n_tokens - WINDOW;
@@ -351,8 +351,8 @@ static uint64_t total_for(const prompt *p, double ratio, uint32_t *budget) {
 }
 
 /*
- * The cascade: each layer is compressed as soon as it is computed, and those before it give up what is now its share.
- * Never more is held than what the layers so far are due and one dense layer.
+ * The cascade: each layer is compressed as soon as it is computed, and those before it give up the share that it gets.
+ * At no time is more held than the shares of the layers so far and one dense layer.
  */
 static void show_cascade(const prompt *p, double ratio, const method *m) {
     const capture *c = p->c;
@@ -429,7 +429,7 @@ static void show_cascade(const prompt *p, double ratio, const method *m) {
     free(state);
 }
 
-/* The picture. The layers' caches tell who keeps what. */
+/* The picture. The layers' caches say who keeps what. */
 static bool draw(const prompt *p, uint32_t index, double ratio, const method *m, const char *path) {
     const capture *c = p->c;
     uint32_t budget;
@@ -468,7 +468,7 @@ int main(int argc, char **argv) {
     printf("Mass evicted: the share of LAVa's scores, mean over layers.\n"
            "Output error: |attention's output - the same with nothing evicted| / |the latter|, mean over layers and\n"
            "the %u decode steps after the prompt. < marks the smallest.\n"
-           "So small a model shows that everything works. It is too small to choose a method by.\n", c.n_next);
+           "A model this small shows that everything works. It is too small for choosing a method.\n", c.n_next);
 
     uint32_t wins[N_METHODS] = {0}, n_groups = 0;
     bool drawn = false;

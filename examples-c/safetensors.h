@@ -1,5 +1,5 @@
 /*
- * A small reader of .safetensors files, for the examples beside it.
+ * A small reader of .safetensors files, for the examples in this folder.
  *
  * Why it is here: no C library for the format is maintained well enough to depend on, and the examples need little of
  * it. The format: a u64 (little-endian) with the header's length, the header as JSON, then the tensors' bytes:
@@ -32,7 +32,7 @@ typedef struct {
     st_dtype dtype;
     uint32_t n_dims;
     uint64_t shape[ST_MAX_DIMS];
-    const void *data;  /* into the file's memory, aligned to its element; good until st_close */
+    const void *data;  /* into the file's memory, aligned to its element; valid until st_close */
     size_t size;       /* bytes */
 } st_tensor;
 
@@ -142,7 +142,7 @@ static inline st_tensor st_read_tensor(st_cursor *c, const st_file *file, const 
             bit = 4;
             if (st_numbers(c, offsets, 2) != 2) st_wrong(c, "data_offsets are not two numbers");
         } else {
-            st_wrong(c, "a tensor has a field that is not known");
+            st_wrong(c, "a tensor has an unknown field");
         }
         if (seen & bit) st_wrong(c, "a tensor has a field twice");
         seen |= bit;
@@ -225,7 +225,7 @@ static inline bool st_open(st_file *file, const char *path) {
     if (wrong == NULL && file->size < 8) wrong = "is too short to be a safetensors file";
     if (wrong == NULL) {
         for (int i = 7; i >= 0; i--) header_size = header_size << 8 | file->bytes[i];
-        if (header_size > ST_MAX_HEADER || header_size > file->size - 8) wrong = "is no safetensors file, or cut short";
+        if (header_size > ST_MAX_HEADER || header_size > file->size - 8) wrong = "is not a safetensors file, or is cut short";
     }
     if (wrong == NULL) {
         file->data = file->bytes + 8 + header_size;
@@ -267,14 +267,14 @@ static inline bool st_open(st_file *file, const char *path) {
     return true;
 }
 
-/* NULL if there is none of that name. */
+/* NULL if none has that name. */
 static inline const st_tensor *st_find(const st_file *file, const char *name) {
     for (size_t i = 0; i < file->n_tensors; i++)
         if (strcmp(file->tensors[i].name, name) == 0) return &file->tensors[i];
     return NULL;
 }
 
-/* NULL if there is none of that name. */
+/* NULL if none has that name. */
 static inline const char *st_text(const st_file *file, const char *key) {
     for (size_t i = 0; i < file->n_metadata; i++)
         if (strcmp(file->metadata[i].key, key) == 0) return file->metadata[i].text;

@@ -1,12 +1,12 @@
 /*
- * One layer in four layouts. The library reads and compacts an engine's buffers where they lie: strides say how.
+ * One layer in four layouts. The library reads and compacts an engine's buffers where they are; strides describe them.
  *
  *     token-major   K, V [n_tokens, n_heads, dim]
  *     head-major    K, V [n_heads, room, dim]: a cache with more room than tokens
  *     transposed    V [n_heads, dim, room]: llama.cpp without flash attention, whose Q is head-major too
  *     interleaved   K and V in one buffer [n_tokens, n_heads, 2, dim]
  *
- * In each, the same tokens are kept, and compaction in place brings each head's rows to the front of its own.
+ * In each, the same tokens are kept, and compaction in place moves each head's rows to the front of the head's own memory.
  */
 #include "capture.h"
 
@@ -109,7 +109,7 @@ int main(void) {
         for (uint32_t h = 0; h < n_heads; h++) printf(" %u", cu[h + 1] - cu[h]);
         printf(" of %u\n", n);
     }
-    printf("same tokens in every layout, and each head's rows are at the front of its own\n");
+    printf("same tokens in every layout, and each head's rows are at the front of its memory\n");
 
     free(cu_first);
     free(kept_first);

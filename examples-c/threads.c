@@ -133,7 +133,7 @@ int main(void) {
             size_t scores = one.n_layers * one.n_scores, counts = (size_t) one.n_layers * (one.n_heads + 1);
             expect(memcmp(many.scores, one.scores, scores * sizeof(float)) == 0, "scores are the same bits");
             expect(memcmp(many.kept, one.kept, rows * sizeof(uint32_t)) == 0, "the same tokens are kept");
-            expect(memcmp(many.cu, one.cu, counts * sizeof(uint32_t)) == 0, "as many of each head");
+            expect(memcmp(many.cu, one.cu, counts * sizeof(uint32_t)) == 0, "the same number for each head");
             expect(memcmp(many.k, one.k, rows * one.row) == 0 && memcmp(many.v, one.v, rows * one.row) == 0,
                    "K and V are the same bytes");
             free_outputs(&many);

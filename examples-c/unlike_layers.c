@@ -13,7 +13,7 @@
 
 enum { WINDOW = 32, SLIDING = 256, N_LAYERS = 7 };
 
-/* What is made of which captured layers. 0 KV heads: takes no part. */
+/* Each layer, and the captured layer that stands for it. 0 KV heads: takes no part. */
 static const struct {
     const char *name;
     uint32_t prompt, layer, n_kv_heads, sliding;
@@ -68,11 +68,11 @@ int main(void) {
     double *head_weights = allocate(n_heads * sizeof(double));
     uint64_t entries[N_LAYERS];
 
-    /* Scores one layer after the other, and at once the cascade. */
+    /* Scores one layer after the other, and pushes each to the cascade at once. */
     CHECK(lava_cascade_init(shapes, N_LAYERS, N_LAYERS, total, NULL, NULL, state, state_size, &error));
     for (uint32_t l = 0; l < N_LAYERS; l++) {
         float *own = scores + first_score[l];
-        if (shapes[l].n_kv_heads == 0) continue;  /* nothing to score; the cascade passes over it */
+        if (shapes[l].n_kv_heads == 0) continue;  /* nothing to score; the cascade skips it */
         CHECK(lava_score(&shapes[l], NULL, &in[l].q, &in[l].k, &in[l].v, NULL, 0, 1, workspace, workspace_size, own,
                          &error));
         CHECK(lava_cascade_push(state, state_size, &shapes[l], own, NULL, &error));

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Breaks promises of include/lava.h and lava_cuda.h on purpose, one at a time, in a copy of the project, and sees which test goes red.
+"""Breaks promises of include/lava.h and lava_cuda.h on purpose, one at a time, in a copy of the project, and checks that its test fails.
 
     ffi-tests/break_promises.py [WORD...]      only those whose promise contains a word
         --list         print them, and do nothing
         --sample N     the first of every N (in check-all: `make break-sample`)
 
-Each row is a promise, the file and the text that keeps it, what stands there instead, and the test that must then fail. A row
-whose text is not there any more is an error, also where it is not in the sample: the table below is kept with the code. PROMISES.md
-tells the outcome.
+Each row is a promise, the file and the text that keeps it, the text that replaces it, and the test that must then fail. A row
+whose text is not there any more is an error, even if it is not in the sample: the table below is kept with the code. PROMISES.md
+has the outcome.
 """
 import argparse
 import os
@@ -31,7 +31,7 @@ ROWS = [
      "core::ptr::copy_nonoverlapping(from.add(4), (p as *mut u8).add(4), known - 4);",
      "core::ptr::copy_nonoverlapping(from, p as *mut u8, known);", "status"),
     ("fields that mean nothing yet must be 0", "ffi/checked.rs",
-     "ensure(field == 0, ErrorKind::Argument, c\"reserved\")", "Ok(drop(field))", "status"),
+     "ensure(field == 0, ErrorKind::StructSize, c\"reserved\")", "Ok(drop(field))", "status"),
     ("overlapping outputs are refused", "ffi/call.rs", "ensure(!(*written && shared), ErrorKind::Overlap, name)?;",
      "let _ = (written, shared, name);", "status"),
     ("lava_error is written on success too", "ffi/call.rs", "unsafe { write_struct(error, report) };",
@@ -87,7 +87,7 @@ ROWS = [
      "ensure(range.end <= self.size, ErrorKind::Workspace", "ensure(range.end <= self.size + 64, ErrorKind::Workspace",
      "status"),
     ("the size of billions of heads is told at once", "score/plan.rs", "for together in divisors(most) {",
-     "for together in (1..=most).rev().filter(|n| most.is_multiple_of(*n)) {", "overflow"),
+     "for together in (1..=most.min(3 << 29)).rev().filter(|n| most.is_multiple_of(*n)) {", "overflow"),
     ("a tensor of billions of heads is refused at once", "view.rs", "Rows::Same(n) => *n,\n            _ =>", "_ =>",
      "overflow"),
     ("scores are finite, or the call is refused", "score/head.rs", "ensure(finite, ErrorKind::NonFinite, c\"scores\")",
@@ -111,7 +111,7 @@ ROWS = [
      "b.exact_weight[j] + sink.map_or(0.0, |_| 0.0);", "score"),
     ("attention sums to 1 at any logit", "score/window.rs", "const LARGEST_SHIFT: f64 = 256.0;",
      "const LARGEST_SHIFT: f64 = 1e30;", "precision"),
-    ("what an entry of nearly all attention changes is right", "score/value.rs", "if i == largest { (&mean, all) }",
+    ("the effect of an entry with nearly all attention is right", "score/value.rs", "if i == largest { (&mean, all) }",
      "if i == usize::MAX { (&mean, all) }", "precision"),
     ("LAVA_VALUES_ALL takes the window's values too", "score/value.rs", "(window, span == ValueSpan::All)",
      "(window, span == ValueSpan::All && shape.window == 0)", "score"),
@@ -153,11 +153,11 @@ ROWS = [
      "Ok(drop(same))", "status"),
     ("a cascade ends where all at once ends", "cascade.rs",
      "if next == n_layers { Rounding::Exact } else { Rounding::Up }", "Rounding::Exact", "cascade"),
-    ("a state that was cut off is refused, also by who only reads it", "cascade/state.rs",
+    ("a state that was cut off is refused, also for reading", "cascade/state.rs",
      "r.holds(State::size(&counts)?)?;", "let _ = State::size(&counts)?;", "status"),
     ("variance divides by window - 1", "score/window.rs", "w as f32 * task.params.gamma / (w - 1) as f32",
      "w as f32 * task.params.gamma / w as f32", "frame"),
-    ("a variance of hardly anything does not cancel", "score/stats.rs", "map(|d| d * d).sum::<f64>();",
+    ("a tiny variance does not cancel", "score/stats.rs", "map(|d| d * d).sum::<f64>();",
      "map(|d| (d as f32 * (1.0 + 1e-5)) as f64 * d).sum::<f64>();", "precision"),
     ("the newest query weighs decay", "score/window.rs", "let newest = if j == 0 { 1.0 } else { decay };",
      "let newest = decay;", "frame"),
@@ -171,14 +171,13 @@ ROWS = [
     ("a layer's weight is a factor on its scores", "score/head.rs", "* values * params.weight;", "* values;", "frame"),
     ("no head goes below head_min", "select/plan.rs",
      "head.n_protected().max(params.head_min.min(head.capacity)) as u64", "head.n_protected() as u64", "frame"),
-    ("head weights that sum to the entries are counts", "budget.rs",
-     "let weight = |h: usize| on_grid(weights[h], unit);",
-     "let weight = |h: usize| on_grid(weights[0 * h].max(unit / unit), unit);", "frame"),
+    ("head weights that sum to the entries are counts", "select/plan.rs",
+     "budget::water_fill(|h| weights[h], bounds", "budget::water_fill(|h| weights[0 * h], bounds", "frame"),
     ("one sort goes by all layers' scores", "cascade.rs", "options.total.min(there), rounding",
      "options.total.min(there) / 2, rounding", "frame"),
-    ("weights are the pushes'", "cascade.rs", "self.0.work.weights[layer] = weight;",
+    ("weights are those of the pushes", "cascade.rs", "self.0.work.weights[layer] = weight;",
      "self.0.work.weights[layer] = 1.0 + 0.0 * weight;", "frame"),
-    ("a cascade by weights takes no push without", "cascade.rs",
+    ("a cascade by weights takes no push without a weight", "cascade.rs",
      "return Err(at(Error::new(ErrorKind::Argument, c\"weight\")));", "1.0", "status"),
     ("rows are of the cache as it was last compacted", "cascade.rs", "if evicted { row as u32 } else { held.rows[at] }",
      "row as u32", "cascade"),
@@ -202,10 +201,10 @@ ROWS = [
      "(to.wrapping_add(first), &|i|", "(to, &|i|", "path"),
     ("GPU: kernels belong to the context they were loaded into", "backend/cuda.rs",
      "ensure(!current.is_null(), ErrorKind::Context, c\"no current context\")?;", "", "path"),
-    ("GPU: what was loaded is unloaded where loading fails", "backend/cuda.rs",
+    ("GPU: what was loaded is unloaded if loading fails", "backend/cuda.rs",
      "Err(e) => driver.unload(&context.modules).and(Err(e)),", "Err(e) => Err(e),", "path"),
-    ("GPU: a destroyed context is none", "ffi/cuda.rs", "(context as *mut u64).write(0);", "", "path"),
-    ("GPU: the status word names the sequence", "ffi/cuda.rs", "(word >> 28)", "(word >> 20)", "path"),
+    ("GPU: a destroyed context is none", "ffi/cuda/context.rs", "(context as *mut u64).write(0);", "", "path"),
+    ("GPU: the status word names the sequence", "ffi/cuda/context.rs", "(word >> 28)", "(word >> 20)", "path"),
     ("GPU: no sequence is longer than the shape", "ffi/cuda.rs",
      "ensure(shape.n_tokens <= longest.n_tokens, ErrorKind::Shape, c\"n_tokens\")?;", "", "path"),
     ("GPU: ragged shapes are refused", "ffi/cuda.rs",
@@ -224,14 +223,14 @@ ROWS = [
      "evict_every: cascade.evict_every.max(1) as u32,", "evict_every: 1,", "path"),
     ("GPU: weights are for a cascade by weights", "ffi/cuda/cascade.rs",
      "ensure(weighted || s.weight.is_null(), ErrorKind::Argument, c\"weight\")?;", "", "path"),
-    ("GPU: caches of other kinds in one call", "ffi/cuda/compact.rs",
+    ("GPU: caches of different kinds may be in one call", "ffi/cuda/compact.rs",
      "filter(|found| found.kind == kind)", "filter(|_| true)", "path"),
-    ("GPU: where a layer lies after a push", "../cuda/plan.c", "now = (a->layer + 1) % 2", "now = a->layer % 2", "path"),
-    ("GPU: blocks that wait for each other are there at once", "../cuda/plan.c",
+    ("GPU: where a layer is after a push", "../cuda/plan.c", "now = (a->layer + 1) % 2", "now = a->layer % 2", "path"),
+    ("GPU: blocks that wait for each other run at the same time", "../cuda/plan.c",
      "at->cooperative = n_blocks > 1;", "at->cooperative = 0;", "path"),
     ("GPU: nothing moves after a fault", "../cuda/compact.cu", "*fault = *a.status != LAVA_NO_FAULT", "*fault = 0", "path"),
-    ("GPU: what is told is the cause, not what comes of it", "../cuda/budgets.cu", "LAVA_NO_HEAD", "0", "path"),
-    ("GPU: a fault in scores is told once, by who found it", "../cuda/budgets.cu", "fault.what != FAULT_TOLD && ", "", "path"),
+    ("GPU: the cause is reported, not its consequences", "../cuda/budgets.cu", "LAVA_NO_HEAD", "0", "path"),
+    ("GPU: a fault in scores is reported once, where it was found", "../cuda/budgets.cu", "fault.what != FAULT_TOLD && ", "", "path"),
 ]
 
 
@@ -249,7 +248,7 @@ def run_tests(test):
     try:
         ran = subprocess.run(run, cwd=COPY, env=environment, capture_output=True, text=True, timeout=900)
     except subprocess.TimeoutExpired:
-        return None, True  # nobody takes a test that does not end for one that has passed
+        return None, True  # a test that does not end is not taken for one that has passed
     return None, ran.returncode != 0
 
 
@@ -274,7 +273,7 @@ def copy_project(with_kernels):
             shutil.rmtree(old)
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
         copy(ROOT / name, old)
-    # Headers of CUDA, which `make break-sample` brings.
+    # Headers of CUDA, which `make break-sample` fetches.
     toolkit = COPY / "target/cuda-toolkit"
     toolkit.parent.mkdir(exist_ok=True)
     if not toolkit.exists() and with_kernels:

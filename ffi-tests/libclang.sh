@@ -1,7 +1,7 @@
 #!/bin/sh
-# Prints the folder of a libclang that bindgen can load, and brings one if there is none.
+# Prints the folder of a libclang that bindgen can load, and installs one if there is none.
 #
-# 1. $LIBCLANG_PATH. 2. One that is installed. 3. One brought earlier, or now by pip, under target/. 4. apt, as root.
+# 1. $LIBCLANG_PATH. 2. One that is installed. 3. One installed under target/, earlier or now, by pip. 4. apt, as root.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs the programs named, where they are missing, from Debian's packages of the same names: programs.sh pkg-config cmake
-# WITH names packages that go with them and are no programs.
+# Installs the named programs, if they are missing, from Debian's packages of the same names: programs.sh pkg-config cmake
+# WITH names packages that go with them and are not programs.
 set -eu
 
 as_root() {
@@ -14,7 +14,7 @@ done
 [ -n "$missing" ] || exit 0
 missing="$missing ${WITH:-}"
 echo "installing$missing" >&2
-as_root apt-get -qq update >&2 || true  # lists that are there already may do
+as_root apt-get -qq update >&2 || true  # the existing lists may be enough
 # shellcheck disable=SC2086
 if ! as_root env DEBIAN_FRONTEND=noninteractive \
     apt-get -qq -o DPkg::Lock::Timeout=120 install -y --no-install-recommends $missing >/dev/null; then

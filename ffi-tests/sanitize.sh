@@ -11,7 +11,7 @@ host=$(rustc -vV | sed -n 's/^host: //p')
 out=target/sanitize
 libs=(-lm -lpthread -ldl)
 mkdir -p "$out/bin"
-# Says what is left out, also to who asked for all parts (.ci/parts).
+# Says what is left out, also to .ci/parts.
 not_run() { printf '%-16s %s\n' sanitize "$*" | tee -a "${LAVA_NOT_RUN:-/dev/null}" >&2; }
 
 WITH=libc6-dbg ffi-tests/programs.sh valgrind
@@ -79,7 +79,7 @@ address=$(library address "-Zsanitizer=address")
 thread=$(library thread "-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer")
 memory=
 if [ -n "$with_clang" ] && with_source; then
-    # All code must tell what it writes: no std, and a core of its own.
+    # All code must report what it writes: no std, and core is built with it.
     memory=$(library memory "-Zsanitizer=memory -Zsanitizer-memory-track-origins -Cpanic=abort" \
         -Zbuild-std=core --no-default-features --features ffi-panic-handler)
 elif [ -n "$with_clang" ]; then
@@ -106,7 +106,7 @@ for source in "${programs[@]}"; do
     check "memory" "$(basename "$source")" "$out/bin/program"
 done
 for source in "${programs[@]}"; do
-    # They take a minute and 20 s there. What they call, others call too, and the sanitizers look at both.
+    # They take a minute and 20 s there. Others call the same functions, and the sanitizers check both.
     case $source in examples-c/quickstart.c | examples-c/threads.c) continue ;; esac
     build "$source" "$out/bin/program" "$plain"
     check "valgrind memcheck" "$(basename "$source")" \
@@ -119,7 +119,7 @@ for tool in helgrind drd; do
         valgrind --quiet --tool=$tool --suppressions=ffi-tests/c/valgrind.supp --error-exitcode=9 "$out/bin/program"
 done
 
-# That the tools see what they are for, and see it in the library where it is there.
+# Checks that the tools find what they are for, and find it inside the library if that is instrumented.
 expect_found() {
     local what=$1
     shift

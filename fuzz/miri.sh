@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Some seeds of each fuzz target under Miri, which sees what no sanitizer does: a pointer used beyond what it was made from, two
-# slices that may not overlap, a read through the wrong alignment. Prints a table; stops with an error if Miri has something to say.
+# Some seeds of each fuzz target under Miri, which finds what no sanitizer does: a pointer used beyond what it was made from, two
+# slices that may not overlap, a read through the wrong alignment. Prints a table; stops with an error if Miri reports anything.
 #
 # A case runs the scalar kernels or AVX2's, but not AVX-512's and NEON's, whose instructions Miri does not know.
 set -euo pipefail

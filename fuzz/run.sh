@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Runs each fuzz target in turn for SECONDS (60) with libFuzzer, or where RUNS is set for so many executions, and prints a table.
+# Runs each fuzz target in turn for SECONDS (60) with libFuzzer, or for RUNS executions if that is set, and prints a table.
 # Stops with an error if there is a finding; what led to it is then in fuzz/artifacts/.
 #
 #     fuzz/run.sh [SECONDS [TARGET...]]
 #     RUNS=10000000 fuzz/run.sh
 #
 # Needs the nightly compiler and cargo-fuzz 0.13. No sanitizer: the targets put all memory against guard pages, and debug
-# assertions are on. Comparisons are not traced, which makes twice as many executions. A case of ten seconds is told and kept, one
-# of ten minutes ends the run: less may be a machine that was busy or paused.
+# assertions are on. Comparisons are not traced, which doubles the executions. A case of ten seconds is reported and kept, one of
+# ten minutes ends the run: less may only mean that the machine was busy or paused.
 set -euo pipefail
 cd "$(dirname "$0")"
 seconds=${1:-60}

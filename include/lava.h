@@ -436,18 +436,18 @@ uint32_t lava_version(void);
 /// The version as text, static, such as "0.1.0". Any thread.
 const char *lava_version_string(void);
 
-/// A status in words, static, never NULL; "unknown status" for a number that is none. Any thread.
+/// A status in words, static, never NULL; "unknown status" for any other number. Any thread.
 const char *lava_status_string(lava_status status);
 
 /// Name of the kernels with this LAVA_BACKEND_ number, static, such as "avx2"; of LAVA_BACKEND_BEST, of those that are chosen. NULL
-/// where this machine cannot run them, or there are none of this number. Any thread.
+/// where this machine cannot run them, or none have this number. Any thread.
 const char *lava_backend_name(int32_t number);
 
 /// The budget that a ratio of the tokens means: floor(ratio * n_tokens), with the ratio in billionths, so that 0.29 of 100 is 29. Never
 /// less than what every head keeps whatever is asked for (the window, protected entries, head_min), never more than n_tokens. So every
 /// ratio works at every length.
 ///
-/// shape: of a model of unlike layers, the one with the longest cache.
+/// shape: where layers differ, the one with the longest cache.
 /// params: may be NULL.
 /// ratio: in [0, 1].
 /// budget: receives tokens per KV head per layer, window included; untouched on error.
@@ -456,7 +456,7 @@ lava_status lava_budget_from_ratio(const lava_shape *shape, const lava_select_pa
     uint32_t *budget, lava_error *error);
 
 /// Prefix entries that a budget means for a whole model: the sum over all heads of budget - window, or of the prefix positions that a
-/// later query can see where those are fewer; at most all rows there are. Compressing again asks for the same total.
+/// later query can see where those are fewer; at most all rows. Compressing again asks for the same total.
 ///
 /// shapes: n_shapes of them: one for each layer, or 1 that stands for all n_layers. Layers may differ in everything; one without KV heads
 ///     takes no part.
@@ -466,7 +466,7 @@ lava_status lava_budget_from_ratio(const lava_shape *shape, const lava_select_pa
 lava_status lava_total_entries(const lava_shape *shapes, uint32_t n_shapes, uint32_t n_layers, uint32_t budget,
     uint64_t *total, lava_error *error);
 
-/// Normalised entropy of a layer's scores, the layer's weight when layers share a total as LAVa has it.
+/// Normalised entropy of a layer's scores, the layer's weight when layers share a total as in LAVa.
 ///
 ///     p = scores / sum(scores)        entropy = -sum(p ln p) / ln(number of scores)
 ///
@@ -500,7 +500,7 @@ lava_status lava_layer_entries(const lava_shape *shapes, uint32_t n_shapes, uint
 lava_status lava_global_entries_workspace_size(const lava_shape *shapes, uint32_t n_shapes, uint32_t n_layers,
     size_t *size, lava_error *error);
 
-/// Entries of layers and heads by one sort over the whole model: the `total` largest scores win, in whatever layer and head they are.
+/// Entries of layers and heads by one sort over the whole model: the `total` largest scores win, whichever layer and head they are in.
 /// Ties go to the lower layer, then the lower head, then the lower token.
 ///
 /// For each layer, lava_select with its entries, and its part of head_weights in lava_select_params, keeps exactly those. Layer weights
@@ -575,13 +575,13 @@ lava_status lava_select_workspace_size(const lava_shape *shape, size_t *size, la
 ///
 /// params: may be NULL.
 /// scores: f32, lava_n_scores(shape) of them, finite; from lava_score or from anywhere else. May be NULL where there is no prefix.
-/// n_entries: prefix entries to keep in this layer, over all heads. More than there are keeps everything that a later query can see.
+/// n_entries: prefix entries to keep in this layer, over all heads. If there are fewer, everything that a later query can see is kept.
 /// workspace: lava_select_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN.
 /// kept_indices: receives each head's true token positions, ascending, head after head.
 /// kept_capacity: entries that kept_indices (and rows) have room for, at least what lava_n_kept says.
 /// cu_kept: n_kv_heads + 1 entries, receives the exclusive prefix sum of the counts, from 0: head h keeps
 ///     kept_indices[cu_kept[h]] up to kept_indices[cu_kept[h + 1]].
-/// rows: NULL, or receives for each kept one which row of its head in the cache it is, for lava_compact. Without the shape's cu_rows
+/// rows: NULL, or receives for each kept entry which row of its head in the cache it is, for lava_compact. Without the shape's cu_rows
 ///     the same numbers as kept_indices.
 /// selection: NULL, or receives what was done, in particular whether nothing was evicted.
 /// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ALIGNMENT, ARGUMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, BUDGET (below the
@@ -597,7 +597,7 @@ lava_status lava_select(const lava_shape *shape, const lava_select_params *param
 lava_status lava_entries_for_share_workspace_size(size_t *size, lava_error *error);
 
 /// The fewest entries of a layer whose evicted share of score mass is at most epsilon, without floors or protected
-/// entries: ask for a bound on the loss instead of a size.
+/// entries: for a caller who wants a bound on the loss instead of a size.
 ///
 /// scores: f32, lava_n_scores(shape) of them, finite, not negative (ARGUMENT).
 /// epsilon: in [0, 1].
@@ -609,7 +609,7 @@ lava_status lava_entries_for_share(const lava_shape *shape, const float *scores,
 
 /// Evicts: gathers each head's kept rows of K and V, in position order, into another cache or in place.
 ///
-/// Row rows[cu_kept[h] + r] of head h becomes row r of head h. Keys carry their RoPE; nothing is re-rotated. True positions
+/// Row rows[cu_kept[h] + r] of head h becomes row r of head h. Keys already include RoPE; nothing is re-rotated. True positions
 /// stay with the caller in kept_indices.
 ///
 /// shape: n_kv_heads, head_dim_k and head_dim_v are used, and for the source n_tokens or cu_rows; its positions are not.
@@ -648,7 +648,7 @@ lava_status lava_cascade_state_size(const lava_shape *shapes, uint32_t n_shapes,
 ///
 /// shapes, n_shapes, n_layers: as in lava_total_entries: layers in the order in which they will be pushed.
 /// total: prefix entries to keep over all layers; see lava_total_entries.
-/// params: may be NULL. Floors, sinks, the protected mask, head weights. All is copied.
+/// params: may be NULL. Floors, sinks, the protected mask, head weights. All are copied.
 /// cascade: may be NULL. How the layers share the total, and how often the caller evicts.
 /// state: lava_cascade_state_size bytes, aligned to LAVA_WORKSPACE_ALIGN. The caller owns it and may drop it, start it
 ///     again or copy it at any time: it holds no resources and no pointers.
@@ -657,10 +657,10 @@ lava_status lava_cascade_init(const lava_shape *shapes, uint32_t n_shapes, uint3
     const lava_select_params *params, const lava_cascade_params *cascade, void *state, size_t state_size,
     lava_error *error);
 
-/// Takes in the next layer's scores and decides anew what every layer so far keeps.
+/// Takes in the next layer's scores and decides again what every layer so far keeps.
 ///
-/// After it, lava_cascade_get says for each layer 0 to l which rows the caller's cache is to keep; lava_compact moves them, at once or
-/// as often as evict_every of lava_cascade_params says. A layer without KV heads is passed over.
+/// After it, lava_cascade_get says for each layer 0 to l which rows the caller's cache must keep; lava_compact moves them, at once or
+/// as often as evict_every of lava_cascade_params says. A layer without KV heads is skipped.
 /// After the last layer's push the kept sets are exactly, bit for bit, those of lava_layer_entries and lava_select
 /// on all layers at once. Before it, a layer may hold one entry more than its share, and what a head
 /// floor may still ask for (alpha of the total, and one entry per head and layer).
@@ -679,11 +679,11 @@ lava_status lava_cascade_push(void *state, size_t state_size, const lava_shape *
 
 /// What layer `layer` keeps after the last push, and how to get there from what the caller's cache holds.
 ///
-/// state: only read. Pointers that earlier calls returned stay good until the next push.
+/// state: only read. Pointers that earlier calls returned stay valid until the next push.
 /// out: receives pointers into the state; untouched on error. That it lies outside the state is not checked. A layer without KV heads
 ///     has no rows.
 /// Errors: NULL, STRUCT_SIZE, ALIGNMENT, WORKSPACE, STATE (not initialised, or that layer was not pushed yet). Any thread, several at a
-///     time, but none beside a push.
+///     time, but none during a push.
 lava_status lava_cascade_get(const void *state, size_t state_size, uint32_t layer, lava_cascade_layer *out,
     lava_error *error);
 
@@ -694,10 +694,10 @@ lava_status lava_cascade_get(const void *state, size_t state_size, uint32_t laye
 /// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW. Any thread.
 lava_status lava_attend_workspace_size(const lava_shape *shape, uint32_t n_queries, size_t *size, lava_error *error);
 
-/// Attention of new queries over a compressed cache: heads of unlike length, grouped queries.
+/// Attention of new queries over a compressed cache: heads of different lengths, grouped queries.
 ///
 /// shape: heads, head dimensions and sliding_window are used. With a sliding window, params must have positions: a query's own is that of
-///     its row if causal, else query t stands t after the position that follows the last row.
+///     its row if causal, else query t is t after the position that follows the last row.
 /// params: may be NULL: causal, without positions.
 /// n_queries: new queries, at least 1.
 /// q:   [n_queries, n_q_heads, head_dim_k], after RoPE.

@@ -10,10 +10,9 @@
  *     lava::kept kept = lava::select(shape, scores, n_entries, scratch);
  *     lava::compact(shape, k, v, kept.rows, kept.cu, k_small, v_small);
  *
- * - A function that calls one of lava.h, named in its comment, throws lava::error with the status that one would
- *   return, and std::bad_alloc where it allocates and cannot. Outputs are then as lava.h says. What is marked noexcept
- *   does not throw. To do without exceptions and allocations, call the C functions: they throw nothing and mix freely
- *   with what is here.
+ * - A function whose comment names a function of lava.h calls it, throws lava::error with the status that it returns,
+ *   and std::bad_alloc if memory runs out. Outputs are then as lava.h says. Functions marked noexcept do not throw. To
+ *   do without exceptions and allocations, call the C functions: they throw nothing and mix freely with those here.
  * - Spans, tensors and layers are views: the memory that they are made from must outlive their use. Vectors that are
  *   returned are the caller's.
  * - A span's length is checked against the shape before the C function is called (LAVA_ERR_BUFFER_SIZE).
@@ -71,11 +70,11 @@ private:
     lava_error why_;
 };
 
-/** A view of `size()` elements of T in memory that belongs to someone else, as std::span of C++20. */
+/** A view of `size()` elements of T in memory that belongs to someone else, like std::span of C++20. */
 template <class T>
 class span {
 public:
-    /** Nothing. */
+    /** An empty span. */
     constexpr span() noexcept = default;
     /** `size` elements from `data` on. */
     constexpr span(T *data, std::size_t size) noexcept : data_(data), size_(size) {}
@@ -88,8 +87,8 @@ public:
     constexpr T *data() const noexcept { return data_; }            /**< the first element; nullptr for an empty span */
     constexpr std::size_t size() const noexcept { return size_; }   /**< elements */
     constexpr bool empty() const noexcept { return size_ == 0; }    /**< whether there are none */
-    constexpr T *begin() const noexcept { return data_; }           /**< as containers have it */
-    constexpr T *end() const noexcept { return data_ + size_; }     /**< as containers have it */
+    constexpr T *begin() const noexcept { return data_; }           /**< as in containers */
+    constexpr T *end() const noexcept { return data_ + size_; }     /**< as in containers */
     constexpr T &operator[](std::size_t i) const noexcept { return data_[i]; }   /**< i is below size(); not checked */
 
 private:
@@ -146,7 +145,7 @@ inline std::uint64_t n_scores(const lava_shape &shape) noexcept { return lava_n_
 /**
  * The layers of a model that share a total: a shape for each, or one shape that stands for all. A view.
  *
- * A vector, array or span of lava_shape turns into it by itself, and so does a single shape: one layer.
+ * A vector, array or span of lava_shape converts to it implicitly, and so does a single shape: one layer.
  */
 class layers {
 public:
@@ -181,7 +180,7 @@ struct elements {
     std::size_t bytes;   /**< of all elements */
 };
 
-/** A C tensor, and whether its elements may be written. A tensor turns into a const_tensor, not the reverse. */
+/** A C tensor, and whether its elements may be written. A tensor converts to a const_tensor, not the reverse. */
 template <class Void>
 struct basic_tensor;
 
@@ -196,7 +195,7 @@ template <>
 struct basic_tensor<void> {
     lava_tensor c;   /**< what the C functions take */
 
-    /** The same memory, only to be read. */
+    /** The same memory, read only. */
     operator basic_tensor<const void>() const noexcept { return {c}; }
 };
 
@@ -207,17 +206,17 @@ using const_tensor = basic_tensor<const void>;
 
 /** `count` floats; binary32. */
 inline elements<void> f32(float *data, std::size_t count) noexcept { return {LAVA_F32, data, count * 4}; }
-/** The same, only to be read. */
+/** The same, read only. */
 inline elements<const void> f32(const float *data, std::size_t count) noexcept { return {LAVA_F32, data, count * 4}; }
 /** `count` binary16 numbers, as their bits. */
 inline elements<void> f16(std::uint16_t *data, std::size_t count) noexcept { return {LAVA_F16, data, count * 2}; }
-/** The same, only to be read. */
+/** The same, read only. */
 inline elements<const void> f16(const std::uint16_t *data, std::size_t count) noexcept {
     return {LAVA_F16, data, count * 2};
 }
 /** `count` bfloat16 numbers, as their bits. */
 inline elements<void> bf16(std::uint16_t *data, std::size_t count) noexcept { return {LAVA_BF16, data, count * 2}; }
-/** The same, only to be read. */
+/** The same, read only. */
 inline elements<const void> bf16(const std::uint16_t *data, std::size_t count) noexcept {
     return {LAVA_BF16, data, count * 2};
 }
@@ -257,13 +256,13 @@ basic_tensor<Void> head_major(elements<Void> e, std::uint32_t room, std::uint32_
     return strided(e, dim, std::int64_t(room) * dim, 1);
 }
 
-/** [n_heads, dim, room] without gaps: each row of a head lies across, with room for `room` tokens. */
+/** [n_heads, dim, room] without gaps: the elements of a row are `room` apart. Each head has room for `room` tokens. */
 template <class Void>
 basic_tensor<Void> transposed(elements<Void> e, std::uint32_t room, std::uint32_t dim) noexcept {
     return strided(e, 1, std::int64_t(room) * dim, room);
 }
 
-/** Rows of dim elements, head h from row row_start[h] on: a compressed cache. row_start is a view, of kept::cu say. */
+/** Rows of dim elements, head h from row row_start[h] on: a compressed cache. row_start is a view, such as of kept::cu. */
 template <class Void>
 basic_tensor<Void> ragged(elements<Void> e, span<const std::uint32_t> row_start, std::uint32_t dim) noexcept {
     return {lava_tensor_ragged(e.dtype, const_cast<void *>(e.data), e.bytes, row_start.data(), dim)};
@@ -276,7 +275,7 @@ basic_tensor<Void> ragged(elements<Void> e, span<const std::uint32_t> row_start,
 /** Scratch memory, aligned as lava.h asks. Grows to what each call needs; nothing is kept in it between calls. */
 class workspace {
 public:
-    /** At least `size` bytes. What they held is gone. Throws std::bad_alloc. */
+    /** At least `size` bytes; earlier contents are lost. Throws std::bad_alloc. */
     void *reserve(std::size_t size) {
         if (size > size_ || memory_ == nullptr) {
             memory_.reset();
@@ -287,7 +286,7 @@ public:
         return memory_.get();
     }
     void *data() const noexcept { return memory_.get(); }     /**< the memory; nullptr before the first use */
-    std::size_t size() const noexcept { return size_; }       /**< bytes that there are now */
+    std::size_t size() const noexcept { return size_; }       /**< its bytes now */
 
 private:
     detail::aligned memory_;
@@ -345,7 +344,7 @@ inline std::vector<float> score(const lava_shape &shape, const const_tensor &q, 
                                 const const_tensor &v, workspace &scratch,
                                 const lava_score_params &params = lava_score_params_default(),
                                 const const_tensor *lse = nullptr) {
-    std::size_t size = 0;  // a shape that cannot be is refused here, before its scores are allocated
+    std::size_t size = 0;  // an invalid shape is refused here, before its scores are allocated
     detail::check("lava_score_workspace_size",
                   [&](lava_error *e) { return lava_score_workspace_size(&shape, &params, &size, e); });
     std::vector<float> scores(static_cast<std::size_t>(n_scores(shape)));
@@ -380,7 +379,7 @@ inline std::vector<std::uint64_t> layer_entries(const layers &model, span<const 
     return entries;
 }
 
-/** What one sort over the model gives each layer, and of that each of its heads. */
+/** What one sort over the model gives each layer, and each of its heads. */
 struct entries_of_model {
     std::vector<std::uint64_t> layers;      /**< each layer's prefix entries, for select */
     std::vector<double> head_weights;       /**< a number for each KV head, layer after layer */
@@ -391,7 +390,7 @@ struct entries_of_model {
 };
 
 /**
- * lava_global_entries: one sort over all layers' scores, which lie one layer after the other.
+ * lava_global_entries: one sort over all layers' scores, which are stored one layer after the other.
  *
  * For each layer l, select with layers[l], and with heads(l) as head_weights in the same params, keeps exactly those.
  */
@@ -490,7 +489,7 @@ inline void compact(const lava_shape &shape, const const_tensor &k_src, const co
     });
 }
 
-/** A layer of a cascade after a push: views into the cascade, good until its next push or its end. */
+/** A layer of a cascade after a push: views into the cascade, valid until its next push or its end. */
 struct cascade_layer {
     bool unchanged;                            /**< nothing was evicted since the caller last compacted it */
     span<const std::uint32_t> kept_indices;    /**< true token positions, as kept::indices */
@@ -506,12 +505,12 @@ struct cascade_layer {
 /**
  * lava_cascade_*: compresses while the layers arrive. Owns its state.
  *
- * Not to be copied. It can be moved: the state stays where it is in memory, and so do the views of its layers.
+ * It cannot be copied. It can be moved: the state stays where it is in memory, and so do the views of its layers.
  */
 class cascade {
 public:
     /** total: prefix entries to keep over all layers. how: how they share it, and after which pushes the caller evicts.
-        All is copied. */
+        All are copied. */
     cascade(const layers &model, std::uint64_t total, const lava_select_params &params = lava_select_params_default(),
             const lava_cascade_params &how = lava_cascade_params_default()) {
         detail::check("lava_cascade_state_size", [&](lava_error *e) {
@@ -525,7 +524,7 @@ public:
                                      state_.get(), size_, e);
         });
     }
-    cascade(cascade &&) noexcept = default;              /**< push and layer of what was moved from throw */
+    cascade(cascade &&) noexcept = default;              /**< push and layer of a moved-from cascade throw */
     cascade &operator=(cascade &&) noexcept = default;   /**< the same */
     cascade(const cascade &) = delete;
     cascade &operator=(const cascade &) = delete;

@@ -1,7 +1,7 @@
-//! Attention of new queries over the compressed cache: heads of unlike length, grouped queries, no copy of K or V.
+//! Attention of new queries over the compressed cache: heads of different lengths, grouped queries, no copy of K or V.
 //!
-//! Online softmax: rows go by in blocks; each query keeps its maximum, its sum and a weighted sum of values, rescaled when
-//! the maximum grows. Each kept row is read once for all query heads of its group.
+//! Online softmax: rows go by in blocks; each query keeps its maximum, its sum and a weighted sum of values, rescaled
+//! when the maximum grows. Each kept row is read once for all query heads of its group.
 
 use crate::backend::scalar::exp2;
 use crate::backend::{Backend, Block, KEY_BLOCK, UNSEEN};
@@ -10,7 +10,7 @@ use crate::params::{LseBase, MAX_HEAD_DIM, Scale, Shape, split, validate_logit_o
 use crate::view::{Dtype, Tensor, TensorMut};
 use crate::workspace::{Carver, size_of_carve};
 
-/// New tokens that go over the cache together.
+/// New tokens that are taken over the cache together.
 const QUERY_TILE: usize = 8;
 
 /// Options of [`attend`].
@@ -20,14 +20,15 @@ pub struct AttendParams<'a> {
     pub scale: Option<f32>,
     /// Logit soft-cap, as in `ScoreParams`.
     pub softcap: Option<f32>,
-    /// Learned attention sinks: one logit per query head, neither scaled nor capped, that is part of the softmax's denominator.
+    /// Learned attention sinks: one logit per query head, neither scaled nor capped, that is part of the softmax's
+    /// denominator.
     pub sink_logits: Option<&'a [f32]>,
     /// The base of the log-sum-exp that is returned.
     pub lse_base: LseBase,
     /// Whether each head's last `n_queries` rows are the new tokens' own, so that query `t` sees all rows but the last
     /// `n_queries − 1 − t`. Otherwise every query sees every row.
     pub causal: bool,
-    /// Where the rows stand in the text. A sliding window needs it.
+    /// Where the rows are in the text. A sliding window needs it.
     pub positions: Option<Positions<'a>>,
 }
 
@@ -38,7 +39,7 @@ pub struct Positions<'a> {
     pub kept_indices: &'a [u32],
     /// Their prefix sum, `n_kv_heads + 1` entries.
     pub cu_kept: &'a [u32],
-    /// Position of each head's next row after the kept ones; later rows count on from there.
+    /// Position of each head's next row after the kept ones; later rows follow it one by one.
     pub n_base: u32,
 }
 
@@ -110,9 +111,9 @@ fn check_shape(shape: &Shape, n_queries: usize) -> Result<()> {
 
 /// Attention of `n_queries` new queries over the rows of `k` and `v`, for the KV heads of one part.
 ///
-/// Of the shape, heads, head dimensions and the sliding window are used. `out` is f32 `[n_queries, n_q_heads, head_dim_v]`; `lse`, if
-/// wanted, f32 `[n_queries, n_q_heads, 1]`, includes the sinks. A query that sees no row gets zeros, and its sink or −∞. Parts write
-/// different query heads. The result does not depend on `n_parts`.
+/// Of the shape, heads, head dimensions and the sliding window are used. `out` is f32 `[n_queries, n_q_heads,
+/// head_dim_v]`; `lse`, if wanted, f32 `[n_queries, n_q_heads, 1]`, includes the sinks. A query that sees no row gets
+/// zeros, and its sink or −∞. Parts write different query heads. The result does not depend on `n_parts`.
 #[expect(clippy::too_many_arguments, reason = "the C function's arguments, one to one")]
 pub fn attend(
     backend: Backend,
@@ -295,11 +296,11 @@ impl Tile<'_> {
     }
 }
 
-/// What a row's weighted sum of values is multiplied by, and its log-sum-exp, from its maximum, its sum of exponentials and its sink's
-/// logit, all over ln 2.
+/// What a row's weighted sum of values is multiplied by, and its log-sum-exp, from its maximum, its sum of exponentials
+/// and its sink's logit, all over ln 2.
 fn normalise(max: f64, sum: f64, sink: Option<f64>) -> (f32, f64) {
     match sink {
-        // All that the row sees is as nothing beside the sink, or it sees nothing.
+        // The sink outweighs all that the row sees, or the row sees nothing.
         Some(sink) if sink - max > 1000.0 => (0.0, sink),
         _ => {
             let sum = sum + sink.map_or(0.0, |sink| libm::exp2(sink - max));
@@ -308,7 +309,7 @@ fn normalise(max: f64, sum: f64, sink: Option<f64>) -> (f32, f64) {
     }
 }
 
-/// How many of the first `n` indices satisfy `before`, which holds up to some index and not from there on.
+/// How many of the first `n` indices satisfy `before`, which holds up to some index and for none after it.
 fn partition_point(n: usize, before: impl Fn(usize) -> bool) -> usize {
     let (mut low, mut high) = (0, n);
     while low < high {

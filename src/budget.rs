@@ -1,7 +1,7 @@
 //! Integers that sum exactly: a total shared among layers by weight, a layer's entries among heads.
 //!
 //! Shares are exact rationals. Weights are taken on a grid of 2⁻⁵², and every product and remainder is an integer, so no
-//! rounding can lose a token or decide a tie. (The authors' released code truncates floats and loses up to a token per
+//! rounding can lose a token or break a tie. (The authors' released code truncates floats and loses up to a token per
 //! layer per head.)
 
 use core::ffi::CStr;
@@ -25,7 +25,7 @@ pub(crate) enum Rounding {
     Up,
 }
 
-/// What each layer or head keeps at least, and can keep at most: below 2³², and the first is never above the second.
+/// What each layer or head keeps at least, and can keep at most: both below 2³², and the first never above the second.
 #[derive(Clone, Copy)]
 pub(crate) struct Bounds<'a> {
     pub least: &'a [u64],
@@ -67,13 +67,13 @@ pub fn layer_entries(
     share(weight, Bounds { least: &least[..n], most: &most[..n] }, total, Rounding::Exact, &mut entries[..n])
 }
 
-/// That shares can be in proportion to it.
+/// Checks that shares can be in proportion to `weight`.
 pub(crate) fn check_weight(weight: f64, name: &'static CStr) -> Result<()> {
     ensure(weight.is_finite(), ErrorKind::NonFinite, name)?;
     ensure(weight >= 0.0, ErrorKind::Argument, name)
 }
 
-/// Shares `total`, or all there is if that is less, in proportion to weights that are finite and not negative.
+/// Shares `total`, or all that can be kept if that is less, in proportion to weights that are finite and not negative.
 pub(crate) fn share(
     weight: impl Fn(usize) -> f64,
     bounds: Bounds,
@@ -97,9 +97,9 @@ pub(crate) fn water_fill(
 ) {
     out.fill(OPEN);
     loop {
-        // Weights are resolved anew when shares have been settled: one large weight of a layer that can use little does not make
-        // zeros of the others. In a cascade a share may grow by that, but by less than one over their number, and so little
-        // is never rounded up by largest remainders: there would have to be more of them than there are.
+        // Weights are resolved again once shares have been settled, so that one large weight of a layer that can use little does
+        // not turn the others into zeros. In a cascade a share may grow by that, but by less than one over their number. Largest
+        // remainders never round up so little: that would take more shares than there are.
         let unit = unit((0..out.len()).filter(|&i| out[i] == OPEN).map(&weight));
         let weight = |i: usize| on_grid(weight(i), unit);
         if let Some(level) = settle(weight, bounds, total, out) {
@@ -122,7 +122,7 @@ fn on_grid(weight: f64, unit: f64) -> u128 {
     libm::rint(weight * unit) as u128
 }
 
-/// Marks a share that is still open. None is that large.
+/// Marks a share that is still open. No share is that large.
 const OPEN: u64 = u64::MAX;
 
 /// What the open shares divide: `rest`, in proportion to weights that sum to `sum`.
@@ -229,11 +229,11 @@ fn round(
 
 /// PyramidKV's weights for [`layer_entries`]: entries fall linearly from the first layer to the last.
 ///
-/// `prefix_budget` is the average number of prefix tokens kept per head, `budget − window`, and `prefix_len` all there are. The last
-/// layer's is `prefix_budget / beta`, the first's as far above the average as that is below it; where that is more than
-/// `prefix_len`, the first layer keeps everything and the last's is raised by as much. Published with `beta` = 20 and a window of 8.
+/// `prefix_budget` is the average number of prefix tokens kept per head, `budget − window`, and `prefix_len` is the number of prefix
+/// tokens. The last layer gets `prefix_budget / beta`, the first as much above the average as the last is below it. If that is more
+/// than `prefix_len`, the first layer keeps everything and the last gets that much more. Published with `beta` = 20 and a window of 8.
 ///
-/// Source: PyramidKV, arXiv 2406.02069, section 4.2; the cap as in the published code. Here as exact fractions: the published
+/// Source: PyramidKV, arXiv 2406.02069, section 4.2; the cap as in the published code. The fractions here are exact: the published
 /// code rounds the step down, and so misses the total.
 pub fn pyramid_weights(prefix_budget: u64, prefix_len: u64, beta: f64, weights: &mut [f64]) -> Result<()> {
     let n = weights.len();

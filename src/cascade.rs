@@ -12,8 +12,8 @@
 //! - Where the heads of all layers compete, the threshold only rises as layers arrive; earlier layers win ties.
 //! - What a head is promised depends on what it had when its layer was pushed, not on what it still holds.
 //!
-//! The caller moves the rows: after each push, or after every so many ([`CascadeParams::evict_every`]), [`Cascade::layer`]
-//! says for each layer which of the rows that the caller's cache holds now are to be kept. Peak memory of K and V: the final
+//! The caller moves the rows: after each push, or after every few ([`CascadeParams::evict_every`]), [`Cascade::layer`]
+//! says for each layer which of the rows that the caller's cache holds now must be kept. Peak memory of K and V: the final
 //! total, plus the full cache of each layer pushed since the last eviction, plus the entries in waiting.
 //!
 //! Source: arXiv 2509.09754, section 4.3.
@@ -30,7 +30,7 @@ use crate::select::{self, Entries, Head, Positions, Scored, entry_key, evicted_s
 use crate::workspace::{Carver, Reader};
 use state::{Counts, Held, Options, State, Work};
 
-/// How a cascade goes.
+/// Options of a cascade.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CascadeParams {
     /// How the layers share the total.
@@ -58,7 +58,7 @@ impl CascadeParams {
 /// A cascade in the caller's memory.
 pub struct Cascade<'a>(State<'a>);
 
-/// A cascade that is only read: several at a time, and what one of them has shown stays good until the next push.
+/// A cascade that is only read. There may be several at a time, and what one of them returned stays valid until the next push.
 pub struct CascadeView<'a> {
     next_layer: usize,
     held: Held<'a, Reader<'a>>,
@@ -71,7 +71,7 @@ pub struct CascadeLayer<'a> {
     pub kept_indices: &'a [u32],
     /// Exclusive prefix sum of the counts, `n_kv_heads + 1` entries.
     pub cu_kept: &'a [u32],
-    /// Which of the rows that the caller's cache holds since the last eviction are kept: what `compact` is to gather. For a
+    /// Which of the rows that the caller's cache holds since the last eviction are kept: those that `compact` gathers. For a
     /// layer pushed since then these are rows of its shape.
     pub rows: &'a [u32],
     /// Prefix sum of the row counts of that cache.
@@ -86,7 +86,7 @@ pub struct CascadeLayer<'a> {
     pub evicted_share: f64,
 }
 
-/// Checks what a cascade is told, and counts what it needs.
+/// Checks what a cascade is given, and counts what it needs.
 fn counts(
     layers: &(impl Layers + ?Sized),
     total: u64,
@@ -177,7 +177,7 @@ impl<'a> Cascade<'a> {
         Ok(cascade)
     }
 
-    /// Finds a cascade again in memory that [`Cascade::new`] has filled.
+    /// Opens a cascade again in memory that [`Cascade::new`] has filled.
     pub fn reopen(state: &mut Carver<'a>) -> Result<Self> {
         Ok(Self(State::reopen(state)?))
     }
@@ -198,13 +198,13 @@ impl<'a> Cascade<'a> {
         self.0.work.n_scores.get(self.next_layer()).copied().unwrap_or(0)
     }
 
-    /// Takes the scores of the next layer that has KV heads, and decides anew what every layer so far keeps.
+    /// Takes the scores of the next layer that has KV heads, and decides again what every layer so far keeps.
     ///
     /// `shape` is that layer's, as at the start: other numbers of heads, rows, live entries or protected ones are refused
     /// ([`ErrorKind::Shape`]). `scores` are not negative, and those of dead entries are not looked at. `weight` is given under
     /// [`LayerShare::Weights`] and only then: finite, not negative.
     ///
-    /// On an error the cascade is as it was.
+    /// On an error the cascade is unchanged.
     pub fn push(&mut self, shape: &Shape, scores: &[f32], weight: Option<f64>) -> Result<()> {
         let layer = self.next_layer();
         let n_layers = self.0.work.weights.len();
@@ -251,7 +251,7 @@ impl<'a> Cascade<'a> {
         Ok(())
     }
 
-    /// That `shape` has the numbers that the cascade was started with.
+    /// Checks that `shape` has the numbers that the cascade was started with.
     fn check_shape(&self, layer: usize, shape: &Shape) -> Result<()> {
         let State { held, work, options, .. } = &self.0;
         let heads = held.heads(layer);
@@ -372,7 +372,7 @@ impl<'a> Cascade<'a> {
         held.evicted_shares[layer] = evicted_share(kept == work.most[layer], held.masses[layer], kept_mass);
     }
 
-    /// What layer `layer` keeps after the last push. Of one that takes no part, that is nothing.
+    /// What layer `layer` keeps after the last push: nothing if it takes no part.
     pub fn layer(&self, layer: usize) -> Result<CascadeLayer<'_>> {
         self.0.held.layer(layer, self.next_layer())
     }

@@ -1,9 +1,9 @@
 //! Eviction: each head's kept rows move together, in position order.
 //!
-//! Out of place, the destination is any layout: the ragged cache of exactly the kept size, or ragged with room after each
-//! head for the tokens to come. In place, rows only ever move towards the front. Keys carry their RoPE; nothing is
-//! re-rotated, and the true positions stay with the caller in `kept_indices`. What
-//! `rows` are is for the caller to say: selection's and a cascade's `rows`, or `kept_indices` where rows are tokens.
+//! Out of place, the destination may have any layout: the ragged cache of exactly the kept size, or ragged with room after
+//! each head for the tokens to come. In place, rows only ever move towards the front. Keys already include RoPE; nothing is
+//! re-rotated, and the true positions stay with the caller in `kept_indices`. `rows` are the `rows` of a selection or a
+//! cascade, or `kept_indices` where rows are tokens.
 //!
 //! A run of rows that are neighbours before and after moves in one copy.
 

@@ -4,7 +4,7 @@
 //! p = S / ΣS          e = −Σ p·ln p / ln n  =  (ln ΣS − Σ S·ln S / ΣS) / ln n          n: the layer's live entries
 //! ```
 //!
-//! Entries that no later query can see have no part in it. The right-hand form needs one pass and no second array. All in f64,
+//! Entries that no later query can see take no part. The right-hand form needs one pass and no second array. All in f64,
 //! with sums in one fixed order and a logarithm of our own without fused operations: the entropy decides what layers keep, so it
 //! must have the same bits on every machine. The order is one that a machine of any width can keep: eight running sums for each
 //! thousand of a head's live scores, then their sums one by one.
@@ -51,7 +51,7 @@ pub fn entropy(shape: &Shape, scores: &[f32]) -> Result<LayerEntropy> {
     Ok(LayerEntropy { entropy: entropy.clamp(0.0, 1.0), mass })
 }
 
-/// That live scores are numbers. Returns the smallest, or 0 where none is below.
+/// Checks that live scores are numbers. Returns the smallest, or 0 if none is negative.
 pub(crate) fn check_finite(shape: &Shape, scores: &[f32]) -> Result<f32> {
     let mut smallest = 0.0f32;
     for h in heads(shape) {
@@ -62,13 +62,13 @@ pub(crate) fn check_finite(shape: &Shape, scores: &[f32]) -> Result<f32> {
     Ok(smallest)
 }
 
-/// The smallest of a head's scores, or 0 where none is below; and whether all are finite. Side by side and without a way out of the
-/// loop, so that it vectorises.
+/// The smallest of a head's scores, or 0 if none is negative; and whether all are finite. Several at a time and without leaving the
+/// loop early, so that it vectorises.
 fn smallest_of(head: &[f32]) -> (f32, bool) {
     let (mut low, mut zero) = ([0.0f32; LANES], [0.0f32; LANES]);
     let mut look = |lane: usize, score: f32| {
         low[lane] = if score < low[lane] { score } else { low[lane] };
-        // NaN for what is not finite.
+        // NaN if the score is not finite.
         zero[lane] += score * 0.0;
     };
     let blocks = head.chunks_exact(LANES);
@@ -79,7 +79,7 @@ fn smallest_of(head: &[f32]) -> (f32, bool) {
     (low.into_iter().fold(0.0, f32::min), zero == [0.0; LANES])
 }
 
-/// That live scores are numbers, and none is negative.
+/// Checks that live scores are numbers, and none is negative.
 pub(crate) fn check_not_negative(shape: &Shape, scores: &[f32]) -> Result<()> {
     if check_finite(shape, scores)? == 0.0 {
         return Ok(());
@@ -89,12 +89,12 @@ pub(crate) fn check_not_negative(shape: &Shape, scores: &[f32]) -> Result<()> {
     Err(heads(shape).find(negative).map_or(error, |h| error.at_head(h)))
 }
 
-/// Σ(S − base) over a layer's live entries: the same bits wherever it is asked for.
+/// Σ(S − base) over a layer's live entries: the same bits for every caller.
 pub(crate) fn mass(shape: &Shape, scores: &[f32], base: f64) -> f64 {
     sum(shape, scores, |s| s - base)
 }
 
-/// Head by head. Not `sum()`: of nothing that is -0.0.
+/// Head by head. Not `sum()`, which gives -0.0 for no terms.
 fn sum(shape: &Shape, scores: &[f32], f: impl Fn(f64) -> f64 + Copy) -> f64 {
     heads(shape).fold(0.0, |sum, h| sum + lane_sum(live(shape, scores, h), f))
 }
@@ -193,7 +193,7 @@ mod tests {
             let error = of(&[1.0, 1.0, 1.0, bad], 2).unwrap_err();
             assert_eq!((error.kind, error.head), (kind, Some(1)));
         }
-        // Nobody sees the dead ones.
+        // Dead ones are not looked at.
         let shape = Shape::dense(5, 1, 1, 1, 1, 1).sliding(3);
         assert_eq!(entropy(&shape, &[f32::NAN, -1.0, f32::INFINITY, 2.0]).unwrap().mass, 2.0);
     }

@@ -9,11 +9,11 @@ use core::fmt;
 pub enum ErrorKind {
     /// A pointer that must not be NULL is NULL.
     Null = -1,
-    /// A `struct_size` is smaller than the first version of its struct, or what this version does not know of it is not zero.
+    /// A `struct_size` is smaller than the first version of its struct, or bytes after what this version knows are not zero.
     StructSize = -2,
     /// An option is outside its range (an enum value, an even pooling kernel, an α outside [0, 1]), or an input contradicts the others.
     Argument = -3,
-    /// Sizes do not fit together: a zero, a head dimension above 576, query heads that are no multiple of KV heads.
+    /// Sizes do not fit together: a zero, a head dimension above 576, query heads that are not a multiple of KV heads.
     Shape = -4,
     /// A stride is negative, zero, or lets two elements share memory.
     Stride = -5,
@@ -41,7 +41,7 @@ pub enum ErrorKind {
     Internal = -16,
     /// No libcuda, or one that is too old or refuses to start; or it does not take the kernels.
     Driver = -17,
-    /// No CUDA context is current on the calling thread, or another than the kernels were loaded into.
+    /// No CUDA context is current on the calling thread, or not the one that the kernels were loaded into.
     Context = -18,
     /// The CUDA driver refused a launch.
     Launch = -19,

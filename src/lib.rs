@@ -7,21 +7,25 @@
 //! | stage | file | in → out |
 //! |---|---|---|
 //! | look at a caller's buffer | [`view`] | pointer, element type, strides → rows of f32 |
-//! | sizes and options | [`params`] | numbers → checked numbers |
+//! | layers and options | [`params`] | what a layer is, what is asked for → checked numbers |
 //! | window attention, pooling, value norm, group reduction | [`score`] | Q, K, V → scores |
-//! | entropy | [`entropy`] | scores → one number a layer |
-//! | layer and head budgets | [`budget`] | weights, total → integers that sum exactly |
-//! | selection | [`select`] | scores, budget → `kept_indices`, `cu_kept` |
+//! | entropy | [`entropy`] | scores → one number per layer |
+//! | budgets | [`budget`] | weights of the layers, total → integers that sum exactly |
+//! | selection | [`select`] | scores, entries to keep → `kept_indices`, `cu_kept`, `rows` |
 //! | eviction | [`compact`] | cache, kept rows → smaller cache |
 //! | the same while prefilling | [`cascade`] | each layer's scores as it arrives → all layers' kept rows |
 //! | queries from before RoPE, turned to another position, to ask again | [`rope`] | pre-RoPE Q → Q |
 //! | decoding | [`attend`] | new queries, compressed cache → attention output |
 //!
-//! LAVa is one point of a frame, scorer × head budgets × layer budgets: [`ScoreParams`], [`SelectParams`] and [`LayerBudgets`] have the
-//! options that make other papers' methods.
+//! A stage with more than one file keeps the others in a folder of its name (`score/`, `select/`, `cascade/`); its own file says what is
+//! in which.
 //!
-//! Around them: [`backend`] (the seam for SIMD and other kernels), [`workspace`] (the caller's scratch memory),
-//! `ffi` (the C ABI, `include/lava.h`), and `reference` (the whole method in plain f64 loops, the oracle of the tests).
+//! LAVa is one choice of scorer × head budgets × layer budgets. The options of [`ScoreParams`], [`SelectParams`] and [`LayerShare`]
+//! make other papers' methods. `Default` is the recommended preset; LAVa as published is `lava()`.
+//!
+//! Around them: [`backend`] (SIMD and other CPU kernels), [`workspace`] (the caller's scratch memory),
+//! `ffi` (the C ABI: `include/lava.h`, `lava_methods.h`, `lava_cuda.h`), and `reference` (the whole method in plain f64 loops, the oracle
+//! of the tests).
 //!
 //! Features: `std` (default; panics are caught at the C boundary, `half` uses the CPU's conversions), `capi` (default;
 //! the `lava_*` functions), `rayon` ([`score::score`] on rayon's threads, `parallel`), `ffi-panic-handler` (for C programs without a Rust runtime).

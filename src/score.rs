@@ -6,13 +6,15 @@
 //! S[g, i]    = vmax[g] · max_{h in g} maxpool(a)[h, i]     vmax[g] = max_i ‖V[i, g]‖₁
 //! ```
 //!
-//! This is LAVa's score. What becomes of `A` ([`Attention`]), what it is multiplied by ([`ValueWeight`]), pooling and reduction are
-//! options; with them other published scores are points of the same frame (`ScoreParams::snapkv` and its neighbours).
+//! This is LAVa's score. What becomes of `A` ([`Attention`]), what it is multiplied by ([`ValueWeight`]), pooling and
+//! reduction are options; with them other published scores are points of the same frame (`ScoreParams::snapkv` and its
+//! neighbours).
 //!
-//! Other queries than the window's can be asked too ([`score_queries`]): those that nobody has asked yet, as far as one can guess them.
+//! Other queries than the window's can be asked too ([`score_queries`]): those that nobody has asked yet, as far as one
+//! can guess them.
 //!
-//! With a sliding window each query sees so many keys only. Rows that no query of the window sees are not read, and *dead* ones,
-//! those that no later query can see, score 0.
+//! With a sliding window each query sees so many keys only. Rows that no query of the window sees are not read, and
+//! *dead* ones, those that no later query can see, score 0.
 //!
 //! | file | |
 //! |---|---|
@@ -91,8 +93,8 @@ pub fn part_heads(shape: &Shape, part: usize, n_parts: usize) -> Result<Range<us
 /// Scores the KV heads of one part.
 ///
 /// `scores` begins at `shape.first_score(heads.start)`, where `heads = part_heads(shape, part, n_parts)`, and holds
-/// `shape.prefix_rows(h)` numbers for each of them. Each part needs a workspace of its own. The scores do not depend on `n_parts`.
-/// On an error `scores` may be partly written; where several heads are at fault, it names one of them.
+/// `shape.prefix_rows(h)` numbers for each of them. Each part needs a workspace of its own. The scores do not depend on
+/// `n_parts`. On an error `scores` may be partly written; where several heads are at fault, it names one of them.
 #[expect(clippy::too_many_arguments, reason = "the C function's arguments, one to one")]
 pub fn score(
     backend: Backend,
@@ -243,8 +245,8 @@ fn mean_of_unprotected(shape: &Shape, h: usize, select: &SelectParams, live: &[f
 
 /// Statistics of the KV heads of one part, `stats[0]` being the part's first head's, over their live prefix rows.
 ///
-/// Of `params` only the logits' options are used, of `inputs` not the values. The workspace is that of `score`. On an error `stats`
-/// may be partly written.
+/// Of `params` only the logits' options are used, of `inputs` not the values. The workspace is that of `score`. On an
+/// error `stats` may be partly written.
 #[expect(clippy::too_many_arguments, reason = "the C function's arguments, one to one")]
 pub fn attention_stats(
     backend: Backend,
@@ -289,10 +291,11 @@ fn check_inputs(shape: &Shape, params: &ScoreParams, queries: Queries, inputs: &
     ensure(fits(lse, shape.n_q_heads, 1, &n_queries), ErrorKind::Shape, c"lse")
 }
 
-/// Gives all heads the mean of their scores, so that they keep the same tokens under equal head budgets: TOVA's one set for all.
+/// Gives all heads the mean of their scores, so that they keep the same tokens under equal head budgets: TOVA's one set
+/// for all.
 ///
-/// `scores` is `[n_kv_heads, prefix_len]`: heads of unlike rows have no mean. The mean of the group means is the mean over all query
-/// heads.
+/// `scores` is `[n_kv_heads, prefix_len]`: heads of unlike rows have no mean. The mean of the group means is the mean
+/// over all query heads.
 pub fn mean_over_heads(shape: &Shape, scores: &mut [f32]) -> Result<()> {
     shape.validate()?;
     let at_layer = |e: crate::Error| e.at_layer(shape.layer);

@@ -1,8 +1,8 @@
 //! From scores to the kept set.
 //!
-//! The kept set is a function of the scores: the largest of the layer are kept, of equal ones those of the lower head, then
-//! those of the lower token. Plateaus are common after max-pooling, so that rule decides often. A head keeps as many as are its
-//! own among them; head floors change that number, and every head keeps its own best. Time is linear in the number of entries.
+//! The kept set is a function of the scores: the largest scores of the layer are kept; ties go to the lower head, then to the
+//! lower token. Plateaus are common after max-pooling, so that rule decides often. A head keeps as many entries as it has among
+//! the largest; head floors change that number, and every head keeps its own best. Time is linear in the number of entries.
 //!
 //! Only live entries compete: one that no later query can see is never kept, protected or not.
 //!
@@ -31,7 +31,7 @@ use crate::workspace::{Carver, size_of_carve};
 pub struct Selection {
     /// Kept rows over all heads, window included: `cu_kept[n_kv_heads]`.
     pub n_kept: u64,
-    /// Kept prefix entries: those that were asked for, or all live ones.
+    /// Kept prefix entries: as many as were asked for, or all live ones.
     pub n_entries: u64,
     /// No live entry was evicted.
     pub everything_kept: bool,
@@ -47,7 +47,7 @@ pub fn workspace_size(shape: &Shape) -> Result<usize> {
     size_of_carve(|c| Buffers::carve(c, shape.n_kv_heads))
 }
 
-/// Rows that [`select`] writes for so many prefix entries of a layer: the length of `kept_indices`.
+/// Rows that [`select`] writes for `n_entries` prefix entries of a layer: the length of `kept_indices`.
 pub fn n_kept(shape: &Shape, n_entries: u64) -> Result<u64> {
     shape.validate()?;
     Ok(n_entries.min(shape.capacity()) + shape.window_rows() as u64 * shape.n_kv_heads as u64)
@@ -57,8 +57,8 @@ pub fn n_kept(shape: &Shape, n_entries: u64) -> Result<u64> {
 ///
 /// `scores` are f32, head after head, each head's prefix rows; finite where entries are live, and not looked at where they are dead.
 /// `kept_indices` receives each head's token positions, ascending, head after head; `cu_kept` the exclusive prefix sum of
-/// the counts, `n_kv_heads + 1` entries from 0; `rows`, as long as `kept_indices`, which of the head's rows in the cache each is. On
-/// an error nothing is written.
+/// the counts, `n_kv_heads + 1` entries from 0; `rows`, as long as `kept_indices`, which of the head's rows in the cache each
+/// one is. On an error nothing is written.
 #[expect(clippy::too_many_arguments, reason = "the C function's arguments, one to one")]
 pub fn select(
     shape: &Shape,
@@ -140,7 +140,7 @@ pub fn global_entries_workspace_size(layers: &(impl Layers + ?Sized)) -> Result<
 /// `min(total, all live entries)`, and `head_weights` each head's, the heads of all layers in order. A layer's part of that as
 /// [`SelectParams::head_weights`], and its entries, make [`select`] keep exactly those. On an error nothing is written.
 ///
-/// Floors are as in one layer: with α each head's top `⌊α · total / heads of all layers⌋`, with `head_min` its top so many;
+/// Floors are as in one layer: α promises each head its top `⌊α · total / heads of all layers⌋`, and `head_min` its top `head_min`.
 /// `Affine` and `head_weights` have no meaning here.
 ///
 /// Source: KV-Compress (arXiv 2410.00161) sorts squared attention so; for LAVa's score it minimises the paper's bound summed
@@ -180,7 +180,7 @@ pub fn global_entries(
     Ok(())
 }
 
-/// That the heads of all layers can compete: the options mean something there, and all rows can be counted in 32 bits.
+/// Checks that the heads of all layers can compete: the options have a meaning there, and all rows can be counted in 32 bits.
 pub(crate) fn check_global(layers: &(impl Layers + ?Sized), params: &SelectParams) -> Result<()> {
     layers.validate()?;
     ensure(params.head_floor != HeadFloor::Affine, ErrorKind::Argument, c"head_floor")?;

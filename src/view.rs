@@ -88,7 +88,7 @@ pub struct Strides<'a> {
     pub row_start: Option<&'a [u32]>,
 }
 
-/// A stride; one that does not fit is negative, which every tensor refuses.
+/// A stride. One that does not fit becomes negative, which every tensor refuses.
 const fn product(a: usize, b: usize) -> i64 {
     match a.checked_mul(b) {
         Some(n) if n <= i64::MAX as usize => n as i64,
@@ -120,7 +120,7 @@ impl<'a> Strides<'a> {
 pub enum Rows<'a> {
     /// All heads the same.
     Same(usize),
-    /// One number a head.
+    /// One number per head.
     PerHead(&'a [u32]),
     /// The differences of an exclusive prefix sum with one entry more than there are heads (`cu_kept`).
     Cu(&'a [u32]),
@@ -137,8 +137,8 @@ impl Rows<'_> {
         }
     }
 
-    /// Rows of the longest of `n_heads` heads. Heads that are alike are not gone through: there may be billions, if only in a
-    /// caller's mistake.
+    /// Rows of the longest of `n_heads` heads. Heads that are alike are not visited one by one: a caller's mistake may ask for
+    /// billions.
     fn most(&self, n_heads: usize) -> usize {
         match self {
             Rows::Same(n) => *n,
@@ -160,7 +160,7 @@ pub struct Tensor<'a> {
     stride_head: usize,
     stride_dim: usize,
     row_start: Option<&'a [u32]>,
-    /// The strides as they were given, those that are never used too.
+    /// The strides as they were given, including those that are never used.
     declared: (i64, i64, i64),
     /// Bytes from `data` to the end of the last element.
     extent: usize,
@@ -169,11 +169,11 @@ pub struct Tensor<'a> {
     _memory: PhantomData<&'a [u8]>,
 }
 
-/// A tensor to write to. Only `&mut` writes, so readers that borrow from it cannot run beside a writer.
+/// A tensor to write to. Only `&mut` writes, so readers that borrow from it cannot run at the same time as a writer.
 #[derive(Debug)]
 pub struct TensorMut<'a>(Tensor<'a>);
 
-/// One memory seen twice: rows as they are now, and where they are to go. What compaction in place works on.
+/// The same memory seen twice: rows as they are now, and where they will go. Compaction in place works on this.
 #[derive(Debug)]
 pub struct Within<'a> {
     before: Tensor<'a>,
@@ -322,12 +322,12 @@ impl<'a> Tensor<'a> {
         self.rows.of(h)
     }
 
-    /// Whether a row's elements lie side by side.
+    /// Whether a row's elements are side by side.
     pub(crate) fn is_row_contiguous(&self) -> bool {
         self.stride_dim == 1 || self.dim == 1
     }
 
-    /// Whether a token's heads lie nearer to each other than a head's tokens.
+    /// Whether a token's heads are nearer to each other than a head's tokens.
     pub(crate) fn is_token_major(&self) -> bool {
         self.stride_head < self.stride_token
     }
@@ -452,7 +452,7 @@ impl<'a> Tensor<'a> {
         let forwards = || {
             self.row_start.is_some()
                 && src.row_start.is_some()
-                // No stride: all there is is one row at the buffer's start, which nothing moves behind.
+                // No stride: there is a single row, at the buffer's start, and no row can move back past it.
                 && (self.stride_token == src.stride_token || self.stride_token == 0)
                 && (0..self.n_heads).all(|h| {
                     let kept = &rows[cu[h] as usize..cu[h + 1] as usize];
@@ -546,7 +546,7 @@ impl<'a> TensorMut<'a> {
         let one = |r: usize, c: usize| {
             // SAFETY: `copy_rows` has checked the first and the last of the n rows in both tensors, c < dim, and W has
             // the size and alignment of both tensors' elements. Rows ascend, so in place no element is
-            // overwritten before it is read: a destination row never lies behind its source row.
+            // overwritten before it is read: a destination row is never after its source row.
             unsafe {
                 to.add(r * dst.stride_token + c * dst.stride_dim)
                     .write(from.add(r * src.stride_token + c * src.stride_dim).read())

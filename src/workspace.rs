@@ -2,7 +2,7 @@
 //!
 //! A stage describes its buffers once, as calls of [`Carver::take`]. Over no memory the calls count; over the caller's
 //! memory they return slices. So the size a caller is told and the size that is used cannot drift apart. What a carver has
-//! placed, a [`Reader`] finds again for those who only look at it.
+//! placed, a [`Reader`] finds again without writing.
 
 use core::marker::PhantomData;
 use core::ops::{Deref, Range};
@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result, ensure};
 /// Workspaces and states must be aligned to this; `malloc` does so.
 pub const WORKSPACE_ALIGN: usize = 16;
 
-/// Each buffer begins on a cache line of its own, counted from the workspace's start.
+/// Each buffer begins on a new cache line, counted from the workspace's start.
 const STEP: usize = 64;
 
 mod sealed {
@@ -34,7 +34,7 @@ impl Plain for f64 {}
 
 /// A block of memory from which buffers are taken one after the other: to be written ([`Carver`]), or only read ([`Reader`]).
 pub(crate) trait Block<'a> {
-    /// A buffer of so many elements.
+    /// A buffer of elements.
     type Buffer<T: Plain>: Deref<Target = [T]>;
 
     /// The next `n` elements.
@@ -67,7 +67,7 @@ impl<'a> Carver<'a> {
     /// # Safety
     /// The bytes must be writable for `'a` and used by nobody else. They need not be initialised.
     pub unsafe fn over_raw(base: *mut u8, size: usize) -> Result<Self> {
-        // Nothing is a workspace too, where nothing is needed.
+        // NULL is a workspace too if nothing is needed.
         let base = if base.is_null() && size == 0 {
             core::ptr::without_provenance_mut(WORKSPACE_ALIGN)
         } else {
@@ -121,7 +121,7 @@ impl<'a> Block<'a> for Carver<'a> {
 }
 
 /// Reads what a [`Carver`] has carved and filled. It writes nothing and claims nothing for itself: several may read the same
-/// memory at a time, and slices of an earlier one stay good.
+/// memory at a time, and slices of an earlier one stay valid.
 pub struct Reader<'a> {
     base: *const u8,
     used: usize,

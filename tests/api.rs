@@ -56,7 +56,7 @@ fn protection_beyond_the_mask() {
     let params = SelectParams { protected_mask: Some(&mask), n_sink: 1, ..SelectParams::lava() };
     let protected: Vec<bool> = [0, 1, 2, 3, 4, 100, usize::MAX].iter().map(|&p| params.protects(p)).collect();
     assert_eq!(protected, [true, true, false, true, false, false, false]);
-    // A prefix of nine, of which the mask knows four.
+    // A prefix of nine, of which the mask covers four.
     let shape = Shape::dense(10, 2, 2, 4, 4, 1);
     assert_eq!((params.minimum(&shape, 0), params.layer_minimum(&shape)), (3, 6));
     assert_eq!(refused(params.validate(2, 9)), (ErrorKind::BufferSize, "protected_mask".into()));
@@ -86,7 +86,7 @@ fn rows_that_decrease() {
     assert_eq!(view.unwrap_err().kind, ErrorKind::Indices);
 }
 
-/// Strides that no integer holds are made, and refused by the first tensor that has them.
+/// Strides that no integer holds can be made; the first tensor that has them is refused.
 #[test]
 fn strides_that_overflow() {
     let data = [0.0f32; 64];
@@ -100,14 +100,14 @@ fn strides_that_overflow() {
 }
 
 #[test]
-fn preferences_of_what_cannot_be() {
+fn preferences_of_impossible_statistics() {
     let of = |entropy, variance| preference(&[AttentionStats { entropy, variance }], 1.0, 1.0);
     assert_eq!(of(2.0, 3.0), Ok(6.0));
     assert_eq!(of(0.0, 3.0), Ok(0.0));
     for (entropy, variance) in [(-1.0, 1.0), (1.0, -1.0), (-1.0, -1.0)] {
         assert_eq!(refused(of(entropy, variance)), (ErrorKind::Argument, "stats".into()));
     }
-    // A sum that is not negative hides none that is.
+    // A sum that is not negative must not hide a negative number.
     let stats = [(5.0, 1.0), (-1.0, 1.0)].map(|(entropy, variance)| AttentionStats { entropy, variance });
     assert_eq!(preference(&stats, 1.0, 1.0).unwrap_err().head, Some(1));
     for bad in [f64::NAN, f64::INFINITY] {

@@ -1,5 +1,5 @@
 //! What is kept, against plain sorting: entropies, shares of a total, selection, one sort over all layers, the cascade, compaction.
-//! Models are small and of every kind: unlike layers, sliding windows, caches that have been compressed before, ties everywhere.
+//! Models are small and of every kind: layers that differ, sliding windows, caches that have been compressed before, ties everywhere.
 
 use lava::cascade::{self, Cascade, CascadeLayer, CascadeParams, CascadeView};
 use lava::params::total_entries;
@@ -105,7 +105,7 @@ impl Own {
     }
 
     /// Few different values: plateaus everywhere. Or many. Some heads far above the others, so that floors matter. Some layers
-    /// almost flat, some with one score only. What is dead is anything.
+    /// almost flat, some with one score only. Dead entries may be anything.
     fn scored(mut self, random: &mut Random, levels: usize) -> Self {
         let plain = |own: &Self, h: usize| own.prefix(h).0.len();
         let peak = random.once_in(4);
@@ -221,7 +221,7 @@ impl Options {
     }
 }
 
-/// Something between what must be kept and a little more than all there is.
+/// Something between what must be kept and a little more than there is.
 fn between(least: u64, all: u64, fill: f64) -> u64 {
     least + ((all - least) as f64 * fill * 1.1) as u64
 }
@@ -527,7 +527,7 @@ proptest! {
     }
 }
 
-/// Five sliding layers and a full one, 20 percent: entries that nobody sees take nothing, whichever way layers share.
+/// Five sliding layers and a full one, 20 percent: entries that no query sees take nothing, whichever way layers share.
 #[test]
 fn dead_entries_take_no_budget() {
     let mut random = Random(7);
@@ -567,7 +567,7 @@ fn dead_entries_take_no_budget() {
         }
         check_cascade(&model, &options, CascadeParams { layers, evict_every: 1 }, &[], total);
     }
-    // Even what is protected: all tokens are, and those that nobody sees are evicted.
+    // Even what is protected: all tokens are, and those that no query sees are evicted.
     let all = [1u8; 2048];
     let params = SelectParams { protected_mask: Some(&all), ..SelectParams::lava() };
     assert_eq!(params.layer_minimum(&shapes[0]), 2 * 111);
@@ -576,7 +576,7 @@ fn dead_entries_take_no_budget() {
     assert_eq!(kept.indices.len(), 2 * 127);
 }
 
-/// Protected entries win over every floor, also where heads hold unlike numbers of them.
+/// Protected entries win over every floor, even where heads hold different numbers of them.
 #[test]
 fn floors_make_room_for_what_is_protected() {
     let cu = [0, 9, 19];
@@ -594,8 +594,8 @@ fn floors_make_room_for_what_is_protected() {
     }
 }
 
-/// A state may be read by several at a time, and a look at one layer leaves what was seen of another as it was. (Miri says whether the
-/// pointers are good.)
+/// A state may be read by several at a time, and reading one layer leaves what was read of another unchanged. (Miri says whether the
+/// pointers are valid.)
 #[test]
 fn reading_a_state_leaves_what_was_read() {
     let model = Model::new(6, 5);
@@ -787,7 +787,7 @@ fn nothing_panics() {
     }
 }
 
-/// Two layers, of a type of the caller's own.
+/// Two layers, of the caller's own type.
 struct Both<'a>([Shape<'a>; 2]);
 
 impl Layers for Both<'_> {
@@ -832,7 +832,7 @@ fn bounds_that_cancel_are_both_kept() {
 
 /// A layer with a huge weight and little to use leaves the others' weights as they are.
 #[test]
-fn a_huge_weight_does_not_make_zeros_of_the_others() {
+fn a_huge_weight_does_not_turn_the_others_to_zeros() {
     let layers =
         [Shape::dense(2, 1, 1, 1, 1, 1), Shape::dense(99, 1, 1, 1, 1, 1), Shape::dense(99, 1, 1, 1, 1, 1)];
     let mut entries = [0; 3];

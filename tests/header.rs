@@ -96,7 +96,7 @@ fn lava_cuda_h() {
         "lava_cuda.h",
         "cbindgen_cuda.toml",
         &[
-            "cuda.rs",
+            "cuda/context.rs",
             "cuda/score.rs",
             "cuda/stats.rs",
             "cuda/budgets.rs",

@@ -1,8 +1,8 @@
 #!/bin/sh
 # The tests for aarch64 under user-mode QEMU, on an x86-64 Debian (12 or later): the NEON kernels against the scalar ones, the
-# conformance tests through the C ABI, the C programs. Brings what it needs from the machine's own apt sources: a cross compiler
-# and QEMU are installed, as root; the standard library of the target comes from rustup, or, where that has none, with a Rust of
-# Debian's under target/ (100 MB, and LLVM, installed as well).
+# conformance tests through the C ABI, the C programs. Installs what it needs: a cross compiler and QEMU from the machine's own apt
+# sources, as root; the standard library of the target from rustup or, where that has none, with Debian's Rust under target/ (100 MB,
+# and LLVM, installed as well).
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -36,7 +36,7 @@ apt() {
         -o APT::Sandbox::User=root "$@"
 }
 
-# What package $1 depends on and is named like $2.
+# The package that $1 depends on and that is named like $2.
 dependency() {
     apt apt-cache depends "$1" | sed -n "s/^ *Depends: \($2[0-9.]*\)\$/\1/p" | head -n 1
 }
@@ -46,7 +46,7 @@ if ! command -v $gcc >/dev/null || ! command -v qemu-aarch64 >/dev/null || [ ! -
     install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
 fi
 
-# Debian updates rustc-web within a release, for browsers; its standard library fits only the compiler beside it.
+# Debian updates rustc-web within a release, for browsers; its standard library fits only the compiler of the same version.
 RUSTC=${RUSTC:-rustc}
 has_std "$RUSTC" || rustup target add $target || true
 if ! has_std "$RUSTC"; then

@@ -1,5 +1,5 @@
-//! Scoring, its statistics and attention over a compressed cache against the f64 reference, through one checker per stage, for
-//! every backend and with sizes that straddle every block edge.
+//! Scoring, its statistics and attention over a compressed cache against the f64 reference, through one checker per
+//! stage, for every backend and with sizes that straddle every block edge.
 
 mod common;
 
@@ -197,8 +197,9 @@ fn assert_scores(backend: Backend, got: &[f32], want: &[f64], bound: f64, what: 
 
 /// Scores of every backend against the reference.
 ///
-/// Bound: a logit is a sum of `d` products in f32, off by at most about `d · 2⁻²⁴ · Σ|q·k|`, here below 1e-5 relative to 1;
-/// `exp` turns that into a relative error of the attention; all else adds a few ulp. 2e-5 of the largest score holds all.
+/// Bound: a logit is a sum of `d` products in f32, off by at most about `d · 2⁻²⁴ · Σ|q·k|`, here below 1e-5 relative
+/// to 1; `exp` turns that into a relative error of the attention; all else adds a few ulp. 2e-5 of the largest score
+/// holds all.
 fn check_score(shape: &Shape, params: &ScoreParams, dtypes: [Dtype; 3], seed: u64, with_lse: bool) {
     let layer = Layer::random(shape, dtypes, seed);
     let lse = layer.lse(shape, params);
@@ -346,8 +347,8 @@ fn scores_of_every_method() {
     }
 }
 
-/// Bound: the attention is right within 2e-5 (see `check_score`), and so is the variance, a sum of squares; an entropy's terms are off
-/// by that times their logarithm, which f32 keeps below 104.
+/// Bound: the attention is right within 2e-5 (see `check_score`), and so is the variance, a sum of squares; an
+/// entropy's terms are off by that times their logarithm, which f32 keeps below 104.
 #[test]
 fn attention_stats_agree_with_the_reference() {
     for (prefix, heads, window) in [(1, (2, 1), 1), (31, (4, 2), 3), (65, (6, 2), 17), (300, (8, 8), 32)] {
@@ -493,7 +494,7 @@ fn check_attend(
 ) {
     let mut random = Random(seed);
     let Shape { n_q_heads, n_kv_heads, head_dim_k: dk, head_dim_v: dv, .. } = *shape;
-    // Rows of all heads one behind the other, with a gap of one row after each.
+    // Rows of all heads one after the other, with a gap of one row after each.
     let row_start: Vec<u32> = (0..n_kv_heads).map(|h| n_rows[..h].iter().map(|n| n + 1).sum()).collect();
     let total = n_rows.iter().map(|n| n + 1).sum::<u32>() as usize;
     // An engine's queries are f32 or what its cache is.
@@ -723,8 +724,8 @@ fn faults_of_attention_name_the_layer() {
     assert_eq!(fault(&good, 2, &few, 4), (ErrorKind::BufferSize, c"sink_logits"));
 }
 
-/// Evicting the entry that draws all attention changes the output most. Its share of 1 and its distance to the output cancel if they
-/// are taken literally: the score was 0 from g = 16 on.
+/// Evicting the entry that draws all attention changes the output most. Its share of 1 and its distance to the output
+/// cancel if they are taken literally: the score was 0 from g = 16 on.
 #[test]
 fn what_all_look_at_is_not_evicted_first() {
     let params = ScoreParams { scale: Some(1.0), ..ScoreParams::caote() };
@@ -778,14 +779,16 @@ fn output_weights_at_any_sink() {
     }
 }
 
-/// A sink whose queries differ by about 1%. The variance is what little of its attention is not the same for all, so nothing may be
-/// lost of what it leaves to the others: the sum of squares less the square of the sum was 20% off at 0.945, 3 times too large at 0.999.
+/// A sink whose queries differ by about 1%. The variance is what little of its attention is not the same for all, so
+/// nothing may be lost of what it leaves to the others: the sum of squares less the square of the sum was 20% off at
+/// 0.945, 3 times too large at 0.999.
 #[test]
 fn variance_at_any_sink() {
     let (n, w, dim) = (300, 32, 4);
     let shape = shape(n, (1, 1), (dim, dim), w);
     for share in [0.5, 0.945, 0.999, 0.99999] {
-        // The logits of the others are multiples of 2^-4 or so, and all products exact: what is tested is what becomes of them.
+        // The logits of the others are multiples of 2^-4 or so, and all products exact: what is tested is what becomes
+        // of them.
         let pull = (share / (1.0 - share) * (n - w) as f64).ln();
         let query = |_, j: usize, c: usize| match c {
             0 => ((1.0 + 0.01 * Random(j as u64 + 1).real()) * 512.0).round() / 512.0,
@@ -863,7 +866,7 @@ fn attention_sums_to_one_at_large_logits() {
     }
 }
 
-/// Positions that a sliding window has left behind get nothing and give nothing; rows that nobody sees are not read.
+/// Positions that a sliding window has passed by get nothing and give nothing; rows that nobody sees are not read.
 #[test]
 fn a_sliding_window_scores_what_it_can_reach() {
     let (n, w) = (150, 6);

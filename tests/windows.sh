@@ -1,11 +1,11 @@
 #!/bin/sh
 # The tests for x86-64 Windows under wine, on an x86-64 Debian (12 or later), with mingw-w64: the no_std library with
 # the C and C++ programs, whose output must be that of the same programs here; the DLL; the crate's tests; the
-# conformance tests. Brings what it needs: mingw-w64 and wine from apt (1.1 GB installed), as root, and the standard
+# conformance tests. Installs what it needs: mingw-w64 and wine from apt (1.1 GB installed), as root, and the standard
 # library of the target from rustup. Where rustup has none, nightly Rust with rust-src builds `core` for the no_std
 # library, and the rest is left out; the last lines say so.
 #
-# Not seen here: MSVC's compiler and C library, and Windows itself.
+# Not tested here: MSVC's compiler and C library, and Windows itself.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -64,7 +64,7 @@ else
     }
 fi
 
-# What a program printed, but for times and the ends of lines.
+# What a program printed, without times and line ends.
 printed() {
     sed -E -e 's/\r$//' -e 's/ *[0-9]+\.[0-9]+ (\+ [0-9]+\.[0-9]+ )?ms/ (time)/g' "$1"
 }
@@ -104,7 +104,7 @@ done
 
 if ! has_std; then
     echo "$n programs print on Windows what they print here"
-    echo "not run, for want of a standard library for $target: the DLL, the crate's tests, the conformance tests"
+    echo "not run, without a standard library for $target: the DLL, the crate's tests, the conformance tests"
     exit 0
 fi
 

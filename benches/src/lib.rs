@@ -259,7 +259,7 @@ impl<T: Number> Layer<T> {
 }
 
 impl<T: Number> Outputs<T> {
-    /// For a budget of so many tokens per KV head.
+    /// For a budget of this many tokens per KV head.
     pub fn new(layer: &Layer<T>, budget: usize) -> Self {
         let shape = &layer.shape;
         let entries = params::total_entries(&Alike(*shape, 1), budget).expect("a valid budget");

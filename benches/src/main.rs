@@ -1,7 +1,7 @@
 //! `make bench`: the time of each stage, the floor under it, and the same pipeline in PyTorch, all measured in one run.
 //!
 //! The floor of scoring one layer is the larger of two times: `q·k` of the window against all keys at the rate of a good
-//! GEMM, and K and V once at the rate at which memory is read. Both rates are measured here, beside what they are compared
+//! GEMM, and K and V once at the rate at which memory is read. Both rates are measured here, next to what they are compared
 //! with, since machines are noisy: ratios mean something, times alone do not.
 
 use std::io::Write;
@@ -59,7 +59,7 @@ fn seconds(f: impl FnOnce()) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-/// Runs `f(thread)` on so many threads at once.
+/// Runs `f(thread)` on this many threads at once.
 fn on_threads(n: usize, f: impl Fn(usize) + Sync) {
     std::thread::scope(|scope| {
         (0..n).for_each(|i| {
@@ -71,7 +71,7 @@ fn on_threads(n: usize, f: impl Fn(usize) + Sync) {
     });
 }
 
-/// The machine's limits, in one place so that every measurement can be repeated beside what it is compared with.
+/// The machine's limits, in one place so that every measurement can be repeated next to what it is compared with.
 struct Limits {
     a: Vec<f32>,
     big: Vec<u64>,
@@ -84,7 +84,7 @@ impl Limits {
         Self { a: vec![0.5; Self::SIDE * Self::SIDE], big: (0..32 << 20).collect() }
     }
 
-    /// f32 multiply-adds a second, times two: a square product, the shape that GEMMs are best at.
+    /// f32 multiply-adds per second, times two: a square product, the shape that GEMMs are best at.
     fn gemm(&self, threads: usize) -> f64 {
         let n = Self::SIDE;
         let time = seconds(|| {
@@ -101,7 +101,7 @@ impl Limits {
         threads as f64 * 2.0 * (n as f64).powi(3) / time
     }
 
-    /// Bytes read a second, from a buffer far larger than the caches.
+    /// Bytes read per second, from a buffer far larger than the caches.
     fn read(&self, threads: usize) -> f64 {
         let share = self.big.len() / threads;
         let time = seconds(|| {
@@ -240,7 +240,7 @@ fn table(cases: &[Case]) -> String {
     text
 }
 
-/// The targets, and what this run says of them.
+/// The targets, and what this run says about them.
 fn verdicts(cases: &[Case]) -> String {
     let find = |dtype: &str, tokens: usize, threads: usize| {
         cases

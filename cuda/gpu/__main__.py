@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The library on a GPU: every stage against float64, then how long each takes, beside PyTorch on the same GPU.
+"""The library on a GPU: every stage against float64, then how long each takes, next to PyTorch on the same GPU.
 
     python3 cuda/gpu LIBLAVA.SO [--check | --times] [--only WORD]
 

@@ -1,4 +1,4 @@
-"""What the stages are timed beside: the same work in PyTorch."""
+"""What the stages' times are compared with: the same work in PyTorch."""
 import math
 
 import torch

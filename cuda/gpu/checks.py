@@ -51,7 +51,7 @@ class Checks:
 
 
 def score_bound(q, k, params, window, dim_v):
-    """As in tests/score.cpp: sums of d products in f32, twice, and the sums behind them."""
+    """As in tests/score.cpp: sums of d products in f32, twice, and the sums after them."""
     d, n = q.shape[2], k.shape[0]
     size = (q.double().norm(dim=-1).max() * k.double().norm(dim=-1).max() * (params.scale or d**-0.5)).item()
     # Squares double an error. A change of the output has that of 1 - a too, and of o - v: no a is above 1/2 here, no |o - v| below |v| / 4.

@@ -225,7 +225,7 @@ class Compact:
 class Prefill:
     """Score and push, layer by layer; nothing comes back in between. All layers so far are evicted after so many pushes, or never (0).
 
-    second: a stream for the pushes and evictions, beside which the next layer is scored. No eviction touches a cache before its layer is
+    second: a stream for the pushes and evictions, during which the next layer is scored. No eviction touches a cache before its layer is
     scored, so each layer has to have a cache and scores of its own.
     """
 

@@ -1,4 +1,4 @@
-"""How long the stages take, beside PyTorch."""
+"""How long the stages take, next to PyTorch."""
 import math
 import multiprocessing
 

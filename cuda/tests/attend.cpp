@@ -219,7 +219,7 @@ void check(const Case &c) {
     printf("  %-52s off by %.1e, bound %.1e\n", c.name, worst, bound);
 }
 
-/// More rows than the workspace is for: those behind are left out, and nothing else is touched.
+/// More rows than the workspace is for: those after it are left out, and nothing else is touched.
 void check_less_room() {
     Case c("more rows than in all");
     c.rows = {{70, 70}}, c.rows_per_item = 16, c.causal = false;

@@ -76,7 +76,7 @@ static void entropies(void) {
     size++;
     REFUSED(LAVA_ERR_ARGUMENT, "n_sequences", ENTROPY(0));
     list[1].reserved = 1;
-    REFUSED(LAVA_ERR_ARGUMENT, "reserved", ENTROPY(MOST));
+    REFUSED(LAVA_ERR_STRUCT_SIZE, "reserved", ENTROPY(MOST));
     list[1].reserved = 0;
     list[1].n_tokens = 2501 + WINDOW;
     REFUSED(LAVA_ERR_SHAPE, "n_tokens", ENTROPY(MOST));
@@ -520,7 +520,7 @@ static void neighbours(void) {
             if (i == 0 || turn > 0) list[n++] = push_of(&cascades[i], scores[i][turn - (i > 0)], i == 0 ? weight : NULL);
         /* One is at fault: none is pushed. */
         list[n - 1].reserved = 1;
-        REFUSED(LAVA_ERR_ARGUMENT, "reserved", lava_cuda_cascade_push(context, list, n, workspace, needed, status, stream, &error));
+        REFUSED(LAVA_ERR_STRUCT_SIZE, "reserved", lava_cuda_cascade_push(context, list, n, workspace, needed, status, stream, &error));
         list[n - 1].reserved = 0;
         CHECK(cascades[0].n_pushed == turn && cascades[1].n_pushed == (turn > 0 ? turn - 1 : 0));
         OK(lava_cuda_cascade_push(context, list, n, workspace, needed, status, stream, &error));
@@ -743,7 +743,7 @@ static void refused_cascades(void) {
     REFUSED(LAVA_ERR_WORKSPACE, "workspace_size", PUSH(scores, NULL, needed - 1));
     REFUSED(LAVA_ERR_OVERLAP, "state", PUSH((float *) state, NULL, needed));
     push.reserved = 1;
-    REFUSED(LAVA_ERR_ARGUMENT, "reserved", lava_cuda_cascade_push(context, &push, 1, workspace, needed, status, stream, &error));
+    REFUSED(LAVA_ERR_STRUCT_SIZE, "reserved", lava_cuda_cascade_push(context, &push, 1, workspace, needed, status, stream, &error));
     push = push_of(NULL, scores, NULL);
     REFUSED(LAVA_ERR_NULL, "cascade", lava_cuda_cascade_push(context, &push, 1, workspace, needed, status, stream, &error));
     REFUSED(LAVA_ERR_ARGUMENT, "n_sequences", lava_cuda_cascade_push(context, &push, 0, workspace, needed, status, stream, &error));

@@ -1,5 +1,5 @@
 /*
- * path_stats.c - what CAKE and TOVA want beside scores: statistics of the attention, a layer's preference, the mean over heads.
+ * path_stats.c - what CAKE and TOVA need in addition to scores: statistics of the attention, a layer's preference, the mean over heads.
  */
 #include "path.h"
 
@@ -158,7 +158,7 @@ static void means(void) {
     OK(MEAN);
     expect_fault(LAVA_ERR_NONFINITE, "scores", 9, 2, 1);
     list[0].reserved = 1;
-    REFUSED(LAVA_ERR_ARGUMENT, "reserved", MEAN);
+    REFUSED(LAVA_ERR_STRUCT_SIZE, "reserved", MEAN);
     list[0].reserved = 0;
     list[2].n_tokens = lengths[0] + 1;
     REFUSED(LAVA_ERR_SHAPE, "n_tokens", MEAN);

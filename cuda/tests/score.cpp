@@ -348,7 +348,8 @@ void check_stats(Case c) {
     for (uint32_t n : c.lengths) {
         sequences.emplace_back(new Sequence(c, n, random));
         want.push_back(look(c, *sequences.back(), n));
-        logits = c.flat != 0 ? 0 : std::max(logits, want.back().logits);
+        // Of a sink the products are exact, and so are their sums.
+        logits = c.flat != 0 || c.tilt != 0 ? 0 : std::max(logits, want.back().logits);
     }
     const Result got = run(c, sequences, 2), again = is_quick() ? got : run(c, sequences, 99);
     expect(got.status == LAVA_NO_FAULT, "%s: status %016llx", c.name, (unsigned long long) got.status);

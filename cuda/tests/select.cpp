@@ -14,11 +14,12 @@ static lava_cuda_select_params on_device(const lava_select_params &p) {
     return {p.protected_mask, uint32_t(p.head_floor), uint32_t(rint(p.alpha * 1e9)), p.n_sink, p.head_min, p.head_weights};
 }
 
-/// Scores with plateaus, as max-pooling leaves them; or few values; or all the same.
+/// Scores with plateaus, as max-pooling leaves them; or few values; or all the same; or of both signs, or all negative.
 static void fill(Random &random, float *scores, size_t n, int kind) {
     float x = 0;
     for (size_t i = 0; i < n; i++) {
-        if (kind != 0 || random.below(3) == 0) x = kind == 2 ? 0.25f : kind == 1 ? 0.125f * float(random.below(4)) : fabsf(random.normal());
+        if (kind > 2) x = random.normal() - (kind == 4 ? 9 : 0);
+        else if (kind != 0 || random.below(3) == 0) x = kind == 2 ? 0.25f : kind == 1 ? 0.125f * float(random.below(4)) : fabsf(random.normal());
         scores[i] = x;
     }
 }
@@ -384,6 +385,7 @@ int main() {
                 }
     check(2, {{0, 4, 3, params(0, 0, 0, nullptr)}, {1, 1, 1, params(0, 0, 0, nullptr)}}, 0, seed++);
     check(2, {{4100, 2, 1000, params(2, 0.2, 0, nullptr)}}, 0, seed++);
+    for (const int kind : {3, 4}) check(2, {{2100, 2, 1000, params(0, 0, 2, nullptr)}, {30, 1, 7, params(1, 0.3, 0, nullptr)}}, kind, seed++);
     check_faults();
     check_tiles();
     for (const uint32_t heads : {1u, 2u, 5u})

@@ -50,7 +50,7 @@ inline unsigned n_seeds() {
 
 /// LAVA_QUICK: what goes where something else goes too is left out, for sanitizers.
 inline bool is_quick() { return getenv("LAVA_QUICK") != nullptr; }
-/// LAVA_SAMPLE=n: of the cases of one check only the first and every n-th behind it, for a sanitizer that takes many minutes over all.
+/// LAVA_SAMPLE=n: of the cases of one check only the first and every n-th after it, for a sanitizer that takes many minutes over all.
 class Sample {
     unsigned n = 0;
 
@@ -95,7 +95,7 @@ inline bool is_pinned() {
 }
 #endif
 
-/// Memory that the kernels see: exactly as long as it is said to be, so that a sanitizer sees what is behind it.
+/// Memory that the kernels see: exactly as long as it is said to be, so that a sanitizer sees what is after it.
 template <class T> class Buffer {
 public:
     explicit Buffer(size_t n, int fill = 0xA5) : n(n) {
@@ -211,7 +211,7 @@ void launch(void (*kernel)(const Args), uint32_t x, uint32_t y, uint32_t z, uint
     const char *name = "a kernel";
     cudaFuncGetName(&name, function);
     fprintf(stderr, "%s of %u x %u x %u blocks of %u, %zu bytes: %s\n", name, x, y, z, threads, shared, cudaGetErrorString(error));
-    // One that was refused has harmed nothing; behind one that failed nothing runs any more.
+    // One that was refused has harmed nothing; after one that failed nothing runs any more.
     if (ran) exit(1);
     cudaGetLastError();
 #endif

@@ -23,7 +23,7 @@ N_QUESTIONS = 16
 
 @torch.no_grad()
 def hits(model: Model, seqs: list[data.Sequence]) -> np.ndarray:
-    """Whether each target token is the model's first choice, given all that stands before it."""
+    """Whether each target token is the model's first choice, given all that comes before it."""
     out = []
     for s in seqs:
         choice = model(torch.from_numpy(s.tokens[None, :-1]))[0].argmax(-1).numpy()

@@ -46,7 +46,7 @@ def decode(tokens) -> str:
 @dataclass
 class Sequence:
     tokens: np.ndarray  # int64 [n]
-    target: np.ndarray  # bool [n]: tokens that follow from what stands before them
+    target: np.ndarray  # bool [n]: tokens that follow from what comes before them
 
 
 def recall(rng: np.random.Generator, length: int, key_len: int, n_facts: int, n_questions: int) -> Sequence:

@@ -1,12 +1,12 @@
 """Trains LKV's two parts on the frozen recall model, writes lkv.safetensors and measures it on held-out text.
 
     python lkv.py               # trains (about 7 minutes of CPU time), then the table
-    python lkv.py --eval-only   # the table of the file that is there
+    python lkv.py --eval-only   # the table of the existing file
 
 LKV: one share of the total per (layer, KV head), fixed after training, and a scorer per (layer, KV head) that reads
 a cached row [k, v] and nothing else: no queries, no attention. Both are trained end to end: a soft top-k per head turns
-scores and budgets into gates, the gates scale the attention of all tokens after the eviction, and the loss is how far
-their predictions fall behind the full cache's.
+scores and budgets into gates, the gates scale the attention of all tokens after the eviction, and the loss is how much worse
+their predictions are than the full cache's.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Group:
     """Texts of one task and one shape. The cache is compressed after n_context tokens."""
 
     tokens: Tensor  # int64 [b, n]
-    target: Tensor  # bool [b, n]: tokens that follow from what stands before them
+    target: Tensor  # bool [b, n]: tokens that follow from what comes before them
     n_context: int
 
 
@@ -235,7 +235,7 @@ def after(model: Model, g: Group, context: Context, gates: Tensor) -> Tensor:
 
 
 def answers(logits: Tensor, g: Group) -> tuple[Tensor, Tensor]:
-    """Where the text after the context follows from what stands before: logits [n, vocab], and the tokens [n]."""
+    """Where the text after the context follows from what comes before: logits [n, vocab], and the tokens [n]."""
     later, target = g.tokens[:, g.n_context + 1 :], g.target[:, g.n_context + 1 :]
     return logits[target], later[target]
 

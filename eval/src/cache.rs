@@ -1,4 +1,4 @@
-//! One layer's cache as an engine would hold it after eviction: f16 rows of unlike number for each head, with room behind
+//! One layer's cache as an engine would hold it after eviction: f16 rows, a different number for each head, with room after
 //! them for the tokens to come.
 
 use std::cell::RefCell;
@@ -19,7 +19,7 @@ pub struct Cache {
     row_start: Vec<u32>,
     /// Rows of each head that hold prompt tokens.
     n_kept: Vec<u32>,
-    /// Tokens that there is room for behind those.
+    /// Tokens that there is room for after those.
     room: usize,
     head_dim: usize,
 }
@@ -69,7 +69,7 @@ impl Cache {
         self.n_kept.iter().sum::<u32>() as usize * 2 * self.head_dim * size_of::<f16>()
     }
 
-    /// Puts new tokens' keys and values, `[n, n_kv_heads, head_dim]`, behind the kept rows. All of the room is used.
+    /// Puts new tokens' keys and values, `[n, n_kv_heads, head_dim]`, after the kept rows. All of the room is used.
     pub fn set_new(&mut self, k: &[f16], v: &[f16]) {
         let (heads, d) = (self.n_kept.len(), self.head_dim);
         assert_eq!(k.len(), self.room * heads * d, "the cache was made for another number of new tokens");
@@ -111,7 +111,7 @@ pub fn shape(cfg: &Config, n_tokens: usize, window: usize) -> Shape<'static> {
     Shape::dense(n_tokens, cfg.n_q_heads, cfg.n_kv_heads, cfg.head_dim, cfg.head_dim, window)
 }
 
-/// Scratch memory of the thread, aligned as the library wants it.
+/// Scratch memory of the thread, aligned as the library needs it.
 pub fn with_workspace<T>(size: usize, f: impl FnOnce(&mut Carver) -> lava::Result<T>) -> lava::Result<T> {
     thread_local!(static MEMORY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
     MEMORY.with_borrow_mut(|memory| {

@@ -16,7 +16,7 @@ use crate::model::{LAST_QUERIES, LayerState, Model, Prefill, l2};
 /// Scores of all layers, each `[n_kv_heads, prefix_len]`.
 pub type Scores = Vec<Vec<f32>>;
 
-/// A prompt, and its scores as far as they were asked for: methods and budgets share them.
+/// A prompt, and those of its scores that were asked for: methods and budgets share them.
 pub struct Prompt<'a> {
     model: &'a Model,
     lkv: Option<&'a Lkv>,
@@ -31,7 +31,7 @@ impl<'a> Prompt<'a> {
         Self { model, lkv, prefill, known: vec![], preferences: vec![] }
     }
 
-    /// What each layer keeps at `budget` tokens a head on average, window included. `None` where the method's window and
+    /// What each layer keeps at `budget` tokens per head on average, window included. `None` if the method's window and
     /// sinks alone are more.
     pub fn keep(&mut self, method: &Method, budget: usize) -> Result<Option<Vec<Kept>>> {
         let cfg = self.model.cfg;
@@ -57,7 +57,7 @@ impl<'a> Prompt<'a> {
         };
         let ordered = ordered.as_ref().unwrap_or(&scores);
 
-        // Where heads of all layers share one total they are the heads of one large layer.
+        // If the heads of all layers share one total, they are treated as the heads of one large layer.
         let whole = Shape {
             n_kv_heads: cfg.n_kv_heads * cfg.n_layers,
             n_q_heads: cfg.n_q_heads * cfg.n_layers,

@@ -104,7 +104,7 @@ fn main() -> Result<()> {
     let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} texts, {eta} left")?;
     let bar = ProgressBar::new(jobs.len() as u64).with_style(style);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads).build()?;
-    // One text a piece: their times differ by an order of magnitude. Results come in the texts' order.
+    // One text per piece of work: their times differ by an order of magnitude. Results come in the texts' order.
     let results: Vec<TextResult> = pool.install(|| {
         jobs.par_iter()
             .with_max_len(1)

@@ -9,7 +9,7 @@ use crate::methods::{Method, WINDOW};
 use crate::model::{LayerTrace, Model, Prefill, l2};
 use crate::tasks::Text;
 
-/// What was measured of one text, method and budget. Means over the text's scored predictions, but for `error`.
+/// What was measured for one text, method and budget. Means over the text's scored predictions, except `error`.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
     /// Share of predictions whose first choice is right.

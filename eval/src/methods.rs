@@ -18,9 +18,9 @@ pub enum Kind {
     AsTheyAre,
     /// All heads get the mean of their scores, and so keep the same tokens.
     OneForAll,
-    /// They are not asked for: a learned scorer looks at keys and values.
+    /// They are not used: a learned scorer looks at keys and values.
     Learned,
-    /// Times `‖W_o v_i‖`, the norm of what the entry's value becomes behind the output projection: root of the mean square over
+    /// Times `‖W_o v_i‖`, the norm of what the entry's value becomes after the output projection: root of the mean square over
     /// the group's query heads.
     ProjectedToken,
     /// Times the largest of these in the head.
@@ -44,14 +44,14 @@ pub enum Layers {
         tau1: f64,
         weight: Weight,
     },
-    /// Head budgets of the whole model that were learned: LKV.
+    /// Learned head budgets for the whole model: LKV.
     Learned,
     /// `entropy^(1 − mass) · mass^mass` of scores times the weight.
     Blend {
         mass: f64,
         weight: Weight,
     },
-    /// All layers' entries, times the weight, in one sort: what is largest anywhere is kept.
+    /// All layers' entries, times the weight, in one sort: the largest of the whole model are kept.
     Global(Weight),
 }
 
@@ -77,7 +77,7 @@ pub enum Ties {
     Unpooled,
 }
 
-/// In which tables a method stands.
+/// The tables that a method is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// LAVa's presets.

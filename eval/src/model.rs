@@ -1,7 +1,7 @@
 //! The model of `eval/model/recall.safetensors` in f32: prefill with full attention, and decoding over a cache that the library
 //! has compacted.
 //!
-//! Prefill has its own attention, blockwise over GEMM, so that what every method is compared with owes nothing to the
+//! Prefill has its own attention, blockwise over GEMM, so that what every method is compared with does not depend on the
 //! library. Decoding goes through [`lava::attend`], with the whole cache as well as with a part of it.
 
 use std::collections::HashMap;
@@ -67,7 +67,7 @@ pub struct LayerState {
     pub k: Vec<f16>,
     /// Values: `[n_tokens, n_kv_heads, head_dim]`.
     pub v: Vec<f16>,
-    /// Mean L2 norm of the residual stream at those last tokens, behind the attention.
+    /// Mean L2 norm of the residual stream at those last tokens, after the attention.
     pub residual_norm: f32,
 }
 
@@ -100,7 +100,7 @@ fn project(x: &[f32], w: &[f32], inner: usize) -> Vec<f32> {
     y
 }
 
-/// `y[m, n] = x[m, k] · b`, where `b[k, n]` has the strides (row, column); rows of `y` and `x` are so far apart.
+/// `y[m, n] = x[m, k] · b`, where `b[k, n]` has the strides (row, column); rows of `y` and `x` are that far apart.
 fn product(
     y: &mut [f32],
     y_row: usize,
@@ -230,7 +230,7 @@ impl Model {
         Prefill { n_tokens: tokens.len(), layers }
     }
 
-    /// Given tokens, one behind the other, over compressed caches that have room for them: logits `[n, vocab_size]`.
+    /// Given tokens, one after the other, over compressed caches that have room for them: logits `[n, vocab_size]`.
     pub fn decode(
         &self,
         caches: &mut [Cache],
@@ -267,7 +267,7 @@ impl Model {
         }
     }
 
-    /// Each `[n, heads, head_dim]`, queries and keys after RoPE; the first token stands at `position`.
+    /// Each `[n, heads, head_dim]`, queries and keys after RoPE; the first token is at `position`.
     fn qkv(&self, block: &Block, x: &[f32], position: usize) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         let cfg = &self.cfg;
         let mut h = x.to_vec();

@@ -9,7 +9,7 @@ use crate::report::Run;
 use crate::statistics::{Cell, Estimate};
 use crate::tasks::{Group, Task};
 
-/// Methods that the plots show; the rest is in the tables. Colours that are told apart with poor colour vision too.
+/// Methods that the plots show; the rest is in the tables. Colours that can be told apart with poor colour vision too.
 pub const SHOWN: [(&str, RGBColor); 8] = [
     ("LAVa", RGBColor(0, 0, 0)),
     (crate::methods::DEFAULT, RGBColor(213, 94, 0)),
@@ -28,7 +28,7 @@ fn shown(run: &Run) -> Vec<(usize, &'static str, RGBColor)> {
     SHOWN.iter().filter_map(|&(name, colour)| Some((find(name)?, name, colour))).collect()
 }
 
-/// One panel a task: percent right, mean over lengths, against the share of the whole cache's bytes that is kept.
+/// One panel per task: percent right, mean over lengths, against the share of the whole cache's bytes that is kept.
 pub fn accuracy(run: &Run, path: &Path) -> Result<()> {
     let mut tasks: Vec<Task> = run.cells.iter().map(|c| c.task).collect();
     tasks.sort_unstable();

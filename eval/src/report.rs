@@ -126,7 +126,7 @@ impl Run {
         table(&self.head("kept of the prefix"), &rows)
     }
 
-    /// Paired differences `a − b` by ratios with their intervals; bold where the interval has no zero in it.
+    /// Paired differences `a − b` by ratios with their intervals; bold where the interval does not contain zero.
     fn paired(&self, title: &str, group: Group, rows: &[(&str, usize, usize)]) -> String {
         let of = |m, r| Estimate::of(self.group(group), m, r, |o| Measure::Accuracy.of(o));
         let rows: Vec<_> = rows
@@ -369,7 +369,7 @@ impl Run {
         self.cells[0].results[0].full.layer_error.len()
     }
 
-    /// One line a task, length, method and ratio; `_pm` is half the 95% interval.
+    /// One line per task, length, method and ratio; `_pm` is half the 95% interval.
     pub fn csv(&self) -> String {
         let mut csv = String::from(
             "task,length,kept,method,accuracy,accuracy_pm,minus_lava,minus_lava_low,minus_lava_high,error,error_pm,kl,nll,bytes\n",
@@ -452,7 +452,7 @@ impl Run {
     }
 }
 
-/// The text of a file with what stands between the two marker lines replaced.
+/// The text of a file with everything between the two marker lines replaced.
 pub fn between_markers(text: &str, name: &str, new: &str) -> Option<String> {
     let (begin, end) = (format!("<!-- {name}: begin"), format!("<!-- {name}: end"));
     let from = text.find(&begin)?;

@@ -41,7 +41,7 @@ impl Cell {
     }
 }
 
-/// A mean and what it would have been on other draws of as many texts.
+/// A mean and what it would have been on other draws of the same number of texts.
 #[derive(Clone, Debug)]
 pub struct Estimate {
     pub mean: f64,
@@ -49,7 +49,7 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// The mean over cells, each weighing the same, of what is picked of each text. `None` without cells.
+    /// The mean over cells, all with the same weight, of what is picked from each text. `None` without cells.
     pub fn over<'a>(
         cells: impl IntoIterator<Item = &'a Cell>,
         pick: impl Fn(&TextResult) -> f64 + Copy,
@@ -88,7 +88,7 @@ impl Estimate {
         (sorted[REPLICATES / 40], sorted[REPLICATES - 1 - REPLICATES / 40])
     }
 
-    /// Half the interval's width: what stands behind ±.
+    /// Half the interval's width: the number after ±.
     pub fn half_width(&self) -> f64 {
         let (low, high) = self.interval();
         (high - low) / 2.0
@@ -114,7 +114,7 @@ mod tests {
         let values: Vec<f64> = (0..100).map(|i| (i % 10) as f64).collect();
         let full = Estimate::over([&cell(&values)], |r| r.full.accuracy).unwrap();
         assert!((full.mean - 4.5).abs() < 1e-12);
-        // 1.96 standard errors; with 1000 replicates a quantile is off by some percent.
+        // 1.96 standard errors; with 1000 replicates a quantile is off by a few percent.
         let theory = 1.96 * (8.25f64 / 100.0).sqrt();
         assert!((full.half_width() / theory - 1.0).abs() < 0.12, "{} against {theory}", full.half_width());
         let (low, high) = full.interval();

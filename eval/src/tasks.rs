@@ -1,7 +1,7 @@
 //! The tasks, in the format that the model was trained on (`eval/model/data.py`), from another generator: nothing here was
 //! seen in training.
 //!
-//! A prompt is prefilled and compressed; then its continuation is decoded, one given token behind the other. What prefill
+//! A prompt is prefilled and compressed; then its continuation is decoded, one given token after the other. What prefill
 //! itself predicts says nothing about eviction: only predictions of decoded tokens count.
 
 use rand::Rng;
@@ -12,9 +12,9 @@ use rand_chacha::ChaCha8Rng;
 /// What is asked of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Task {
-    /// One of many facts; its question stands in the observation window.
+    /// One of many facts; its question is in the observation window.
     KnownOne,
-    /// Ten of many facts; their questions stand in the observation window.
+    /// Ten of many facts; their questions are in the observation window.
     KnownMany,
     /// One of many facts, asked only after eviction.
     LaterOne,
@@ -24,11 +24,11 @@ pub enum Task {
     Copy,
     /// Random segments in the order A B A C A B A D ...
     Nested,
-    /// A random block that repeats, made of short segments that each stand there three times.
+    /// A random block that repeats, made of short segments that each occur three times.
     Periods,
 }
 
-/// What a table adds up over.
+/// What a table averages over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Group {
     /// Extraction, the questions in the window.
@@ -100,7 +100,7 @@ impl Task {
 
     /// The text number `index` of `length` tokens, the decoded ones included.
     pub fn text(self, seed: u64, length: usize, index: usize) -> Text {
-        // A stream of its own for each text, whatever else is generated.
+        // A separate stream for each text, whatever else is generated.
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(((self as u64) << 48) | ((length as u64) << 32) | index as u64);
         match self {
@@ -128,7 +128,7 @@ pub struct Scored {
     /// Step of the continuation whose logits predict `target`.
     pub step: usize,
     pub target: u16,
-    /// Where in the prompt the asked fact stands, from 0 to 1; of structured text nothing is asked.
+    /// Where in the prompt the asked fact is, from 0 to 1; in structured text nothing is asked.
     pub depth: Option<f32>,
 }
 
@@ -193,7 +193,7 @@ fn alphabet(rng: &mut ChaCha8Rng) -> Vec<u8> {
     if rng.random_bool(0.7) { (32..127).collect() } else { LETTERS.to_vec() }
 }
 
-/// Splits `<s>` and `tokens` into a prompt and [`N_NEXT`] tokens; those count that `is_known(index in tokens)`.
+/// Splits `<s>` and `tokens` into a prompt and [`N_NEXT`] tokens; those with `is_known(index in tokens)` count.
 fn continued(tokens: Vec<u16>, is_known: impl Fn(usize) -> bool) -> Text {
     let mut prompt: Vec<u16> = std::iter::once(BOS).chain(tokens).collect();
     let all = prompt.clone();
@@ -219,7 +219,7 @@ fn nested(rng: &mut ChaCha8Rng, length: usize) -> Text {
     let alphabet = alphabet(rng);
     let len = rng.random_range(24..=40);
     let segments: Vec<Vec<u16>> = (0..16).map(|_| segment(rng, &alphabet, len)).collect();
-    // Ends in the middle of an A, behind it a B or C that stood there before.
+    // Ends in the middle of an A; after it comes a B or C that occurred before.
     let order = |i: usize| (i + 1).trailing_zeros() as usize;
     let n = length - 1;
     let offset = rng.random_range(0..len);
@@ -246,7 +246,7 @@ fn periods(rng: &mut ChaCha8Rng, length: usize) -> Text {
     let offset = rng.random_range(0..len);
     let at = |i: usize| ((i + offset) / (TIMES * len) % n_segments, (i + offset) % len);
     let tokens = (0..length - 1).map(|i| segments[at(i).0][at(i).1]).collect();
-    // At a segment's end only counting would tell whether it stands there once more.
+    // At a segment's end only counting would tell whether it comes once more.
     continued(tokens, |i| at(i).1 >= UNKNOWN)
 }
 

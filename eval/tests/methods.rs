@@ -1,4 +1,4 @@
-//! What makes the comparison fair: all methods keep the same number of bytes, of the real caches, and the numbers do not
+//! What makes the comparison fair: all methods keep the same number of bytes of the real caches, and the numbers do not
 //! depend on threads.
 
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The texts are what they say: facts stand there once, answers follow from them, and nothing depends on what else is generated.
+//! The texts are what they say: facts occur once, answers follow from them, and nothing depends on what else is generated.
 
 use eval::tasks::{Group, Task, Text};
 
@@ -30,7 +30,7 @@ fn lengths_and_scores() {
 }
 
 #[test]
-fn a_fact_stands_in_the_prompt_once_and_its_question_where_the_setting_says() {
+fn a_fact_is_in_the_prompt_once_and_its_question_where_the_setting_says() {
     for (task, t) in all().filter(|(t, _)| t.group() != Group::Generation) {
         let prompt = text(&t.prompt);
         for s in &t.scored {
@@ -49,7 +49,7 @@ fn a_fact_stands_in_the_prompt_once_and_its_question_where_the_setting_says() {
 }
 
 #[test]
-fn what_counts_of_structured_text_has_stood_there_before() {
+fn what_counts_of_structured_text_has_occurred_before() {
     for (task, t) in all().filter(|(t, _)| t.group() == Group::Generation) {
         let whole = [&t.prompt[..], &t.continuation].concat();
         for s in &t.scored {

@@ -91,7 +91,7 @@ int main(void) {
         q[l] = on_device(&in[l].q);
         k[l] = on_device(&in[l].k);
         v[l] = on_device(&in[l].v);
-        /* After each layer of prefill: two calls that only ask for launches. */
+        /* After each layer of prefill: two calls that only launch kernels. */
         lava_cuda_score_sequence sequence = {sizeof(sequence), shape.n_tokens, &q[l], &k[l], &v[l], NULL, scores};
         lava_cuda_push_sequence push = {sizeof(push), 0, &cascade, scores, NULL};
         shape.layer = l;
@@ -151,7 +151,7 @@ int main(void) {
         give_back(v_kept.data);
         give_back(q[l].data);
     }
-    printf("%zu bytes of K and V were %zu; the host waited for the decision once\n", left, full);
+    printf("K and V: %zu bytes now, %zu before; the host waited once for the decision\n", left, full);
 
     CHECK(lava_cuda_destroy(context, &error));
     give_back(score_workspace);

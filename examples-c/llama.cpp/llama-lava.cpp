@@ -76,8 +76,7 @@ struct kept_rows {
         snprintf(title, sizeof(title), "Kept: %.0f of %u tokens per KV head on average", per_head(), n_tokens);
         std::string name = o.model.substr(o.model.find_last_of('/') + 1);
         snprintf(subtitle, sizeof(subtitle), "%.80s, in llama.cpp, preset %s.", name.c_str(), o.preset.c_str());
-        report_map map = {title, subtitle, (uint32_t) cu.size(), n_kv_heads, n_tokens, (uint32_t) o.window,
-                          entropy.data(), index.data(), prefix.data()};
+        report_map map = {title, subtitle, (uint32_t) cu.size(), n_kv_heads, n_tokens, (uint32_t) o.window, index.data(), prefix.data()};
         if (!report_write_svg(o.kv_map.c_str(), &map)) throw usage_error("the picture could not be written; give --kv-map another path");
     }
 };

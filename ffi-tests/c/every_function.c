@@ -1,6 +1,6 @@
 /*
- * Every function of lava.h and lava_methods.h once, over memory from malloc of exactly the size that the headers ask for: what a
- * sanitizer or valgrind looks at, a byte too much shows. Exits with 0, or says which check failed.
+ * Every function of lava.h and lava_methods.h once, over memory from malloc of exactly the size that the headers ask for, so that a
+ * sanitizer or valgrind notices a byte too much. Exits with 0, or says which check failed.
  */
 #include <lava_methods.h>
 
@@ -42,7 +42,7 @@ static size_t bytes(lava_dtype dtype, size_t n) {
     return n * (dtype == LAVA_F32 ? 4 : 2);
 }
 
-/* What was kept goes into a cache of its own, is scored there by its rows and positions, and compressed again. */
+/* What was kept goes into a separate cache, is scored there by its rows and positions, and compressed again. */
 static void again(lava_dtype dtype, const lava_shape *layer, const lava_tensor *k, const lava_tensor *v, const uint32_t *kept,
                   const uint32_t *cu) {
     uint32_t *cu_rows = allocate((HEADS + 1) * 4), *positions = allocate(cu[HEADS] * 4);
@@ -76,7 +76,7 @@ static void again(lava_dtype dtype, const lava_shape *layer, const lava_tensor *
     OK(lava_select(&shape, &params, scores, n_entries, workspace, size, indices, n_kept, to, rows, NULL, &error));
     for (uint32_t h = 0; h < HEADS; h++)
         for (uint32_t r = to[h]; r < to[h + 1]; r++) CHECK(positions[cu_rows[h] + rows[r]] == indices[r]);
-    /* In place, each head's rows to its own front. */
+    /* In place: each head's rows move to its front. */
     OK(lava_compact(&shape, &tk, &tv, NULL, rows, to, &tk, &tv, 0, 1, &error));
     free(workspace), free(to), free(rows), free(indices), free(scores), free(q), free(v_kept), free(k_kept);
     free(positions), free(cu_rows);
@@ -174,7 +174,7 @@ static void one_layer(lava_dtype dtype, const lava_shape *layer, const lava_scor
     free(cu), free(row), free(kept), free(n_kept), free(v), free(k), free(q);
 }
 
-/* All layers, unlike: what each keeps, at once and in cascades. The last stands for a layer that takes no part. */
+/* Layers that differ: what each keeps, at once and in cascades. The last stands for a layer that takes no part. */
 static void model(const lava_shape shapes[LAYERS + 1], float *const scores[LAYERS]) {
     const lava_select_params params = lava_select_params_lava();
     const lava_cascade_params by_entropy = lava_cascade_params_lava();
@@ -201,7 +201,7 @@ static void model(const lava_shape shapes[LAYERS + 1], float *const scores[LAYER
         CHECK(layer.n_entries == entries[l] && layer.cu_kept[HEADS] == entries[l] + HEADS * WINDOW);
         for (uint32_t i = 0; i < layer.cu_kept[HEADS]; i++) CHECK(layer.kept_indices[i] < TOKENS && layer.rows[i] < TOKENS);
         CHECK(layer.cu_rows[HEADS] >= layer.cu_kept[HEADS]);
-        /* The first layer's pointers are still good. */
+        /* The first layer's pointers are still valid. */
         CHECK(first.cu_kept[HEADS] == entries[0] + HEADS * WINDOW && first.kept_indices[0] < TOKENS);
     }
     free(state);

@@ -1,5 +1,5 @@
 /*
- * lava with no libc and no operating system but for the exit: score, select and compact a tiny layer.
+ * lava with no libc, and no operating system except for the exit: score, select and compact a tiny layer.
  * Exits with 0, or with the number of the line whose check failed.
  */
 #include <lava.h>
@@ -12,7 +12,7 @@ __asm__(".globl _start\n_start:\n mov x29, #0\n bl run\n mov x8, #93\n svc #0\n"
 #error "no entry for this machine"
 #endif
 
-/* All that the library asks of its surroundings. */
+/* All that the library needs from outside. */
 void *memcpy(void *to, const void *from, size_t n) {
     for (size_t i = 0; i < n; i++) ((char *) to)[i] = ((const char *) from)[i];
     return to;
@@ -54,7 +54,7 @@ int run(void) {
     const lava_shape shape = lava_shape_init(TOKENS, HEADS, HEADS, DIM, DIM, WINDOW);
     lava_score_params params = lava_score_params_lava();
     params.pool_kernel = 1;
-    /* Queries look along the first element. Head 0 finds tokens 1 and 5, head 1 finds token 6. */
+    /* Queries have only a first element. Head 0 finds tokens 1 and 5, head 1 finds token 6. */
     for (int h = 0; h < HEADS; h++) {
         for (int j = 0; j < WINDOW; j++) q[j][h][0] = 4;
         for (int i = 0; i < TOKENS; i++) {

@@ -1,7 +1,7 @@
 /*
  * Mistakes of a caller that a sanitizer must see inside the library: `overread` gives lava_entropy one score too few, `unwritten`
- * gives it all, the last of them never written, `race` gives two threads one workspace. If these run clean, the library is not
- * instrumented. `negative` makes one that is seen before: a length below zero.
+ * gives it all, the last of them never written, `race` gives two threads one workspace. If these run without a finding, the library is not
+ * instrumented. `negative` makes a mistake that is found before the call: a length below zero.
  */
 #include <lava.h>
 
@@ -37,7 +37,7 @@ static int race(void) {
     return 0;
 }
 
-/* The first `n` scores exist, the first `written` of them hold something; lava_entropy is told that all do. */
+/* The first `n` scores exist, the first `written` of them hold something; lava_entropy is told that all of them do. */
 static int too_few(size_t n, size_t written) {
     const lava_shape shape = lava_shape_init(100, 1, 1, DIM, DIM, WINDOW);
     double entropy = 0;

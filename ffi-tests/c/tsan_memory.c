@@ -1,6 +1,6 @@
 /*
- * What LLVM's instrumentation calls for mem*, and gcc's runtime of ThreadSanitizer does not have: the functions themselves, which
- * the runtime intercepts and looks at.
+ * Functions that LLVM's instrumentation calls for mem*, which gcc's ThreadSanitizer runtime lacks. They call mem* itself, which the
+ * runtime intercepts and checks.
  */
 #include <string.h>
 

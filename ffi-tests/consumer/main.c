@@ -1,5 +1,5 @@
 /*
- * A program of someone who has lava installed and nothing else of it: compresses one layer of made-up numbers to half.
+ * A program of someone who has only installed lava: compresses one layer of made-up numbers to half.
  * Prints the version and the backend; the exit code is the line that failed.
  */
 #include <lava.h>

@@ -1,4 +1,4 @@
-/* The same in C++: what main.c says of itself, with lava.hpp. */
+/* The same as main.c in C++, with lava.hpp. */
 #include <lava.hpp>
 
 #include <cstdio>
@@ -24,7 +24,7 @@ int main() {
         for (std::uint32_t r = kept.cu[h]; r < kept.cu[h + 1]; r++)
             for (std::uint32_t d = 0; d < dim; d++)
                 if (k_small[r * dim + d] != k[(kept.indices[r] * n_heads + h) * dim + d]) return 2;
-    try {  // an exception crosses no C frame, and is caught
+    try {  // no C frame is in the exception's way, and it is caught
         lava::budget_from_ratio(shape, 2);
         return 3;
     } catch (const lava::error &e) {

@@ -15,7 +15,7 @@ pub struct Function {
     parameters: Vec<String>,
 }
 
-/// All functions of lava.h and lava_methods.h but the inline ones.
+/// All functions of lava.h and lava_methods.h except the inline ones.
 pub fn functions() -> &'static [Function] {
     static FUNCTIONS: OnceLock<Vec<Function>> = OnceLock::new();
     FUNCTIONS.get_or_init(parse)
@@ -65,7 +65,7 @@ impl Function {
             .then_some((names, text))
     }
 
-    /// What the comment says about a parameter; of one that is "as in" another function, what that one's says.
+    /// What the comment says about a parameter; for one that is "as in" another function, what that function's comment says.
     fn about(&self, parameter: &str) -> String {
         let mut text = String::new();
         let mut inside = false;

@@ -19,7 +19,7 @@ pub mod header;
 pub mod library;
 pub mod oracle;
 
-// SAFETY: parts of one call read the same descriptions on several threads; what they lead to, the tests keep apart.
+// SAFETY: parts of one call read the same descriptions on several threads; the tests keep apart what they lead to.
 unsafe impl Sync for lava_shape {}
 unsafe impl Sync for lava_tensor {}
 unsafe impl Sync for lava_score_params {}
@@ -46,7 +46,7 @@ pub fn text(p: *const c_char) -> String {
 
 /// Makes a call with an error report and checks the report against the status.
 pub fn call(function: impl FnOnce(*mut lava_error) -> lava_status) -> Outcome<()> {
-    // SAFETY: as the header has it.
+    // SAFETY: as the header requires.
     let mut error = unsafe { lava_error_init() };
     let status = function(&mut error);
     assert_eq!(error.status, status, "lava_error and the return value agree");
@@ -131,7 +131,7 @@ pub const POISON: u8 = 0xA5;
 impl Memory {
     pub fn new(len: usize) -> Self {
         let word = u128::from_ne_bytes([POISON; 16]);
-        // One word at least: a pointer to nothing must not be NULL.
+        // One word at least: a pointer to no elements must not be NULL.
         Self { words: (0..len.div_ceil(16).max(1)).map(|_| UnsafeCell::new(word)).collect(), len }
     }
 
@@ -207,7 +207,7 @@ impl Grid {
         Laid::new(Layout::token_major(self.heads, self.dim), self)
     }
 
-    /// Of each head these rows, one head after the other: a compressed cache.
+    /// These rows of each head, one head after the other: a compressed cache.
     pub fn lay_rows(&self, rows: &Rows) -> Laid {
         let n = rows.positions.len().max(1);
         let laid = Laid::empty(Layout::ragged(&rows.cu[..self.heads], self.dim), n, 1, self.dim);
@@ -298,7 +298,7 @@ impl Layout {
     /// The description of all memory from the first element on. It lives as long as the layout.
     pub fn tensor(&self, memory: &Memory) -> lava_tensor {
         let offset = self.first * self.element_size();
-        // SAFETY: as the header has it.
+        // SAFETY: as the header requires.
         let mut tensor = unsafe {
             lava_tensor_init(
                 self.dtype,
@@ -314,7 +314,7 @@ impl Layout {
     }
 }
 
-/// A tensor with memory of its own, not a byte more than its elements need.
+/// A tensor with its own memory, not a byte more than its elements need.
 pub struct Laid {
     pub layout: Layout,
     pub memory: Memory,
@@ -343,7 +343,7 @@ impl Laid {
 /// `lava_shape_init`.
 pub fn shape(n_tokens: usize, heads: (usize, usize), dims: (usize, usize), window: usize) -> lava_shape {
     let n = |x: usize| u32::try_from(x).unwrap();
-    // SAFETY: as the header has it, here and below.
+    // SAFETY: as the header requires, here and below.
     unsafe { lava_shape_init(n(n_tokens), n(heads.0), n(heads.1), n(dims.0), n(dims.1), n(window)) }
 }
 
@@ -384,7 +384,7 @@ impl Rows {
         rows
     }
 
-    /// Of each head a random part of the prefix, and the window.
+    /// A random part of each head's prefix, and the window.
     pub fn random(rng: &mut Rng, shape: &lava_shape) -> Self {
         let prefix = prefix_len(shape) as u32;
         let heads: Vec<Vec<u32>> = (0..shape.n_kv_heads)
@@ -432,7 +432,7 @@ fn or_null<T>(value: Option<&T>) -> *const T {
     value.map_or(null(), |v| v)
 }
 
-/// `lava_score` over tensors `[q, k, v]`, each part with a workspace of its own.
+/// `lava_score` over tensors `[q, k, v]`, each part with its own workspace.
 pub fn score<'a>(
     shape: &lava_shape,
     params: impl Into<Option<&'a lava_score_params>>,
@@ -453,7 +453,7 @@ pub fn score<'a>(
     Ok(scores.to_vec())
 }
 
-/// One layer's inputs. K and V have a row per token, also where the shape has lost some.
+/// One layer's inputs. K and V have a row per token, even if the shape has lost some.
 pub struct Layer {
     pub shape: lava_shape,
     pub params: lava_score_params,
@@ -489,7 +489,7 @@ impl Layer {
         score(&self.shape, &self.params, [&q.tensor(), &k.tensor(), &v.tensor()], None, WHOLE)
     }
 
-    /// Scores of the same layer from which all but `rows` has been evicted.
+    /// Scores of the same layer from which all but `rows` have been evicted.
     pub fn score_rows(&self, rows: &Rows) -> Outcome<Vec<f32>> {
         let [k, v] = [&self.k, &self.v].map(|grid| grid.lay_rows(rows));
         let (shape, q) = (rows.of(self.shape), self.q.lay());
@@ -514,12 +514,12 @@ pub fn budget_from_ratio<'a>(
     number(|budget, e| unsafe { lava_budget_from_ratio(shape, params, ratio, budget, e) })
 }
 
-/// `n_shapes` and `n_layers` of layers that stand one by one.
+/// `n_shapes` and `n_layers` of layers with a shape each.
 fn count(shapes: &[lava_shape]) -> u32 {
     shapes.len() as u32
 }
 
-/// `lava_total_entries` of layers that stand one by one.
+/// `lava_total_entries` of layers with a shape each.
 pub fn total_entries(shapes: &[lava_shape], budget: u32) -> Outcome<u64> {
     let n = count(shapes);
     number(|total, e| unsafe { lava_total_entries(shapes.as_ptr(), n, n, budget, total, e) })
@@ -670,7 +670,7 @@ impl std::ops::Deref for CascadeLayer {
 }
 
 impl Cascade {
-    /// `lava_cascade_init` of layers that stand one by one.
+    /// `lava_cascade_init` of layers with a shape each.
     pub fn new<'a>(
         shapes: &[lava_shape],
         total: u64,
@@ -708,14 +708,14 @@ impl Cascade {
         }
     }
 
-    /// That nothing after the state was written.
+    /// Checks that nothing after the state was written.
     pub fn check_end(&self) {
         let end = &self.memory.to_vec::<u8>()[self.size..];
         assert!(end.iter().all(|&b| b == POISON), "written after the state");
     }
 }
 
-/// That `memory` holds exactly the kept rows, and what it held before in every byte that is none of theirs.
+/// Checks that `memory` holds exactly the kept rows, and in every other byte what it held before.
 pub fn check_rows(
     what: &str,
     memory: &Memory,
@@ -768,7 +768,7 @@ pub fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|x| x.to_bits()).collect()
 }
 
-/// A pointer that is not there.
+/// NULL.
 pub fn nothing<T>() -> *mut T {
     null_mut()
 }

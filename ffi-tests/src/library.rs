@@ -24,7 +24,7 @@ pub fn run(command: &mut Command) -> String {
     print(&output.stdout)
 }
 
-/// Whether a program is there.
+/// Whether a program is installed.
 pub fn has(program: &str) -> bool {
     Command::new(program).arg("--version").output().is_ok_and(|o| o.status.success())
 }

@@ -51,7 +51,7 @@ impl Rule {
         Self { heads, head_min: 0 }
     }
 
-    /// The heads of these layers, whose scores stand one after the other.
+    /// The heads of these layers, whose scores are stored one after the other.
     pub fn of(shapes: &[lava_shape], scores: &[f32], params: &lava_select_params) -> Self {
         let mut scores = scores.iter();
         let mut heads = vec![];
@@ -115,7 +115,7 @@ impl Rule {
         (0..self.heads.len()).map(|h| entries.iter().filter(|e| e.0 == h).count()).collect()
     }
 
-    /// How many entries each head keeps if each is sure of `floor`, and the rest compete. `None` where that asks for more than `n`.
+    /// How many entries each head keeps if each is promised `floor`, and the rest compete. `None` if that asks for more than `n`.
     fn compete(&self, n: usize, floor: usize) -> Option<Vec<usize>> {
         let n_heads = self.heads.len();
         let mut kept: Vec<_> =
@@ -126,20 +126,20 @@ impl Rule {
         Some(self.count(&kept))
     }
 
-    /// How many entries each head keeps under no floor.
+    /// How many entries each head keeps without a floor.
     pub fn free(&self, n: usize) -> Vec<usize> {
         self.compete(n, 0).expect("no fewer than what is protected")
     }
 
-    /// Each head's best ⌊α·n/heads⌋ first, the rest compete; where heads that keep more anyway leave too little for that, as much as
-    /// all others can have alike. α in billionths.
+    /// Each head's best ⌊α·n/heads⌋ first, the rest compete; if heads that keep more anyway leave too little for that, the largest
+    /// number that all others can have alike. α in billionths.
     pub fn guaranteed(&self, n: usize, alpha: u128) -> Vec<usize> {
         let heads = self.heads.len().max(1) as u128;
         let floor = (alpha * n as u128 / (1_000_000_000 * heads)) as usize;
         (0..=floor).rev().find_map(|floor| self.compete(n, floor)).expect("no fewer than what is protected")
     }
 
-    /// h·(1 − α) + α·n/heads, rounded by largest remainders. For heads that have as many entries each.
+    /// h·(1 − α) + α·n/heads, rounded by largest remainders. For heads with the same number of entries each.
     pub fn affine(&self, n: usize, alpha: u128) -> Vec<usize> {
         let (one, heads) = (1_000_000_000u128, self.heads.len() as u128);
         let exact = self.free(n).into_iter().map(|h| (one - alpha) * h as u128 * heads + alpha * n as u128);
@@ -158,7 +158,7 @@ impl Rule {
     }
 }
 
-/// That `rest` has the positions that a layer's heads keep, and each head's window.
+/// Checks that `rest` has the positions that a layer's heads keep, and each head's window.
 #[track_caller]
 pub fn check_positions(what: &str, shape: &lava_shape, kept: &[Vec<Entry>], rest: &Rest) {
     check(what, shape, kept, rest, false);
@@ -229,7 +229,7 @@ pub fn attention(layer: &Layer, j: usize, h: usize, rows: &[u32]) -> Attention {
     softmax(&rows.iter().map(logit).collect::<Vec<_>>(), sink)
 }
 
-/// What becomes of the window's attention to one row, the oldest query first.
+/// Reduces the window's attention to one row to one number, the oldest query first.
 fn over_window(a: &[f64], params: &lava_score_params) -> f64 {
     let (n, mean) = (a.len() as f64, a.iter().sum::<f64>() / a.len() as f64);
     match params.attention {
@@ -261,8 +261,8 @@ fn output_change(a: &[f64], sink: f64, values: &[&[f32]]) -> Vec<f64> {
     (0..a.len()).map(change).collect()
 }
 
-/// A layer's scores by the method in plain loops, head after head. The layer's K and V are dense; of each head the rows that its shape
-/// has are looked at, and no others.
+/// A layer's scores by the method in plain loops, head after head. The layer's K and V are dense; only the rows that the shape has are
+/// read.
 pub fn scores(layer: &Layer) -> Vec<f64> {
     let (shape, params) = (&layer.shape, &layer.params);
     let window = shape.window.min(shape.n_tokens) as usize;
@@ -328,7 +328,7 @@ pub fn log_sum_exps(layer: &Layer) -> Grid {
     Grid { rows: window, heads, dim: 1, values }
 }
 
-/// That scores are the method's, within the golden data's bound: 1e-5 of the layer's largest.
+/// Checks that scores are the method's, within the golden data's bound: 1e-5 of the layer's largest.
 #[track_caller]
 pub fn check_scores(what: &str, got: &[f32], want: &[f64]) {
     let bound = 1e-5 * want.iter().fold(0.0, |m: f64, &x| m.max(x));

@@ -24,7 +24,7 @@ fn with(mut case: Case, change: impl FnOnce(&mut lava_attend_params)) -> Case {
     case
 }
 
-/// `position(h, r)` is where row r of head h stands in the text.
+/// `position(h, r)` is where row r of head h is in the text.
 fn check(what: &str, case: &Case, position: impl Fn(usize, usize) -> u64) {
     let rng = &mut Rng(what.len() as u64);
     let (most, mut params) = (*case.rows.iter().max().unwrap() as usize, case.params);
@@ -116,7 +116,7 @@ fn agrees_with_plain_softmax() {
     check("one query", &case(1, (1, 1), (8, 8), &[5]), none);
     check("one row", &case(1, (2, 1), (8, 4), &[1]), none);
     check("grouped", &case(1, (8, 2), (16, 16), &[33, 70]), none);
-    check("unlike dims", &case(1, (4, 2), (24, 7), &[40, 9]), none);
+    check("different dims", &case(1, (4, 2), (24, 7), &[40, 9]), none);
     check("wide keys", &case(2, (2, 1), (576, 512), &[20]), none);
     check("causal chunk", &case(5, (4, 2), (16, 12), &[5, 130]), none);
     // More queries and rows than any block holds.
@@ -138,7 +138,7 @@ fn element_types_agree_with_plain_softmax() {
 
 #[test]
 fn a_sliding_window_goes_by_true_positions() {
-    // Kept of a prompt of 100: head 0 five, head 1 three; then new tokens from 100 on.
+    // Of a prompt of 100, head 0 keeps five rows and head 1 three; then new tokens from 100 on.
     let kept_indices = [2u32, 40, 90, 98, 99, 0, 97, 99];
     let cu_kept = [0u32, 5, 8];
     let position = |h: usize, r: usize| {
@@ -146,7 +146,7 @@ fn a_sliding_window_goes_by_true_positions() {
         own.get(r).map_or(100 + (r - own.len().min(r)) as u64, |&p| p as u64)
     };
     for (sliding_window, causal) in [1, 2, 4, 12, 61, 1000].into_iter().flat_map(|w| [(w, 1), (w, 0)]) {
-        // More than the queries that go over the cache together.
+        // More than the queries that are taken over the cache together.
         for new in [1usize, 3, 7, 20] {
             // Without `causal` there may be fewer rows than queries: no new ones, or none at all.
             let causal_rows = [5 + new as u32, 3 + 20];
@@ -166,7 +166,7 @@ fn a_sliding_window_goes_by_true_positions() {
     }
 }
 
-/// Where nothing was kept there are no positions to give: all rows count on from the base.
+/// Where nothing was kept there are no positions to give: all rows are numbered from the base on.
 #[test]
 fn a_sliding_window_over_a_cache_of_new_rows_only() {
     let cu_kept = [0u32; 3];

@@ -1,4 +1,4 @@
-//! What a person sets: a ratio or a budget. Every ratio works at every length, and what comes of it works in the calls after it.
+//! What a person sets: a ratio or a budget. Every ratio works at every length, and its result works in the calls after it.
 
 use ffi_tests::oracle::Rule;
 use ffi_tests::*;
@@ -119,7 +119,7 @@ fn scores_from_outside_may_be_negative() {
     }
 }
 
-/// What is negative is refused as such where it has no meaning: it is not "NaN or infinity".
+/// Negative numbers that have no meaning are refused as out of range, not as "NaN or infinity".
 #[test]
 fn negative_numbers_are_out_of_range() {
     let shape = shape(13, (2, 2), (2, 2), 3);

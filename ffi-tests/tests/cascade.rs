@@ -82,7 +82,7 @@ fn check(case: &Case) {
 
     let mut caches: Vec<(Laid, Laid)> = Vec::new();
     let mut grids = Vec::new();
-    // Layers that have been compacted; later ones are dense still: every head has all its tokens.
+    // Layers that have been compacted; later ones are still dense: every head has all its tokens.
     let mut n_compacted = 0;
     for layer in 0..case.layers {
         let scores = case.scores(layer);
@@ -178,7 +178,7 @@ fn how_often_the_caller_evicts() {
 
 /// One layer's pointers lead to the same numbers after other layers were asked for, until the next push.
 #[test]
-fn pointers_of_earlier_gets_stay_good() {
+fn pointers_of_earlier_gets_stay_valid() {
     let shapes = [shape(30, (3, 3), (2, 2), 2), shape(40, (2, 2), (2, 2), 4)];
     let cascade = Cascade::new(&shapes, 60, &select_params(), &cascade_params()).unwrap();
     let mut rng = Rng(5);

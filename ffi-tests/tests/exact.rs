@@ -53,7 +53,7 @@ proptest! {
             // Both are less than 1 away from their share of the same real number per weight.
             let difference = budgets[a] as f64 * weights[b] - budgets[b] as f64 * weights[a];
             prop_assert!(difference.abs() <= (weights[a] + weights[b]) * (1.0 + 1e-9), "{a} {b}: {budgets:?}");
-            // Of equals the lower gets the odd one.
+            // Of equals the lower gets the extra one.
             if weights[a] == weights[b] {
                 prop_assert!(budgets[a] == budgets[b] || budgets[a] == budgets[b] + 1, "{a} {b}: {budgets:?}");
             }
@@ -155,8 +155,8 @@ proptest! {
         let mass: f64 = ordered.iter().rev().sum();
         let evicted = |budget: usize| if mass == 0.0 { 0.0 } else { ordered[budget..].iter().rev().sum::<f64>() / mass };
         prop_assert!(evicted(got) <= epsilon + 1e-12, "{got} evicts {}", evicted(got));
-        prop_assert!(got == 0 || evicted(got - 1) > epsilon - 1e-12, "{} would do", got - 1);
-        // Evicting nothing of worth never keeps what is worth nothing.
+        prop_assert!(got == 0 || evicted(got - 1) > epsilon - 1e-12, "{} would be enough", got - 1);
+        // Whatever the share, no entry of score 0 needs to be kept.
         prop_assert!(got <= ordered.iter().filter(|&&s| s > 0.0).count());
     }
 }
@@ -215,13 +215,13 @@ fn alpha_counts_in_billionths() {
     };
     let b = budget as u128;
     for count in [1u128, 7, 1234, 33_333, 65_537, 99_998] {
-        // The smallest alpha that promises head 1 so many.
+        // The smallest alpha that promises head 1 that many.
         let alpha = (2 * ONE * count).div_ceil(b);
         for (alpha, want) in [(alpha - 1, count - 1), (alpha, count)] {
             assert_eq!(alpha * b / (2 * ONE), want);
             assert_eq!(got(LAVA_FLOOR_GUARANTEED, alpha) as u128, want, "guaranteed, alpha {alpha} e-9");
         }
-        // The largest alpha that leaves head 1 at or below so many and a half: of equal remainders head 0's rounds up.
+        // The largest alpha that leaves head 1 at or below that many and a half: of equal remainders head 0's rounds up.
         let alpha = (2 * count + 1) * ONE / b;
         for (alpha, more) in [(alpha, 0), (alpha + 1, 1)] {
             let exact = [(ONE - alpha) * b * 2 + alpha * b, alpha * b];

@@ -1,5 +1,5 @@
-//! What goes wrong in an engine without anybody's pointer being wrong: work that is dropped, memory that is used again, counts
-//! that lie, threads that come late or not at all.
+//! What goes wrong in an engine although every pointer is right: work that is dropped, memory that is used again, wrong counts,
+//! threads that come late or not at all.
 
 use ffi_tests::*;
 use std::ffi::c_void;
@@ -16,7 +16,7 @@ fn layer(seed: u64) -> Layer {
 
 // A cascade dropped half way.
 
-/// A state for `n_layers`, in memory of its own or in what is given.
+/// A state for `n_layers`, in its own memory or in what is given.
 fn start(n_layers: u32, total: u64, memory: Option<Memory>) -> Memory {
     let (shape, params, cascade) = (layer(0).shape, select_params(), cascade_params());
     let (s, p, c) = (&raw const shape, &raw const params, &raw const cascade);
@@ -61,7 +61,7 @@ fn a_cascade_dropped_half_way_leaves_no_trace() {
 }
 
 #[test]
-fn copies_of_a_cascade_go_their_own_ways() {
+fn copies_of_a_cascade_are_independent() {
     let scores: Vec<_> = (0..3).map(|l| layer(l).score().unwrap()).collect();
     let first = start(2, 80, None);
     push(&first, &scores[0]);
@@ -112,7 +112,7 @@ fn scores_overwritten_before_selection_are_refused_or_selected_as_they_are() {
     assert_eq!(kept.head(0)[..50], (0..50).collect::<Vec<u32>>());
 }
 
-/// Found by breaking it on purpose: a score that is none is only met after all sizes have been found right.
+/// Found by breaking it on purpose: a score that is not a number is only found after all sizes have been checked.
 #[test]
 fn a_selection_refused_for_its_scores_has_written_nothing() {
     let layer = layer(2);
@@ -140,7 +140,7 @@ fn a_selection_refused_for_its_scores_has_written_nothing() {
 
 // A workspace reused.
 
-/// What a workspace holds at first is nobody's result: poison, all ones, NaNs, and what other functions left.
+/// No result depends on what a workspace holds at first: poison, all ones, NaNs, or what other functions left.
 #[test]
 fn workspaces_are_used_again_by_all_functions() {
     let layer = layer(3);
@@ -196,7 +196,7 @@ fn workspaces_are_used_again_by_all_functions() {
     }
 }
 
-// Counts that lie.
+// Wrong counts.
 
 #[test]
 fn rows_that_a_cache_does_not_have_are_refused() {
@@ -251,7 +251,7 @@ fn heads_that_share_a_row_are_refused() {
 
 /// `lava_attend` believes the positions: they shape the mask and nothing else. Wrong ones give a wrong mask, never more.
 #[test]
-fn positions_that_lie_only_change_the_mask() {
+fn wrong_positions_only_change_the_mask() {
     let layer = layer(5);
     let sliding = lava_shape { sliding_window: 5, ..layer.shape };
     let (q, k, v) = (Grid::random(&mut Rng(6), 3, HEADS.0, DIMS.0).lay(), layer.k.lay(), layer.v.lay());
@@ -297,7 +297,7 @@ fn a_state_of_another_size_is_refused_or_does_not_matter() {
 
 // Threads that come late.
 
-/// Parts in any order, and one that is missing: what it owns is as it was, all else is done. It may come later.
+/// Parts in any order, and one that is missing: its heads are unchanged, all others are done. It may come later.
 #[test]
 fn a_part_that_is_missing_leaves_its_heads_and_may_come_later() {
     let layer = layer(7);

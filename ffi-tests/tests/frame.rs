@@ -236,7 +236,7 @@ fn head_budgets_from_outside() {
         let kept = select(&shape, &params, &scores, budget).unwrap();
         assert_eq!([0, 1, 2].map(|h| kept.head(h).len() - WINDOW), want);
     }
-    // No head goes without its best.
+    // Every head keeps its best.
     let params = lava_select_params { head_min: 4, ..select_params() };
     let alone: Vec<f32> =
         (0..HEADS.1 * PREFIX).map(|i| if i < PREFIX { 9.0 } else { i as f32 * 1e-3 }).collect();

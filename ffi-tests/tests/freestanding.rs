@@ -8,7 +8,7 @@ fn nothing_but_memory_functions_is_undefined() {
     let whole = scratch("undefined").join("whole.o");
     let mut ld = Command::new("ld");
     ld.arg("-r");
-    // All that a program can ask for is pulled in.
+    // Everything that a program can use is linked in.
     declared().iter().for_each(|function| {
         ld.args(["-u", function]);
     });
@@ -32,7 +32,7 @@ fn a_program_without_libc_compresses_a_layer() {
     let program = scratch("freestanding").join("program");
     let mut gcc = Command::new("gcc");
     gcc.args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-O2", "-ffreestanding", "-nostdlib", "-static"]);
-    // Else gcc makes the loop in memcpy a call of memcpy.
+    // Otherwise gcc turns the loop in memcpy into a call of memcpy.
     gcc.args(["-fno-stack-protector", "-fno-tree-loop-distribute-patterns", "-I"])
         .arg(root().join("include"));
     gcc.arg(root().join("ffi-tests/c/freestanding.c")).arg(freestanding()).arg("-o").arg(&program);

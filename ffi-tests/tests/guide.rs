@@ -1,4 +1,4 @@
-//! include/GUIDE.md: its code is compiled and run, since it stands in the programs of examples-c, and its table of errors is whole.
+//! include/GUIDE.md: its code is compiled and run, as part of the programs of examples-c, and its table of errors is complete.
 
 use ffi_tests::library::root;
 
@@ -46,7 +46,7 @@ fn every_status_has_its_row() {
     assert_eq!(rows, statuses);
 }
 
-/// What the texts call by name is there.
+/// Every name of ours in the texts exists.
 #[test]
 fn names_exist() {
     let headers = ["lava.h", "lava_methods.h", "lava.hpp", "lava_cuda.h", "lava_cuda.hpp"];

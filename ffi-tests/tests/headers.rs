@@ -48,7 +48,7 @@ fn each_header_compiles_alone() {
             }
         }
     }
-    assert!(n >= 3, "gcc and lava.h at the least");
+    assert!(n >= 3, "at least gcc and lava.h");
 }
 
 /// Prints what C makes of a struct, and what the bindings make of it, field by field.
@@ -63,7 +63,7 @@ macro_rules! layouts {
         $(
             let name = stringify!($type);
             line(&format!("sizeof {name}"), &format!("sizeof({name})"), size_of::<$type>());
-            // Fails to compile where a field was added and is not listed here.
+            // Fails to compile if a field was added and is not listed here.
             let _ = |whole: $type| { let $type { $($field: _),* } = whole; };
             $(
                 let field = concat!(stringify!($type), ", ", stringify!($field));
@@ -127,7 +127,7 @@ fn initialised_structs() {
     assert_eq!([n_tokens, n_q_heads, n_kv_heads, head_dim_k, head_dim_v, window], [1, 2, 3, 4, 5, 6]);
     assert_eq!((struct_size as usize, layer, sliding_window, reserved), (size_of::<lava_shape>(), 0, 0, 0));
     assert!(cu_rows.is_null() && positions.is_null());
-    // Fields that mean nothing yet, and what leads to nothing.
+    // Fields that mean nothing yet, and pointers that are NULL.
     let (scoring, attending) = (score_params(), attend_params());
     assert!(scoring.sink_logits.is_null() && attending.sink_logits.is_null());
     assert!(scoring.query_head_weights.is_null());
@@ -171,7 +171,7 @@ fn scores_are_counted_by_the_header() {
 fn the_header_is_read_in_twenty_minutes() {
     let text = std::fs::read_to_string(root().join("include/lava.h")).unwrap();
     let n = text.lines().count();
-    assert!(n < 900, "{n} lines: what other papers' methods need belongs into lava_methods.h");
+    assert!(n < 900, "{n} lines: what other papers' methods need belongs in lava_methods.h");
 }
 
 /// Three questions that the header answers by itself: how one gets the recommended preset, what a budget counts, what may be NULL.
@@ -224,7 +224,7 @@ fn the_header_answers() {
         "lava_select selection",
     ];
     assert_eq!(optional, want);
-    assert!(!function("lava_score").may_be_null("v"), "only where no value weighs");
+    assert!(!function("lava_score").may_be_null("v"), "only without a value weight");
 }
 
 /// status.rs has a world for every function that can fail, so that each of its pointers is tried.

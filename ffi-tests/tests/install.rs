@@ -1,4 +1,4 @@
-//! `make install`, and programs that know of lava only what was installed: by pkg-config and by CMake, in C and C++.
+//! `make install`, and programs that use only what was installed: by pkg-config and by CMake, in C and C++.
 
 use ffi_tests::library::{root, run, scratch};
 use std::collections::BTreeSet;
@@ -81,7 +81,7 @@ fn by_pkg_config(libdir: &Path, out: &Path) {
             let program = out.join(format!("{name}-{source}"));
             let mut compile = Command::new(compiler);
             compile.args([standard, "-Wall", "-Wextra", "-Wpedantic", "-Werror"]);
-            // With liblava.so beside liblava.a, -static is what makes the linker take the latter.
+            // With liblava.so next to liblava.a, only -static makes the linker take the latter.
             compile.args(linking.iter().map(|_| "-static"));
             compile.arg(root().join("ffi-tests/consumer").join(source)).arg("-o").arg(&program);
             run(compile.args(query(&[&["--cflags", "--libs"], linking].concat())));
@@ -154,7 +154,7 @@ fn bring_programs() {
 }
 
 #[test]
-fn a_prefix_of_ones_own() {
+fn a_prefix_that_the_user_chooses() {
     bring_programs();
     let out = scratch("install-prefix");
     let prefix = out.join("prefix");
@@ -163,7 +163,7 @@ fn a_prefix_of_ones_own() {
 }
 
 #[test]
-fn what_was_installed_goes_again_and_nothing_else() {
+fn uninstall_removes_what_was_installed_and_nothing_else() {
     let prefix = scratch("uninstall").join("prefix");
     let variables = [format!("PREFIX={}", prefix.display()), format!("LIBDIR={}/lib64", prefix.display())];
     run(&mut make("install", &variables));
@@ -182,7 +182,7 @@ fn what_was_installed_goes_again_and_nothing_else() {
     assert_eq!(tree(&prefix), before);
     std::fs::write(&pc, own).unwrap();
 
-    // Twice: what is not there needs no removing.
+    // Twice: it is no error if nothing is left to remove.
     for _ in 0..2 {
         run(&mut make("uninstall", &variables));
         assert_eq!(tree(&prefix), others.clone().into());
@@ -191,7 +191,7 @@ fn what_was_installed_goes_again_and_nothing_else() {
     assert_eq!(folders, "", "folders of lava's own");
 }
 
-/// FEATURES=cuda has two headers more. The libraries are those without it: the script goes by what it is told.
+/// FEATURES=cuda adds two headers. The libraries here are built without it: the script only looks at the variable.
 #[test]
 fn headers_of_a_feature() {
     let prefix = scratch("install-feature").join("prefix");

@@ -74,7 +74,7 @@ impl World {
                 let prefix_rows = positions(&shape, h).len() - window;
                 for &p in &positions(&shape, h)[..prefix_rows] {
                     let score = rng.below(model.steps + 1) as f32 / model.steps as f32;
-                    // As lava_score leaves them.
+                    // As lava_score writes them.
                     own.push(if is_live(&shape, p) { score } else { 0.0 });
                 }
             }
@@ -263,7 +263,7 @@ proptest! {
         }
     }
 
-    /// A budget's entries, and that one shape stands for as many layers as one likes.
+    /// A budget's entries; and one shape may stand for any number of layers.
     #[test]
     fn totals_of_unlike_layers(model in models(), more in 0u32..40) {
         let world = World::new(&model);
@@ -300,7 +300,7 @@ fn dead_entries_never_take_budget() {
     let local = sliding(shape(TOKENS, (4, 4), (8, 8), WINDOW), KEYS);
     let shapes = [local, local, local, local, local, full];
     let first_live = (TOKENS + 1 - KEYS) as u32;
-    // With smoothing, which must not be added to what nobody sees.
+    // With smoothing, which must not be added to what no query sees.
     for smoothing in [0.0, 0.3] {
         for preset in
             [score_params(), unsafe { lava_score_params_default() }, unsafe { lava_score_params_snapkv() }]
@@ -329,7 +329,7 @@ fn check_gemma(shapes: &[lava_shape], scores: &[Vec<f32>], first_live: u32) {
     let budget = budget_from_ratio(&shapes[5], None, 0.2).unwrap();
     assert_eq!(budget, 409);
     let total = total_entries(shapes, budget).unwrap();
-    // All that sliding layers can use, and of the full one what was asked for: nothing is lost to dead rows.
+    // Sliding layers get all that they can use, the full one what was asked for: nothing is lost to dead rows.
     let live = (shapes[5].n_tokens - 16 - first_live) as u64;
     assert_eq!((live, total), (111, 5 * 4 * 111 + 2 * (409 - 16)));
     for total in [total, total / 2, 200] {
@@ -360,7 +360,7 @@ fn check_gemma(shapes: &[lava_shape], scores: &[Vec<f32>], first_live: u32) {
                 }
                 first += n_heads;
             }
-            assert_eq!(held, total, "nothing is given away, whatever layers share by ({layers})");
+            assert_eq!(held, total, "the whole total is used, whatever layers share by ({layers})");
         }
     }
 }
@@ -412,7 +412,7 @@ fn arrays_of_layers() {
     }
 }
 
-/// A fault is told of the layer that has it, whatever its own `layer` says.
+/// An error names the layer that has the fault, whatever its own `layer` says.
 #[test]
 fn errors_name_the_layer_of_an_array() {
     let one = lava_shape { layer: 77, ..shape(20, (2, 2), (3, 3), 4) };

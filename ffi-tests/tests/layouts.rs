@@ -1,4 +1,4 @@
-//! A tensor's layout and element type change where things are, never what comes out.
+//! A tensor's layout and element type change where things are, never the results.
 
 use ffi_tests::*;
 
@@ -53,7 +53,7 @@ fn scores_do_not_depend_on_the_layout_or_the_element_type() {
     };
     let (q, k, v) = (all(&layer.q), all(&layer.k), all(&layer.v));
     let n = q.len();
-    // Each of q, k, v runs through all; the others beside it are always of another kind.
+    // Each of q, k, v goes through all kinds; the other two are always of a different one.
     for i in 0..n {
         let chosen = [&q[i], &k[(i + 5) % n], &v[(i + 11) % n]];
         let [q, k, v] = chosen.map(|c| c.2.tensor());
@@ -90,7 +90,7 @@ fn interleaved(
         let v = k.clone().from(v_first);
         (name, Memory::new(rows * heads * both * 4), k, v)
     };
-    // Where a head's stride must serve both tensors, the wider of the two sets it.
+    // Where one head stride must serve both tensors, the wider of the two sets it.
     let wide = dk.max(dv);
     let fused = |name| {
         let k = Layout::strides(2 * heads * wide, wide, 1);
@@ -244,7 +244,7 @@ fn compaction_of_a_ragged_cache_forward_in_place() {
     check_rows("v", &v.memory, &before[1], &[(&closed[1], &layer.v)], (&composed, &second.1));
 }
 
-/// With unlike numbers of rows per head, equal strides do not make two tensors interleaved: the second head's rows meet.
+/// With different numbers of rows per head, equal strides do not make two tensors interleaved: the second head's rows meet.
 #[test]
 fn destinations_that_meet_in_one_head_only_are_refused() {
     let layer = layer();
@@ -317,7 +317,7 @@ fn a_ragged_cache_within_its_memory() {
         (START, ([3, 14, 20], 4), one_each, true),
         (START, ([3, 12, 20], 4), two_each, true),
         (START, ([0, 2, 4], 4), two_each, true),
-        // Rows at the very front of the buffer, where a single one is all there is.
+        // Rows at the very front of the buffer, where there is only a single one.
         (arena, ([0, 0, 0], 4), one_in_all, true),
         (arena, ([0, 0, 0], 4), two_in_all, true),
         (arena, ([0, 1, 2], 4), one_each, true),
@@ -326,7 +326,7 @@ fn a_ragged_cache_within_its_memory() {
         (([0, 10, 20], 4), ([1, 1, 1], 4), (&[0], &[0, 1, 1, 1]), false),
     ];
     for (from, to, kept, allowed) in cases {
-        // Both so, and each beside one that stays where it is.
+        // Both like that, and each with one that stays where it is.
         let (moves, stays) = ((from, to), (START, START));
         for places in [[moves, moves], [moves, stays], [stays, moves]] {
             move_within(places, &TEN_EACH, (kept.0, &kept.1[..]), allowed);
@@ -342,7 +342,7 @@ fn destinations_on_a_row_start_are_refused() {
     let of = [&cu_rows, &cu_rows, &cu, &cu].map(|start| Layout::ragged(&start[..3], 4));
     // Sources, then destinations. Row 1 of a destination's head 0 is one of the arrays.
     for (owner, target) in (0..4).flat_map(|owner| [(owner, 2), (owner, 3)]) {
-        // Should rows ever move onto it, the array still leads to somewhere inside.
+        // If rows ever moved onto it, the array would still lead to somewhere inside.
         let memory = [(); 4].map(|()| Memory::of(&[2u32; 48]));
         let start = of[owner].row_start.as_ref().unwrap();
         start.iter().enumerate().for_each(|(h, &s)| memory[target].set(4 + h, s));

@@ -14,9 +14,9 @@ fn time(work: impl Fn()) -> Duration {
 }
 
 /// The size of a scoring workspace was found by trying every number up to the group's size: most of a minute for a caller's
-/// mistake of four billion heads. It takes steps that grow with the root.
+/// mistake of four billion heads. Now the steps grow with the root.
 #[test]
-fn the_workspace_of_billions_of_heads_is_told_at_once() {
+fn the_workspace_of_billions_of_heads_is_sized_at_once() {
     // Primes: no group of heads divides them.
     let of = |n_q_heads: usize| {
         let shape = shape(2, (n_q_heads, 1), (1, 1), 1);
@@ -85,7 +85,7 @@ fn shapes_up_to_the_limit_are_counted_exactly() {
     }
 }
 
-/// What a function answers to a shape.
+/// What a function returns for a shape.
 type Answer = fn(&lava_shape) -> Outcome<()>;
 
 /// Products beyond 32 and beyond 64 bits, in every function that takes a shape: no pointer is followed.
@@ -193,7 +193,7 @@ fn the_largest_totals_are_shared_exactly() {
     }
 }
 
-/// Rows beyond 2^31, in four gigabytes that are mapped and never touched but for these rows.
+/// Rows beyond 2^31, in four gigabytes that are mapped and never touched except for these rows.
 #[test]
 fn rows_beyond_two_billion_move() {
     let rows = [0u32, 1 << 31, (1 << 31) + 1, LONG as u32 - 1];
@@ -231,7 +231,7 @@ fn positions_beyond_four_billion_do_not_wrap() {
         (params.kept_indices, params.cu_kept) = (kept.as_ptr(), cu.as_ptr());
         attend(&sliding, &params, 2, tensors, &[6], WHOLE).unwrap()
     };
-    // Rows 2 to 5 at 100 on, or at 2^32 - 2 on: in both the kept ones are out of sight.
+    // Rows 2 to 5 from 100 on, or from 2^32 - 2 on: in both the kept ones are out of sight.
     assert_eq!(of(100), of(u32::MAX - 1));
 }
 

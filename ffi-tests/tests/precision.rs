@@ -1,10 +1,10 @@
-//! Numbers where rounding would show: attention that is nearly total, variances that are nearly nothing, logits that are huge. On
+//! Numbers where rounding would show: attention that is nearly total, variances that are nearly zero, logits that are huge. On
 //! every kind of kernels that the machine has.
 
 use ffi_tests::oracle::{attention, check_scores, scores};
 use ffi_tests::*;
 
-/// One KV head, one element per key and value: a layer of which each number is written down.
+/// One KV head, one element per key and value: a layer with every number written out.
 fn small(q: &[f32], k: &[f32], v: &[f32], params: lava_score_params) -> Layer {
     let grid = |values: &[f32]| Grid { rows: values.len(), heads: 1, dim: 1, values: values.to_vec() };
     let shape = shape(k.len(), (1, 1), (1, 1), q.len());
@@ -37,7 +37,7 @@ fn what_evicting_a_sink_of_total_attention_does() {
                 let mut layer = Layer::random(7, shape(60, (4, 2), (8, 6), window));
                 layer.params =
                     lava_score_params { scale: 1.0, backend, group_reduce: reduce, pool_kernel: 1, ..preset };
-                // All queries look along the first element, where the sink has 29 and the others less than 1.
+                // All queries have only a first element, where the sink has 29 and the others less than 1.
                 for h in 0..4 {
                     for j in 0..window {
                         (0..8).for_each(|c| {
@@ -130,9 +130,9 @@ fn variances_of_attention_that_hardly_varies() {
     }
 }
 
-/// Queries that are all the same have no variance at all.
+/// Queries that are all the same have variance zero.
 #[test]
-fn no_variance_is_none() {
+fn equal_queries_have_no_variance() {
     for backend in backends() {
         let mut layer = sink(0.945, 8, backend);
         layer.q.values.fill(1.0);
@@ -143,7 +143,7 @@ fn no_variance_is_none() {
     }
 }
 
-/// Keys that are all the same: each query's attention is one part in as many as it sees, at any size of logits.
+/// Keys that are all the same: each query pays every key that it sees an equal share, at any size of logits.
 #[test]
 fn attention_sums_to_one_at_any_logit() {
     for (backend, dim) in backends().into_iter().flat_map(|b| [1usize, 8, 64].map(|dim| (b, dim))) {
@@ -172,7 +172,7 @@ fn attention_sums_to_one_at_any_logit() {
     }
 }
 
-/// The same in 16 bits, where the kernels are others: logits that f16 and bf16 can make.
+/// The same in 16 bits, which has other kernels: logits that f16 and bf16 can make.
 #[test]
 fn attention_sums_to_one_in_half_precision() {
     for (backend, dtype) in backends().into_iter().flat_map(|b| [(b, LAVA_F16), (b, LAVA_BF16)]) {

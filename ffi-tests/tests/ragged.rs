@@ -1,4 +1,4 @@
-//! A cache that has been compressed before is scored, shared out, selected from and compacted again, by its rows and their positions.
+//! A cache that has been compressed before is scored, budgeted, selected from and compacted again, by its rows and their positions.
 
 use ffi_tests::oracle::{check_scores, scores};
 use ffi_tests::*;
@@ -13,7 +13,7 @@ fn layer() -> Layer {
     Layer::random(3, shape(TOKENS, HEADS, DIMS, WINDOW))
 }
 
-/// All rows; some, of unlike numbers; of one head the window alone.
+/// All rows; some, a different number per head; of one head only the window.
 fn caches() -> Vec<(&'static str, Rows)> {
     let (dense, rng) = (layer().shape, &mut Rng(9));
     let all: Vec<u32> = (0..TOKENS as u32).collect();
@@ -49,7 +49,7 @@ fn scores_of_a_compressed_cache() {
         for (keys, with_sinks, smoothing) in
             [(0, false, 0.0), (40, false, 0.2), (0, true, 0.0), (3, false, 0.0)]
         {
-            // What evicting does to the output is a matter of all rows that are seen, live or dead.
+            // What evicting does to the output depends on all rows that are seen, live or dead.
             let mut layer = layer();
             (layer.params, layer.shape.sliding_window) = (lava_score_params { smoothing, ..params }, keys);
             if with_sinks {
@@ -62,10 +62,10 @@ fn scores_of_a_compressed_cache() {
     }
 }
 
-/// Heads that all lost the same tokens have the scores of a prompt that never had them. (Keys carry their RoPE: positions do not
-/// enter where no sliding window does.)
+/// Heads that all lost the same tokens have the scores of a prompt that never had them. (Keys already include RoPE: positions matter
+/// only with a sliding window.)
 #[test]
-fn rows_that_are_all_there_is_score_as_a_dense_cache_does() {
+fn heads_that_lost_the_same_tokens_score_as_a_dense_cache() {
     let dense = layer();
     let kept: Vec<u32> = (0..TOKENS as u32).filter(|&p| p % 4 != 1 || p >= PREFIX as u32).collect();
     let rows = Rows::new(&[kept.clone(), kept.clone(), kept.clone()]);
@@ -104,7 +104,7 @@ fn compressing_again() {
         assert_eq!(mass, kept.report.mass);
         let counts: Vec<u32> = kept.cu.windows(2).map(|c| c[1] - c[0]).collect();
 
-        // Rows lead into the cache as it is; positions are the text's.
+        // Rows are numbers within the cache as it is; positions are those in the text.
         let ragged = |dim| Laid::empty(Layout::ragged(&kept.cu[..HEADS.1], dim), kept.indices.len(), 1, dim);
         let (to_k, to_v) = (ragged(DIMS.0), ragged(DIMS.1));
         let (src, dst) = ([&k.tensor(), &v.tensor()], [&to_k.tensor(), &to_v.tensor()]);
@@ -123,7 +123,7 @@ fn compressing_again() {
     }
 }
 
-/// Which rows and positions stay where the cache has gaps already.
+/// Which rows and positions are kept if the cache has gaps already.
 #[test]
 fn rows_and_positions_differ() {
     let shape = shape(10, (2, 2), (2, 2), 2);
@@ -152,7 +152,7 @@ fn rows_and_positions_differ() {
     assert_eq!(total_entries(&[shape], 4), Ok(4));
 }
 
-/// What a budget of all layers makes of caches that have been compressed before: `lava_n_scores` and the workspaces follow the rows.
+/// A budget of all layers over caches that have been compressed before: `lava_n_scores` and the workspaces follow the rows.
 #[test]
 fn a_cascade_over_compressed_caches() {
     let layers: Vec<(Layer, Rows)> = caches()
@@ -176,7 +176,7 @@ fn a_cascade_over_compressed_caches() {
 
 /// Rows and positions that contradict the shape are refused by every function that looks at them.
 #[test]
-fn rows_that_lie_are_refused() {
+fn wrong_rows_are_refused() {
     type Answer = fn(&lava_shape) -> Outcome<()>;
     let functions: [(&str, Answer); 12] = [
         ("score_workspace_size", |s| {
@@ -230,7 +230,7 @@ fn rows_that_lie_are_refused() {
         let refused = answer(&lava_shape { cu_rows: cu.as_ptr(), ..no_positions }).expect_err(name);
         assert_eq!((refused.status, refused.argument.as_str()), (LAVA_ERR_NULL, "positions"), "{name}");
     }
-    // One set of tokens for all heads needs heads that have the same.
+    // One set of tokens for all heads needs heads that have the same tokens.
     let rows = Rows::new(&good);
     let refused = call(|e| unsafe { lava_mean_over_heads(&rows.of(dense), [1.0f32; 20].as_mut_ptr(), e) });
     assert_eq!(refused.unwrap_err().status, LAVA_ERR_UNSUPPORTED);

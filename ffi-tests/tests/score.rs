@@ -3,7 +3,7 @@
 use ffi_tests::oracle::{check_scores, log_sum_exps, scores};
 use ffi_tests::*;
 
-/// Checks the scores with and without the log-sum-exps handed in, natural and in base two.
+/// Checks the scores with and without given log-sum-exps, natural and in base two.
 fn check(what: &str, layer: &Layer) {
     let want = scores(layer);
     let [q, k, v] = [&layer.q, &layer.k, &layer.v].map(Grid::lay);
@@ -19,7 +19,7 @@ fn check(what: &str, layer: &Layer) {
     }
 }
 
-/// A layer whose largest value stands in the window, so that the value span shows.
+/// A layer whose largest value is in the window, so that the value span shows.
 fn layer(tokens: usize, heads: (usize, usize), window: usize) -> Layer {
     let mut layer = Layer::random(tokens as u64, shape(tokens, heads, (24, 10), window));
     (0..heads.1).for_each(|g| (0..10).for_each(|c| layer.v.set(tokens - 1, g, c, 3.0)));
@@ -89,7 +89,7 @@ fn learned_sinks() {
             }
         }
     }
-    // One that draws nearly all: what is left is a small part, and right.
+    // One that draws nearly all: the small part that is left is still right.
     let mut layer = layer(80, (2, 2), 3);
     let sinks = [12.0f32, 0.0];
     layer.params.sink_logits = sinks.as_ptr();
@@ -118,9 +118,9 @@ fn backends_agree() {
     let best = by_name(LAVA_BACKEND_BEST);
     assert!(backends()[1..].iter().any(|&b| by_name(b) == best), "{best}");
     let names: std::collections::BTreeSet<_> = backends()[1..].iter().map(|&b| by_name(b)).collect();
-    assert_eq!(names.len(), backends().len() - 1, "each has a name of its own");
+    assert_eq!(names.len(), backends().len() - 1, "each has its own name");
     assert!(unsafe { lava_backend_name(LAVA_BACKEND_NEON + 1).is_null() && lava_backend_name(-1).is_null() });
-    // What the machine has not is refused, in scoring and in attention.
+    // What the machine lacks is refused, in scoring and in attention.
     for missing in (LAVA_BACKEND_BEST..=LAVA_BACKEND_NEON).filter(|b| !backends().contains(b)) {
         let mut layer = layer(20, (2, 2), 3);
         layer.params.backend = missing;
@@ -135,7 +135,7 @@ fn backends_agree() {
     assert!(backends().len() > 1 && backends().contains(&LAVA_BACKEND_SCALAR));
 }
 
-/// A log-sum-exp that makes a query's attention another sum than 1 is refused; rounding, in half precision too, is not.
+/// A log-sum-exp by which a query's attention does not sum to 1 is refused; rounding, in half precision too, is not.
 #[test]
 fn a_log_sum_exp_is_checked() {
     let layer = layer(150, (6, 2), 7);
@@ -153,7 +153,7 @@ fn a_log_sum_exp_is_checked() {
     with(&right, LAVA_LSE_NATURAL).unwrap();
     let base_two = map(&|_, x| (x as f64 / std::f64::consts::LN_2) as f32);
     with(&base_two, LAVA_LSE_BASE2).unwrap();
-    // As another program's f16 has it.
+    // As another program gives it in f16.
     with(&map(&|_, x| half::f16::from_f32(x).to_f32()), LAVA_LSE_NATURAL).unwrap();
     with(&map(&|_, x| half::bf16::from_f32(x).to_f32()), LAVA_LSE_NATURAL).unwrap();
     with(&map(&|_, x| x + 0.03), LAVA_LSE_NATURAL).unwrap();
@@ -174,7 +174,7 @@ fn a_log_sum_exp_is_checked() {
         let refused = with(&lse, base).expect_err(what);
         let told = (refused.status, refused.argument.as_str(), refused.layer);
         assert_eq!(told, (LAVA_ERR_ARGUMENT, "lse", Some(0)), "{what}");
-        // Statistics of attention believe no more.
+        // Statistics of attention refuse it too.
         let bytes =
             number(|n, e| unsafe { lava_score_workspace_size(&layer.shape, &layer.params, n, e) }).unwrap();
         let (space, stats) = (Memory::new(bytes), Memory::new(32));
@@ -198,7 +198,7 @@ fn a_log_sum_exp_is_checked() {
         });
         assert_eq!(refused.expect_err(what).status, LAVA_ERR_ARGUMENT, "{what}");
     }
-    // An infinite one is no number at all.
+    // One that is not finite is refused as such.
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let lse = map(&|i, x| if i == 3 { bad } else { x });
         assert_eq!(with(&lse, LAVA_LSE_NATURAL).unwrap_err().status, LAVA_ERR_NONFINITE);
@@ -226,7 +226,7 @@ fn rows_out_of_sight_are_not_looked_at() {
     }
 }
 
-/// Of a layer with a sliding window only what its queries see is read: the time does not grow with the rest.
+/// In a layer with a sliding window only what its queries see is read: the time does not grow with the rest.
 #[test]
 fn a_sliding_layer_costs_what_it_sees() {
     let of = |sliding_window: u32| {

@@ -1,8 +1,8 @@
 //! The libraries are as large as docs/linking.md says, or smaller.
 //!
-//! Up to 10% over it is let pass: the standard library inside, and what the compiler makes of ours, moves by some per cent
+//! Up to 10% more is allowed: the standard library inside, and what the compiler makes of our code, changes by a few per cent
 //! with the version of Rust. A new dependency, formatting or panic machinery, or another copy of the kernels shows as
-//! more. Whoever means to make the library larger says so in docs/linking.md.
+//! more. Whoever makes the library larger on purpose says so in docs/linking.md.
 
 use ffi_tests::library::{fixed, root, run, scratch, shared};
 use std::path::Path;

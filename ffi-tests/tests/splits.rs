@@ -1,4 +1,4 @@
-//! Work that splits gives the same bits for every split, in turn and on threads at once.
+//! Work that can be split gives the same bits for every split, in turn and on threads at once.
 
 use ffi_tests::*;
 

@@ -1,7 +1,7 @@
 //! Every function refuses what its comment says, says why, and leaves all memory as it was.
 //!
 //! A `World` is one function with valid arguments, all of them in one block of memory. Most cases follow from what kind
-//! of argument there is (`general_cases`), and whether NULL is allowed is what the header's comment says; what is left stands in a
+//! of argument there is (`general_cases`), and whether NULL is allowed is what the header's comment says; the rest is in a
 //! table per function. After a refusal the whole block must hold the same bytes, workspaces excepted.
 
 use ffi_tests::header;
@@ -28,7 +28,7 @@ enum Kind {
 }
 use Kind::*;
 
-/// Memory of an argument. A tensor's elements have a region of their own, named "NAME data".
+/// Memory of an argument. A tensor's elements have their own region, named "NAME data".
 #[derive(Clone)]
 struct Region {
     name: String,
@@ -192,7 +192,7 @@ impl World {
 struct Case {
     what: String,
     change: Box<dyn Fn(&mut World)>,
-    /// More than one where the header leaves open which of two faults is told.
+    /// More than one where the header leaves open which of two faults is reported.
     status: Vec<lava_status>,
     /// What `lava_error.argument` is; "" where that is left open.
     argument: String,
@@ -295,7 +295,7 @@ fn struct_cases(name: &'static str, kind: Kind, size: u32) -> Vec<Case> {
     };
     // No struct has grown yet.
     let first = size;
-    // What a report's tail holds is the caller's own affair: the library leaves it alone.
+    // A report's tail belongs to the caller: the library leaves it alone.
     let unknown = if kind == Report { LAVA_OK } else { LAVA_ERR_STRUCT_SIZE };
     vec![
         sized(0, 0, LAVA_ERR_STRUCT_SIZE),
@@ -381,8 +381,8 @@ fn shape_cases(looks: Looks) -> Vec<Case> {
         ("head_dim_k", |s| s.head_dim_k = u32::MAX, LAVA_ERR_SHAPE),
         ("head_dim_v", |s| s.head_dim_v = 0, LAVA_ERR_SHAPE),
         ("head_dim_v", |s| s.head_dim_v = u32::MAX, LAVA_ERR_SHAPE),
-        ("reserved", |s| s.reserved = 1, LAVA_ERR_ARGUMENT),
-        ("reserved", |s| s.reserved = u32::MAX, LAVA_ERR_ARGUMENT),
+        ("reserved", |s| s.reserved = 1, LAVA_ERR_STRUCT_SIZE),
+        ("reserved", |s| s.reserved = u32::MAX, LAVA_ERR_STRUCT_SIZE),
     ];
     let sizes: [ShapeRow; 7] = [
         ("n_tokens", |s| s.n_tokens = 0, LAVA_ERR_SHAPE),
@@ -417,7 +417,7 @@ fn shape_cases(looks: Looks) -> Vec<Case> {
 fn check(make: impl Fn() -> World, may_write: &[&str], rows: &[Row]) {
     let mut cases = vec![case("valid arguments", &[LAVA_OK], "", |_| {})];
     let world = make();
-    // A weight has a world of its own: most cascades take none.
+    // A weight has its own world: most cascades take none.
     let untried = |p: &&String| *p != "error" && *p != "weight" && !world.has(p);
     let pointers = &header::function(world.name).pointers;
     assert_eq!(pointers.iter().find(untried), None, "a pointer of {} is not tried", world.name);
@@ -451,7 +451,7 @@ fn run_case(world: &World, case: &Case, may_write: &[&str]) -> std::result::Resu
     if let Some(f) = failure.as_ref().filter(|f| !case.argument.is_empty() && f.argument != case.argument) {
         return Err(format!("names {:?}, not {:?}", f.argument, case.argument));
     }
-    // All that is found once the shape has been read is found in its layer.
+    // Every fault that is found after the shape has been read names its layer.
     let sizes_only = ["lava_n_kept", "lava_select_workspace_size", "lava_cascade_push"].contains(&world.name);
     if world.has("shape") && !sizes_only {
         let nameless = failure.as_ref().filter(|f| f.argument != "shape" && f.layer != Some(LAYER));
@@ -459,7 +459,7 @@ fn run_case(world: &World, case: &Case, may_write: &[&str]) -> std::result::Resu
             return Err(format!("names no layer: {f:?}"));
         }
     }
-    // What a check of the attention finds, it finds while scores are written.
+    // Attention is checked while scores are written.
     let late = failure.as_ref().is_some_and(|f| f.argument == "lse" && status == LAVA_ERR_ARGUMENT);
     let after = world.memory.to_vec::<u8>();
     let touched = before.iter().zip(&after).enumerate().filter(|(_, (b, a))| b != a).map(|(i, _)| i);
@@ -480,7 +480,7 @@ fn run_case(world: &World, case: &Case, may_write: &[&str]) -> std::result::Resu
     Ok(())
 }
 
-/// That a call is refused with this status, and names this layer and head.
+/// Checks that a call is refused with this status, and names this layer and head.
 fn refuses(status: lava_status, world: &World, layer: Option<u32>, head: Option<u32>) {
     let failure = call(|e| (world.function)(world, e)).unwrap_err();
     assert_eq!((failure.status, failure.layer, failure.head), (status, layer, head), "{failure:?}");
@@ -634,7 +634,7 @@ const SCORE_PARAMS: [Row; 35] = [
         "backend",
     ),
     ("plain code", |w| w.at::<lava_score_params>("params").backend = LAVA_BACKEND_SCALAR, LAVA_OK, ""),
-    ("reserved", |w| w.at::<lava_score_params>("params").reserved = 1, LAVA_ERR_ARGUMENT, "reserved"),
+    ("reserved", |w| w.at::<lava_score_params>("params").reserved = 1, LAVA_ERR_STRUCT_SIZE, "reserved"),
     (
         "smoothing negative",
         |w| w.at::<lava_score_params>("params").smoothing = -0.1,
@@ -659,7 +659,7 @@ fn set_sinks(w: &World, sinks: &'static [f32; HEADS.0]) {
     w.at::<lava_score_params>("params").sink_logits = sinks.as_ptr();
 }
 
-/// Kernels that no machine has beside its own.
+/// Kernels that this machine cannot run: no machine can run all.
 fn missing_backend() -> i32 {
     (LAVA_BACKEND_BEST..=LAVA_BACKEND_NEON).rfind(|b| !backends().contains(b)).unwrap()
 }
@@ -1192,7 +1192,7 @@ const UNTOUCHED: usize = usize::MAX;
 const CASCADE_PARAMS: [Row; 6] = [
     ("layers 4", |w| w.at::<lava_cascade_params>("cascade").layers = 4, LAVA_ERR_ARGUMENT, "layers"),
     ("layers -1", |w| w.at::<lava_cascade_params>("cascade").layers = -1, LAVA_ERR_ARGUMENT, "layers"),
-    ("reserved", |w| w.at::<lava_cascade_params>("cascade").reserved = 1, LAVA_ERR_ARGUMENT, "reserved"),
+    ("reserved", |w| w.at::<lava_cascade_params>("cascade").reserved = 1, LAVA_ERR_STRUCT_SIZE, "reserved"),
     ("evict never", |w| w.at::<lava_cascade_params>("cascade").evict_every = u32::MAX, LAVA_OK, ""),
     (
         "sinks above the total",
@@ -1203,7 +1203,7 @@ const CASCADE_PARAMS: [Row; 6] = [
     ("total 0", |w| w.set_n("total", 0), LAVA_OK, ""),
 ];
 
-/// The arguments that say what a cascade is to do.
+/// The arguments that say what a cascade does.
 fn cascade_options(mut world: World) -> World {
     world.region("mask".into(), Struct, &[1u8; PREFIX]);
     let params = [lava_cascade_params { layers: LAVA_LAYERS_ENTROPY, ..cascade_params() }];
@@ -1245,7 +1245,7 @@ fn cascade_state_size_and_init() {
                 e,
             )
         };
-        // Under one sort a state may need more than under entropies: whatever is larger.
+        // Under one sort a state may need more than under entropies: the larger of both.
         let world = cascade_world("lava_cascade_init", function, Scratch, LAVA_LAYERS_ENTROPY, UNTOUCHED);
         cascade_options(world)
     };
@@ -1475,7 +1475,7 @@ fn global_entries() {
                 LAVA_ERR_ARGUMENT,
                 "head_floor",
             ),
-            // Refused without a look at them.
+            // Refused without being read.
             (
                 "head weights",
                 |w| w.at::<lava_select_params>("params").head_weights = std::ptr::dangling(),
@@ -1577,7 +1577,7 @@ fn attend() {
                 "backend",
             ),
             ("plain code", |w| params(w).backend = LAVA_BACKEND_SCALAR, LAVA_OK, ""),
-            ("reserved", |w| params(w).reserved = 1, LAVA_ERR_ARGUMENT, "reserved"),
+            ("reserved", |w| params(w).reserved = 1, LAVA_ERR_STRUCT_SIZE, "reserved"),
             (
                 "a sink is NaN",
                 |w| {

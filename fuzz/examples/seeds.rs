@@ -40,12 +40,12 @@ fn add(target: &str, files: &[&str]) -> Result<(), String> {
         let seed = std::fs::read(file).map_err(|e| format!("{file}: {e}"))?;
         let added =
             seeds::add(target, &seed).map_err(|e| format!("{}: {e}", seeds::file(target).display()))?;
-        println!("{file}: {}", if added { "added" } else { "there already" });
+        println!("{file}: {}", if added { "added" } else { "already there" });
     }
     Ok(())
 }
 
-/// What an earlier call has left is taken away: a seed that is gone would come back through the folder.
+/// What an earlier call has left is removed: otherwise a deleted seed would come back through the folder.
 fn unpack(folder: &Path) -> Result<(), String> {
     for target in names() {
         let folder = folder.join(target);

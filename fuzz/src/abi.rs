@@ -37,7 +37,7 @@ struct Region {
     block: usize,
     at: usize,
     len: usize,
-    /// Of a tensor: what tells its elements' bytes from those between them.
+    /// Of a tensor: tells its elements' bytes from those between them.
     elements: Option<Elements>,
 }
 
@@ -105,7 +105,7 @@ struct World<'a, 'b> {
     regions: Vec<Region>,
     /// Anything but a call that must succeed.
     strange: bool,
-    /// One in so many arguments is strange; none where 0.
+    /// One argument in this many is strange; 0: none.
     rarity: usize,
 }
 
@@ -131,7 +131,7 @@ impl World<'_, '_> {
         self.fresh(bytes, align, may)
     }
 
-    /// Memory of its own, sometimes misaligned.
+    /// Separate memory, sometimes misaligned.
     fn fresh(&mut self, bytes: usize, align: usize, may: May) -> *mut u8 {
         let at = if align > 1 && self.odd() { self.c.within(1..=align - 1) } else { 0 };
         self.blocks.push(Block::new((at + bytes).next_multiple_of(align), side(self.c)));
@@ -170,7 +170,7 @@ impl World<'_, '_> {
                 return null_mut();
             }
         }
-        // A size that no struct has is not believed, and nothing behind it is read.
+        // A size that no struct has is not believed, and nothing after it is read.
         let bytes = if size <= 4096 { (size as usize).max(4) } else { 4 };
         let mut image = vec![0u8; bytes.max(known)];
         // SAFETY: the image is at least as large as the value.
@@ -356,7 +356,7 @@ impl World<'_, '_> {
         self.structure(lava_cascade_params { struct_size: 0, layers, evict_every, reserved }, May::Read)
     }
 
-    /// A tensor whose elements lie within what `size` says, or which is to be refused. `size` never says more than there is.
+    /// A tensor whose elements lie within what `size` says, or which must be refused. `size` never says more than there is.
     fn tensor(&mut self, rows: &Rows, heads: u32, dim: u32, dtype: lava_dtype, may: May) -> *mut lava_tensor {
         let few: Vec<usize> = (0..heads.min(32) as usize).map(|h| rows.of(h).min(32) as usize).collect();
         let few_dims = dim.clamp(1, 32) as usize;
@@ -426,7 +426,7 @@ impl World<'_, '_> {
         described
     }
 
-    /// A workspace or state of `size` bytes or another size, which is told truly.
+    /// A workspace or state of `size` bytes or another size, which is passed truthfully.
     fn workspace(&mut self, size: usize, may: May) -> (*mut c_void, usize) {
         let mut given = size;
         if self.odd() {
@@ -459,7 +459,7 @@ impl World<'_, '_> {
         cu
     }
 
-    /// Makes the call, and looks at what it did. `error` comes last and has memory of its own.
+    /// Makes the call, and checks what it did. `error` comes last and has its own memory.
     fn call(mut self, name: &str, function: impl FnOnce(*mut lava_error) -> lava_status) {
         let report = lava_error {
             struct_size: size_of::<lava_error>() as u32,
@@ -535,8 +535,8 @@ impl World<'_, '_> {
     }
 }
 
-/// Statuses that any call may return, by the header's rules for all functions: it may find a pointer misaligned, and the error
-/// report of no known size.
+/// Statuses that any call may return, by the header's rules for all functions: a pointer may be misaligned, and the size of the error
+/// report unknown.
 const GENERAL: [lava_status; 3] = [LAVA_OK, LAVA_ERR_ALIGNMENT, LAVA_ERR_STRUCT_SIZE];
 
 /// The statuses that a function's comment names, from the header itself.
@@ -585,7 +585,7 @@ const STATUSES: [(&str, lava_status); 16] = [
     ("UNSUPPORTED", LAVA_ERR_UNSUPPORTED),
 ];
 
-/// A size function's answer, 0 where it refuses.
+/// A size function's answer, 0 if it refuses.
 fn size_of_call(call: impl FnOnce(*mut usize) -> lava_status) -> usize {
     let mut size = 0;
     call(&mut size);
@@ -600,7 +600,7 @@ pub fn run(data: &[u8]) {
     let mut w = World { c, blocks: vec![], regions: vec![], strange: false, rarity };
     let shape = w.shape();
     let entries = n_scores(&shape);
-    // SAFETY, here and below: pointers lead to as much memory as the header asks for, or the call is to refuse them first.
+    // SAFETY, here and below: pointers lead to as much memory as the header asks for, or the call must refuse them first.
     unsafe {
         match function {
             0 => {
@@ -787,7 +787,7 @@ unsafe fn score(mut w: World, shape: lava_shape, entries: u64) {
     let v = w.tensor(&rows, shape.n_kv_heads, shape.head_dim_v, types[2], May::Read);
     let lse = match w.c.once_in(4) {
         true => {
-            // Not the logits' own: it is refused, or scores overflow.
+            // Not that of the logits: it is refused, or scores overflow.
             w.strange = true;
             w.tensor(&window, shape.n_q_heads, 1, LAVA_F32, May::Read)
         }
@@ -797,7 +797,7 @@ unsafe fn score(mut w: World, shape: lava_shape, entries: u64) {
     let needed = unsafe { size_of_call(|size| lava_score_workspace_size(s, params, size, null_mut())) };
     let (space, size) = w.workspace(needed, May::Scratch);
     let (part, n_parts) = w.split();
-    // Only a part's own are written: told apart by `score`, not here.
+    // Only the part's own are written: the target `score` checks which, this one does not.
     let to = w.output(entries, May::WritePartly);
     // SAFETY: see `run`.
     w.call("lava_score", |e| unsafe {
@@ -932,7 +932,7 @@ unsafe fn compact(mut w: World, shape: lava_shape) {
         Some(cu) => w.array(heads as u64 + 1, May::Read, cu),
         None => null_mut(),
     };
-    // A prefix sum that got lost means the rows of the shape.
+    // Without a prefix sum the rows are those of the shape.
     let before = if cu_rows.is_null() { own } else { before };
     // `rows` may not be read at all where the prefix sum is not one.
     kept.resize((last.min(MOST)) as usize, 0);
@@ -992,7 +992,7 @@ unsafe fn cascade(mut w: World, shape: lava_shape, entries: u64) {
         }
         which => {
             let (state, size) = w.workspace(needed, if which == 2 { May::Write } else { May::Read });
-            // Set up as well as it can be; a call on what is no state is to be refused.
+            // Initialised as far as it can be; a call on what is not a state must be refused.
             let ready = unsafe {
                 lava_cascade_init(s, n, n_layers, total, params, how, state, size, null_mut()) == LAVA_OK
             };
@@ -1073,7 +1073,7 @@ unsafe fn attend(mut w: World, shape: lava_shape) {
         cu_kept,
         sink_logits,
     };
-    // A sliding window wants positions.
+    // A sliding window needs positions.
     w.strange |= shape.sliding_window > 0 && !positions;
     let params = w.structure(params, May::Read);
     let (new, types) = (Rows::Same(n_queries), [dtype(&mut w), dtype(&mut w), dtype(&mut w)]);

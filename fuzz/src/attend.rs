@@ -176,7 +176,7 @@ impl Case {
         (LAVA_OK, error)
     }
 
-    /// Where row `r` of KV head `g` stands in the text.
+    /// Where row `r` of KV head `g` is in the text.
     fn position(&self, kept: &[u32], cu: &[u32], g: usize, r: usize) -> usize {
         let own = &kept[cu[g] as usize..cu[g + 1] as usize];
         let n_base = self.positions.as_ref().map_or(0, |p| p.2) as usize;
@@ -265,7 +265,7 @@ impl Case {
         {
             let backend = any_backend(c);
             let to = self.results(c);
-            let error = self.by(backend, c, &to).expect_err("a number that is none");
+            let error = self.by(backend, c, &to).expect_err("NaN and infinity are refused");
             assert_eq!(
                 (error.kind, error.head, error.layer),
                 (ErrorKind::NonFinite, Some(g as u32), Some(self.shape.layer)),

@@ -1,6 +1,6 @@
 //! A cascade ends in the same bits as all layers at once, whatever the layers are like. On the way its state is copied elsewhere, given
-//! scores that are refused, dropped and started again; and the caller's cache, row numbers here, follows the rows that it names, when it
-//! is time.
+//! scores that are refused, dropped and started again; and the caller's cache, here only row numbers, is compacted by the rows that the
+//! cascade names, whenever that is due.
 
 use crate::choices::Choices;
 use crate::memory::{Block, POISON};
@@ -218,7 +218,7 @@ pub fn run(data: &[u8]) {
         }
         let params = &case.options.params;
         if params.head_floor == HeadFloor::None && params.head_min == 0 {
-            // What shares that are rounded up keep waiting.
+            // Entries that wait because shares are rounded up.
             let waits = done;
             assert!(held <= case.total.saturating_add(waits as u64), "{held} held of {}", case.total);
         }
@@ -311,7 +311,7 @@ fn all_at_once(c: &mut Choices, case: &Case, state: &Block) {
     }
 }
 
-/// Selection by what one sort has given each head.
+/// Selection with what one sort has given each head.
 fn select_by_weights(
     c: &mut Choices,
     layer: &Layer,

@@ -1,4 +1,4 @@
-//! Bytes become choices. Behind the last byte choices go on, at random but fixed by the bytes: short inputs are whole cases.
+//! Bytes become choices. After the last byte choices go on at random, but fixed by the bytes, so short inputs are whole cases.
 
 /// Small fast generator (splitmix64); the same numbers everywhere.
 #[derive(Clone)]
@@ -67,7 +67,7 @@ impl<'a> Choices<'a> {
         self.below(n) == n - 1
     }
 
-    /// True once in `n`, by all bytes together. For what makes a case large: a fuzzer would find the byte that does, keep it for
+    /// True once in `n`, by all bytes together. Used for what makes a case large: a fuzzer would find the byte for it, keep it for
     /// what it covers, and do little else.
     pub fn rarely(&mut self, n: u64) -> bool {
         self.behind.bits().is_multiple_of(n)

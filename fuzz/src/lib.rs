@@ -1,5 +1,5 @@
 //! The fuzz targets, each a function of bytes that panics on a finding. libFuzzer calls them (`make fuzz`), and so does plain
-//! `cargo test` with the committed seeds and a random stream of its own (`tests/smoke.rs`).
+//! `cargo test` with the committed seeds and its own random stream (`tests/smoke.rs`).
 //!
 //! | target | what it asks |
 //! |---|---|
@@ -11,7 +11,7 @@
 //!
 //! A case that has found something becomes a seed by `make fuzz-seed` ([`seeds`]).
 //!
-//! All memory that the library sees lies against a page that cannot be touched ([`memory`]).
+//! All memory that the library sees borders on a page that cannot be touched ([`memory`]).
 
 pub mod abi;
 pub mod attend;

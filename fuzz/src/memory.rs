@@ -1,6 +1,6 @@
 //! Memory between guard pages: a byte read or written beyond it is a signal.
 //!
-//! A block touches the page in front of it or the page behind it; on its other side there is poison, which is looked at when
+//! A block touches the page before it or the page after it; on its other side there is poison, which is checked when
 //! the block is dropped. Under Miri, which sees every access, a block is an allocation of its size, aligned as it would be here.
 
 use std::alloc::{Layout, alloc, dealloc};
@@ -12,7 +12,7 @@ use std::ptr::null_mut;
 pub const POISON: u8 = 0xA5;
 /// Bytes between the guard pages.
 pub const CAPACITY: usize = 4 << 20;
-/// Poison that is looked at.
+/// Poison that is checked.
 const MARGIN: usize = 256;
 const PAGE: usize = 4096;
 
@@ -140,7 +140,7 @@ impl Drop for Block {
         // SAFETY: mapped and filled by `new`.
         let margin = unsafe { std::slice::from_raw_parts(start, n) };
         if !std::thread::panicking() {
-            assert!(margin.iter().all(|&b| b == POISON), "written beside a block of {} bytes", self.len);
+            assert!(margin.iter().all(|&b| b == POISON), "written next to a block of {} bytes", self.len);
         }
         match cfg!(miri) {
             // SAFETY: allocated so by `new`.

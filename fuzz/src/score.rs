@@ -244,13 +244,13 @@ impl Case {
             true => self.plain.value_weight != ValueWeight::None,
             false => self.plain.attention != Attention::Recency,
         };
-        // Rows that no query sees are not looked at, and of the others not all values: whoever looks finds it, nobody must.
+        // Rows that no query sees are not looked at, nor all values of the others: such a number may be found, but need not be.
         let may_be_dead = shape.sliding_window.is_some();
         if shape.live(head as usize).is_empty() || may_be_dead || !is_needed {
             return;
         }
         let backend = any_backend(c);
-        let error = self.by(backend, side(c)).expect_err("a number that is none");
+        let error = self.by(backend, side(c)).expect_err("NaN and infinity are refused");
         assert_eq!(
             (error.kind, error.head, error.layer),
             (ErrorKind::NonFinite, Some(head), Some(shape.layer)),
@@ -261,7 +261,7 @@ impl Case {
         assert_eq!((status, error.head, error.layer), (LAVA_ERR_NONFINITE, head, shape.layer));
     }
 
-    /// Numbers so large that sums overflow: refused, or scores that are in order.
+    /// Numbers so large that sums overflow: refused, or valid scores.
     fn check_large(&self, c: &mut Choices) {
         let huge = c.pick(&[6e4, 1e18, 2e19, 3e38]);
         for laid in self.tensors() {
@@ -275,7 +275,7 @@ impl Case {
             Ok(scores) => {
                 assert!(scores.iter().all(|s| s.is_finite() && *s >= 0.0), "{}", backend.name())
             }
-            // A log-sum-exp of before is refused, if nothing else is.
+            // The earlier log-sum-exp is refused, if nothing else is.
             Err(error) if self.lse.is_some() => {
                 assert!(matches!(error.kind, ErrorKind::NonFinite | ErrorKind::Argument))
             }

@@ -1,5 +1,5 @@
-//! The committed seeds: `seeds/TARGET.hex` has one a line, its bytes in hexadecimal. Everything that needs them reads them here, and
-//! `examples/seeds.rs` adds one or writes each to a file of its own.
+//! The committed seeds: `seeds/TARGET.hex` has one per line, its bytes in hexadecimal. Everything that needs them reads them here, and
+//! `examples/seeds.rs` adds one or writes each to its own file.
 
 use std::path::{Path, PathBuf};
 

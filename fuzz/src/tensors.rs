@@ -44,7 +44,7 @@ impl Layout {
         }
     }
 
-    /// Heads one behind the other, with room here and there.
+    /// Heads one after the other, with room here and there.
     pub fn ragged(c: &mut Choices, rows: &[usize], dim: usize) -> Self {
         let room = c.below(3);
         let mut at = c.below(2) as u32;
@@ -63,7 +63,7 @@ impl Layout {
         (start + r) * self.token + h * self.head + c * self.dim
     }
 
-    /// Elements that the library asks room for: up to and with the last, each head as long as the longest where the heads lie
+    /// Elements that the library asks room for: up to and with the last, each head as long as the longest where the heads are
     /// in equal steps.
     pub fn extent(&self, rows: &[usize], dim: usize) -> usize {
         let most = rows.iter().copied().max().unwrap_or(0);
@@ -73,7 +73,7 @@ impl Layout {
     }
 }
 
-/// A tensor with memory of its own.
+/// A tensor with its own memory.
 pub struct Laid {
     pub layout: Layout,
     pub dtype: Dtype,
@@ -155,7 +155,7 @@ impl Laid {
         let (data, size, heads) = (self.block.ptr::<u8>(), self.block.len(), self.rows.len());
         // SAFETY: the block is that large; the targets write no tensor while it is read.
         unsafe { Tensor::from_raw(data, size, self.dtype, strides, rows, heads, self.dim) }
-            .expect("a layout of ours is valid")
+            .expect("our layouts are valid")
     }
 
     /// Which bytes are elements.

@@ -1,5 +1,5 @@
 //! The fuzz targets without a fuzzer: every committed seed, then a random stream, the same in every run, for LAVA_FUZZ_SECONDS
-//! (10) seconds a target: `make fuzz-smoke`, a part of `make test`.
+//! (10) seconds per target: `make fuzz-smoke`, a part of `make check-all`.
 
 use lava_fuzz::TARGETS;
 use lava_fuzz::choices::Random;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The case at hand: seed or number of the stream. Told when a signal ends the process.
+/// The current case: seed, or number in the stream. Printed when a signal ends the process.
 static AT: AtomicU64 = AtomicU64::new(0);
 
 /// A case of the random stream.
@@ -21,7 +21,7 @@ fn stream(target: &str, i: u64) -> Vec<u8> {
 extern "C" fn on_signal(signal: i32) {
     // Not all of this may be done in a handler. The process is lost either way, and this says where to look.
     let text = format!("\nsignal {signal} in case {} of the stream, or a seed\n", AT.load(Ordering::Relaxed));
-    // SAFETY: writes what there is, and ends the process.
+    // SAFETY: writes the text, and ends the process.
     unsafe {
         libc::write(2, text.as_ptr() as *const libc::c_void, text.len());
         libc::_exit(128 + signal)
@@ -32,7 +32,7 @@ extern "C" fn on_signal(signal: i32) {
 fn smoke(name: &str) {
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    // Miri tells of such things itself.
+    // Miri reports such things itself.
     for signal in
         [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE].into_iter().filter(|_| !cfg!(miri))
     {
@@ -66,7 +66,7 @@ fn smoke(name: &str) {
     println!("{name:<16} {n_seeds:>4} seeds {i:>9} cases");
 }
 
-/// Runs a case; what panics is told first.
+/// Runs a case; one that panics is printed first.
 fn guarded(run: fn(&[u8]), data: &[u8], tell: impl FnOnce()) {
     if let Err(panic) = std::panic::catch_unwind(|| run(data)) {
         tell();

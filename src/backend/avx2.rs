@@ -1,12 +1,12 @@
-//! x86-64 with AVX2, FMA and F16C: eight f32 a register.
+//! x86-64 with AVX2, FMA and F16C: eight f32 per register.
 
 use core::arch::x86_64::*;
 use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
-/// Whether the machine converts f16, which `cpufeatures` does not tell.
+/// Whether the machine converts f16, which `cpufeatures` does not report.
 pub(super) fn has_f16c() -> bool {
     static KNOWN: Answer = Answer::new();
-    // Miri cannot ask. What it was told is in `fuzz/miri.sh`.
+    // Miri cannot ask. `fuzz/miri.sh` says what it assumes instead.
     KNOWN.get(|| cfg!(miri) || __cpuid(1).ecx >> 29 & 1 == 1)
 }
 
@@ -37,7 +37,7 @@ unsafe impl Lanes for Avx2 {
     const N: usize = 8;
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
-        // SAFETY: arithmetic; the module's contract gives the machine. So below, where nothing else is said.
+        // SAFETY: arithmetic; the module's contract gives the machine. The same holds below where nothing else is said.
         Self(unsafe { _mm256_set1_ps(x) })
     }
     #[inline(always)]
@@ -121,7 +121,7 @@ unsafe impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn times_pow2(self, n: Self) -> Self {
-        // SAFETY: see `splat`. Added to the exponent, which is where an f32 has its bits 23 and up.
+        // SAFETY: see `splat`. Added to the exponent, which is an f32's bits 23 and up.
         Self(unsafe {
             let n = _mm256_slli_epi32::<23>(_mm256_cvtps_epi32(n.0));
             _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(self.0), n))
@@ -136,6 +136,18 @@ unsafe impl Lanes for Avx2 {
     unsafe fn any_above(self, bound: Self) -> bool {
         // SAFETY: see `splat`.
         unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(self.0, bound.0)) != 0 }
+    }
+    #[inline(always)]
+    unsafe fn weighted_less(self, weight: *const f64, less: f64) -> Self {
+        // SAFETY: the caller promises eight readable weights.
+        Self(unsafe {
+            let less = _mm256_set1_pd(less);
+            let low = _mm256_cvtps_pd(_mm256_castps256_ps128(self.0));
+            let high = _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(self.0));
+            let low = _mm256_cvtpd_ps(_mm256_fmsub_pd(low, _mm256_loadu_pd(weight), less));
+            let high = _mm256_cvtpd_ps(_mm256_fmsub_pd(high, _mm256_loadu_pd(weight.add(4)), less));
+            _mm256_set_m128(high, low)
+        })
     }
     #[inline(always)]
     unsafe fn total(self) -> f32 {
@@ -204,7 +216,7 @@ super::vector::kernels!(c"avx2", Avx2, "avx2,fma,f16c", keys: (6, 4), exps: 4, v
 #[cfg(miri)]
 super::vector::kernels!(c"avx2", Avx2, "avx2,fma", keys: (6, 4), exps: 4, values: 2);
 
-/// Miri knows no conversion of f16, so there the kernels do without f16c, and this takes the instruction's name.
+/// Miri has no conversion of f16, so there the kernels do without f16c, and this function takes the instruction's name.
 #[cfg(miri)]
 fn _mm256_cvtph_ps(x: __m128i) -> __m256 {
     use core::mem::transmute;

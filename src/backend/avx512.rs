@@ -1,7 +1,7 @@
-//! x86-64 with AVX-512F: sixteen f32 a register, thirty-two registers.
+//! x86-64 with AVX-512F: sixteen f32 per register, thirty-two registers.
 //!
-//! Where the machine multiplies pairs of bf16 (`avx512_bf16`) and queries and keys are both bf16, they are not widened: twice
-//! the products an instruction. A lane then is a pair of neighbours of a row.
+//! Where the machine multiplies pairs of bf16 (`avx512_bf16`) and queries and keys are both bf16, they are not widened:
+//! twice the products an instruction. A lane then is a pair of neighbours of a row.
 
 use core::arch::x86_64::*;
 
@@ -13,7 +13,7 @@ unsafe impl Lanes for Avx512 {
     const N: usize = 16;
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
-        // SAFETY: arithmetic; the module's contract gives the machine. So below, where nothing else is said.
+        // SAFETY: arithmetic; the module's contract gives the machine. The same holds below where nothing else is said.
         Self(unsafe { _mm512_set1_ps(x) })
     }
     #[inline(always)]
@@ -84,7 +84,7 @@ unsafe impl Lanes for Avx512 {
     }
     #[inline(always)]
     unsafe fn round(self) -> Self {
-        // SAFETY: see `splat`. To no digit behind the point, half to even.
+        // SAFETY: see `splat`. To no digit after the point, half to even.
         Self(unsafe { _mm512_roundscale_ps::<0>(self.0) })
     }
     #[inline(always)]
@@ -103,6 +103,20 @@ unsafe impl Lanes for Avx512 {
         unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self.0, bound.0) != 0 }
     }
     #[inline(always)]
+    unsafe fn weighted_less(self, weight: *const f64, less: f64) -> Self {
+        // SAFETY: the caller promises sixteen readable weights.
+        Self(unsafe {
+            let less = _mm512_set1_pd(less);
+            let low = _mm512_cvtps_pd(_mm512_castps512_ps256(self.0));
+            let high = _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0));
+            let high = _mm512_cvtps_pd(_mm256_castpd_ps(high));
+            let low = _mm512_cvtpd_ps(_mm512_fmsub_pd(low, _mm512_loadu_pd(weight), less));
+            let high = _mm512_cvtpd_ps(_mm512_fmsub_pd(high, _mm512_loadu_pd(weight.add(8)), less));
+            let low = _mm512_castpd256_pd512(_mm256_castps_pd(low));
+            _mm512_castpd_ps(_mm512_insertf64x4::<1>(low, _mm256_castps_pd(high)))
+        })
+    }
+    #[inline(always)]
     unsafe fn total(self) -> f32 {
         // SAFETY: see `splat`.
         unsafe { _mm512_reduce_add_ps(self.0) }
@@ -110,8 +124,8 @@ unsafe impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn sums<const L: usize>(x: [Self; L]) -> Self {
         const { assert!(L == 16) };
-        // SAFETY: see `splat`. Each step adds the halves of two registers into one: neighbours, pairs, then quarters. No closure
-        // here: it would be compiled without the instruction set.
+        // SAFETY: see `splat`. Each step adds the halves of two registers into one: neighbours, pairs, then quarters.
+        // No closure here: it would be compiled without the instruction set.
         Self(unsafe {
             let (mut two, mut four) = ([_mm512_setzero_pd(); 8], [_mm512_setzero_ps(); 4]);
             for i in 0..8 {
@@ -159,7 +173,7 @@ unsafe impl Lanes for Avx512 {
 
 super::vector::kernels!(c"avx512", Avx512, "avx512f,avx2,fma,f16c", keys: (8, 4), exps: 4, values: 4);
 
-/// Whether the machine multiplies pairs of bf16, which `cpufeatures` does not tell.
+/// Whether the machine multiplies pairs of bf16, which `cpufeatures` does not report.
 pub(super) fn has_bf16() -> bool {
     static KNOWN: super::avx2::Answer = super::avx2::Answer::new();
     KNOWN.get(|| __cpuid(0).eax >= 7 && __cpuid_count(7, 0).eax >= 1 && __cpuid_count(7, 1).eax >> 5 & 1 == 1)
@@ -168,7 +182,7 @@ pub(super) fn has_bf16() -> bool {
 /// With pairs of bf16 multiplied as they are.
 pub(crate) static KERNELS_BF16: Kernels = Kernels { name: c"avx512_bf16", bf16: Some(&PAIRS), ..KERNELS };
 
-/// What [`KERNELS_BF16`] turns to where queries and keys are both bf16: a lane holds two neighbours of a row.
+/// What [`KERNELS_BF16`] uses where queries and keys are both bf16: a lane holds two neighbours in a row.
 static PAIRS: Kernels = Kernels {
     dims_per_word: 2,
     to_words,
@@ -196,7 +210,7 @@ impl vector::Source for Pair {
     }
 }
 
-/// `acc + x₀ · y₀ + x₁ · y₁` a lane: each product is exact, each sum is rounded to f32. Subnormal numbers count as 0.
+/// `acc + x₀ · y₀ + x₁ · y₁` per lane: each product is exact, each sum is rounded to f32. Subnormal numbers count as 0.
 struct Pairs;
 
 impl vector::Product<Avx512> for Pairs {

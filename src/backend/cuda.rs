@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result, ensure};
 use crate::workspace::WORKSPACE_ALIGN;
 use plan::{Batch, CascadeArgs, Launch, N_KERNELS, Processors, UPLOAD_MANY_WORDS, UPLOAD_WORDS, UploadArgs};
 
-/// The driver asks for images at such addresses.
+/// The driver requires images to be aligned to this.
 #[repr(C, align(16))]
 struct Aligned<T: ?Sized>(T);
 // KERNELS: one fatbin for each file of cuda/, or none.
@@ -42,7 +42,7 @@ macro_rules! driver {
             fn find() -> Result<Self> {
                 // SAFETY: loading libcuda runs its initialisers, as in any program that links it.
                 ensure(unsafe { sys::is_culib_present() }, ErrorKind::Driver, c"libcuda")?;
-                // SAFETY: it is there; the types are those of cuda.h, an enum's values as the u32 and i32 that they are in C.
+                // SAFETY: the function exists; its type is that of cuda.h, with enums as the u32 and i32 that they are in C.
                 Ok(unsafe { Self { $($function: symbol(concat!(stringify!($function), "\0"))?,)* } })
             }
         }
@@ -109,7 +109,7 @@ impl Driver {
     }
 }
 
-/// What a loaded context begins with.
+/// The first word of a loaded context.
 const LOADED: u64 = u64::from_le_bytes(*b"lavacuda");
 
 /// The kernels, loaded into a CUDA context. Lives in the caller's memory.
@@ -213,7 +213,7 @@ impl Context {
     /// Whether this memory holds a loaded context: it is the caller's, and may hold anything.
     ///
     /// # Safety
-    /// `state` must be readable over a context's size, and aligned as one.
+    /// `state` must be readable for the size of a context, and aligned like one.
     pub unsafe fn reopen<'a>(state: *const c_void) -> Result<&'a Self> {
         // SAFETY: the caller's promise; the first field is a number.
         ensure(unsafe { (state as *const u64).read() } == LOADED, ErrorKind::State, c"context")?;
@@ -221,7 +221,7 @@ impl Context {
         Ok(unsafe { &*(state as *const Self) })
     }
 
-    /// That the calling thread's context is the one the kernels were loaded into.
+    /// Checks that the calling thread's context is the one the kernels were loaded into.
     pub fn check_current(&self) -> Result<()> {
         let current = self.driver.current()?;
         ensure(current == self.owner, ErrorKind::Context, c"another context is current")
@@ -233,7 +233,7 @@ impl Context {
         self.driver.unload(&self.modules)
     }
 
-    /// Asks for one launch.
+    /// Launches one kernel.
     ///
     /// # Safety
     /// `args` must be what the kernel takes, and what it points to must be the kernel's to use until the stream has run it.
@@ -277,8 +277,8 @@ impl Context {
             }
         };
         if code == TOO_LARGE && x > 1 {
-            // The context may have fewer processors than the device (a green context, MPS), which only the launch says. Any number of
-            // blocks has the same results.
+            // The context may have fewer processors than the device (a green context, MPS), which only the launch finds out. Any number of
+            // blocks gives the same results.
             let fewer = Launch { grid: [x / 2, y, z], cooperative: (x / 2 > 1).into(), ..*launch };
             // SAFETY: the caller's promise.
             return unsafe { self.launch(&fewer, args, stream) };
@@ -286,7 +286,7 @@ impl Context {
         self.driver.check(code, ErrorKind::Launch)
     }
 
-    /// Puts `n` sequences into device memory at `to`.
+    /// Copies `n` sequences into device memory at `to`.
     ///
     /// # Safety
     /// `to` must be the device's, aligned to 8 and as large as they are, until the stream has run it.
@@ -314,7 +314,7 @@ impl Context {
         Ok(())
     }
 
-    /// The same of `n` that are at most `WORDS` together, of which [`plan::upload`] knows.
+    /// The same for `n` sequences of at most `WORDS` words together, a number that [`plan::upload`] knows.
     ///
     /// # Safety
     /// As [`Self::upload`].
@@ -330,7 +330,7 @@ impl Context {
         let mut args = UploadArgs { to: to as *mut u64, n_words: n_words as u64, words: [0; WORDS] };
         for i in 0..n {
             let at = args.words[i * words_each..][..words_each].as_mut_ptr() as *mut B::Sequence;
-            // SAFETY: the slice is a sequence's size and aligned to 8, as its pointers are.
+            // SAFETY: the slice has a sequence's size and is aligned to 8, as its pointers are.
             unsafe { at.write(sequence(i)?) };
         }
         // SAFETY: the upload kernel's arguments; the memory is the caller's promise.
@@ -384,7 +384,7 @@ impl Context {
         unsafe { self.launch_all(&launches[..n_launches], batch.args(), stream) }
     }
 
-    /// Asks for launches, one after the other.
+    /// Launches kernels, one after the other.
     ///
     /// # Safety
     /// As [`Self::launch`].
@@ -393,7 +393,7 @@ impl Context {
         launches.iter().try_for_each(|launch| unsafe { self.launch(launch, args, stream) })
     }
 
-    /// What comes before a cascade's first push.
+    /// Launches what a cascade needs before its first push.
     ///
     /// # Safety
     /// What `args` points to must be the device's and as large as plan.h says, until the stream has run it.
@@ -404,7 +404,7 @@ impl Context {
     }
 }
 
-/// Bytes of workspace for the sequences of a batch. A single one goes by value.
+/// Bytes of workspace for the sequences of a batch. A single one is passed by value.
 fn upload_size<B: Batch>(n: usize) -> usize {
     if n > 1 { n * size_of::<B::Sequence>() } else { 0 }
 }

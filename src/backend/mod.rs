@@ -1,4 +1,4 @@
-//! The seam where backends meet: a table of kernels, one entry per inner loop.
+//! The interface of the backends: a table of kernels, one entry per inner loop.
 //!
 //! A stage decides what is computed and in which order; a kernel does the arithmetic of one block. [`scalar`] is safe
 //! Rust and fills every slot. A backend for an instruction set copies that table and replaces the slots it does better,
@@ -32,11 +32,11 @@ pub const KEY_BLOCK: usize = 32;
 /// Query rows of a head are filled up to a multiple of this, so that they fill registers: one of AVX-512, two of AVX2.
 pub const ROW_BLOCK: usize = 16;
 
-/// Bytes of an exponential that is put away. For each [`ROW_BLOCK`] first the upper 16 bits, `[KEY_BLOCK, ROW_BLOCK]`, then the
-/// lower 8.
+/// Bytes of an exponential that is put away. For each [`ROW_BLOCK`] first the upper 16 bits, `[KEY_BLOCK, ROW_BLOCK]`,
+/// then the lower 8.
 ///
-/// A number from 0 to 1 has its two highest bits clear, so bits 29 to 6 of the f32 are kept: rounded to 17 bits behind the
-/// leading one, an error of 2⁻¹⁸ = 3.8e-6 of it.
+/// A number from 0 to 1 has its two highest bits clear, so bits 29 to 6 of the f32 are kept: rounded to 17 bits after
+/// the leading one, an error of 2⁻¹⁸ = 3.8e-6 of it.
 pub const PUT_AWAY: usize = 3;
 
 /// A key that a query does not see. 2 to it is 0 whatever is subtracted.
@@ -59,18 +59,18 @@ impl Block<'_> {
     }
 }
 
-/// What makes attention of a query row's logits: `2^(scale · logit − shift) · weight`.
+/// What turns a query row's logits into attention: `2^(scale · logit − shift) · weight`.
 ///
-/// Usually `shift` is the row's log-sum-exp and `weight` is 1. Where the log-sum-exp is so large that its rounding would show,
-/// `shift` is the largest of the row's scaled logits, so that the difference is exact, and `weight` 1 over the sum of the exponentials.
-/// Rows that fill up a register have a `shift` of +∞.
+/// Usually `shift` is the row's log-sum-exp and `weight` is 1. Where the log-sum-exp is so large that its rounding
+/// would show, `shift` is the largest of the row's scaled logits, so that the difference is exact, and `weight` 1 over
+/// the sum of the exponentials. Rows that fill up a register have a `shift` of +∞.
 #[derive(Clone, Copy)]
 pub(crate) struct Softmax<'a> {
     pub shift: &'a [f32],
     pub weight: &'a [f32],
 }
 
-/// The same with weights in f64, of the first `n` rows.
+/// The same with weights in f64, for the first `n` rows.
 #[derive(Clone, Copy)]
 pub(crate) struct ExactSoftmax<'a> {
     pub shift: &'a [f32],
@@ -89,18 +89,18 @@ pub(crate) struct Spread {
 
 /// One entry per inner loop.
 ///
-/// In scoring, query rows lie in lanes: a tile is `[KEY_BLOCK, rows]`, a panel of queries `[words, rows]`, with `rows` a
-/// multiple of [`ROW_BLOCK`]. In `attend`, with its few queries, keys do: a tile is `[queries, KEY_BLOCK]`. A key or query
-/// of `words` numbers is a row of the cache, or of what [`Self::to_words`] makes of it. All f32 without gaps.
+/// In scoring, query rows lie in lanes: a tile is `[KEY_BLOCK, rows]`, a panel of queries `[words, rows]`, with `rows`
+/// a multiple of [`ROW_BLOCK`]. In `attend`, with its few queries, keys do: a tile is `[queries, KEY_BLOCK]`. A key or
+/// query of `words` numbers is a row of the cache, or of what [`Self::to_words`] makes of it. All f32 without gaps.
 ///
-/// Logits are `q·k`. Exponentials are powers of two: their `scale > 0`, and every maximum and log-sum-exp, is in units of ln 2,
-/// which saves a product an exponential.
+/// Logits are `q·k`. Exponentials are powers of two: their `scale > 0`, and every maximum and log-sum-exp, is in units
+/// of ln 2, which saves a product an exponential.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
     pub name: &'static CStr,
     /// Dims of a row that make one word: 1 for numbers, 2 for pairs.
     pub dims_per_word: usize,
-    /// The table for bf16 queries and bf16 keys, where it is another.
+    /// The table for bf16 queries and bf16 keys, if it is a different one.
     pub bf16: Option<&'static Kernels>,
     /// `prefetch(rows)`: these rows are needed soon. In a token-major cache one head's rows are too far apart for the
     /// hardware to see that by itself.
@@ -109,36 +109,38 @@ pub(crate) struct Kernels {
     pub to_words: fn(&[f32], &mut [f32]),
     /// `load_keys(keys, rows)`: the block's keys, `[KEY_BLOCK, words]`, as `logits` wants them; zero for `i ≥ n`.
     pub load_keys: fn(&Block, &mut [f32]),
-    /// `logits(keys, words, panel, tile) -> finite`: `tile[i, r] = Σ_c keys[i, c] · panel[c, r]`. False if any result is NaN or
-    /// infinite.
+    /// `logits(keys, words, panel, tile) -> finite`: `tile[i, r] = Σ_c keys[i, c] · panel[c, r]`. False if any result
+    /// is NaN or infinite.
     pub logits: fn(&[f32], usize, &[f32], &mut [f32]) -> bool,
-    /// `dots(keys, q, tile) -> finite`: the same straight from the cache, `tile[r, i]`, `UNSEEN` for `i ≥ n`. Better for a few
-    /// queries.
+    /// `dots(keys, q, tile) -> finite`: the same straight from the cache, `tile[r, i]`, `UNSEEN` for `i ≥ n`. Better
+    /// for a few queries.
     pub dots: fn(&Block, &[f32], &mut [f32]) -> bool,
     /// `softcap(x, scale, cap)`: `x = cap · tanh(scale · x / cap)`.
     pub softcap: fn(&mut [f32], f32, f32),
     /// `absorb(tile, scale, max, sum, away)`: takes the logits into each query row's running maximum and its sum of
-    /// `2^(scale · logit − maximum)`. These exponentials are put away, [`PUT_AWAY`] bytes each unless `away` is empty.
-    #[expect(clippy::type_complexity, reason = "a type of its own would hide the shapes")]
+    /// `2^(scale · logit − maximum)`. These exponentials are stored in `away`, [`PUT_AWAY`] bytes each, unless it is empty.
+    #[expect(clippy::type_complexity, reason = "a named type would hide the shapes")]
     pub absorb: fn(&[f32], f32, &mut [f32], &mut [f64], &mut [u8]),
-    /// `absorb_exactly(tile, scale, max, sum)`: the same with every exponential added in f64, so that what a row's largest one leaves
-    /// to the others is not lost.
+    /// `absorb_exactly(tile, scale, max, sum)`: the same with every exponential added in f64, so that what a row's
+    /// largest one leaves to the others is not lost.
     pub absorb_exactly: fn(&[f32], f32, &mut [f32], &mut [f64]),
-    /// `add_exp(tile, scale, rows, sums, totals)`: `sums[i] += Σ_r e[i, r] · weight[r]`, where `e[i, r] = 2^(scale · tile[i, r] − shift[r])`.
-    /// `totals[r] += Σ_i e[i, r]`, unless `totals` is empty.
+    /// `add_exp(tile, scale, rows, sums, totals)`: `sums[i] += Σ_r e[i, r] · weight[r]`, and `totals[r] += Σ_i e[i, r]`
+    /// unless `totals` is empty, where `e[i, r] = 2^(scale · tile[i, r] − shift[r])`.
     pub add_exp: fn(&[f32], f32, Softmax, &mut [f32; KEY_BLOCK], &mut [f64]),
     /// `add_squares(tile, scale, rows, sums, totals)`: the same with `sums[i] += Σ_r (e[i, r] · weight[r])²`.
     pub add_squares: fn(&[f32], f32, Softmax, &mut [f32; KEY_BLOCK], &mut [f64]),
     /// `max_exp(tile, scale, rows, maxima, totals)`: the same with `maxima[i] = max(maxima[i], max_r e[i, r] · weight[r])`.
     pub max_exp: fn(&[f32], f32, Softmax, &mut [f32; KEY_BLOCK], &mut [f64]),
-    /// `add_weighted(away, max, rows, sums)`: `sums[i] += Σ_r 2^(max[r] − shift[r]) · weight[r] · tile[i, r]`, of a tile put away.
+    /// `add_weighted(away, max, rows, sums)`: `sums[i] += Σ_r 2^(max[r] − shift[r]) · weight[r] · tile[i, r]`, of a
+    /// tile put away.
     pub add_weighted: fn(&[u8], &[f32], Softmax, &mut [f32; KEY_BLOCK]),
     /// `max_weighted(away, max, rows, maxima)`: the same with the largest in place of the sum.
     pub max_weighted: fn(&[u8], &[f32], Softmax, &mut [f32; KEY_BLOCK]),
-    /// `spread(tile, scale, rows, spread, totals)`: mean and deviations of `a[i, r] = e[i, r] · weight[r]` over the query rows, in f64.
-    /// Overwrites the tile.
+    /// `spread(tile, scale, rows, spread, totals)`: mean and deviations of `a[i, r] = e[i, r] · weight[r]` over the
+    /// query rows, in f64. Overwrites the tile.
     pub spread: fn(&mut [f32], f32, ExactSoftmax, &mut Spread, &mut [f64]),
-    /// `softmax_rows(tile, scale, max, sum)`: as `absorb`, for a tile of `attend`; replaces the logits by their exponentials.
+    /// `softmax_rows(tile, scale, max, sum)`: as `absorb`, for a tile of `attend`; replaces the logits by their
+    /// exponentials.
     pub softmax_rows: fn(&mut [f32], f32, &mut [f32], &mut [f64]),
     /// `max_l1(values)`: the largest `Σ|v|` of the rows; NaN or infinite if any element is.
     pub max_l1: fn(&Block) -> f32,
@@ -218,14 +220,14 @@ impl Backend {
         None
     }
 
-    /// AVX-512F beside all that AVX2 needs, where the machine has them.
+    /// AVX-512F and all that AVX2 needs, where the machine has them.
     #[cfg(target_arch = "x86_64")]
     pub fn avx512() -> Option<Self> {
         cpufeatures::new!(avx512f, "avx512f");
         (avx512f::get() && Self::avx2().is_some()).then_some(Self { kernels: &avx512::KERNELS })
     }
 
-    /// AVX-512F beside all that AVX2 needs, where the machine has them.
+    /// AVX-512F and all that AVX2 needs, where the machine has them.
     #[cfg(not(target_arch = "x86_64"))]
     pub fn avx512() -> Option<Self> {
         None
@@ -244,19 +246,19 @@ impl Backend {
         None
     }
 
-    /// NEON, which every aarch64 has that has floating point.
+    /// NEON, which every aarch64 with floating point has.
     #[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
     pub fn neon() -> Option<Self> {
         Some(Self { kernels: &neon::KERNELS })
     }
 
-    /// NEON, which every aarch64 has that has floating point.
+    /// NEON, which every aarch64 with floating point has.
     #[cfg(not(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little")))]
     pub fn neon() -> Option<Self> {
         None
     }
 
-    /// Every backend that this machine can run, the scalar one first, the fastest last: what a test goes through.
+    /// Every backend that this machine can run, the scalar one first, the fastest last: for tests that try them all.
     pub fn all() -> impl Iterator<Item = Self> {
         [Some(Self::scalar()), Self::avx2(), Self::avx512(), Self::avx512_bf16(), Self::neon()]
             .into_iter()
@@ -290,9 +292,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_put_away_comes_back_within_its_bound() {
+    fn stored_exponentials_come_back_within_their_bound() {
         for rows in [ROW_BLOCK, 2 * ROW_BLOCK, 3 * ROW_BLOCK] {
-            // Exponentials from 1 down to what exp2 still gives, and zero. Every row has its maximum, 0, in its first key.
+            // Exponentials from 1 down to what exp2 still gives, and zero. Every row has its maximum, 0, in its first
+            // key.
             let tile: Vec<f32> =
                 (0..KEY_BLOCK * rows).map(|i| if i < rows { 0.0 } else { -(i as f32) * 0.1 }).collect();
             for backend in Backend::all() {
@@ -301,7 +304,8 @@ mod tests {
                 let mut away = vec![0; KEY_BLOCK * rows * PUT_AWAY];
                 (kernels.absorb)(&tile, 1.0, &mut max, &mut sum, &mut away);
                 assert!(max.iter().all(|m| *m == 0.0));
-                // The scalar kernel reads what every backend wrote: the format is one. Row by row, so that nothing averages out.
+                // The scalar kernel reads what every backend wrote: the format is one. Row by row, so that nothing
+                // averages out.
                 for r in 0..2 * rows {
                     let (reader, r) = if r < rows { (kernels, r) } else { (&scalar::KERNELS, r - rows) };
                     let lse: Vec<f32> =
@@ -311,7 +315,7 @@ mod tests {
                     (reader.add_weighted)(&away, &max, softmax, &mut sums);
                     for (i, got) in sums.iter().enumerate() {
                         let want = (tile[i * rows + r] as f64 - 1.0).exp2();
-                        // Half a unit of the last of 17 bits, and some of f32; below 2^-126 there is nothing.
+                        // Half a unit of the last of 17 bits, and some of f32; below 2^-126 the result is 0.
                         let bound = want * (1.0 / (1 << 18) as f64 + 3e-7) + 1.2e-38;
                         assert!((*got as f64 - want).abs() <= bound, "{}: {got} for {want}", backend.name());
                     }
@@ -343,6 +347,50 @@ mod tests {
             }
             assert_eq!(power(backend.kernels, [0.0; KEY_BLOCK]), [1.0; KEY_BLOCK], "{}", backend.name());
             assert_eq!(power(backend.kernels, [-140.0; KEY_BLOCK]), [0.0; KEY_BLOCK], "{}", backend.name());
+        }
+    }
+
+    /// Squares, deviations and totals of every backend against f64, with and without rows that fill up a register.
+    #[test]
+    fn kernels_of_a_tile_agree_with_f64() {
+        for (rows, n) in [(ROW_BLOCK, 16), (ROW_BLOCK, 5), (2 * ROW_BLOCK, 32), (3 * ROW_BLOCK, 33)] {
+            let logit = |i: usize, r: usize| ((i * 7 + r * 13) % 29) as f64 * -0.25;
+            let tile: Vec<f32> = (0..KEY_BLOCK * rows).map(|at| logit(at / rows, at % rows) as f32).collect();
+            let weight: Vec<f64> = (0..rows).map(|r| 1.0 - 1.0 / (r + 3) as f64).collect();
+            let weight_32: Vec<f32> = weight.iter().map(|&x| x as f32).collect();
+            let shift: Vec<f32> = (0..rows).map(|r| if r < n { 0.5 } else { f32::INFINITY }).collect();
+            let softmax = Softmax { shift: &shift, weight: &weight_32 };
+            let exact = ExactSoftmax { shift: &shift, weight: &weight, n };
+            let e = |i: usize, r: usize| (logit(i, r) * 2.0 - 0.5).exp2();
+            for Backend { kernels } in Backend::all() {
+                let near = |got: f64, want: f64| {
+                    assert!((got / want - 1.0).abs() < 2e-6, "{:?}: {got} for {want}", kernels.name)
+                };
+                let (mut sums, mut squares) = ([0.0; KEY_BLOCK], [0.0; KEY_BLOCK]);
+                let (mut totals, mut spread) =
+                    ([vec![0.0; rows], vec![0.0; rows], vec![0.0; rows]], Spread::default());
+                (kernels.add_exp)(&tile, 2.0, softmax, &mut sums, &mut totals[0]);
+                (kernels.add_squares)(&tile, 2.0, softmax, &mut squares, &mut totals[1]);
+                (kernels.spread)(&mut tile.clone(), 2.0, exact, &mut spread, &mut totals[2]);
+                for i in 0..KEY_BLOCK {
+                    let a: Vec<f64> = (0..n).map(|r| e(i, r) * weight[r]).collect();
+                    let sum: f64 = a.iter().sum();
+                    near(sums[i] as f64, sum);
+                    near(spread.sums[i] as f64, sum);
+                    near(squares[i] as f64, a.iter().map(|a| a * a).sum());
+                    near(spread.deviations[i] as f64, a.iter().map(|a| (a - sum / n as f64).powi(2)).sum());
+                }
+                for r in 0..n {
+                    totals.iter().for_each(|t| near(t[r], (0..KEY_BLOCK).map(|i| e(i, r)).sum()));
+                }
+                // The sum of what is absorbed, where the largest leaves little to the others.
+                let column: Vec<f32> = (0..KEY_BLOCK * rows)
+                    .map(|at| if at < rows { 0.0 } else { -40.0 - (at / rows) as f32 })
+                    .collect();
+                let (mut max, mut sum) = (vec![UNSEEN; rows], vec![0.0; rows]);
+                (kernels.absorb_exactly)(&column, 1.0, &mut max, &mut sum);
+                near(sum[0] - 1.0, (1..KEY_BLOCK).map(|i| (-40.0 - i as f64).exp2()).sum());
+            }
         }
     }
 }

@@ -1,5 +1,5 @@
-//! aarch64 with NEON: two registers of four f32 as one of eight. So f16 and bf16 are loaded by whole registers, and the kernels'
-//! loops have as many sums side by side as four units with a latency of four keep busy.
+//! aarch64 with NEON: two registers of four f32 as one of eight. So f16 and bf16 are loaded by whole registers, and the
+//! kernels' loops have as many sums side by side as four units with a latency of four keep busy.
 
 use core::arch::aarch64::*;
 use core::arch::asm;
@@ -19,7 +19,7 @@ unsafe impl Lanes for Neon {
     const N: usize = 8;
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
-        // SAFETY: arithmetic; the module's contract gives the machine. So below, where nothing else is said.
+        // SAFETY: arithmetic; the module's contract gives the machine. The same holds below where nothing else is said.
         Self::of(|_| unsafe { vdupq_n_f32(x) })
     }
     #[inline(always)]
@@ -50,8 +50,8 @@ unsafe impl Lanes for Neon {
     }
     #[inline(always)]
     unsafe fn load_24(upper: *const u16, lower: *const u8) -> Self {
-        // SAFETY: the caller promises eight readable elements at both. Each upper half meets its lower, then both make room for
-        // two clear bits.
+        // SAFETY: the caller promises eight readable elements at both. Each upper half meets its lower, then both make
+        // room for two clear bits.
         unsafe {
             let (upper, lower) = (vld1q_u16(upper), vshll_n_u8::<8>(vld1_u8(lower)));
             let both = [vzip1q_u16(lower, upper), vzip2q_u16(lower, upper)];
@@ -60,7 +60,8 @@ unsafe impl Lanes for Neon {
     }
     #[inline(always)]
     unsafe fn store_24(self, upper: *mut u16, lower: *mut u8) {
-        // SAFETY: the caller promises eight writable elements at both. The first shift rounds, as adding half a unit would.
+        // SAFETY: the caller promises eight writable elements at both. The first shift rounds, as adding half a unit
+        // would.
         unsafe {
             let [low, high] = self.0.map(|x| vrshrq_n_u32::<6>(vreinterpretq_u32_f32(x)));
             vst1q_u16(upper, vshrn_high_n_u32::<8>(vshrn_n_u32::<8>(low), high));
@@ -107,7 +108,7 @@ unsafe impl Lanes for Neon {
     }
     #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {
-        // SAFETY: see `splat`. The instruction returns the number beside a quiet NaN, as `Lanes` asks.
+        // SAFETY: see `splat`. Of a number and a quiet NaN the instruction returns the number, as `Lanes` asks.
         Self::of(|i| unsafe { vmaxnmq_f32(self.0[i], other.0[i]) })
     }
     #[inline(always)]
@@ -127,7 +128,7 @@ unsafe impl Lanes for Neon {
     }
     #[inline(always)]
     unsafe fn times_pow2(self, n: Self) -> Self {
-        // SAFETY: see `splat`. Added to the exponent, which is where an f32 has its bits 23 and up.
+        // SAFETY: see `splat`. Added to the exponent, which is an f32's bits 23 and up.
         Self::of(|i| unsafe {
             let n = vshlq_n_s32::<23>(vcvtnq_s32_f32(n.0[i]));
             vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(self.0[i]), n))
@@ -147,6 +148,16 @@ unsafe impl Lanes for Neon {
             let above = |i: usize| vcgtq_f32(self.0[i], bound.0[i]);
             vmaxvq_u32(vorrq_u32(above(0), above(1))) != 0
         }
+    }
+    #[inline(always)]
+    unsafe fn weighted_less(self, weight: *const f64, less: f64) -> Self {
+        // SAFETY: the caller promises eight readable weights.
+        Self::of(|i| unsafe {
+            let (weight, less) = (weight.add(4 * i), vdupq_n_f64(-less));
+            let low = vfmaq_f64(less, vcvt_f64_f32(vget_low_f32(self.0[i])), vld1q_f64(weight));
+            let high = vfmaq_f64(less, vcvt_high_f64_f32(self.0[i]), vld1q_f64(weight.add(2)));
+            vcvt_high_f32_f64(vcvt_f32_f64(low), high)
+        })
     }
     #[inline(always)]
     unsafe fn total(self) -> f32 {
@@ -178,6 +189,6 @@ unsafe impl Lanes for Neon {
     }
 }
 
-// Six keys by four registers of query rows: 24 sums, and eight registers for the rows and the keys. A step is 38 instructions
-// for 24 multiply-adds, which take the key by element.
+// Six keys by four registers of query rows: 24 sums, and eight registers for the rows and the keys. A step is 38
+// instructions for 24 multiply-adds, which take the key by element.
 super::vector::kernels!(c"neon", Neon, "neon", keys: (6, 4), exps: 2, values: 2);

@@ -1,7 +1,7 @@
 //! The complete backend, in safe Rust: every slot, every element type, every stride.
 //!
 //! Loops run over fixed blocks of f32 without branches, so that a compiler can vectorise them; sums run in one fixed
-//! order, so that the result does not depend on who does.
+//! order, so that the result does not depend on the compiler.
 
 use super::{Block, ExactSoftmax, KEY_BLOCK, Kernels, PUT_AWAY, ROW_BLOCK, Softmax, Spread, UNSEEN};
 
@@ -108,7 +108,7 @@ fn absorb(tile: &[f32], scale: f32, max: &mut [f32], sum: &mut [f64], away: &mut
     }
 }
 
-/// Where the two upper bytes and the lower byte of row `r` and key `i` are put away.
+/// Where the two upper bytes and the lower byte of row `r` and key `i` are stored.
 fn put_away_at(r: usize, i: usize) -> (usize, usize) {
     const PLANE: usize = KEY_BLOCK * ROW_BLOCK;
     let (block, at) = (r / ROW_BLOCK * PLANE * PUT_AWAY, i * ROW_BLOCK + r % ROW_BLOCK);
@@ -146,7 +146,8 @@ fn larger(a: f32, b: f32) -> f32 {
     if b > a { b } else { a }
 }
 
-/// Below 2 to this nothing is squared: the result would be subnormal, which is slow, and is nothing beside other scores.
+/// Below 2 to this nothing is squared: the result would be subnormal, which is slow, and is nothing beside other
+/// scores.
 pub(super) const LEAST_SQUARED: f32 = -63.0;
 
 fn add_squares(tile: &[f32], scale: f32, rows: Softmax, sums: &mut [f32; KEY_BLOCK], totals: &mut [f64]) {
@@ -182,42 +183,14 @@ fn add_exp_and(
 }
 
 fn spread(tile: &mut [f32], scale: f32, rows: ExactSoftmax, out: &mut Spread, totals: &mut [f64]) {
-    for key in tile.chunks_exact_mut(rows.shift.len()) {
+    for (i, key) in tile.chunks_exact_mut(rows.shift.len()).enumerate() {
         key.iter_mut().zip(rows.shift).for_each(|(x, shift)| *x = exp2(*x * scale - shift));
-    }
-    spread_of_exps(tile, rows, out, totals);
-}
-
-/// [`spread`] of a tile of exponentials.
-#[inline(always)]
-pub(super) fn spread_of_exps(tile: &[f32], rows: ExactSoftmax, out: &mut Spread, totals: &mut [f64]) {
-    const LANES: usize = 8;
-    let total = |l: [f64; LANES]| ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]));
-    let whole = rows.n / LANES * LANES;
-    for (i, key) in tile.chunks_exact(rows.weight.len()).enumerate() {
-        // Rows that fill up a register have exponentials of zero.
-        let mut lanes = [0.0f64; LANES];
-        for (e, weight) in key.chunks_exact(LANES).zip(rows.weight.chunks_exact(LANES)) {
-            for l in 0..LANES {
-                lanes[l] += e[l] as f64 * weight[l];
-            }
-        }
-        let sum = total(lanes);
+        let a = || key[..rows.n].iter().zip(rows.weight).map(|(&e, weight)| e as f64 * weight);
+        let sum = a().sum::<f64>();
         let mean = sum / rows.n as f64;
-        let mut lanes = [0.0f64; LANES];
-        for (e, weight) in key[..whole].chunks_exact(LANES).zip(rows.weight.chunks_exact(LANES)) {
-            for l in 0..LANES {
-                let deviation = e[l] as f64 * weight[l] - mean;
-                lanes[l] += deviation * deviation;
-            }
-        }
-        for r in whole..rows.n {
-            let deviation = key[r] as f64 * rows.weight[r] - mean;
-            lanes[r - whole] += deviation * deviation;
-        }
         out.sums[i] = sum as f32;
-        out.deviations[i] = total(lanes) as f32;
-        totals.iter_mut().zip(key).for_each(|(total, &e)| *total += e as f64);
+        out.deviations[i] = a().map(|a| (a - mean) * (a - mean)).sum::<f64>() as f32;
+        totals.iter_mut().zip(key.iter()).for_each(|(total, &e)| *total += e as f64);
     }
 }
 
@@ -321,12 +294,12 @@ fn pairwise(s: [f32; 8]) -> f32 {
     ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]))
 }
 
-/// `2^r` on [−½, ½], highest power first: the polynomial of least relative error, 2.6e-9, among those that are 1 at 0.
+/// `2^r` on [−½, ½], highest power first: the polynomial with the least relative error, 2.6e-9, of those that are 1 at 0.
 pub(super) const EXP2: [f32; 7] =
     [1.559_467_8e-4, 1.340_664_4e-3, 9.617_693e-3, 5.550_310_6e-2, 2.402_265_3e-1, 6.931_472_2e-1, 1.0];
 
-/// `2^x` within 2 ulp; 0 for NaN and below −126, where the result would be subnormal; capped at `2^127`, near the largest
-/// f32. So `exp2(UNSEEN − x)` is 0 for every `x`, `UNSEEN` included.
+/// `2^x` within 2 ulp; 0 for NaN and below −126, where the result would be subnormal; capped at `2^127`, near the
+/// largest f32. So `exp2(UNSEEN − x)` is 0 for every `x`, `UNSEEN` included.
 ///
 /// `x = n + r`, then a polynomial in `r`, without a branch.
 #[inline(always)]

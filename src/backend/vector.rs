@@ -1,15 +1,15 @@
-//! The kernels once, for vectors of any width: an instruction set brings its registers as a type ([`Lanes`]), and
+//! The kernels, written once for vectors of any width: an instruction set brings its registers as a type ([`Lanes`]), and
 //! [`kernels!`] makes a table of them.
 //!
-//! [`score`] and [`attend`] open with what their kernels do, in pseudocode.
+//! [`score`] and [`attend`] begin with pseudocode of their kernels.
 //!
-//! Where this departs from the scalar kernels: products are fused into sums, and sums run across lanes first, so results
-//! differ in the last bits. f16 and bf16 are widened in registers. Rows whose elements do not lie side by side go to the
-//! scalar kernels.
+//! Where this departs from the scalar kernels: products are fused into sums, and sums run across lanes first, so
+//! results differ in the last bits. f16 and bf16 are widened in registers. Rows whose elements do not lie side by side
+//! go to the scalar kernels.
 //!
 //! # Safety
-//! Every function here is `unsafe` for one reason: it must be inlined into a function that runs only on machines with the
-//! instruction set of its `Lanes`. [`kernels!`] sees to the inlining; `Backend`'s constructors see to the machine.
+//! Every function here is `unsafe` for one reason: it must be inlined into a function that runs only on machines with
+//! the instruction set of its `Lanes`. [`kernels!`] sees to the inlining; `Backend`'s constructors see to the machine.
 #![allow(clippy::missing_safety_doc)]
 
 mod attend;
@@ -24,7 +24,7 @@ pub(super) use score::*;
 /// A register of f32s.
 ///
 /// # Safety
-/// `load` and `store` touch exactly `N` elements.
+/// What a function reads or writes at a pointer is exactly `N` elements.
 pub(super) unsafe trait Lanes: Copy {
     /// Elements of a register.
     const N: usize;
@@ -55,10 +55,12 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn round(self) -> Self;
     /// `self · 2^n`, for an integer `n` and a result that is a normal number.
     unsafe fn times_pow2(self, n: Self) -> Self;
-    /// `x` where `self > bound`, else 0, also where `self` is NaN.
+    /// `x` where `self > bound`, else 0; so 0 where `self` is NaN.
     unsafe fn where_above(self, bound: Self, x: Self) -> Self;
     /// Whether any lane is above `bound`'s.
     unsafe fn any_above(self, bound: Self) -> bool;
+    /// `self · weight − less` in f64, rounded to f32 at last.
+    unsafe fn weighted_less(self, weight: *const f64, less: f64) -> Self;
     /// Sum of the lanes.
     unsafe fn total(self) -> f32;
     /// The same of each of `L = N` registers: lane `i` holds the sum of register `i`.
@@ -154,8 +156,8 @@ unsafe fn exp2<V: Lanes, const N: usize>(x: [V; N]) -> [V; N] {
     unsafe { exp2_above(-126.0, x) }
 }
 
-/// The same with 0 below `least`, which is at least −126. Several registers side by side, since one alone would wait for itself at
-/// every step.
+/// The same with 0 below `least`, which is at least −126. Several registers side by side, since one alone would wait
+/// for itself at every step.
 #[inline(always)]
 unsafe fn exp2_above<V: Lanes, const N: usize>(least: f32, x: [V; N]) -> [V; N] {
     // SAFETY: arithmetic only, on the machine that the module's contract asks for.
@@ -174,14 +176,14 @@ unsafe fn exp2_above<V: Lanes, const N: usize>(least: f32, x: [V; N]) -> [V; N] 
             }
         }
         for j in 0..N {
-            // Far below the range this is nonsense, and not used.
+            // Far below the range this is meaningless, and not used.
             y[j] = x[j].where_above(V::splat(least), y[j].times_pow2(n[j]));
         }
         y
     }
 }
 
-/// Bytes of rows between the one at work and the one that is asked for meanwhile: what memory brings until it answers.
+/// Bytes of rows between the one in use and the one that is prefetched: what memory delivers within its latency.
 const AHEAD: usize = 12288;
 
 /// The same as a distance in memory.
@@ -203,9 +205,9 @@ macro_rules! instructions {
     };
 }
 
-/// Makes the table of an instruction set: `$lanes` are its registers, `$features` what the machine must have. `$nk` keys and two
-/// registers of query rows make the sums of a tile of logits, `$ns` where fewer keys are left; `$e` exponentials go side by
-/// side; `$nv` registers of values are summed for four queries.
+/// Makes the table of an instruction set: `$lanes` are its registers, `$features` what the machine must have. `$nk`
+/// keys and two registers of query rows make the sums of a tile of logits, `$ns` where fewer keys are left; `$e`
+/// exponentials go side by side; `$nv` registers of values are summed for four queries.
 macro_rules! kernels {
     ($name:literal, $lanes:ty, $features:literal, keys: ($nk:literal, $ns:literal), exps: $e:literal, values: $nv:literal) => {
         use $crate::backend::vector::{self, Bf16, F16, F32, Lanes, Numbers};
@@ -277,7 +279,7 @@ macro_rules! kernels {
             fn spread(
                 tile: &mut [f32], scale: f32, rows: ExactSoftmax, out: &mut Spread, totals: &mut [f64]
             ) -> () {
-                vector::spread::<$lanes, $e>(tile, scale, rows, out, totals)
+                vector::spread::<$lanes, N, $e>(tile, scale, rows, out, totals)
             }
             fn softmax_rows(tile: &mut [f32], scale: f32, max: &mut [f32], sum: &mut [f64]) -> () {
                 vector::softmax_rows::<$lanes, { KEY_BLOCK / N }>(tile, scale, max, sum)
@@ -296,7 +298,7 @@ macro_rules! kernels {
     };
 }
 
-/// Functions for the table that read rows of any element type. Rows whose elements do not lie side by side go to the
+/// Functions for the table that read rows of any element type. Rows whose elements are not side by side go to the
 /// scalar kernels.
 macro_rules! entry_by_dtype {
     ($features:literal $(fn $name:ident($rows:ident: &Block $(, $arg:ident: $type:ty)*) -> $out:ty
@@ -320,7 +322,7 @@ macro_rules! entry {
         $($visibility fn $name($($arg: $type),*) -> $out {
             #[target_feature(enable = $features)]
             unsafe fn compiled($($arg: $type),*) -> $out {
-                // SAFETY: this function has the features that the generic kernel is to be inlined with.
+                // SAFETY: this function has the features that the generic kernel must be inlined with.
                 #[allow(unused_unsafe)]
                 unsafe { $body }
             }

@@ -48,7 +48,7 @@ pub(super) struct Counts {
     pub has_weights: bool,
 }
 
-/// What a cascade was told, over copies of the arrays.
+/// A cascade's options, over copies of their arrays.
 #[derive(Clone, Copy)]
 pub(super) struct Options<'a> {
     pub select: SelectParams<'a>,
@@ -101,7 +101,7 @@ impl<W: Deref<Target = [u64]>> Header<W> {
         })
     }
 
-    /// The options, over the arrays that have been copied, which nobody writes any more.
+    /// The options, over the copied arrays, which are not written any more.
     fn options<'a>(&self, work: &mut Work<'a>) -> Result<Options<'a>> {
         let mask = &*core::mem::take::<&'a mut [u8]>(&mut work.mask);
         let head_weights = &*core::mem::take::<&'a mut [f64]>(&mut work.head_weights);
@@ -155,7 +155,7 @@ impl Header<&mut [u64]> {
     }
 }
 
-/// What layers hold, as far as those need it who only read.
+/// What layers hold: the part that readers need too.
 pub(super) struct Held<'a, B: Block<'a>> {
     /// The first head of each layer, and of the one after the last.
     pub first_head: B::Buffer<u64>,
@@ -300,7 +300,7 @@ impl<'a> State<'a> {
         Ok(Self { header, options, held, work, buffers })
     }
 
-    /// One that has been started.
+    /// A state that has been started.
     pub fn reopen(c: &mut Carver<'a>) -> Result<Self> {
         let header = Header::of(c.take(WORDS)?)?;
         let counts = header.counts()?;
@@ -312,11 +312,11 @@ impl<'a> State<'a> {
     }
 }
 
-/// What there is to read of a state that has been started.
+/// The part that readers need of a state that has been started.
 pub(super) fn read<'a>(r: &mut Reader<'a>) -> Result<(Header<&'a [u64]>, Held<'a, Reader<'a>>)> {
     let header = Header::of(r.take(WORDS)?)?;
     let counts = header.counts()?;
-    // A state that was cut off is refused whoever looks at it, though this looks at its first part only.
+    // A state that was cut off is refused here too, although readers need only its first part.
     r.holds(State::size(&counts)?)?;
     let held = Held::take(r, &counts)?;
     Ok((header, held))

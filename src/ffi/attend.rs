@@ -29,10 +29,10 @@ pub unsafe extern "C" fn lava_attend_workspace_size(
     }
 }
 
-/// Attention of new queries over a compressed cache: heads of unlike length, grouped queries.
+/// Attention of new queries over a compressed cache: heads of different lengths, grouped queries.
 ///
 /// shape: heads, head dimensions and sliding_window are used. With a sliding window, params must have positions: a query's own is that of
-///     its row if causal, else query t stands t after the position that follows the last row.
+///     its row if causal, else query t is t after the position that follows the last row.
 /// params: may be NULL: causal, without positions.
 /// n_queries: new queries, at least 1.
 /// q:   [n_queries, n_q_heads, head_dim_k], after RoPE.

@@ -13,7 +13,7 @@ use crate::{budget, entropy, select};
 /// less than what every head keeps whatever is asked for (the window, protected entries, head_min), never more than n_tokens. So every
 /// ratio works at every length.
 ///
-/// shape: of a model of unlike layers, the one with the longest cache.
+/// shape: where layers differ, the one with the longest cache.
 /// params: may be NULL.
 /// ratio: in [0, 1].
 /// budget: receives tokens per KV head per layer, window included; untouched on error.
@@ -40,7 +40,7 @@ pub unsafe extern "C" fn lava_budget_from_ratio(
 }
 
 /// Prefix entries that a budget means for a whole model: the sum over all heads of budget - window, or of the prefix positions that a
-/// later query can see where those are fewer; at most all rows there are. Compressing again asks for the same total.
+/// later query can see where those are fewer; at most all rows. Compressing again asks for the same total.
 ///
 /// shapes: n_shapes of them: one for each layer, or 1 that stands for all n_layers. Layers may differ in everything; one without KV heads
 ///     takes no part.
@@ -65,7 +65,7 @@ pub unsafe extern "C" fn lava_total_entries(
     }
 }
 
-/// Normalised entropy of a layer's scores, the layer's weight when layers share a total as LAVa has it.
+/// Normalised entropy of a layer's scores, the layer's weight when layers share a total as in LAVa.
 ///
 ///     p = scores / sum(scores)        entropy = -sum(p ln p) / ln(number of scores)
 ///
@@ -209,7 +209,7 @@ pub unsafe extern "C" fn lava_global_entries_workspace_size(
     }
 }
 
-/// Entries of layers and heads by one sort over the whole model: the `total` largest scores win, in whatever layer and head they are.
+/// Entries of layers and heads by one sort over the whole model: the `total` largest scores win, whichever layer and head they are in.
 /// Ties go to the lower layer, then the lower head, then the lower token.
 ///
 /// For each layer, lava_select with its entries, and its part of head_weights in lava_select_params, keeps exactly those. Layer weights

@@ -1,4 +1,4 @@
-//! Crossing the boundary: slices and tensors in, spans that must not overlap, a status out.
+//! Crossing the boundary: slices and tensors come in, spans that must not overlap are checked, a status goes out.
 
 use core::ffi::{CStr, c_void};
 use core::mem::size_of;
@@ -12,7 +12,7 @@ use crate::params::{Layers, Shape};
 use crate::view::{Rows, Strides, Tensor};
 use crate::workspace::Carver;
 
-/// Runs a call and reports how it went. No panic gets out.
+/// Runs a call and reports its outcome. No panic gets out.
 ///
 /// # Safety
 /// `error` must be NULL or point to a `lava_error` with its `struct_size` set.
@@ -169,7 +169,7 @@ impl Memory {
         self.add(span.start, span.len(), written, name).reads(row_start.as_ptr(), row_start.len(), name)
     }
 
-    /// The same with the rows of every layer, which are too many to be looked at together.
+    /// The same with the rows of every layer, which are too many to be checked together.
     pub fn check_layers(self, layers: &impl Layers) -> Result<()> {
         self.clone().check()?;
         (0..layers.n_layers())
@@ -198,12 +198,12 @@ impl Error {
     }
 }
 
-/// What a call does for one layer: its errors name the layer.
+/// Runs what a call does for one layer, so that its errors name the layer.
 pub(crate) fn in_layer<T>(shape: &Shape, body: impl FnOnce() -> Result<T>) -> Result<T> {
     body().map_err(|e| e.at_layer(shape.layer))
 }
 
-/// The one number that a call returns.
+/// Writes the one number that a call returns.
 ///
 /// # Safety
 /// `p` must be NULL or writable.

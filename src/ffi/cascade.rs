@@ -45,7 +45,7 @@ pub unsafe extern "C" fn lava_cascade_state_size(
 ///
 /// shapes, n_shapes, n_layers: as in lava_total_entries: layers in the order in which they will be pushed.
 /// total: prefix entries to keep over all layers; see lava_total_entries.
-/// params: may be NULL. Floors, sinks, the protected mask, head weights. All is copied.
+/// params: may be NULL. Floors, sinks, the protected mask, head weights. All are copied.
 /// cascade: may be NULL. How the layers share the total, and how often the caller evicts.
 /// state: lava_cascade_state_size bytes, aligned to LAVA_WORKSPACE_ALIGN. The caller owns it and may drop it, start it
 ///     again or copy it at any time: it holds no resources and no pointers.
@@ -81,10 +81,10 @@ pub unsafe extern "C" fn lava_cascade_init(
     }
 }
 
-/// Takes in the next layer's scores and decides anew what every layer so far keeps.
+/// Takes in the next layer's scores and decides again what every layer so far keeps.
 ///
-/// After it, lava_cascade_get says for each layer 0 to l which rows the caller's cache is to keep; lava_compact moves them, at once or
-/// as often as evict_every of lava_cascade_params says. A layer without KV heads is passed over.
+/// After it, lava_cascade_get says for each layer 0 to l which rows the caller's cache must keep; lava_compact moves them, at once or
+/// as often as evict_every of lava_cascade_params says. A layer without KV heads is skipped.
 /// After the last layer's push the kept sets are exactly, bit for bit, those of lava_layer_entries and lava_select
 /// on all layers at once. Before it, a layer may hold one entry more than its share, and what a head
 /// floor may still ask for (alpha of the total, and one entry per head and layer).
@@ -128,11 +128,11 @@ pub unsafe extern "C" fn lava_cascade_push(
 
 /// What layer `layer` keeps after the last push, and how to get there from what the caller's cache holds.
 ///
-/// state: only read. Pointers that earlier calls returned stay good until the next push.
+/// state: only read. Pointers that earlier calls returned stay valid until the next push.
 /// out: receives pointers into the state; untouched on error. That it lies outside the state is not checked. A layer without KV heads
 ///     has no rows.
 /// Errors: NULL, STRUCT_SIZE, ALIGNMENT, WORKSPACE, STATE (not initialised, or that layer was not pushed yet). Any thread, several at a
-///     time, but none beside a push.
+///     time, but none during a push.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cascade_get(
     state: *const c_void,

@@ -11,7 +11,7 @@ use crate::view::{Rows, TensorMut};
 
 /// Evicts: gathers each head's kept rows of K and V, in position order, into another cache or in place.
 ///
-/// Row rows[cu_kept[h] + r] of head h becomes row r of head h. Keys carry their RoPE; nothing is re-rotated. True positions
+/// Row rows[cu_kept[h] + r] of head h becomes row r of head h. Keys already include RoPE; nothing is re-rotated. True positions
 /// stay with the caller in kept_indices.
 ///
 /// shape: n_kv_heads, head_dim_k and head_dim_v are used, and for the source n_tokens or cu_rows; its positions are not.
@@ -87,7 +87,7 @@ pub unsafe extern "C" fn lava_compact(
                     let apart = src.is_disjoint(&dst);
                     let in_place = || dst.is_in_place_of(&src, rows, cu_kept, n_parts == 1);
                     ensure(apart || in_place(), ErrorKind::Overlap, name)?;
-                    // Whatever is read while rows move. A destination's own row_start is added with it.
+                    // All that is read while rows move. A destination's own row_start is added with it.
                     let mut memory = Memory::default()
                         .reads(rows.as_ptr(), rows.len(), c"rows")
                         .reads(cu_kept.as_ptr(), cu_kept.len(), c"cu_kept")

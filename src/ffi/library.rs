@@ -22,14 +22,14 @@ pub extern "C" fn lava_version_string() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr() as *const c_char
 }
 
-/// A status in words, static, never NULL; "unknown status" for a number that is none. Any thread.
+/// A status in words, static, never NULL; "unknown status" for any other number. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn lava_status_string(status: lava_status) -> *const c_char {
     status_message(status).as_ptr()
 }
 
 /// Name of the kernels with this LAVA_BACKEND_ number, static, such as "avx2"; of LAVA_BACKEND_BEST, of those that are chosen. NULL
-/// where this machine cannot run them, or there are none of this number. Any thread.
+/// where this machine cannot run them, or none have this number. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn lava_backend_name(number: i32) -> *const c_char {
     backend(number).map_or(null(), |b| b.kernels.name.as_ptr())

@@ -9,7 +9,7 @@
 //! | `checked.rs` | from C structs to the core's types |
 //! | `call.rs` | slices, tensors, overlaps, the status |
 //! | `library.rs` | version, names |
-//! | `score.rs`, `budgets.rs`, `select.rs`, `compact.rs`, `cascade.rs`, `attend.rs` | the functions of `lava.h`, a family a file |
+//! | `score.rs`, `budgets.rs`, `select.rs`, `compact.rs`, `cascade.rs`, `attend.rs` | the functions of `lava.h`, one file per family |
 //! | `methods.rs` | those of `lava_methods.h` |
 //! | `cuda.rs`, `cuda/` | those of `lava_cuda.h` |
 //!

@@ -1,7 +1,7 @@
 //! What a freestanding program needs from us when there is no Rust runtime.
 
-/// The core is written not to panic. Should it all the same, stopping at once is the only thing left that cannot make it
-/// worse: there is nobody to unwind to.
+/// The core is written not to panic. If it does all the same, stopping at once is the only thing that cannot make it worse:
+/// there is nothing to unwind to.
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {
     loop {
@@ -18,6 +18,6 @@ fn panic(_: &core::panic::PanicInfo) -> ! {
     }
 }
 
-/// The precompiled `core` names this symbol; with `panic = "abort"` nobody calls it.
+/// The precompiled `core` names this symbol; with `panic = "abort"` nothing calls it.
 #[unsafe(no_mangle)]
 extern "C" fn rust_eh_personality() {}

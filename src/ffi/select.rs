@@ -57,13 +57,13 @@ pub unsafe extern "C" fn lava_select_workspace_size(
 ///
 /// params: may be NULL.
 /// scores: f32, lava_n_scores(shape) of them, finite; from lava_score or from anywhere else. May be NULL where there is no prefix.
-/// n_entries: prefix entries to keep in this layer, over all heads. More than there are keeps everything that a later query can see.
+/// n_entries: prefix entries to keep in this layer, over all heads. If there are fewer, everything that a later query can see is kept.
 /// workspace: lava_select_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN.
 /// kept_indices: receives each head's true token positions, ascending, head after head.
 /// kept_capacity: entries that kept_indices (and rows) have room for, at least what lava_n_kept says.
 /// cu_kept: n_kv_heads + 1 entries, receives the exclusive prefix sum of the counts, from 0: head h keeps
 ///     kept_indices[cu_kept[h]] up to kept_indices[cu_kept[h + 1]].
-/// rows: NULL, or receives for each kept one which row of its head in the cache it is, for lava_compact. Without the shape's cu_rows
+/// rows: NULL, or receives for each kept entry which row of its head in the cache it is, for lava_compact. Without the shape's cu_rows
 ///     the same numbers as kept_indices.
 /// selection: NULL, or receives what was done, in particular whether nothing was evicted.
 /// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ALIGNMENT, ARGUMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, BUDGET (below the
@@ -146,7 +146,7 @@ pub unsafe extern "C" fn lava_entries_for_share_workspace_size(
 }
 
 /// The fewest entries of a layer whose evicted share of score mass is at most epsilon, without floors or protected
-/// entries: ask for a bound on the loss instead of a size.
+/// entries: for a caller who wants a bound on the loss instead of a size.
 ///
 /// scores: f32, lava_n_scores(shape) of them, finite, not negative (ARGUMENT).
 /// epsilon: in [0, 1].

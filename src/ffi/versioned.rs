@@ -1,4 +1,4 @@
-//! Structs of any version: read with what an older caller lacks as zero, written as far as the caller's version goes.
+//! Structs of any version: fields that an older caller lacks are read as zero, and writing stops where the caller's version ends.
 
 use core::ffi::CStr;
 use core::mem::{MaybeUninit, align_of, size_of};
@@ -14,7 +14,7 @@ pub(crate) unsafe trait Versioned: Copy {
     const FIRST_SIZE: usize;
 }
 
-/// Larger than any struct will be: an uninitialised `struct_size` is told from a newer caller's.
+/// Larger than any struct will be: so an uninitialised `struct_size` is not taken for a newer caller's.
 const MAX_STRUCT_SIZE: usize = 4096;
 
 pub(crate) fn check_pointer<T>(p: *const T, name: &'static CStr) -> Result<()> {
@@ -22,7 +22,7 @@ pub(crate) fn check_pointer<T>(p: *const T, name: &'static CStr) -> Result<()> {
     ensure((p as usize).is_multiple_of(align_of::<T>()), ErrorKind::Alignment, name)
 }
 
-/// The caller's idea of the struct's size.
+/// The struct's size as the caller knows it.
 ///
 /// # Safety
 /// `p` must be NULL or point to a struct with its `struct_size` set.

@@ -11,7 +11,7 @@ pub struct Head {
     pub scores: Vec<f32>,
 }
 
-/// What selection has to know of a layer.
+/// What selection needs to know about a layer.
 #[derive(Clone, Debug)]
 pub struct Layer {
     /// Tokens so far.
@@ -78,7 +78,7 @@ fn is_protected(params: &SelectParams, position: usize) -> bool {
 fn real_shares(weights: &[u128], least: &[u64], most: &[u64], total: u64) -> (Vec<u128>, u128) {
     let n = weights.len();
     let bound = |x: u64| x as u128;
-    // Weightless ones get their least, unless all others have all that they can use.
+    // Those without weight get their minimum, unless all others have all that they can use.
     let with_weight = |i: usize| if weights[i] > 0 { most[i] } else { least[i] };
     if weights.contains(&0) && total > (0..n).map(with_weight).sum() {
         let open: Vec<usize> = (0..n).filter(|&i| weights[i] == 0).collect();
@@ -158,7 +158,7 @@ pub fn select(layers: &[Layer], params: &SelectParams, n_entries: u64) -> Vec<Ve
         protected(b).cmp(&protected(a)).then(score(b).partial_cmp(&score(a)).expect("a number"))
     });
     let best_of = |g: usize, n: u64| order.iter().filter(move |e| e.0 == g).take(n as usize).copied();
-    // Each head's best so many, then the best of the rest.
+    // Each head's best entries, as many as it is promised, then the best of the rest.
     let compete = |promised: &[u64]| {
         let mut kept: Vec<_> = (0..n).flat_map(|g| best_of(g, promised[g])).collect();
         let rest: Vec<_> = order.iter().filter(|e| !kept.contains(e)).copied().collect();
@@ -174,7 +174,7 @@ pub fn select(layers: &[Layer], params: &SelectParams, n_entries: u64) -> Vec<Ve
         (None, HeadFloor::None) => compete(&least),
         (None, HeadFloor::Guaranteed) => {
             let mut floor = (billionths * n_entries as u128 / (1_000_000_000 * n.max(1) as u128)) as u64;
-            // Promises that do not fit beside what must be kept are lowered for all.
+            // Promises that do not fit in addition to what must be kept are lowered for all.
             while least.iter().map(|&least| least.max(floor)).sum::<u64>() > n_entries {
                 floor -= 1;
             }

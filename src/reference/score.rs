@@ -90,8 +90,9 @@ fn over_queries(a: &[f64], params: &ScoreParams) -> f64 {
     }
 }
 
-/// What evicting each row alone does to the output: `a / (1 − a) · ‖o − v‖₂`. With the mean `m` of the other rows' values, weighted by
-/// their attention, `o − v = (1 − a) · (m − v)`: so nothing is subtracted that is nearly the same. A sink is a row of zeros.
+/// What evicting each row alone does to the output: `a / (1 − a) · ‖o − v‖₂`. With the mean `m` of the other rows'
+/// values, weighted by their attention, `o − v = (1 − a) · (m − v)`: so nothing is subtracted that is nearly the same.
+/// A sink is a row of zeros.
 fn output_change(a: &[f64], sink: f64, v: &[Vec<f64>]) -> Vec<f64> {
     let change = |i: usize| {
         let others = || (0..a.len()).filter(move |&k| k != i);
@@ -243,7 +244,8 @@ pub fn attention_stats(shape: &Shape, params: &ScoreParams, q: &Heads, k: &Heads
     stats
 }
 
-/// Attention of one query over one head's rows, `None` where a row is not seen: the output, and the natural log-sum-exp.
+/// Attention of one query over one head's rows, `None` where a row is not seen: the output, and the natural
+/// log-sum-exp.
 pub fn attend(
     q: &[f64],
     rows: &[Option<(&[f64], &[f64])>],

@@ -18,8 +18,8 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// The largest plan whose buffers are at most a tenth of the layer's K and V in f16: storing before not storing, more
-    /// heads before fewer. One head at a time, not stored, if there is none.
+    /// The largest plan whose buffers are at most a tenth of the layer's K and V in f16: storing before not storing,
+    /// more heads before fewer. One head at a time, not stored, if there is none.
     pub fn new(shape: &Shape, params: &ScoreParams, queries: Queries, has_lse: bool) -> Result<Self> {
         let layer = 2 * shape.n_rows() * (shape.head_dim_k + shape.head_dim_v) as u64;
         // Heads that are pooled one by one are computed one by one.
@@ -43,8 +43,9 @@ impl Plan {
     pub const LEAST: Self = Self { together: 1, store: false };
 }
 
-/// Whether the group may be reduced before pooling: the two commute if both are maxima or both are means, or if there is
-/// nothing to reduce or to pool. This is the common case, and it needs no row per query head. A head's output is its own.
+/// Whether the group may be reduced before pooling: the two commute if both are maxima or both are means, or if there
+/// is nothing to reduce or to pool. This is the common case, and it needs no row per query head. A head's output is its
+/// own.
 pub(super) fn reduce_first(shape: &Shape, params: &ScoreParams) -> bool {
     let alike = matches!(
         (params.pool, params.group_reduce),
@@ -60,8 +61,8 @@ fn divisors(n: usize) -> impl Iterator<Item = usize> {
     small.clone().map(move |d| n / d).chain(small.rev().filter(move |d| d * d < n))
 }
 
-/// The largest of a number over the layer's heads. Heads that are alike are not gone through: there may be billions, if only in a
-/// caller's mistake.
+/// The largest of a number over the layer's heads. Heads that are alike are not gone through: there may be billions, if
+/// only in a caller's mistake.
 fn most(shape: &Shape, of: impl Fn(usize) -> usize) -> usize {
     let heads = if shape.ragged.is_some() { shape.n_kv_heads } else { 1 };
     (0..heads).map(of).max().unwrap_or(0)
@@ -82,10 +83,11 @@ pub(super) struct Buffers<'a> {
     pub exact_weight: &'a mut [f64],
     /// Stage 4's result: `[n_kv_heads]`, of which the part's own are used.
     pub value_max: &'a mut [f32],
-    /// One query head's attention, only where each head must be pooled by itself, `[live rows]`, or where its output is wanted,
-    /// `[seen rows]`.
+    /// One query head's attention, only where each head must be pooled by itself, `[live rows]`, or where its output is
+    /// wanted, `[seen rows]`.
     pub head_row: &'a mut [f32],
-    /// Exponentials over the live prefix, block by block, put away: `[blocks, together, KEY_BLOCK, rows · PUT_AWAY]`. Or nothing.
+    /// Exponentials over the live prefix, block by block, put away: `[blocks, together, KEY_BLOCK, rows · PUT_AWAY]`.
+    /// Or nothing.
     pub exps: &'a mut [u8],
     /// The maximum that each of them was taken with: `[blocks, together, rows]`.
     pub exps_max: &'a mut [f32],

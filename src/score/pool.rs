@@ -15,8 +15,8 @@ pub(super) fn reduce(mode: GroupReduce, weight: f32, from: &[f32], into: &mut [f
     }
 }
 
-/// Stage 3, in place: block by block through the stack, each block with `radius` neighbours on both sides. What lies outside is
-/// zero: the smallest score for a maximum, and what the field's average counts.
+/// Stage 3, in place: block by block through the stack, each block with `radius` neighbours on both sides. What lies
+/// outside is zero: the smallest score for a maximum, and what the field's average counts.
 pub(super) fn pool(kernels: &Kernels, mode: Pool, kernel: usize, x: &mut [f32]) {
     const BLOCK: usize = 256;
     const MAX_RADIUS: usize = MAX_POOL_KERNEL / 2;

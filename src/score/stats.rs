@@ -6,8 +6,8 @@
 //! weight    = (Σ entropy)^(1/τ1) · (Σ variance)^(1/τ2)      sums over the layer's heads
 //! ```
 //!
-//! Source: CAKE, arXiv 2503.12491, section 3.2; the published code has `A ln(A + 1e-10)`. `A` is what the softmax over all
-//! tokens gives the prefix; it is not normalised anew.
+//! Source: CAKE, arXiv 2503.12491, section 3.2; the published code has `A ln(A + 1e-10)`. `A` is what the softmax over
+//! all tokens gives the prefix; it is not normalised anew.
 
 use super::plan::{Buffers, Plan};
 use super::task::{Task, blocks};
@@ -25,7 +25,8 @@ pub struct AttentionStats {
     pub variance: f64,
 }
 
-/// CAKE's weight of a layer, from the statistics of all its heads, finite and not negative. `tau1` and `tau2` are above 0.
+/// CAKE's weight of a layer, from the statistics of all its heads, finite and not negative. `tau1` and `tau2` are above
+/// 0.
 pub fn preference(stats: &[AttentionStats], tau1: f64, tau2: f64) -> Result<f64> {
     check_tau(tau1, tau2)?;
     for (head, s) in stats.iter().enumerate() {

@@ -51,7 +51,8 @@ pub struct ScoreInputs<'a> {
     /// Values: `[rows of each head, n_kv_heads, head_dim_v]`. Not looked at with `ValueWeight::None`.
     pub v: Tensor<'a>,
     /// Log-sum-exp of each query's scaled, capped, masked logits, sinks included, in the base that the options name: f32
-    /// `[window or n_queries, n_q_heads, 1]`.
+    /// `[window or n_queries, n_q_heads, 1]`. By it each row's attention must sum to 1 within 5%. Scores are as exact as
+    /// it is.
     pub lse: Option<Tensor<'a>>,
 }
 
@@ -109,7 +110,8 @@ impl<'a> Task<'a> {
         self.scale.of_exponent(self.params.softcap)
     }
 
-    /// Whether sums are to be so exact that what the largest entry leaves to the others is right: a variance is nothing else.
+    /// Whether sums are to be so exact that what the largest entry leaves to the others is right: a variance is nothing
+    /// else.
     pub fn exactly(&self) -> bool {
         self.params.attention == Attention::MeanVariance
     }
@@ -159,8 +161,8 @@ impl<'a> Task<'a> {
     }
 }
 
-/// Rows in blocks that end at multiples of [`KEY_BLOCK`], so that what a block holds does not depend on where a sliding window begins;
-/// each with the one after it.
+/// Rows in blocks that end at multiples of [`KEY_BLOCK`], so that what a block holds does not depend on where a sliding
+/// window begins; each with the one after it.
 pub(super) fn blocks(rows: Range<usize>) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
     let block = move |at: usize| at..((at / KEY_BLOCK + 1) * KEY_BLOCK).min(rows.end);
     let after = move |at: usize| if at < rows.end { block(at) } else { at..at };

@@ -8,8 +8,8 @@ use crate::error::{ErrorKind, Result, ensure};
 use crate::params::{MAX_HEAD_DIM, Shape, ValueSpan, ValueWeight};
 use crate::view::Tensor;
 
-/// Stage 4: `max ‖V[i]‖₁` over the live prefix rows, or over those and the window's, into `out[head]`. All of these rows are read,
-/// so that every NaN among them is found; where the output is wanted, so are dead rows that a query sees.
+/// Stage 4: `max ‖V[i]‖₁` over the live prefix rows, or over those and the window's, into `out[head]`. All of these
+/// rows are read, so that every NaN among them is found; where the output is wanted, so are dead rows that a query sees.
 ///
 /// Not head by head where the heads of a token are neighbours: then they are read together, in the order of memory.
 pub(super) fn maxima(
@@ -58,13 +58,16 @@ pub(super) fn times_norms(kernels: &Kernels, v: &Tensor, head: usize, first: usi
     }
 }
 
-/// `a_i → a_i / (1 − a_i) · ‖o − v_i‖₂`, where `o = Σ_i a_i v_i`: the change of the output if entry `i` alone goes and the others take
-/// its share. Source: CAOTE, arXiv 2504.14051, theorem 3.2.
+/// `a_i → a_i / (1 − a_i) · ‖o − v_i‖₂`, where `o = Σ_i a_i v_i`: the change of the output if entry `i` alone goes and
+/// the others take its share. Source: CAOTE, arXiv 2504.14051, theorem 3.2.
 ///
-/// `row` holds `w · a_i` of all rows from `first` on, and gets `w` times the change. `sink` is the attention of an entry without a
-/// value. What is lost if the difference to 1 or to `o` is taken literally: an entry with nearly all the attention is nearly the output.
-/// So for the largest entry, the only one that may hold more than half, the others are summed by themselves: with their mean
-/// `m = Σ a_k v_k / Σ a_k` over `k ≠ i`, the change is `a_i · ‖m − v_i‖₂`. Where their attention is less than f32 holds, m is 0.
+/// `row` holds `w · a_i` of all rows from `first` on, and gets `w` times the change. `sink` is the attention of an
+/// entry without a value.
+///
+/// An entry with nearly all the attention is nearly the output: both differences would be lost in rounding. So for the
+/// largest entry, the only one that may hold more than half, the others are summed by themselves: with their mean
+/// `m = Σ a_k v_k / Σ a_k` over `k ≠ i`, the change is `a_i · ‖m − v_i‖₂`. Where their attention is less than f32
+/// holds, m is 0.
 pub(super) fn to_output_change(v: &Tensor, head: usize, first: usize, w: usize, sink: f64, row: &mut [f32]) {
     let a = |a: f32| a as f64 / w as f64;
     let mut largest = 0;

@@ -1,14 +1,14 @@
 //! Stages 1 and 2: the queries' attention, summed over them for each key, or the largest. Mostly they are the window's.
 //!
-//! The attention matrix is never stored whole. Keys go by in blocks; each block is widened once for all query rows that look
-//! at it. What a column sum needs, each row's log-sum-exp, is known only after the last key. Three ways:
+//! The attention matrix is never stored whole. Keys go by in blocks; each block is widened once for all query rows that
+//! look at it. What a column sum needs, each row's log-sum-exp, is known only after the last key. Three ways:
 //!
 //! - The caller has the log-sum-exp: one pass, which also shows whether it is right.
 //! - There is memory for the exponentials of one or more query heads over all keys (within a tenth of the layer's own
-//!   size; 24 bits each): one pass leaves `exp(logit − maximum so far)` there, a second, without arithmetic to speak of, weighs
-//!   and sums it.
-//! - There is not, or more than a weighted sum or a maximum is wanted: the logits are computed twice. Short prompts end up here, where it
-//!   does not matter.
+//!   size; 24 bits each): one pass leaves `exp(logit − maximum so far)` there, a second, without arithmetic to speak
+//!   of, weighs and sums it.
+//! - There is not, or more than a weighted sum or a maximum is wanted: the logits are computed twice. Short prompts end
+//!   up here, where it does not matter.
 
 use core::ops::Range;
 
@@ -20,11 +20,12 @@ use crate::error::{ErrorKind, Result, ensure};
 use crate::params::Attention;
 use crate::view::Tensor;
 
-/// A row's log-sum-exp in f32, over ln 2, is off by half a unit of its last place. Up to here that is less than 8e-6, below what the
-/// rounding of a logit's products makes of it; beyond, attention would not sum to 1.
+/// A row's log-sum-exp in f32, over ln 2, is off by half a unit of its last place. Up to here that is less than 8e-6,
+/// below what the rounding of a logit's products makes of it; beyond, attention would not sum to 1.
 const LARGEST_SHIFT: f64 = 256.0;
 
-/// By how much the attention of a row may miss 1 with a log-sum-exp that was given. One that comes as f16 is off by up to 3% at 128.
+/// By how much the attention of a row may miss 1 with a log-sum-exp that was given. One that comes as f16 is off by up
+/// to 3% at 128.
 const LSE_TOLERANCE: f64 = 0.05;
 
 /// Keys whose logits are computed between two requests for rows to come.
@@ -45,8 +46,8 @@ impl Ahead<'_> {
     }
 }
 
-/// Sums over the queries, or maxima, for each row of `wanted`, of the attention of the group's heads from the `first`-th on that go
-/// together; sums are yet to be divided by the number of queries; reduced over these heads into `out`.
+/// Sums over the queries, or maxima, for each row of `wanted`, of the attention of the group's heads from the `first`-th
+/// on that go together; sums are yet to be divided by the number of queries; reduced over these heads into `out`.
 pub(super) fn attention(
     task: &Task,
     plan: Plan,
@@ -104,7 +105,8 @@ pub(super) fn look_at_rows(task: &Task, plan: Plan, b: &mut Buffers, first: usiz
     }
 }
 
-/// Weighs the rows by their age: `w · decay · (1 − decay)^age`, the oldest `w · (1 − decay)^age`, so that their sum is `w`.
+/// Weighs the rows by their age: `w · decay · (1 − decay)^age`, the oldest `w · (1 − decay)^age`, so that their sum is
+/// `w`.
 fn weigh_rows(task: &Task, weight: &mut [f32]) {
     let (w, decay) = (task.n_queries(), task.params.decay as f64);
     for weight in weight.chunks_exact_mut(task.padded_rows()) {
@@ -150,8 +152,8 @@ pub(super) fn sink_share(task: &Task, b: &Buffers, in_group: usize, h: usize) ->
     (h * rows..h * rows + w).map(to_sink).sum::<f64>() / w as f64
 }
 
-/// Shifts and weights of the rows, from all keys that they see; the exponentials of the live prefix stay in `b.exps` if there is
-/// room.
+/// Shifts and weights of the rows, from all keys that they see; the exponentials of the live prefix stay in `b.exps` if
+/// there is room.
 fn first_pass(task: &Task, plan: Plan, b: &mut Buffers, first: usize) -> Result<()> {
     let (rows, exponent) = (task.padded_rows(), task.exponent());
     b.shift.fill(UNSEEN);
@@ -208,8 +210,8 @@ fn bytes(rows: &Range<usize>) -> Range<usize> {
     rows.start * KEY_BLOCK * PUT_AWAY..rows.end * KEY_BLOCK * PUT_AWAY
 }
 
-/// What becomes of a tile of logits: a number per key, a sum yet to be divided by the number of queries. With `totals`, each row's attention is added up
-/// as well.
+/// What becomes of a tile of logits: a number per key, a sum yet to be divided by the number of queries. With `totals`,
+/// each row's attention is added up as well.
 fn sums(task: &Task, b: &mut Buffers, h: usize, totals: bool) -> [f32; KEY_BLOCK] {
     let (rows, exponent, w) = (task.padded_rows(), task.exponent(), task.n_queries());
     let own = h * rows..(h + 1) * rows;

@@ -4,7 +4,7 @@
 use crate::entropy;
 use crate::params::{Layers, SelectParams, Shape};
 
-/// Key of a protected entry, above every score's.
+/// Key of a protected entry, above that of every score.
 const PROTECTED: u32 = u32::MAX;
 
 /// An integer with the order of the score.
@@ -37,7 +37,7 @@ pub(crate) struct Head<'a> {
     /// How many there were before any of them was evicted.
     pub capacity: usize,
     positions: Positions<'a>,
-    /// The first so many are sinks.
+    /// How many of the first tokens are sinks.
     n_sinks: usize,
     mask: Option<&'a [u8]>,
 }
@@ -105,11 +105,11 @@ impl<'a> Head<'a> {
 pub(crate) trait Entries {
     /// How many heads there are.
     fn n_heads(&self) -> usize;
-    /// They, in order: ties go to the first.
+    /// The heads, in order: ties go to the first.
     fn heads(&self) -> impl Iterator<Item = Head<'_>>;
 }
 
-/// Layers with scores that lie one after the other.
+/// Layers whose scores are stored one after the other.
 pub(crate) struct Scored<'a, L: ?Sized> {
     pub layers: &'a L,
     pub scores: &'a [f32],

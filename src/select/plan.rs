@@ -35,7 +35,7 @@ impl Cut {
         }
     }
 
-    /// What is kept by this cut, and of the rest by `other`.
+    /// What this cut keeps, and what `other` keeps of the rest.
     fn and(self, other: Self) -> Self {
         match self.key.cmp(&other.key) {
             core::cmp::Ordering::Less => self,
@@ -101,7 +101,7 @@ impl<'a> Buffers<'a> {
     }
 }
 
-/// Keys that can be gone through more than once.
+/// Keys that can be read more than once.
 trait Keys {
     fn for_each(&self, f: impl FnMut(u32));
 }

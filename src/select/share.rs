@@ -32,7 +32,7 @@ pub fn entries_for_share(shape: &Shape, scores: &[f32], epsilon: f64, workspace:
     entropy::check_not_negative(shape, scores)?;
     let live = || (0..shape.n_kv_heads).flat_map(|h| entropy::live(shape, scores, h));
     let mass: f64 = live().map(|&s| s as f64).sum();
-    // Less than f64 sums in another order may differ by would ask for entries that add nothing.
+    // A tolerance below what f64 sums differ by in another order would ask for entries that add nothing.
     let wanted = mass * (1.0 - epsilon - 1e-12);
     // As in selection, but a digit is settled by the mass above it instead of the count.
     let (mut n_entries, mut kept) = (0u64, 0.0f64);

@@ -41,7 +41,7 @@ pub fn carver(memory: &mut [u128]) -> Carver<'_> {
     Carver::over(bytes).expect("u128s are aligned")
 }
 
-/// Layer 3 of something, of which nothing has been evicted.
+/// Layer 3 of some model, of which nothing has been evicted.
 pub fn shape(n_tokens: usize, heads: (usize, usize), dims: (usize, usize), window: usize) -> Shape<'static> {
     Shape { layer: 3, ..Shape::dense(n_tokens, heads.0, heads.1, dims.0, dims.1, window) }
 }

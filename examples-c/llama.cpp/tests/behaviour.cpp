@@ -156,6 +156,15 @@ static void refusals_of_models(const std::string & path) {
         log_text.clear();
         check_refused(!open(unfit.get(), o), "a context of it with llama_context_params.lava", kind.message);
     }
+    tiny_model many;  // 90 KV heads: their nodes fit into the graph, but not beside its own
+    many.n_layer = 30, many.n_head = 9, many.n_head_kv = 3, many.head_dim = 32;
+    many.write(path);
+    model_ptr large = load(path);
+    context_ptr ctx = open(large.get(), {});
+    llama_lava_params p = some_params();
+    p.attn = LLAMA_LAVA_ATTN_PER_HEAD;
+    log_text.clear();
+    check_refused(llama_lava_enable(ctx.get(), p) == -2, "a node per head where the graph has no room for so many", "so many heads");
 }
 
 static void not_a_number(const std::string & path) {

@@ -1,7 +1,7 @@
 //! What the kernels are launched with: the structs of `cuda/plan*.h`, and the functions of `cuda/plan.c` that cut the work.
 //!
 //! The plans are C, compiled for the host as well, because the kernels need the same arithmetic: it is written once. Only the
-//! structs are here again; both sides assert their sizes and offsets.
+//! structs are repeated here; both sides assert their sizes and offsets.
 
 use core::ffi::{CStr, c_char, c_void};
 use core::mem::{offset_of, size_of};
@@ -51,7 +51,7 @@ pub struct ScoreSequence {
     pub reserved: u32,
 }
 
-/// An `attention` beside those of `lava.h`: statistics instead of scores.
+/// An `attention` in addition to those of `lava.h`: statistics instead of scores.
 pub const SPREAD: i32 = 5;
 
 #[derive(Clone, Copy)]
@@ -514,7 +514,7 @@ pub fn kernel_name(kernel: usize) -> &'static CStr {
     unsafe { CStr::from_ptr(lava_plan_kernels[kernel].0) }
 }
 
-/// The launch of [`UploadArgs`]: of [`UPLOAD_WORDS`] where so many words fit, else of [`UPLOAD_MANY_WORDS`].
+/// The launch of [`UploadArgs`]: of [`UPLOAD_WORDS`] if that many words are enough, else of [`UPLOAD_MANY_WORDS`].
 pub fn upload(n_words: usize) -> Launch {
     // SAFETY: takes a number.
     unsafe { lava_plan_upload(n_words as u64) }

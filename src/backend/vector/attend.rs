@@ -1,7 +1,8 @@
-//! The kernels of attention over the compressed cache: keys lie in lanes, or the dims of a row.
+//! The kernels of attention over the compressed cache: lanes hold keys, or the dims of a row.
 //!
 //! ```text
-//! dots           for NQ queries and N / NQ keys at a time: acc[q][k] += q[c ..] · k[c ..], then the N sums across lanes at once
+//! dots           for NQ queries and N / NQ keys at a time: acc[q][k] += q[c ..] · k[c ..];
+//!                then the N sums across lanes at once
 //! softmax_rows   per row: maximum over the tile's row, 2 to the differences, their sum
 //! add_values     for NQ queries and NV registers of dims at a time: for each row: acc += weight · v
 //! ```
@@ -9,7 +10,8 @@
 use super::{Lanes, Product, Source, ahead_of, exp2};
 use crate::backend::{Block, KEY_BLOCK, UNSEEN, scalar};
 
-/// Addresses of a block's rows: the first and the last are checked, the others lie between them. Those from `n` on are the last.
+/// Addresses of a block's rows: the first and the last are checked, the others lie between them. Those from `n` on are
+/// the last.
 #[inline(always)]
 fn rows_of<E>(block: &Block) -> [*const E; KEY_BLOCK] {
     assert!((1..=KEY_BLOCK).contains(&block.n));
@@ -23,7 +25,7 @@ fn rows_of<E>(block: &Block) -> [*const E; KEY_BLOCK] {
     rows
 }
 
-/// `NQ` queries against `N / NQ` keys, a product a lane: that of query `m` and key `j` in lane `m · N / NQ + j`.
+/// `NQ` queries against `N / NQ` keys, one product per lane: that of query `m` and key `j` in lane `m · N / NQ + j`.
 #[inline(always)]
 unsafe fn dots_at<V: Lanes, S: Source, P: Product<V>, const N: usize, const NQ: usize>(
     keys: &[*const S::Element],
@@ -80,7 +82,8 @@ unsafe fn dots_strip<V: Lanes, S: Source, P: Product<V>, const N: usize, const N
     let nk = N / NQ;
     let mut lanes = [0.0f32; N];
     for i in (0..n).step_by(nk) {
-        // SAFETY: the caller promises NQ queries; `keys` are KEY_BLOCK rows, of which N / NQ follow at i; `lanes` has N elements.
+        // SAFETY: the caller promises NQ queries; `keys` are KEY_BLOCK rows, of which N / NQ follow at i; `lanes` has N
+        // elements.
         unsafe {
             let dots = dots_at::<V, S, P, N, NQ>(&keys[i..i + nk], ahead, q, words);
             poison = dots.fma(V::splat(0.0), poison);
@@ -105,7 +108,7 @@ pub(in crate::backend) unsafe fn dots<V: Lanes, S: Source, P: Product<V>, const 
     let rows = rows_of::<S::Element>(keys);
     let ahead = ahead_of(keys);
     let mut m = 0;
-    // SAFETY: so many queries are left as each call is told; every row of the block has `words` lanes side by side.
+    // SAFETY: each call is given as many queries as are left; every row of the block has `words` lanes side by side.
     unsafe {
         let mut poison = V::splat(0.0);
         while m < n_queries {

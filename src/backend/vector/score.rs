@@ -1,13 +1,15 @@
-//! The kernels of scoring: query rows lie in lanes.
+//! The kernels of scoring: lanes hold query rows.
 //!
 //! ```text
-//! load_keys      per row: widened, one behind the other
-//! logits         for NK keys and NR registers of query rows at a time: for each c: acc[k][j] += keys[k, c] · panel[c, j]
+//! load_keys      per row: widened, one after the other
+//! logits         for NK keys and NR registers of query rows at a time:
+//!                for each c: acc[k][j] += keys[k, c] · panel[c, j]
 //! absorb         per register of query rows: maximum over the block's keys, 2 to the differences, their sum
-//! add_exp        per N keys: acc[k] += weight · 2 to the difference over the query rows, then the N sums across lanes at once
-//! add_weighted   per N keys: acc[k] += weight · exponential over the query rows, then the N sums across lanes at once
+//! add_exp        per N keys: acc[k] += weight · 2 to the difference over the query rows; then the N sums across lanes
+//! add_weighted   per N keys: acc[k] += weight · exponential over the query rows; then the N sums across lanes
 //! max_exp, max_weighted: the same with maxima in place of sums
-//! spread         2 to the differences; then per key in f64: the mean over the query rows, and the squares of what is left
+//! spread         2 to the differences; per N keys: weighted, less the first row's, in f64; their mean;
+//!                the squares of what is left
 //! max_l1         per row: Σ|v| across lanes
 //! times_l2       per row: Σv² across lanes, its root
 //! pool_max       per register: maximum of the kernel's loads, one element apart
@@ -90,8 +92,8 @@ unsafe fn logits_at<V: Lanes, P: Product<V>, const NK: usize, const NR: usize>(
     }
 }
 
-/// Every key against `NR` registers of query rows, `NK` keys at a time; `NS` are fewer than `NK`, so that sixteen keys need
-/// no single ones: 16 = 6 + 6 + 4.
+/// Every key against `NR` registers of query rows, `NK` keys at a time; `NS` are fewer than `NK`, so that sixteen keys
+/// need no single ones: 16 = 6 + 6 + 4.
 #[inline(always)]
 unsafe fn logits_strip<V: Lanes, P: Product<V>, const NK: usize, const NS: usize, const NR: usize>(
     (keys, n): (*const f32, usize),
@@ -160,7 +162,7 @@ pub(in crate::backend) unsafe fn absorb<V: Lanes, const E: usize, const EXACTLY:
     assert!(away.is_empty() || away.len() == KEY_BLOCK * rows * PUT_AWAY);
     let keep = !away.is_empty();
     let mut lanes = [0.0f32; KEY_BLOCK];
-    // SAFETY: r + N ≤ rows; a tile's row and `max` have `rows` elements; there is memory for what is put away;
+    // SAFETY: r + N ≤ rows; a tile's row and `max` have `rows` elements; there is memory for what is stored;
     // `lanes` has at least N elements.
     unsafe {
         for r in (0..rows).step_by(V::N) {
@@ -212,7 +214,7 @@ fn add_lanes(lanes: &[f32; KEY_BLOCK], sums: &mut [f64]) {
     sums.iter_mut().zip(lanes).for_each(|(sum, &lane)| *sum += lane as f64);
 }
 
-/// Where the upper and the lower bits of key `i` and the rows from `r` on, a multiple of `N`, are put away.
+/// Where the upper and the lower bits of key `i` and the rows from `r` on, a multiple of `N`, are stored.
 #[inline(always)]
 unsafe fn put_away_at<V: Lanes>(away: *mut u8, r: usize, i: usize) -> (*mut u16, *mut u8) {
     const PLANE: usize = KEY_BLOCK * ROW_BLOCK;
@@ -254,7 +256,8 @@ unsafe fn add_exp_and<V: Lanes, const N: usize, const E: usize, const HOW: u8, c
     assert!(tile.len() == KEY_BLOCK * rows && weight.len() == rows && rows.is_multiple_of(N));
     assert!(!TOTALS || totals.len() == rows);
     let mut lanes = [0.0f32; KEY_BLOCK];
-    // SAFETY: r + N ≤ rows and i + N ≤ KEY_BLOCK; a tile's row, `shift` and `weight` have `rows` elements; `lanes` has at least N.
+    // SAFETY: r + N ≤ rows and i + N ≤ KEY_BLOCK; a tile's row, `shift` and `weight` have `rows` elements; `lanes` has
+    // at least N.
     unsafe {
         let scale = V::splat(scale);
         for i in (0..KEY_BLOCK).step_by(N) {
@@ -268,7 +271,7 @@ unsafe fn add_exp_and<V: Lanes, const N: usize, const E: usize, const HOW: u8, c
                     let mut x = [shift; E];
                     for j in 0..E {
                         let logit = V::load(tile.as_ptr().add((i + first + j) * rows + r));
-                        // Only a log-sum-exp that is too small needs the cap: large, not wrapped around.
+                        // Only a log-sum-exp that is too small needs the cap: the result is large instead of wrapping around.
                         x[j] = logit.mul(scale).sub(shift).min(V::splat(127.0));
                     }
                     let e = if HOW == SQUARES { exp2_above(scalar::LEAST_SQUARED, x) } else { exp2(x) };
@@ -308,7 +311,7 @@ unsafe fn across<V: Lanes, const N: usize, const HOW: u8>(x: [V; N]) -> V {
 }
 
 #[inline(always)]
-pub(in crate::backend) unsafe fn spread<V: Lanes, const E: usize>(
+pub(in crate::backend) unsafe fn spread<V: Lanes, const N: usize, const E: usize>(
     tile: &mut [f32],
     scale: f32,
     rows: ExactSoftmax,
@@ -316,27 +319,71 @@ pub(in crate::backend) unsafe fn spread<V: Lanes, const E: usize>(
     totals: &mut [f64],
 ) {
     let n = rows.shift.len();
-    assert!(tile.len() == KEY_BLOCK * n && n.is_multiple_of(V::N) && rows.weight.len() == n && rows.n <= n);
-    // SAFETY: r + N ≤ n, and a tile's row and `shift` have n elements; KEY_BLOCK is a multiple of E.
+    assert!(tile.len() == KEY_BLOCK * n && n.is_multiple_of(N));
+    assert!(rows.weight.len() == n && (1..=n).contains(&rows.n) && (totals.is_empty() || totals.len() == n));
+    let own = rows.n as f32;
+    let (mut less, mut lanes, mut mean) = ([0.0f64; N], [0.0f32; KEY_BLOCK], [0.0f32; N]);
+    // SAFETY: r + N ≤ n and i + N ≤ KEY_BLOCK, a multiple of E; a tile's row, `shift` and `weight` have n elements;
+    // `lanes` has at least N.
     unsafe {
         let scale = V::splat(scale);
-        for r in (0..n).step_by(V::N) {
+        let tile = tile.as_mut_ptr();
+        for r in (0..n).step_by(N) {
             let shift = V::load(rows.shift.as_ptr().add(r));
-            let column = tile.as_mut_ptr().add(r);
             for i in (0..KEY_BLOCK).step_by(E) {
                 let mut x = [shift; E];
                 for j in 0..E {
-                    let logit = V::load(column.add((i + j) * n));
+                    let logit = V::load(tile.add((i + j) * n + r));
                     x[j] = logit.mul(scale).sub(shift).min(V::splat(127.0));
                 }
                 let e = exp2(x);
                 for j in 0..E {
-                    e[j].store(column.add((i + j) * n));
+                    e[j].store(tile.add((i + j) * n + r));
                 }
             }
         }
+        for i in (0..KEY_BLOCK).step_by(N) {
+            // Attention less that of the first row: what is left is the spread, which f32 holds well.
+            for k in 0..N {
+                less[k] = tile.add((i + k) * n).read() as f64 * rows.weight[0];
+            }
+            let mut acc = [V::splat(0.0); N];
+            for r in (0..n).step_by(N) {
+                let shift = V::load(rows.shift.as_ptr().add(r));
+                let mut total = V::splat(0.0);
+                for k in 0..N {
+                    let at = tile.add((i + k) * n + r);
+                    let e = V::load(at);
+                    total = total.add(e);
+                    let a = e.weighted_less(rows.weight.as_ptr().add(r), less[k]);
+                    // Rows that fill up the register have a shift of infinity.
+                    let a = V::splat(f32::MAX).where_above(shift, a);
+                    a.store(at);
+                    acc[k] = acc[k].add(a);
+                }
+                if !totals.is_empty() {
+                    total.store(lanes.as_mut_ptr());
+                    add_lanes(&lanes, &mut totals[r..r + N]);
+                }
+            }
+            V::sums(acc).store(lanes.as_mut_ptr());
+            for k in 0..N {
+                mean[k] = lanes[k] / own;
+                out.sums[i + k] = (rows.n as f64 * less[k] + lanes[k] as f64) as f32;
+            }
+            let mut acc = [V::splat(0.0); N];
+            for r in (0..n).step_by(N) {
+                let shift = V::load(rows.shift.as_ptr().add(r));
+                for k in 0..N {
+                    let deviation = V::load(tile.add((i + k) * n + r)).sub(V::splat(mean[k]));
+                    let deviation = V::splat(f32::MAX).where_above(shift, deviation);
+                    acc[k] = deviation.fma(deviation, acc[k]);
+                }
+            }
+            V::sums(acc).store(lanes.as_mut_ptr());
+            out.deviations[i..i + N].copy_from_slice(&lanes[..N]);
+        }
     }
-    scalar::spread_of_exps(tile, rows, out, totals);
 }
 
 /// The rows from `r` on that fill `NR` registers.
@@ -348,7 +395,8 @@ unsafe fn add_weighted_at<V: Lanes, const N: usize, const NR: usize, const HOW: 
     (shift, weight): (*const f32, *const f32),
     sums: &mut [f32; KEY_BLOCK],
 ) {
-    // SAFETY: the caller promises NR · N rows of what was put away, of `max`, `shift` and `weight` from r on; i + N ≤ KEY_BLOCK.
+    // SAFETY: the caller promises NR · N rows of what was put away, of `max`, `shift` and `weight` from r on; i + N ≤
+    // KEY_BLOCK.
     unsafe {
         let mut weights = [V::splat(0.0); NR];
         for j in 0..NR {
@@ -358,7 +406,7 @@ unsafe fn add_weighted_at<V: Lanes, const N: usize, const NR: usize, const HOW: 
         for j in 0..NR {
             weights[j] = weights[j].mul(V::load(weight.add(r + j * N)));
         }
-        // What was put away lies in the order of use.
+        // What was stored is in the order of use.
         for line in (0..NR * N * KEY_BLOCK * PUT_AWAY).step_by(64) {
             V::prefetch_once(away.wrapping_add(r * KEY_BLOCK * PUT_AWAY + AHEAD + line));
         }
@@ -391,7 +439,8 @@ pub(in crate::backend) unsafe fn add_weighted<V: Lanes, const N: usize, const HO
     assert!(shift.len() == rows && weight.len() == rows);
     let (away, max, factors) = (away.as_ptr() as *mut u8, max.as_ptr(), (shift.as_ptr(), weight.as_ptr()));
     let mut r = 0;
-    // SAFETY: the lengths were just checked, r + 2 · N or r + N is at most `rows`, and nothing is written to what was put away.
+    // SAFETY: the lengths were just checked, r + 2 · N or r + N is at most `rows`, and nothing is written to what was
+    // put away.
     unsafe {
         while r + 2 * N <= rows {
             add_weighted_at::<V, N, 2, HOW>(away, r, max, factors, sums);
@@ -418,7 +467,7 @@ unsafe fn add_to<V: Lanes, const HOW: u8>(x: V, sums: &mut [f32]) {
 pub(in crate::backend) unsafe fn max_l1<V: Lanes, S: Source>(values: &Block) -> f32 {
     let d = values.tensor.dim();
     let (mut max, mut poison) = (0.0f32, 0.0f32);
-    // Where some heads of a token are another thread's, memory is not read in one run that the hardware would see.
+    // Where other threads take some heads of a token, memory is not read in one run that the hardware would notice.
     let ahead = ahead_of(values);
     for i in 0..values.n {
         let row = values.row(i) as *const S::Element;

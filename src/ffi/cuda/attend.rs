@@ -34,9 +34,9 @@ pub struct lava_cuda_attend_sequence {
     pub cu_kept: *const u32,
     /// As in lava_attend_params.
     pub n_base: u32,
-    /// Must be 0.
+    /// 0.
     pub reserved: u32,
-    /// NULL, or device memory, one number: kept_indices begins so many entries later. `offset` of lava_cuda_cascade_get.
+    /// NULL, or device memory, one number: kept_indices begins that many entries later. `offset` of lava_cuda_cascade_get.
     pub kept_offset: *const u64,
 }
 
@@ -75,7 +75,7 @@ pub unsafe extern "C" fn lava_cuda_attend_workspace_size(
     }
 }
 
-/// lava_attend for a batch of sequences, each with as many new queries and a compressed cache of its own.
+/// lava_attend for a batch of sequences, each with the same number of new queries and its own compressed cache.
 ///
 /// The counts n_rows are read on the device, when the kernels run: a captured graph stays valid while caches grow, up to max_rows and
 /// total_rows. A larger count is taken as max_rows. Where all together have more rows than that, nothing is written after the workspace's
@@ -144,7 +144,7 @@ unsafe fn attend_params(p: *const lava_attend_params, shape: &Shape) -> Result<A
     }
 }
 
-/// What attention is launched with, but for the sequences and the status.
+/// What attention is launched with, except the sequences and the status.
 fn attend_args(
     shape: &Shape,
     params: &AttendParams,
@@ -196,7 +196,7 @@ unsafe fn attend_sequence(
     s: &lava_cuda_attend_sequence,
     memory: Memory,
 ) -> Result<AttendSequence> {
-    ensure(s.reserved == 0, ErrorKind::Argument, c"reserved")?;
+    ensure(s.reserved == 0, ErrorKind::StructSize, c"reserved")?;
     let rows = s.max_rows as usize;
     // SAFETY: the caller's promise.
     unsafe {

@@ -17,7 +17,7 @@ pub struct lava_cuda_entropy_sequence {
     pub n_tokens: u32,
     /// For lava_cuda_result, below 65536.
     pub layer: u32,
-    /// Must be 0.
+    /// 0.
     pub reserved: u32,
     /// Device memory, f32 [n_kv_heads, n_tokens - window], not negative.
     pub scores: *const f32,
@@ -63,9 +63,9 @@ pub struct lava_cuda_global_sequence {
     pub scores: *const *const f32,
     /// NULL, or device memory, as in lava_select_params.
     pub protected_mask: *const u8,
-    /// Device memory; receives n_layers numbers, as that of lava_global_entries does. Where there is a fault, what lava_cuda_select refuses.
+    /// Device memory; receives n_layers numbers, as that of lava_global_entries does; after a fault, numbers that lava_cuda_select refuses.
     pub entries: *mut u64,
-    /// Device memory; receives n_layers * n_kv_heads numbers, as that of lava_global_entries does. Untouched where there is a fault.
+    /// Device memory; receives n_layers * n_kv_heads numbers, as that of lava_global_entries does. Untouched after a fault.
     pub head_weights: *mut f64,
 }
 
@@ -127,7 +127,7 @@ pub unsafe extern "C" fn lava_cuda_entropy(
             batch.status = call.status;
             let sequence = |i| {
                 let s = nth(sequences, i)?;
-                ensure(s.reserved == 0, ErrorKind::Argument, c"reserved")?;
+                ensure(s.reserved == 0, ErrorKind::StructSize, c"reserved")?;
                 let shape = shorter(&longest, s.n_tokens, s.layer)?;
                 in_layer(&shape, || {
                     check_scores(s.scores, &shape)?;
@@ -153,14 +153,14 @@ pub unsafe extern "C" fn lava_cuda_entropy(
 }
 
 /// lava_layer_entries for sequences side by side: the same numbers as on the CPU, without waiting for weights that are on the device.
-/// The layers may be unlike: what counts is what they can keep.
+/// The layers may differ: only what they can keep matters.
 ///
 /// context: from lava_cuda_init.
 /// sequences: host memory, n_sequences of them, read during the call.
 /// workspace: device memory, 48 bytes for each sequence, aligned to LAVA_WORKSPACE_ALIGN; may be NULL for a single one.
 /// status, stream: as for lava_cuda_score. Weights that are negative or not finite are "weights". A total below the minimums' sum,
-///     minimums above a capacity, and capacities of 2^32 or more, are LAVA_ERR_BUDGET, "total". The entries are then what lava_cuda_select
-///     refuses.
+///     minimums above a capacity, and capacities of 2^32 or more, are LAVA_ERR_BUDGET, "total". The entries are then numbers that
+///     lava_cuda_select refuses.
 /// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, STATE, CONTEXT: nothing was launched. LAUNCH. Any thread on
 ///     which the context is current.
 #[unsafe(no_mangle)]

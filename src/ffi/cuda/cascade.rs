@@ -44,7 +44,7 @@ pub struct lava_cuda_cascade {
     pub state: *mut c_void,
 }
 
-/// Where a layer of a cascade lies on the device after the last push: inside the state, and valid until the next push runs.
+/// Where a layer of a cascade is on the device after the last push: inside the state, and valid until the next push runs.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types)]
@@ -53,7 +53,7 @@ pub struct lava_cuda_cascade_layer {
     pub struct_size: u32,
     /// 0.
     pub reserved: u32,
-    /// One number: kept_indices and rows of this layer begin so many entries after the pointers below. rows_offset of lava_cuda_compact,
+    /// One number: kept_indices and rows of this layer begin that many entries after the pointers below. rows_offset of lava_cuda_compact,
     /// kept_offset of lava_cuda_attend.
     pub offset: *const u64,
     /// True token positions kept by each head, ascending, window included.
@@ -64,7 +64,7 @@ pub struct lava_cuda_cascade_layer {
     pub rows: *const u32,
     /// Exclusive prefix sum of the row counts of that cache, n_kv_heads + 1 entries.
     pub cu_rows: *const u32,
-    /// One number, as the three below; see lava_cascade_layer.
+    /// One number, like the three below; see lava_cascade_layer.
     pub n_entries: *const u64,
     /// Normalised entropy of the layer's scores; 0 where layers do not share by it.
     pub entropy: *const f64,
@@ -81,7 +81,7 @@ pub struct lava_cuda_cascade_layer {
 pub struct lava_cuda_push_sequence {
     /// sizeof(lava_cuda_push_sequence), the same for all of a call.
     pub struct_size: u32,
-    /// Must be 0.
+    /// 0.
     pub reserved: u32,
     /// From lava_cuda_cascade_init, a different one for each sequence; counts the push. Unchanged on error.
     pub cascade: *mut lava_cuda_cascade,
@@ -156,8 +156,8 @@ pub unsafe extern "C" fn lava_cuda_cascade_workspace_size(
 /// params: may be NULL. As for lava_cascade_init, but protected_mask and head_weights are device memory. They are not copied: they must
 ///     stay until the last push has run.
 /// cascade_params: may be NULL.
-/// state: device memory, lava_cuda_cascade_state_size bytes, aligned to LAVA_WORKSPACE_ALIGN, the cascade's until nobody looks at its
-///     layers any more.
+/// state: device memory, lava_cuda_cascade_state_size bytes, aligned to LAVA_WORKSPACE_ALIGN. It belongs to the cascade until its
+///     layers are no longer read.
 /// cascade: receives the host's part; untouched on error.
 /// status, stream: as for lava_cuda_score. A total below what the mask protects is LAVA_ERR_BUDGET, "total", of layer 0; pushes do
 ///     nothing then.
@@ -203,7 +203,7 @@ pub unsafe extern "C" fn lava_cuda_cascade_init(
 /// for bit.
 ///
 /// context: from lava_cuda_init.
-/// sequences: host memory, n_sequences of them, read during the call. Their cascades may be of any shapes, each at a layer of its own.
+/// sequences: host memory, n_sequences of them, read during the call. Their cascades may have any shapes and be at different layers.
 /// workspace: device memory, lava_cuda_cascade_workspace_size bytes, as for lava_cuda_score.
 /// status, stream: as for lava_cuda_score; the stream of the calls before, or one that waits for it. A fault in a layer's scores or
 ///     weights ("scores", "weights"), or entries that cannot hold what is protected (LAVA_ERR_BUDGET), makes this push and all later ones
@@ -228,7 +228,7 @@ pub unsafe extern "C" fn lava_cuda_cascade_push(
             check_n_sequences(n_sequences)?;
             let sequence = |i| {
                 let s: lava_cuda_push_sequence = nth(sequences, i)?;
-                ensure(s.reserved == 0, ErrorKind::Argument, c"reserved")?;
+                ensure(s.reserved == 0, ErrorKind::StructSize, c"reserved")?;
                 let own = opened(s.cascade)?;
                 ensure(own.n_pushed < own.n_layers, ErrorKind::State, c"cascade")?;
                 if own.prefix_len > 0 {
@@ -263,11 +263,11 @@ pub unsafe extern "C" fn lava_cuda_cascade_push(
     }
 }
 
-/// Where a layer lies after the last push.
+/// Where a layer is after the last push.
 ///
 /// cascade: from lava_cuda_cascade_init, with pushes.
 /// layer: below n_pushed.
-/// out: receives pointers to device memory; untouched on error. What they lead to is there when the last push has run.
+/// out: receives pointers to device memory; untouched on error. What they lead to is valid once the last push has run.
 /// Errors: NULL, STRUCT_SIZE, STATE (not from lava_cuda_cascade_init, or no such layer yet). Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_cascade_get(
@@ -384,7 +384,7 @@ fn memory_of(own: &lava_cuda_cascade, memory: Memory) -> Memory {
     )
 }
 
-/// What its kernels are told of it for its next push, but for what that brings.
+/// What its kernels are given for its next push, except what that push brings.
 fn item_of(own: &lava_cuda_cascade) -> CascadeItem {
     CascadeItem {
         scores: core::ptr::null(),

@@ -19,7 +19,7 @@ pub struct lava_cuda_compact_sequence {
     pub max_rows: u32,
     /// No head keeps more rows than this. 0: max_rows.
     pub max_kept: u32,
-    /// Must be 0.
+    /// 0.
     pub reserved: u32,
     /// The caches as they are, [rows, n_kv_heads, head_dim]. v_src and v_dst may both be NULL.
     pub k_src: *const lava_tensor,
@@ -31,11 +31,11 @@ pub struct lava_cuda_compact_sequence {
     pub v_dst: *const lava_tensor,
     /// Device memory: kept_indices of lava_cuda_select, or rows of lava_cuda_cascade_get; ascending per head.
     pub rows: *const u32,
-    /// NULL, or device memory, one number: rows begins so many entries later. From lava_cuda_cascade_get.
+    /// NULL, or device memory, one number: rows begins that many entries later. From lava_cuda_cascade_get.
     pub rows_offset: *const u64,
     /// Device memory, n_kv_heads + 1 entries.
     pub cu_kept: *const u32,
-    /// NULL, or device memory, n_kv_heads entries; receives each head's rows, for lava_cuda_attend. Untouched where nothing moves:
+    /// NULL, or device memory, n_kv_heads entries; receives each head's rows, for lava_cuda_attend. Untouched if nothing moves:
     /// set to zeros before, they keep attention inside the cache after a fault.
     pub n_rows: *mut u32,
 }
@@ -82,7 +82,7 @@ fn workspace_size_of(n_sequences: u32) -> usize {
 /// shape: n_kv_heads, head_dim_k and head_dim_v are used; layer is named in errors.
 /// sequences: host memory, n_sequences of them, at most LAVA_CUDA_MAX_COMPACT_SEQUENCES, read during the call, as are the tensors they
 ///     point to. In place is the source's memory with the same data, dtype, stride_token and stride_dim. Then either stride_head or
-///     row_start is the very same: each head's rows move to the front of its own. Or both are ragged: rows of all heads close ranks. The
+///     row_start is the same pointer: each head's rows move to the front of its own. Or both are ragged: rows of all heads close ranks. The
 ///     caller promises that every row then moves to the front or stays, and that row_start leaves room for what is kept. Otherwise a
 ///     destination may not share memory with a source or the other destination; K and V interleaved without row_start, with the same
 ///     strides, are fine. Caches of one call must not share memory that one of them writes.
@@ -145,7 +145,7 @@ pub unsafe extern "C" fn lava_cuda_compact(
                     bytes: if kind.narrow { 2 } else { 4 },
                     max_dim: group.max_dim,
                 };
-                // Asked for in order: the search goes on from where the last one was.
+                // Asked for in order, so the search continues from the last one.
                 let last = Cell::new((0, 0));
                 let member = |wanted: usize| {
                     let (mut i, mut n) = if wanted < last.get().1 { (0, 0) } else { last.get() };
@@ -217,7 +217,7 @@ impl Group {
 /// A tensor of an item, and the memory that it takes.
 struct Side {
     gpu: DeviceTensor,
-    /// Without row_start: what lies between its elements is known.
+    /// Without row_start: what is between its elements is known.
     view: Option<Tensor<'static>>,
     bytes: usize,
 }
@@ -296,7 +296,7 @@ unsafe fn moves_of(
     s: &lava_cuda_compact_sequence,
     memory: Memory,
 ) -> Result<[Option<Move>; 2]> {
-    ensure(s.reserved == 0, ErrorKind::Argument, c"reserved")?;
+    ensure(s.reserved == 0, ErrorKind::StructSize, c"reserved")?;
     ensure(s.max_kept <= s.max_rows, ErrorKind::Argument, c"max_kept")?;
     let entries = s.max_rows as u64 * shape.n_kv_heads as u64;
     ensure(entries <= u32::MAX as u64, ErrorKind::Overflow, c"max_rows")?;
@@ -327,7 +327,7 @@ unsafe fn moves_of(
         ensure(src.gpu.dtype == dst.gpu.dtype, ErrorKind::Dtype, name)?;
         let in_place = dst.in_place_of(src, shape, max_kept, *dim);
         ensure(in_place.is_some() || src.is_disjoint(dst), ErrorKind::Overlap, name)?;
-        // How many rows there are is known on the device alone: at least one, unless the whole cache goes.
+        // Only the device knows how many rows there are: at least one, unless the whole cache is evicted.
         let mut own = Memory::default()
             .reads(s.rows, if s.rows_offset.is_null() { 1 } else { 0 }, c"rows")
             .reads(s.rows_offset, 1, c"rows_offset")

@@ -63,7 +63,7 @@ pub unsafe extern "C" fn lava_cuda_score_workspace_size(
     }
 }
 
-/// lava_score for one layer of a batch of sequences of unlike length.
+/// lava_score for one layer of a batch of sequences of different lengths.
 ///
 /// context: from lava_cuda_init.
 /// shape: n_tokens is that of the longest sequence; layer is below 65536.
@@ -118,7 +118,7 @@ pub unsafe extern "C" fn lava_cuda_score(
     }
 }
 
-/// What scoring is launched with, but for the sequences and the status.
+/// What scoring is launched with, except the sequences and the status.
 ///
 /// # Safety
 /// `params` must be NULL or lead to a `lava_score_params`.
@@ -138,7 +138,7 @@ pub(super) unsafe fn score_args(
 pub(super) fn args_of(shape: &Shape, params: &ScoreParams, n_sequences: u32) -> Result<ScoreArgs> {
     check_batch(shape, n_sequences)?;
     let ScoreParams { pool, group_reduce, value_span, attention, value_weight, .. } = *params;
-    // The largest things the plan multiplies: sums and maxima of each row in each range of at least 64 keys, by up to 4 warps; column
+    // The largest products of the plan: sums and maxima of each row in each range of at least 64 keys, by up to 4 warps; column
     // sums; outputs of each query head in each range.
     let rows = shape.group_size() as u128 * (shape.window as u128).next_multiple_of(16);
     let heads = shape.n_kv_heads as u128 * n_sequences as u128;

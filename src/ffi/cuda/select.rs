@@ -18,7 +18,7 @@ pub struct lava_cuda_select_sequence {
     pub n_tokens: u32,
     /// For lava_cuda_result, below 65536.
     pub layer: u32,
-    /// Must be 0.
+    /// 0.
     pub reserved: u32,
     /// Device memory, f32 [n_kv_heads, n_tokens - window], finite.
     pub scores: *const f32,
@@ -97,7 +97,7 @@ pub unsafe extern "C" fn lava_cuda_select(
             batch.status = call.status;
             let sequence = |i| {
                 let s = nth(sequences, i)?;
-                ensure(s.reserved == 0, ErrorKind::Argument, c"reserved")?;
+                ensure(s.reserved == 0, ErrorKind::StructSize, c"reserved")?;
                 let shape = shorter(&longest, s.n_tokens, s.layer)?;
                 in_layer(&shape, || select_sequence(&shape, &params, &s, call.memory()))
             };
@@ -119,7 +119,7 @@ fn select_sequence(
     check_pointer(s.kept_indices, c"kept_indices")?;
     check_pointer(s.cu_kept, c"cu_kept")?;
     check_optional(s.selection, c"selection")?;
-    // How many rows are written is known on the device alone; the windows are the least.
+    // Only the device knows how many rows are written; at least the windows are.
     memory
         .reads(s.scores, shape.n_scores() as usize, c"scores")
         .reads(s.n_entries, 1, c"n_entries")
@@ -147,7 +147,7 @@ fn select_sequence(
     })
 }
 
-/// The options, but for what they lead to.
+/// The options, except the memory that they lead to.
 pub(super) fn device_params(params: &SelectParams) -> DeviceSelectParams {
     DeviceSelectParams {
         protected_mask: core::ptr::null(),
@@ -163,7 +163,7 @@ pub(super) fn device_params(params: &SelectParams) -> DeviceSelectParams {
     }
 }
 
-/// That a selection's counts fit into what the kernels have for them.
+/// Checks that a selection's counts fit into the kernels' types.
 pub(super) fn check_selection(shape: &Shape) -> Result<()> {
     ensure(shape.n_kv_heads <= LAVA_CUDA_MAX_HEADS as usize, ErrorKind::Shape, c"n_kv_heads")?;
     let rows = shape.n_kv_heads as u64 * shape.n_tokens as u64;

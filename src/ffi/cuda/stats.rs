@@ -1,4 +1,4 @@
-//! What other methods need: how a window looks at the prefix, and one set of entries for all heads.
+//! What other methods need: how a window attends to the prefix, and one set of entries for all heads.
 
 use super::*;
 use crate::backend::cuda::plan::{
@@ -52,7 +52,7 @@ pub struct lava_cuda_mean_sequence {
     pub n_tokens: u32,
     /// For lava_cuda_result, below 65536.
     pub layer: u32,
-    /// Must be 0.
+    /// 0.
     pub reserved: u32,
     /// Device memory, f32 [n_kv_heads, n_tokens - window], finite; read and written.
     pub scores: *mut f32,
@@ -91,13 +91,13 @@ pub unsafe extern "C" fn lava_cuda_attention_stats_workspace_size(
     }
 }
 
-/// lava_attention_stats (lava_methods.h) for one layer of a batch of sequences of unlike length. K is read twice, once with lse.
+/// lava_attention_stats (lava_methods.h) for one layer of a batch of sequences of different lengths. K is read twice, once with lse.
 ///
 /// context: from lava_cuda_init.
 /// shape: n_tokens is that of the longest sequence; layer is below 65536.
 /// params: may be NULL; scale, softcap and lse_base are used.
-/// sequences: host memory, n_sequences of them, read during the call, as are the tensors they point to; what lava_cuda_score says of its
-///     own is true of them. The statistics of a sequence are the same bits where its scores would be.
+/// sequences: host memory, n_sequences of them, read during the call, as are the tensors they point to; what lava_cuda_score says
+///     about its own holds for these. The statistics of a sequence are the same bits where its scores would be.
 /// workspace: device memory, lava_cuda_attention_stats_workspace_size bytes, as for lava_cuda_score.
 /// status, stream: as for lava_cuda_score.
 /// Errors: as lava_cuda_score.
@@ -232,7 +232,7 @@ pub unsafe extern "C" fn lava_cuda_mean_over_heads(
             };
             let sequence = |i| {
                 let s = nth(sequences, i)?;
-                ensure(s.reserved == 0, ErrorKind::Argument, c"reserved")?;
+                ensure(s.reserved == 0, ErrorKind::StructSize, c"reserved")?;
                 let shape = shorter(&longest, s.n_tokens, s.layer)?;
                 in_layer(&shape, || {
                     check_scores(s.scores, &shape)?;
