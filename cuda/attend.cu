@@ -1,13 +1,13 @@
-// Attention of new queries over compressed caches: sequences and heads of unlike length, grouped queries.
+// Attention of new queries over compressed caches: sequences and heads of different lengths, grouped queries.
 //
-//     attend_rows      for each item (so many rows of one head) and query: maximum, sum, weighted sum of values
+//     attend_rows      for each item (a number of rows of one head) and query: maximum, sum, weighted sum of values
 //     attend_merge     their merge in the order of the rows; outputs and log-sum-exp
 //
-// The unit of work is an item, and a warp does one by itself: nobody waits for anybody but at the end, and heads of very unlike
-// length share the machine evenly. The lengths stay on the device: warps count the items themselves. A head's rows are cut in the same
+// The unit of work is an item, and a warp does one by itself: no warp waits for another except at the end, and heads of very different
+// lengths share the machine evenly. The lengths stay on the device: warps count the items themselves. A head's rows are cut in the same
 // places whatever other sequences there are, so the results of a sequence do not depend on its batch.
 //
-// The queries of a group go over a row together, so rows cross the memory bus once.
+// The queries of a group use a row together, so rows cross the memory bus once.
 #include "attention.cuh"
 
 namespace lava {
@@ -54,7 +54,7 @@ struct Cache {
     }
 };
 
-/// Counts items, cache by cache. A warp asks for ascending ones.
+/// Counts items, cache by cache. A warp asks for them in ascending order.
 struct Counter {
     static constexpr uint32_t PER_LANE = 4;
     const lava_attend_args &args;
@@ -63,7 +63,7 @@ struct Counter {
 
     __device__ explicit Counter(const lava_attend_args &args) : args(args) {}
 
-    /// Finds an item: its cache, and its number within it. False if there are not so many.
+    /// Finds an item: its cache, and its number within it. False if there are fewer.
     __device__ bool find(uint32_t item, uint32_t &its_cache, uint32_t &part) {
         const uint32_t lane = threadIdx.x % 32, n_caches = args.n_sequences * args.n_kv_heads;
         for (; cache < n_caches; cache += 32 * PER_LANE) {
@@ -129,7 +129,7 @@ template <class Run> __device__ void for_each_item(const lava_attend_args &args,
     // same time have neighbouring items.
     for (uint64_t unit = threadIdx.x / 32 * uint64_t(gridDim.x) + blockIdx.x;; unit += warps) {
         const uint32_t item = uint32_t(unit / chunks);
-        // Counts that nobody has written may be more than the workspace has room for.
+        // Counts that were never written may be more than the workspace has room for.
         if (item >= args.max_items || !counter.find(item, its_cache, part)) return;
         const Cache cache(args, its_cache);
         run(cache, Work(cache, item, part, uint32_t(unit % chunks)));
@@ -207,7 +207,7 @@ template <class T, int D> __device__ void attend_item(const Cache &cache, const 
     for (uint32_t step = 0; step < steps; step++) {
         copy_wait<STAGES - 2>();
         __syncwarp();
-        fetch(step + STAGES - 1); // to where the tile was that all lanes are done with
+        fetch(step + STAGES - 1); // to the place of the tile that all lanes are done with
         const T *const keys = shared + step % STAGES * 2 * TILE, *const values = keys + TILE;
         float x[1][2][4];
         dot_products<T, D, 1>(x, q, keys);
@@ -291,7 +291,7 @@ template <class T, int D> __device__ void attend_rows(const lava_attend_args &ar
     for_each_item(args, [&](const Cache &cache, const Work &work) { attend_item<T, D>(cache, work, own); });
 }
 
-/// Any type, dimensions and strides: a query at a time, a lane a row, then a lane a dimension of the values.
+/// Any type, dimensions and strides: one query at a time, one lane per row, then one lane per dimension of the values.
 __device__ inline void attend_item_any(const Cache &cache, const Work &work) {
     constexpr uint32_t MOST = 18; // dimensions of a lane: 576 / 32
     const lava_attend_args &args = cache.args;

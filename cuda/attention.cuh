@@ -35,7 +35,7 @@ __device__ void load_query(uint32_t (&q)[D / 16][4], int half, const lava_device
             for (int upper = 0; upper < 2; upper++) q[step][half + 2 * upper] = two_from(16 * step + 8 * upper);
     };
     if (!real) fill([](int) { return 0u; });
-    // One load for two elements, where they lie so.
+    // One load for two elements, where they are adjacent and aligned.
     else if (apart == 1 && reinterpret_cast<uintptr_t>(at) % 4 == 0) fill([&](int c) { return *reinterpret_cast<const uint32_t *>(at + c); });
     else fill([&](int c) { return at[c * apart] | uint32_t(at[(c + 1) * apart]) << 16; });
 }
@@ -50,7 +50,7 @@ struct Logits {
 #pragma unroll
         for (int i = 0; i < N; i++) dots[i] *= slope();
     }
-    /// The same but for a factor, `slope`, which a fused multiply-add takes along for nothing.
+    /// The same except for a factor, `slope`, which a fused multiply-add applies at no cost.
     template <int N> __device__ void cap(float (&dots)[N]) const {
         if (!(softcap > 0)) return;
 #pragma unroll
@@ -60,7 +60,7 @@ struct Logits {
 };
 
 /// Elements of a row of `D` 16-bit elements in shared memory. Rows start an odd number of 16 bytes apart, so that eight rows'
-/// pieces lie in different banks.
+/// pieces are in different banks.
 template <int D> constexpr int PITCH = D + 8;
 
 /// A head's rows: where the first is, worked out once for all tiles. The distance from one to the next is looked up: registers are scarce.

@@ -18,7 +18,7 @@ constexpr uint64_t ALPHA_ONE = 1000000000;
 /// Whether shares can be in proportion to it: finite and not negative.
 __device__ inline bool is_weight(double w) { return w >= 0.0 && w <= 1.7976931348623157e308; }
 
-/// The first of `n` weights that is none, or `n`; for all threads. `memory`: one entry.
+/// The first of `n` weights that is not valid, or `n`; for all threads. `memory`: one entry.
 __device__ inline uint32_t first_faulty_weight(const double *weights, uint32_t n, uint32_t *memory) {
     if (threadIdx.x == 0) *memory = n;
     __syncthreads();
@@ -156,10 +156,10 @@ __device__ void water_fill(uint32_t n, const double *weights, Capacity capacity,
     }
 }
 
-/// Wrong, but not to be told: the kernel that found it has told it.
+/// Wrong, but not reported again: the kernel that found it has reported it.
 constexpr uint32_t FAULT_TOLD = 255;
 
-/// What can be wrong with a sharing, and with which layer.
+/// What is wrong with a sharing, and with which layer.
 struct ShareFault {
     uint32_t what, layer; // what 0: nothing
 };

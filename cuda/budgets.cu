@@ -1,5 +1,5 @@
-// Entries of layers: a total shared by weight, capped, exact. One block per sequence; a few dozen layers are no work for a GPU, but the
-// weights are there, and nobody has to wait for them.
+// Entries of layers: a total shared by weight, capped, exact. One block per sequence; a few dozen layers are little work for a GPU, but
+// the weights are there, and the host need not wait for them.
 //
 // No fused operations: the CPU's bits are the goal.
 // nvcc: -fmad=false

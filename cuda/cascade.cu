@@ -1,8 +1,8 @@
-// Compress while prefilling: after each layer's scores all layers so far share the total anew, on the GPU. plan.h has the launches.
+// Compress while prefilling: after each layer's scores all layers so far share the total again, on the GPU. plan.h has the launches.
 //
 // As src/cascade.rs: shares are rounded up until the last layer is there, so that they only shrink, and the kept sets end as those
 // of all layers at once. The kept entries' scores, positions and rows are there twice: a push reads one copy and writes the other. A
-// launch has cascades of any shapes side by side, each at a layer of its own.
+// launch has cascades of any shapes side by side, each possibly at a different layer.
 //
 // No fused operations: the CPU's bits are the goal.
 // nvcc: -fmad=false

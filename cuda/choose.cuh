@@ -1,7 +1,7 @@
 // From scores to the kept set, by the blocks of one item together: thresholds by radix histograms, never a sort.
 //
 //     k-th largest   three digits of an order-preserving key, 11 + 11 + 10 bits: histogram of the keys that share the digits so far,
-//                    then the bucket in which the k-th lies
+//                    then the bucket with the k-th
 //     choose         the `n_entries` largest; with a floor also each head's own best; or counts by weights from outside; then one cut
 //                    per head
 //     write          entries above their head's cut, and the first of those equal to it, in token order
@@ -9,14 +9,14 @@
 // The rules are src/select.rs's: of equal scores the lower head's, then the lower token's. All sums are of integers, so neither
 // the number of blocks nor their schedule matters. Blocks meet after each histogram and each bucket (meet_blocks).
 //
-// Whose heads they are, a layer's or those of all layers, only the source of the entries knows.
+// Only the source of the entries knows whose heads they are: a layer's, or those of all layers.
 //
 // Entries that a floor has taken do not compete. They are those above the head's cut and some of those equal to it; a histogram
 // needs no ranks, so what is taken of the equal ones is subtracted from their bucket.
 #pragma once
 #include "budget.cuh"
 
-/// Left alone, the compiler saves registers for more blocks than the shared memory lets be there, and spills.
+/// Without this the compiler saves registers for more blocks than the shared memory has room for, and spills.
 #define LAVA_SELECT_KERNEL extern "C" __global__ void __launch_bounds__(LAVA_CUDA_SELECT_THREADS, 2)
 
 namespace lava {
@@ -235,7 +235,7 @@ template <class Source> __device__ void begin_choice(const Choice<Source> &c) {
     c.meet();
 }
 
-/// What can be wrong with a choice, and with which head.
+/// What is wrong with a choice, and with which head.
 struct Fault {
     uint32_t what, head; // what 0: nothing
 };
@@ -315,7 +315,7 @@ template <class Source> __device__ void compete(const Choice<Source> &c, uint64_
     }
 }
 
-/// What each head is sure of: the guaranteed floor's part of `n_entries`, or head_min.
+/// What each head is promised: the guaranteed floor's part of `n_entries`, or head_min.
 __device__ inline uint64_t floor_of(const lava_cuda_select_params &params, uint64_t n_entries, uint32_t n_heads) {
     const uint64_t guaranteed = params.head_floor == FLOOR_GUARANTEED ? guaranteed_floor(params.alpha_billionths, n_entries, n_heads) : 0;
     return max(guaranteed, uint64_t(params.head_min));
@@ -453,7 +453,7 @@ __device__ inline double evicted_share(bool everything_kept, double mass, double
     return share < 0.0 ? 0.0 : share > 1.0 ? 1.0 : share;
 }
 
-/// Nobody has been met, and nothing found: an item's control words, before any of its blocks begin.
+/// No block has arrived, and nothing is found: an item's control words, before any of its blocks begin.
 __device__ inline void clear_control(unsigned char *workspace, uint32_t item) {
     uint32_t *const control = reinterpret_cast<uint32_t *>(workspace + uint64_t(item) * LAVA_CUDA_CONTROL_BYTES);
     if (threadIdx.x < LAVA_CUDA_CONTROL_BYTES / 4) control[threadIdx.x] = 0;

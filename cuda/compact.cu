@@ -1,8 +1,8 @@
 // Eviction: each head's kept rows move together, in position order. Bits move, so one kernel does for f16 and bf16.
 //
-// Out of place every piece of every row goes by itself. In place rows only move towards the front, so the n-th row to move goes to
+// Out of place every piece of every row moves by itself. In place rows only move towards the front, so the n-th row to move goes to
 // where a row was that is one of the first n: a block that reads its next tile of rows whole before it writes any of it never
-// overwrites what is still to be read. Columns of a row do not meet, so a block takes 32 bytes of each row and goes through all
+// overwrites what has not been read yet. Columns of a row do not meet, so a block takes 32 bytes of each row and goes through all
 // rows by itself, next to the blocks of the other columns.
 #include "device.cuh"
 
@@ -30,7 +30,7 @@ __device__ inline bool both_in_sixteens(const lava_cuda_compact_item &item) {
     return lava_rows_are_aligned(&item.src, item.dim) && lava_rows_are_aligned(&item.dst, item.dim);
 }
 
-/// How a block's threads lie over rows of `pieces` pieces: side by side, then row after row. Some may have nothing to do.
+/// How a block's threads are spread over rows of `pieces` pieces: side by side, then row after row. Some may have nothing to do.
 struct Lanes {
     uint32_t across, rows, row, piece;
     __device__ explicit Lanes(uint32_t pieces)
@@ -57,7 +57,7 @@ template <class T> __device__ void move_rows(const lava_cuda_compact_item &item,
             const uint32_t left = n_rows - r;
             uint32_t source[AT_ONCE];
             uint4 held[AT_ONCE];
-            // Without a condition, for the compiler asks for all of these at once only then.
+            // Without a condition: only then does the compiler load all of these at once.
 #pragma unroll
             for (uint32_t i = 0; i < AT_ONCE; i++) source[i] = rows[r + min(i * apart, left - 1)];
 #pragma unroll
@@ -66,7 +66,7 @@ template <class T> __device__ void move_rows(const lava_cuda_compact_item &item,
 #pragma unroll
             for (uint32_t i = 0; i < AT_ONCE; i++)
                 if (i * apart < left) *reinterpret_cast<uint4 *>(to + int64_t(r + i * apart) * to_apart + c) = held[i];
-            if (left <= AT_ONCE * apart) break; // the next one might be no 32-bit number
+            if (left <= AT_ONCE * apart) break; // the next one might not fit into 32 bits
         }
 }
 

@@ -1,4 +1,4 @@
-# The CUDA kernels: compiled with nvcc from PyPI wheels, tested without a GPU. README.md beside this file says more.
+# The CUDA kernels: compiled with nvcc from PyPI wheels, tested without a GPU. README.md in this folder says more.
 
 CU      := cuda
 CU_HOME := target/cuda
@@ -11,7 +11,7 @@ CU_PTX   := $(foreach name,$(CU_NAMES),$(CU_HOME)/$(name).ptx)
 CU_SOURCES := $(wildcard $(CU)/*.cu $(CU)/*.cuh $(CU)/*.h)
 CU_TESTS := emu wrappers shares select global compact score attend
 
-# A source may ask for options of its own, after "// nvcc:" (build.rs looks there too).
+# A source may ask for its own options, after "// nvcc:" (build.rs looks there too).
 CU_FLAGS = -std=c++17 -O3 $(shell sed -n 's|^// nvcc: ||p' $(CU)/$(1).cu)
 
 .PHONY: cuda cuda-resources cuda-sass cuda-test cuda-tsan cuda-asan cuda-ptx cuda-break
@@ -61,7 +61,7 @@ cuda-test: cuda-plain cuda-ptx cuda-tsan cuda-asan
 .PHONY: cuda-plain
 cuda-plain: $(foreach test,$(CU_TESTS),$(CU_HOME)/test-$(test))
 	@set -e; for test in $(CU_TESTS); do LAVA_SEEDS=2 $(CU_HOME)/test-$$test; done
-# All cases take many minutes (SAMPLE=1): of each check the first and one of so many are in `make check-all`.
+# All cases take many minutes (SAMPLE=1): of each check the first and one of SAMPLE are in `make check-all`.
 cuda-tsan: SAMPLE ?= 16
 cuda-asan: SAMPLE ?= 8
 cuda-tsan: $(foreach test,$(CU_TESTS),$(CU_HOME)/tsan-$(test))
@@ -121,7 +121,7 @@ cuda-lib: $(CU_KIT)/.fetched
 cuda-lib-plain:
 	@NVCC= $(CARGO) rustc --quiet --lib --features cuda --crate-type staticlib --target-dir target/cuda-lib-plain
 
-# Each .cu by itself, as nvcc compiles it, so that two may have helpers of one name: each has a namespace of its own here.
+# Each .cu by itself, as nvcc compiles it, so that two may have helpers of the same name: each has its own namespace here.
 $(CU_HOME)/fake/%.o: $(CU)/%.cu $(CU_SOURCES) $(CU)/emu/emu.h $(CU_KIT)/.fetched
 	@mkdir -p $(@D)
 	@$(CU_DRIVER) -Dlava=lava_in_$* -x c++ -c $< -o $@
@@ -149,7 +149,7 @@ $(CU_HOME)/path_plain: $(CU_PATH) $(CU)/tests/path.h include/lava.h include/lava
 	@mkdir -p $(CU_HOME)
 	@$(CC) $(CFLAGS) -I include -I $(CU) $(CU_PATH) target/cuda-lib-plain/debug/liblava.a $(LIBS) -o $@
 
-# What the compiled kernels ask of the hardware, counted; traffic.txt is written anew, to be looked at in the diff.
+# What the compiled kernels ask of the hardware, counted; traffic.txt is written again, for review in the diff.
 .PHONY: cuda-traffic
 $(CU_HOME)/traffic: $(CU)/tests/traffic.c $(CU)/tests/path_driver.c $(CU)/tests/path.h include/lava_cuda.h cuda-lib
 	@$(CC) $(CFLAGS) -I include -I $(CU) $(CU)/tests/traffic.c $(CU)/tests/path_driver.c target/cuda-lib/capi/liblava.a $(LIBS) -o $@
@@ -193,7 +193,7 @@ cuda-quick: $(CU_HOME)/quick/path $(CU_HOME)/quick/libcuda.so.1
 	LD_LIBRARY_PATH=$(CU_HOME)/quick $(CU_HOME)/quick/path
 
 # What cuda/gpu.sh runs on a machine with a GPU and without Rust: the library with CUDA for all architectures, the path, and the kernels'
-# tests, which compare with the CPU library. To be carried there with the source: target/cuda-gpu.
+# tests, which compare with the CPU library. It is copied there with the source: target/cuda-gpu.
 CU_GPU := target/cuda-gpu
 CU_GPU_TESTS := $(filter-out emu,$(CU_TESTS))
 .PHONY: cuda-gpu
@@ -212,6 +212,6 @@ $(CU_GPU)/%: $(CU)/tests/%.cpp $(CU_TEST_NEEDS)
 	@$(NVCC) -std=c++17 -O3 $(if $(filter shares select global,$*),-fmad=false) -gencode arch=compute_80,code=[sm_80,compute_80] \
 		-gencode arch=compute_90a,code=sm_90a -L $(CU_KIT)/lib -x cu $< -o $@ -Xlinker $(LIB) -lm -lpthread -ldl
 
-# What the tests are worth: removes barriers and turns rules around, one at a time, and wants a test to say so.
+# What the tests are worth: removes barriers and turns rules around, one at a time, and expects a test to fail.
 cuda-break: lib $(CU_KIT)/.fetched
 	@python3 $(CU)/tests/break.py

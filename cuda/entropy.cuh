@@ -33,7 +33,7 @@ __device__ inline double natural_log(double x) {
 
 /// One piece of a head by one block: sums[0] = Σ S·ln S, sums[1] = ΣS. False, for all threads, if a score is negative, NaN or infinite.
 __device__ inline bool entropy_of_piece(const float *scores, uint32_t n, double *sums) {
-    constexpr uint32_t PITCH = LAVA_CUDA_PIECE + 8; // eight threads' terms lie in other banks than the scores of the next eight
+    constexpr uint32_t PITCH = LAVA_CUDA_PIECE + 8; // eight threads' terms are in other banks than the scores of the next eight
     LAVA_SHARED(double, terms, 2 * PITCH);
     LAVA_SHARED(double, lanes, 16);
     LAVA_SHARED(unsigned, bad, 1);

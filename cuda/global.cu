@@ -1,4 +1,4 @@
-// Entries of layers and heads by one threshold over all layers of a model: as src/select.rs's global_entries. What comes out is what
+// Entries of layers and heads by one threshold over all layers of a model: as src/select.rs's global_entries. The results are what
 // lava_select_entries takes, layer for layer. choose.cuh says how.
 //
 // No fused operations: the CPU's bits are the goal.

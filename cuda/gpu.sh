@@ -5,9 +5,9 @@
 #     cuda/gpu.sh tests checks       these parts alone
 #     cuda/gpu.sh sanitizer          the kernels' tests under compute-sanitizer: memcheck of all, racecheck of those with most barriers
 #
-# tests: the kernels' own, and the whole path from C. checks: every stage against float64. times: beside PyTorch.
+# tests: the kernels' own, and the whole path from C. checks: every stage against float64. times: next to PyTorch.
 #
-# What fails costs nothing else, what hangs is killed, and both are named at the end; the status is 1 then. All that is printed is added
+# A failure stops nothing else, a program that hangs is killed, and both are named at the end; the status is then 1. All output is added
 # to target/cuda-gpu/record.txt as it comes, and to $OUT/record.txt where OUT names a folder. Nothing runs on after WITHIN seconds (540).
 # PYTHON names a Python that has PyTorch (python3). Under the sanitizer one case of SAMPLE (4) is run.
 set -uo pipefail
@@ -24,7 +24,7 @@ run() {
     local limit=$(($1 < until - SECONDS ? $1 : until - SECONDS)) name=$2 begun=$SECONDS status=0 said=ok
     shift 2
     if ((limit > 0)); then
-        # All of its processes at once: one that is left behind keeps what this is piped into waiting.
+        # All of its processes at once: one that is left over keeps the reader of this pipe waiting.
         timeout -s KILL $limit "$@" || status=$?
         case $status in
         0) ;;
@@ -42,7 +42,7 @@ run() {
 # A test's rows come as it prints them, whatever becomes of it.
 run_test() { run 60 "$1${LAVA_PINNED:+, LAVA_PINNED=1}" stdbuf -oL $built/"$1"; }
 run_tests() {
-    # The first says whether the GPU runs anything, and with managed memory.
+    # The first shows whether the GPU runs anything, and with managed memory.
     if ! run_test wrappers; then
         export LAVA_PINNED=1
         run_test wrappers || unset LAVA_PINNED
@@ -50,7 +50,7 @@ run_tests() {
     for name in "${kernels[@]:1}" path prefill; do run_test "$name"; done
 }
 
-# Its sections have a process and a limit each.
+# Each of its sections has its own process and limit.
 run_checks() { run 300 checks "$python" cuda/gpu $built/liblava.so --check; }
 run_times() { run 300 times "$python" cuda/gpu $built/liblava.so --times; }
 
@@ -88,7 +88,7 @@ for part in "$@"; do
     *) echo "cuda/gpu.sh: no part is called $part: tests, checks, times or sanitizer" >&2; exit 2 ;;
     esac
 done
-[ -f $built/liblava.so ] || { echo "no $built/liblava.so: run make cuda-gpu where there is Rust, and bring $built" >&2; exit 2; }
+[ -f $built/liblava.so ] || { echo "no $built/liblava.so: run make cuda-gpu where there is Rust, and copy $built here" >&2; exit 2; }
 [ -z "${OUT:-}" ] || mkdir -p "$OUT" || exit 2
 main "$@" 2>&1 | tee -a $built/record.txt ${OUT:+"$OUT/record.txt"}
 exit "${PIPESTATUS[0]}"

@@ -1,12 +1,12 @@
-// What a score takes for attention with LAVA_VALUE_OUTPUT: by how much a query head's output changes if one entry goes alone and the
+// What a score takes for attention with LAVA_VALUE_OUTPUT: by how much a query head's output changes if one entry alone is evicted and the
 // others take its share. Source: CAOTE, arXiv 2504.14051, theorem 3.2.
 //
 //     score_values     for each range of tokens and query head: the sum of a_i v_i, without the entry with the largest attention
 //     score_output     their merge in the order of the ranges: the head's output o
 //     score_change     w a_i becomes w a_i |o - v_i| / (1 - a_i)
 //
-// An entry with nearly all the attention is nearly the output: of 1 - a_i and o - v_i nothing is left then. Only the largest can be such an
-// entry, so the others are summed by themselves: with their mean m the largest becomes w a_i |m - v_i|.
+// An entry with nearly all the attention is nearly the output: 1 - a_i and o - v_i then cancel. Only the largest can be such an entry, so
+// the others are summed by themselves: with their mean m the largest becomes w a_i |m - v_i|.
 //
 // They run between score_columns, which leaves w a_i of all tokens, the window's too, and score_pool. The values are read twice, by eight
 // query heads together. Every sum has an order that depends on the sequence alone.
@@ -15,7 +15,7 @@
 namespace lava {
 
 constexpr uint32_t THREADS = LAVA_SCORE_OUTPUT_THREADS;
-/// Query heads that go over the values together.
+/// Query heads that use the values together.
 constexpr uint32_t TOGETHER = 8;
 
 /// What a range leaves for its KV head's query heads: see lava_score_partial_output_len.
@@ -154,7 +154,7 @@ __device__ inline void output(const lava_score_args &args) {
         if (range == 0) continue;
         const bool is_more = its.largest[h] > most;
         const float less = is_more ? most : its.largest[h];
-        // What has none may be no number.
+        // One without any may not be a number.
         if (less > 0) sum += double(less) * value(is_more ? token : its.token[h]), rest += double(less);
         if (is_more) most = its.largest[h], token = its.token[h];
     }
@@ -197,7 +197,7 @@ __device__ inline void change_largest(const Range &range, uint32_t first_head, u
     if (lane() == 0) attention = attention > 0 ? attention * (sqrtf(squares) / whole.all[h]) : 0;
 }
 
-/// A range's other entries, by eight threads a row. outputs: [heads, head_dim_v], of query heads from `first_head` of the group on.
+/// A range's other entries, by eight threads per row. outputs: [heads, head_dim_v], of query heads from `first_head` of the group on.
 template <class Piece>
 __device__ void change(const Range &range, uint32_t first_head, uint32_t heads, const float *outputs) {
     constexpr uint32_t N = Piece::N, AT_ONCE = 4; // rows on their way per eight threads

@@ -1,5 +1,5 @@
 /*
- * plan.c - the launches of each call. How a launch is cut and how a workspace is laid out stands in plan*.h, which the kernels
+ * plan.c - the launches of each call. How a launch is cut and how a workspace is laid out is in plan*.h, which the kernels
  * include too; this file makes functions of it that Rust can call, so that it is written once. src/backend/cuda/plan.rs has the
  * other side, with the same sizes.
  *
@@ -32,7 +32,7 @@ _Static_assert(sizeof(lava_cuda_cascade_args) == 152, "plan.rs: CascadeArgs");
 _Static_assert(sizeof(lava_upload_args) == 4016 && sizeof(lava_upload_many_args) == 32016, "plan.rs: UploadArgs");
 _Static_assert(sizeof(lava_upload_many_args) <= 32764, "a kernel's parameters");
 
-/** Kernels that come for any tensors and for f16 and bf16 of the dimensions of lava_score_has_instance. */
+/** Kernels that exist for any tensors, and for f16 and bf16 of the dimensions of lava_score_has_instance. */
 #define ALL_OF(name)                                                                                                       \
     name "_any", name "_f16_64", name "_f16_80", name "_f16_96", name "_f16_128", name "_f16_256", name "_bf16_64",        \
         name "_bf16_80", name "_bf16_96", name "_bf16_128", name "_bf16_256"
@@ -184,8 +184,8 @@ static uint32_t attend_blocks(const lava_attend_args *a, int32_t instance, const
 }
 
 /**
- * The launches of a planned attention: 2. As many blocks as are there at once, for their warps go round; one more would begin when all
- * are done. With few items each gets a block, and so a processor, of its own.
+ * The launches of a planned attention: 2. As many blocks as run at once, since their warps go round; one more would begin when all
+ * are done. With few items each gets its own block, and so its own processor.
  */
 uint32_t lava_plan_attend_launches(const lava_attend_args *a, int32_t instance, int32_t dtype, const lava_processors *device,
                                    lava_launch *launches) {
@@ -198,7 +198,7 @@ uint32_t lava_plan_attend_launches(const lava_attend_args *a, int32_t instance, 
     return (uint32_t) (next - launches);
 }
 
-/** Of so many words, at most LAVA_CUDA_UPLOAD_MANY_WORDS. */
+/** Of n_words words, at most LAVA_CUDA_UPLOAD_MANY_WORDS. */
 lava_launch lava_plan_upload(uint64_t n_words) {
     lava_launch launch;
     add(&launch, n_words <= LAVA_CUDA_UPLOAD_WORDS ? UPLOAD : UPLOAD_MANY,
@@ -235,7 +235,7 @@ uint32_t lava_plan_share_launches(const lava_cuda_share_args *a, lava_launch *la
     return 1;
 }
 
-/** Blocks for each of `n` selections of so many tiles, of which `resident` may be there at once. */
+/** Blocks for each of `n` selections of this many tiles, of which `resident` may be on the device at once. */
 static uint32_t blocks_of(uint32_t resident, uint32_t n, uint32_t tiles) {
     const uint32_t each = resident / n;
     return each < 1 ? 1 : each < tiles ? each : tiles < 1 ? 1 : tiles;
@@ -279,7 +279,7 @@ uint32_t lava_plan_compact_launches(const lava_cuda_compact_args *a, int32_t wit
         add(launches, narrow ? COMPACT_WITHIN_16 : COMPACT_WITHIN_32, lava_cuda_compact_slices(max_dim, bytes), a->per_head ? heads : 1,
             a->n_items, LAVA_CUDA_COMPACT_THREADS, 0);
     } else {
-        /* Nobody here knows how many rows there are: as many blocks as are there at once, and they go round. */
+        /* The host does not know how many rows there are: as many blocks as run at once, and they go round. */
         const uint64_t pairs = (uint64_t) heads * a->n_items, most = LAVA_CUDA_COMPACT_BLOCKS * (uint64_t) device->count;
         const uint64_t wanted = (most + pairs - 1) / pairs;
         add(launches, narrow ? COMPACT_16 : COMPACT_32, (uint32_t) wanted, heads, a->n_items, LAVA_CUDA_COMPACT_THREADS, 0);

@@ -1,6 +1,6 @@
 /*
- * plan.h - what the kernels of this folder are told, and how they are launched: argument structs, grids, workspace sizes. What scoring
- * and attention take stands in plan_attention.h.
+ * plan.h - what the kernels of this folder are given, and how they are launched: argument structs, grids, workspace sizes. That of scoring
+ * and attention is in plan_attention.h.
  *
  * Plain C, so that a host in any language can mirror it (src/backend/cuda/plan.rs does). Argument structs are passed by value as the
  * kernel's only parameter, of at most 32,764 bytes, and a captured graph holds them. Pointers lead to
@@ -43,7 +43,7 @@ enum {
 
 /*
  * The status word, set to all ones by the caller (a memset of 0xFF): nothing is wrong. A kernel that finds a fault lowers it, so of
- * several faults the first layer's, sequence's and head's is told, whatever the schedule: 16 + 20 + 20 + 8 bits.
+ * several faults the first layer's, sequence's and head's is reported, whatever the schedule: 16 + 20 + 20 + 8 bits.
  */
 #define LAVA_NO_FAULT UINT64_MAX
 enum {
@@ -57,7 +57,7 @@ enum {
 };
 /* The head of layer weights' faults. It comes after all others of the sequence, which may be its cause. */
 #define LAVA_NO_HEAD 0xfffffu
-/* What a kernel that finds a fault leaves as a number of entries. Selection does nothing for such an item; the fault has been told. */
+/* What a kernel that finds a fault leaves as a number of entries. Selection does nothing for such an item; the fault has been reported. */
 #define LAVA_NO_ENTRIES (UINT64_MAX - 1)
 LAVA_PLAN uint64_t lava_fault(uint32_t what, uint32_t layer, uint32_t sequence, uint32_t head) {
     return (uint64_t) (layer & 0xffff) << 48 | (uint64_t) (sequence & 0xfffff) << 28 | (uint64_t) (head & 0xfffff) << 8 | what;
@@ -93,7 +93,7 @@ LAVA_PLAN uint64_t lava_cuda_max(uint64_t a, uint64_t b) { return a > b ? a : b;
 
 /*
  * lava_upload, lava_upload_many: grid (n_words / threads), LAVA_CUDA_UPLOAD_THREADS threads. Puts a launch's own arguments into device
- * memory: they are copied when the launch is asked for, so nothing of the host's has to stay, and a captured graph holds them. Two, for
+ * memory: they are copied when the launch is requested, so no host memory has to stay, and a captured graph holds them. Two kernels, since
  * words that are not used are copied too.
  */
 typedef struct lava_upload_args {
@@ -110,8 +110,8 @@ typedef struct lava_upload_many_args {
 /* ---- Entropy ------------------------------------------------------------------------------------------------------ */
 
 /*
- * The entropy of a layer with a fault in its scores, which lava_entropy_pieces tells, and the preference of one that has none: a NaN that
- * sharing kernels do not tell again, for they know neither the sequence nor the head.
+ * The entropy of a layer with a fault in its scores, which lava_entropy_pieces reports, and the preference of one without any: a NaN that
+ * sharing kernels do not report again, since they know neither the sequence nor the head.
  */
 #define LAVA_NO_ENTROPY 0x7ff80000acedbad5ull
 
@@ -202,12 +202,12 @@ typedef struct lava_cuda_select_params {
 typedef struct lava_cuda_selection {
     uint32_t struct_size, everything_kept;
     uint64_t n_kept, n_entries;
-    double mass, evicted_share; /* within 1e-12 of the CPU's; the order of the sums is another */
+    double mass, evicted_share; /* within 1e-12 of the CPU's; the order of the sums differs */
 } lava_cuda_selection;
 
 typedef struct lava_cuda_select_item {
     const float *scores;            /* [n_kv_heads, prefix_len] */
-    const uint64_t *n_entries;      /* one number, on the device: nobody waits for the layers' shares */
+    const uint64_t *n_entries;      /* one number, on the device: the host does not wait for the layers' shares */
     uint32_t *kept_indices;         /* receives min(n_entries, all) + n_kv_heads * window_rows positions */
     uint32_t *cu_kept;              /* receives n_kv_heads + 1 */
     lava_cuda_selection *selection; /* NULL, or receives a report */
@@ -234,7 +234,7 @@ typedef struct lava_cuda_select_args {
 typedef struct lava_cuda_choice_layout {
     uint64_t histogram, head, tile, tile_mass, size;
 } lava_cuda_choice_layout;
-/* Of a head with so many entries. Without a sum: there may be nearly 2^32. */
+/* Of a head with this many entries. Without a sum: there may be nearly 2^32. */
 LAVA_PLAN uint32_t lava_cuda_tiles(uint32_t len) { return len / LAVA_CUDA_SELECT_TILE + (len % LAVA_CUDA_SELECT_TILE != 0); }
 LAVA_PLAN uint32_t lava_cuda_choice_tiles(uint32_t n_kv_heads, uint32_t max_prefix) { return n_kv_heads * lava_cuda_tiles(max_prefix); }
 LAVA_PLAN lava_cuda_choice_layout lava_cuda_choice_place(uint32_t n_kv_heads, uint32_t max_prefix) {
@@ -294,7 +294,7 @@ LAVA_PLAN uint64_t lava_cuda_global_workspace(uint32_t n_items, uint32_t n_layer
  *     lava_cascade_plan    grid (n_blocks, 1, n_items), LAVA_CUDA_SELECT_THREADS threads, cooperative if n_blocks > 1; any n_blocks
  *                          gives the same bits
  *     lava_cascade_write   the same
- * A fault in a layer's scores or weight, head weights that are none, or minimums that do not fit lower the status word and make
+ * A fault in a layer's scores or weight, invalid head weights, or minimums that do not fit lower the status word and make
  * every later push of this cascade do nothing. The mask and the head weights are not copied: they stay where they are until the
  * last push.
  */
@@ -305,7 +305,7 @@ typedef struct lava_cuda_cascade_item {
     uint64_t total;
     uint32_t layer, n_layers, n_kv_heads, prefix_len, window_rows;
     uint32_t layers;        /* LAVA_LAYERS_; with _GLOBAL as for lava_share_globally: no affine floor, no head weights */
-    uint32_t evict_every;   /* at least 1: the caller compacts after so many pushes */
+    uint32_t evict_every;   /* at least 1: the caller compacts after this many pushes */
     uint32_t reserved;
     const double *weight;   /* LAVA_LAYERS_WEIGHTS: one number on the device, of the layer that is pushed. Else not looked at */
 } lava_cuda_cascade_item;
@@ -380,9 +380,9 @@ LAVA_PLAN uint64_t lava_cuda_cascade_state(const lava_cuda_cascade_item *a) { re
 typedef struct lava_cuda_compact_item {
     lava_device_tensor src, dst;
     const uint32_t *rows, *cu_kept;
-    const uint64_t *rows_offset; /* NULL, or one number: rows begin so many entries later (a cascade's starts) */
+    const uint64_t *rows_offset; /* NULL, or one number: rows begin that many entries later (a cascade's starts) */
     uint32_t dim, reserved;      /* head_dim_k or head_dim_v */
-    uint32_t *n_rows;            /* NULL, or receives each head's rows: what attention wants */
+    uint32_t *n_rows;            /* NULL, or receives each head's rows, for attention */
 } lava_cuda_compact_item;
 typedef struct lava_cuda_compact_args {
     const lava_cuda_compact_item *items; /* K and V are two items */

@@ -1,8 +1,8 @@
 /*
  * plan_attention.h - what the kernels of score.cu, output.cu, pool.cu and attend.cu are launched with, and how; rules as in plan.h.
  *
- * Sequences may be of unlike length; of an attention, no length but the largest is needed on the host, so a captured graph stays valid
- * while they change.
+ * Sequences may differ in length; for attention, only the largest length is needed on the host, so a captured graph stays valid while
+ * they change.
  *
  * The launches of a score, in this order on one stream. `lse` given for every sequence: without the first.
  *
@@ -39,7 +39,7 @@
 
 /** Keys that a block of threads looks at together. A range is a whole number of them. */
 #define LAVA_SCORE_KEYS 64
-/** Rows of one step of the tensor cores. Each query head's window is filled up to a multiple of it. */
+/** Rows of one step of the tensor cores. Each query head's window is padded to a multiple of it. */
 #define LAVA_SCORE_ROWS 16
 
 /**
@@ -126,14 +126,14 @@ typedef struct lava_score_args {
     uint64_t *status;
 } lava_score_args;
 
-/** Rows of the queries of one KV head: the group's windows, each filled up. */
+/** Rows of the queries of one KV head: the group's windows, each padded. */
 LAVA_PLAN uint32_t lava_score_rows(const lava_score_args *a) {
     const uint32_t padded = (a->window + LAVA_SCORE_ROWS - 1) / LAVA_SCORE_ROWS * LAVA_SCORE_ROWS;
     return a->n_q_heads / a->n_kv_heads * padded;
 }
 
 /**
- * Keys of one of a sequence's ranges: about 64 ranges, for with a few heads that is enough blocks for any GPU, of at least 4 steps and at
+ * Keys of one of a sequence's ranges: about 64 ranges, since with a few heads that is enough blocks for any GPU, of at least 4 steps and at
  * most 16. It depends on the sequence alone, and so do the bits of its scores.
  */
 LAVA_PLAN uint32_t lava_score_keys(const lava_score_args *a, uint32_t n_tokens) {
@@ -164,7 +164,7 @@ LAVA_PLAN uint32_t lava_score_max_prefix(const lava_score_args *a) {
     return a->max_tokens > a->window ? a->max_tokens - a->window : 0;
 }
 
-/** LAVA_VALUE_OUTPUT: each query head's attention becomes the change of its output, which all tokens have a part in. */
+/** LAVA_VALUE_OUTPUT: each query head's attention becomes the change of its output, to which all tokens contribute. */
 LAVA_PLAN int lava_score_has_output(const lava_score_args *a) { return a->value_weight == 3; }
 
 /** Room of a row of column sums: no sequence of a launch has more keys whose attention is summed. */
@@ -173,8 +173,8 @@ LAVA_PLAN uint32_t lava_score_max_columns(const lava_score_args *a) {
 }
 
 /**
- * Whether the group is reduced before pooling: where the two commute, and a head's output is not its own (as score.rs decides it).
- * Otherwise every query head has a row of column sums of its own.
+ * Whether the group is reduced before pooling: where the two commute, and a head's output is not needed by itself (as score.rs decides it).
+ * Otherwise every query head has its own row of column sums.
  */
 LAVA_PLAN int lava_score_reduces_first(const lava_score_args *a) {
     const int alike = (a->pool == 0 && a->group_reduce == 0) || (a->pool == 1 && a->group_reduce == 1);
@@ -320,7 +320,7 @@ LAVA_PLAN uint32_t lava_score_columns_shared(const lava_score_args *a) {
 /* --------------------------------------------------------------- attend ---- */
 
 #define LAVA_ATTEND_WARPS 4
-/** Query rows that go over a cache together. */
+/** Query rows that are taken over a cache together. */
 #define LAVA_ATTEND_QUERIES 16
 /** Cache rows of one step of a warp. */
 #define LAVA_ATTEND_KEYS 16
@@ -341,7 +341,7 @@ typedef struct lava_attend_sequence {
     /** As in lava_attend_params; NULL without a sliding window. */
     const uint32_t *kept_indices;
     const uint32_t *cu_kept;
-    /** NULL, or one number: kept_indices begin so many entries later. */
+    /** NULL, or one number: kept_indices begin that many entries later. */
     const uint64_t *kept_offset;
     uint32_t n_base;
     /** A larger count is taken as this one. */
@@ -366,7 +366,7 @@ typedef struct lava_attend_args {
     /** What a log-sum-exp of base 2 is multiplied by to be the caller's. */
     float lse_from_base_2;
     uint32_t n_sequences;
-    /** Cache rows that one warp goes over, a multiple of LAVA_ATTEND_KEYS. Results are the same bits for the same one. */
+    /** Cache rows that one warp handles, a multiple of LAVA_ATTEND_KEYS. Results are the same bits for the same one. */
     uint32_t rows_per_item;
     /** Items that the workspace has room for: at least that of lava_attend_items. */
     uint32_t max_items;

@@ -4,7 +4,7 @@
     resources.py check NVCC_ROOT CUBIN...     against resources.txt: no kernel spills more, none is missing or new
     resources.py update NVCC_ROOT CUBIN...    writes resources.txt
 
-A cubin NAME.sm_XX.cubin has the output of ptxas -v beside it, NAME.sm_XX.log.
+A cubin NAME.sm_XX.cubin comes with the output of ptxas -v, NAME.sm_XX.log.
 """
 import os
 import pathlib
@@ -36,7 +36,7 @@ def read_log(path):
 def disassemble(tools, cubin):
     """[(address, instruction)] of each kernel."""
     code, kernel = {}, None
-    # cuobjdump looks for nvdisasm, which comes beside it.
+    # cuobjdump looks for nvdisasm, which is in the same folder.
     environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}"}
     command = [f"{tools}/cuobjdump", "-sass", cubin]
     sass = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout

@@ -21,7 +21,7 @@ __device__ inline uint32_t own_row(uint32_t half) { return threadIdx.x % 32 / 4 
 template <int D> constexpr int HELD = LAVA_SCORE_TILES_OF_WARP(D);
 
 /// The queries of `M` row tiles, as the tensor cores take them, times -1 if the scale is negative: then a larger dot product is a larger
-/// logit. Rows that fill a window up are zero.
+/// logit. Padding rows are zero.
 template <int D, int M>
 __device__ void load_queries(uint32_t (&q)[M][D / 16][4], const Range &range, uint32_t row_tile) {
     const uint32_t padded = range.padded(), rows = range.row_tiles() * ROWS, signs = range.args.scale < 0 ? 0x80008000u : 0;
@@ -40,7 +40,7 @@ __device__ void load_queries(uint32_t (&q)[M][D / 16][4], const Range &range, ui
     }
 }
 
-/// Dot products become exponents of two but for the factor `logits.slope()`, UNSEEN where a row does not look.
+/// Dot products become exponents of two except for the factor `logits.slope()`, UNSEEN where a row does not see the key.
 template <int M>
 __device__ void to_exponents(float (&x)[M][2][4], const Range &range, const Logits &logits, uint32_t row_tile, uint32_t key,
                              bool all_see) {
@@ -96,7 +96,7 @@ __device__ void stream_keys(const Range &range, unsigned char *shared, Visitor &
         }
         copy_wait<STAGES - 2>();
         __syncthreads();
-        fetch(step + STAGES - 1, tile + STAGES - 1); // to where the tile was that all are done with
+        fetch(step + STAGES - 1, tile + STAGES - 1); // to the place of the tile that all are done with
         visitor.before(step, tile, row_tile - warp % row_warps * M);
         if (row_tile < row_tiles) {
             const bool all_see = range.all_see(key);
@@ -117,7 +117,7 @@ __device__ void stream_keys(const Range &range, unsigned char *shared, Visitor &
     visitor.before(steps, tile, row_tile - warp % row_warps * M);
 }
 
-/// The logits of the queries as load_queries gives them.
+/// The logits of the queries, as load_queries returns them.
 __device__ inline Logits logits_of(const lava_score_args &args) { return Logits(fabsf(args.scale), args.softcap); }
 
 template <int M> __device__ void look_for_faults(float &poison, const float (&x)[M][2][4]) {
@@ -359,7 +359,7 @@ template <int M> struct Columns {
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     const float first = __shfl_sync(ALL, x[m][n][i], lane() % 4);
-                    // Rows that fill the window up are none.
+                    // Padding rows do not count.
                     x[m][n][i] = lse[m][0] < INFINITY ? x[m][n][i] - first : 0;
                     x[m][n][i + 2] = lse[m][1] < INFINITY ? x[m][n][i + 2] - first : 0;
                 }
@@ -376,7 +376,7 @@ template <int M> struct Columns {
 
     /// The step before this one, whose sums are there for all threads.
     __device__ void add_up(uint32_t step, uint32_t tile, uint32_t first_sum) const {
-        // Other warps each time, for a processor's quarters have the same warps of all blocks.
+        // Other warps each time, since a processor's quarters have the same warps of all blocks.
         const uint32_t i = (threadIdx.x + step * KEYS) & (blockDim.x - 1);
         if (step == 0 || i >= KEYS) return;
         const uint32_t first = tile == 0 ? first_sum - at_once() : first_sum;
@@ -428,7 +428,7 @@ struct ColumnJob {
         : head(args, gridDim.z - 1 - blockIdx.z, gridDim.y - 1 - blockIdx.y), number(gridDim.x - 1 - blockIdx.x), done(false) {
         const uint32_t kinds = lava_score_has_values(&args) ? 2 : 1;
         done = head.prefix() == 0;
-        // Of a pair one reads values, not always the same one: a processor's blocks are an even number apart, and it is to have both sorts.
+        // One of each pair reads values, not always the same one: a processor's blocks are an even number apart, and it should have both kinds.
         if (!done && kinds == 2 && (number ^ number >> 2) % 2 == 1) {
             value_norms(Range(head, number / 2, head.n_tokens()));
             done = true;
@@ -592,7 +592,7 @@ __device__ inline void columns_any(const lava_score_args &args) {
 /// attention would not sum to 1.
 constexpr float LARGEST_LSE = 256;
 
-/// Log-sum-exp of 16 rows, over ln 2: the caller's, or what the ranges have merged in their order. Rows that fill a window up get
+/// Log-sum-exp of 16 rows, over ln 2: the caller's, or what the ranges have merged in their order. Padding rows get
 /// +infinity: nothing they look at gets any attention.
 __device__ inline void row_lse(const lava_score_args &args) {
     constexpr uint32_t SHARES = 16; // threads of a row

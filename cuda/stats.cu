@@ -1,4 +1,4 @@
-// How a layer's window looks at the prefix, as numbers per KV head: what CAKE's layer preference (arXiv 2503.12491) is made of.
+// How a layer's window attends to the prefix, as numbers per KV head: what CAKE's layer preference (arXiv 2503.12491) is made of.
 // score_columns, with LAVA_SCORE_SPREAD, leaves each key's variance and entropy, summed over its group.
 //
 //     stats_sum         their sums over the live entries of the prefix
@@ -28,7 +28,7 @@ __device__ inline void add_up_stats(const lava_score_args &args) {
 
 __device__ inline void preference(const lava_cuda_preference_args &args) {
     const lava_cuda_preference_item &item = LAVA_ITEM(args, blockIdx.x);
-    // As the CPU adds them up; a few heads are no work.
+    // As the CPU adds them up; a few heads are little work.
     double entropy = 0, variance = 0;
     for (uint32_t h = 0; h < args.n_kv_heads; h++) {
         entropy += item.stats[2 * h];

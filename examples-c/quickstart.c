@@ -192,7 +192,7 @@ static void free_prompt(prompt *p) {
     free(p->layers);
 }
 
-/* The layer's K and V as the prefill leaves them, in memory of our own. */
+/* The layer's K and V as the prefill leaves them, in our own memory. */
 static layer_cache dense_layer(const prompt *p, uint32_t l) {
     layer_cache cache = {.size = p->layers[l].k.size};
     cache.k = kv_resize(NULL, 0, cache.size);

@@ -28,7 +28,7 @@ def function(match):
     return "\n *\n".join(paragraphs) + declaration
 
 
-# A comment, and a declaration with parentheses behind it. Inline functions have no such lines in their comments.
+# A comment, and a declaration with parentheses after it. Inline functions have no such lines in their comments.
 comment = r"(/\*\*\n(?: \*(?!/).*\n)+ \*/\n)"
 text = re.sub(comment + r"((?!typedef|#)[\w ]+[ *]\w+\([^)]*\);\n)", function, text)
 

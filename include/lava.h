@@ -1,14 +1,14 @@
 /*
  * lava.h - KV-cache compression for inference engines (LAVa, arXiv 2509.09754).
  *
- * Made by cbindgen from src/ffi; `UPDATE_HEADER=1 cargo test --test header` makes it anew. Edit the comments there.
+ * Made by cbindgen from src/ffi; `UPDATE_HEADER=1 cargo test --test header` rewrites it. Edit the comments there.
  *
- * The way of the data, per layer:
+ * How the data flows, per layer:
  *
  *     Q, K, V      --lava_score-->          scores        one f32 per KV head and prefix token
  *     scores       --lava_select-->         kept_indices, cu_kept, rows
  *     K, V         --lava_compact-->        the smaller cache
- *     new queries  --lava_attend-->         attention over it, where the engine has none for heads of unlike length
+ *     new queries  --lava_attend-->         attention over it, where the engine has none for heads of different lengths
  *
  * lava_budget_from_ratio and lava_total_entries say how many entries the model keeps. Then all heads of all layers compete
  * (lava_global_entries), or layers share by weights such as the entropies of their scores (lava_entropy, lava_layer_entries).
@@ -20,10 +20,10 @@
  *
  * Rules for all functions:
  *
- * - Memory is the caller's. Nothing is allocated, nothing is kept between calls except what the machine was found to be able
- *   to do, and there are no threads, I/O or callbacks. A function that needs scratch memory has a _workspace_size function.
+ * - Memory is the caller's. Nothing is allocated, nothing is kept between calls except which kernels the machine can run,
+ *   and there are no threads, I/O or callbacks. A function that needs scratch memory has a _workspace_size function.
  * - Structs are made by the inline functions at the end of this header, which set struct_size. A library that is newer
- *   than this header takes the smaller struct; one that is older takes a larger one if what it does not know is zero.
+ *   than this header takes the smaller struct; one that is older takes a larger one if the part that it does not know is zero.
  * - Counts are uint32_t or uint64_t, strides int64_t in elements, sizes size_t in bytes, scores and outputs f32.
  * - "Budget" is what a person sets: average tokens per KV head per layer, window included (uint32_t). "Entries" are what a stage
  *   uses: prefix rows over all heads of a layer or model, windows not included (uint64_t).
@@ -33,11 +33,11 @@
  * - A pointer must lead to as much memory as its comment says for as long as the call lasts. NULL and misaligned
  *   pointers and overlapping arrays are found and refused; a pointer that is simply wrong is not. Any call may return
  *   LAVA_ERR_ALIGNMENT, and LAVA_ERR_STRUCT_SIZE for its lava_error, even where its own comment does not say so.
- * - Calls with different outputs may run at the same time; inputs may be shared. Work that splits takes (part, n_parts):
- *   each part is a call of its own, on any thread and in any order, and the results are the same bits for every n_parts.
+ * - Calls with different outputs may run at the same time; inputs may be shared. Work that can be split takes (part, n_parts):
+ *   each part is a separate call, on any thread and in any order, and the results are the same bits for every n_parts.
  *   A part that has not run leaves its heads' outputs as they were.
  * - What a workspace contains is neither needed before a call nor kept after it. What a cascade's state contains is
- *   believed: only lava_cascade_init and lava_cascade_push may write it.
+ *   trusted: only lava_cascade_init and lava_cascade_push may write it.
  * - Not promised: the bits of scores and attention outputs across machines, versions and layouts of the same numbers (they
  *   agree within rounding). Given the scores, everything after them is the same bits everywhere.
  *
@@ -108,10 +108,10 @@
 
 /// No head is promised anything: the layer's largest scores win. LAVa.
 #define LAVA_FLOOR_NONE 0
-/// Each head's top floor(alpha * n_entries / n_kv_heads) entries are kept first, the rest compete. The recommended preset.
+/// Each head's top floor(alpha * n_entries / n_kv_heads) entries, or fewer where that does not fit, are kept first, the rest compete.
+/// The recommended preset.
 #define LAVA_FLOOR_GUARANTEED 1
-/// Head counts are h * (1 - alpha) + alpha * n_entries / n_kv_heads, h being those of free competition, rounded so that they sum
-/// exactly. Takes time that grows with the square of n_kv_heads.
+/// Head counts are h * (1 - alpha) + alpha * n_entries / n_kv_heads, exactly, h being those of free competition. O(n_kv_heads^2).
 #define LAVA_FLOOR_AFFINE 2
 
 /// The best kernels that this machine can run.
@@ -621,7 +621,7 @@ lava_status lava_entries_for_share(const lava_shape *shape, const float *scores,
 /// k_dst, v_dst: where the kept rows go, of the source's element type; each head needs room for its kept rows. Any layout:
 ///     ragged with row_start = cu_kept is the smallest; ragged with room after each head lets it grow.
 ///     In place is the source's memory, with the same data, dtype, stride_token and stride_dim. Then either the
-///     heads stay where they are (no row_start, or the same): each head's rows move to the front of its own. Or both are
+///     heads stay where they are (no row_start, or the same): each head's rows move to its own front. Or both are
 ///     ragged and every row moves to the front of the buffer or stays (the heads close ranks; row_start may lead anywhere
 ///     into a larger buffer, such as an arena that layers share): then n_parts must be 1.
 ///     Otherwise a destination may not share memory with a source or the other destination; K and V interleaved in one
@@ -680,7 +680,7 @@ lava_status lava_cascade_push(void *state, size_t state_size, const lava_shape *
 /// What layer `layer` keeps after the last push, and how to get there from what the caller's cache holds.
 ///
 /// state: only read. Pointers that earlier calls returned stay valid until the next push.
-/// out: receives pointers into the state; untouched on error. That it lies outside the state is not checked. A layer without KV heads
+/// out: receives pointers into the state; untouched on error. That it is outside the state is not checked. A layer without KV heads
 ///     has no rows.
 /// Errors: NULL, STRUCT_SIZE, ALIGNMENT, WORKSPACE, STATE (not initialised, or that layer was not pushed yet). Any thread, several at a
 ///     time, but none during a push.
@@ -740,7 +740,7 @@ LAVA_STATIC_ASSERT(sizeof(lava_cascade_layer) == 72 && offsetof(lava_cascade_lay
 LAVA_STATIC_ASSERT(sizeof(lava_attend_params) == 56 && offsetof(lava_attend_params, sink_logits) == 48, "lava_attend_params");
 LAVA_STATIC_ASSERT(sizeof(lava_error) == 32 && offsetof(lava_error, message) == 24, "lava_error");
 
-#if defined(__cplusplus)
+#ifdef __cplusplus
 #define LAVA_ZERO {}
 #else
 #define LAVA_ZERO {0}

@@ -1,10 +1,11 @@
 /*
- * lava_cuda.hpp - the C ABI of lava_cuda.h for C++17: a context that unloads itself, spans, and exceptions. Header only.
+ * lava_cuda.hpp - lava_cuda.h for C++17: a context that unloads itself, spans, and exceptions. Header only.
  *
  * Experimental: it has not run on a GPU yet.
  *
- * It adds nothing to what lava_cuda.h computes and costs nothing on top; lava_cuda.h is the manual, and its rules hold here.
- * Shapes, params and sequences are the C structs, made by the functions of lava.h and by init; tensors and spans are lava.hpp's.
+ * It adds nothing to what lava_cuda.h computes and costs nothing on top; lava_cuda.h is the manual, and its rules hold
+ * here. Shapes, params and sequences are the C structs, made by the functions of lava.h and by init; tensors and spans
+ * are lava.hpp's.
  *
  *     lava::cuda::context gpu;                                    once, with the engine's CUDA context current
  *     gpu.score_workspace_size(...), then cudaMalloc              once, for the longest prompt
@@ -12,12 +13,14 @@
  *     gpu.score(shape, params, {&s, 1}, workspace, status, stream)
  *     the status word back to the host, lava::cuda::result(word)  when the stream has run the calls
  *
- * - A function that calls one of lava_cuda.h, named in its comment, throws lava::error with the status that the C function would return.
- *   What the kernels find is thrown by result alone, as a fault. What is marked noexcept does not throw.
- * - Only context's constructor allocates, host memory of a fixed size, and throws std::bad_alloc where it cannot; apart from it, only an
- *   exception's text is allocated. Device memory is always the caller's: the functions that end in _size tell how much.
- * - Pointers to device memory are plain pointers and never followed. The makers of tensors in lava.hpp take them as well, and a span
- *   of row_start is {pointer, size}.
+ * - A function that calls one of lava_cuda.h, named in its comment, throws lava::error with the status that the C
+ *   function would return. What the kernels find is thrown by result alone, as a fault. What is marked noexcept does
+ *   not throw.
+ * - Only context's constructor allocates, host memory of a fixed size, and throws std::bad_alloc where it cannot; apart
+ *   from it, only an exception's text is allocated. Device memory is always the caller's: the functions that end in
+ *   _size tell how much.
+ * - Pointers to device memory are plain pointers and never followed. The makers of tensors in lava.hpp take them as
+ *   well, and a span of row_start is {pointer, size}.
  * - A stream is a void *, which a cudaStream_t and a CUstream turn into by themselves. No header of CUDA is needed.
  * - Threads: a context serves many at a time, a cascade one.
  *
@@ -39,7 +42,7 @@ struct unload {
     }
 };
 
-/* Too many stay too many. */
+/* A number that is too large stays too large. */
 template <class T>
 std::uint32_t count(span<T> sequences) noexcept {
     return sequences.size() > UINT32_MAX ? UINT32_MAX : static_cast<std::uint32_t>(sequences.size());
@@ -70,7 +73,7 @@ public:
     /** What lava_cuda_result reported. */
     fault(std::uint32_t sequence, const lava_error &why) : error(name(sequence).c_str(), why), sequence_(sequence) {}
 
-    /** The sequence of the batch, or LAVA_NONE for what is no status word. */
+    /** The sequence of the batch, or LAVA_NONE for a word that is not a status word. */
     std::uint32_t sequence() const noexcept { return sequence_; }
 
 private:
@@ -91,8 +94,8 @@ inline void result(std::uint64_t word) {
 /**
  * The kernels, loaded into a CUDA context, and the calls that launch them.
  *
- * Not to be copied. It can be moved, also while its kernels run; calls with what was moved from throw LAVA_ERR_NULL. Workspaces,
- * status and stream are the same everywhere: as lava_cuda.h says of lava_cuda_score.
+ * Not to be copied. It can be moved, also while its kernels run; calls with what was moved from throw LAVA_ERR_NULL.
+ * Workspaces, status and stream are the same everywhere: as lava_cuda.h says of lava_cuda_score.
  */
 class context {
 public:
@@ -104,13 +107,14 @@ public:
         memory_.reset(memory.release());
     }
     context(context &&) noexcept = default;              /**< calls with what was moved from throw */
-    context &operator=(context &&) noexcept = default;   /**< the same; unloads what was here, as the end of a context does */
+    context &operator=(context &&) noexcept = default;   /**< the same; unloads what was here, as the destructor does */
     context(const context &) = delete;
     context &operator=(const context &) = delete;
-    /** lava_cuda_destroy. Where another CUDA context is current, or none, the kernels stay for as long as theirs; destroy() says so. */
+    /** lava_cuda_destroy. Where another CUDA context is current, or none, the kernels stay for as long as theirs;
+        destroy() says so. */
     ~context() = default;
 
-    /** lava_cuda_destroy: later calls throw LAVA_ERR_STATE. If this throws LAVA_ERR_CONTEXT, all is as it was. */
+    /** lava_cuda_destroy: later calls throw LAVA_ERR_STATE. If this throws LAVA_ERR_CONTEXT, nothing has changed. */
     void destroy() {
         detail::check("lava_cuda_destroy", [&](lava_error *e) { return lava_cuda_destroy(memory_.get(), e); });
     }
@@ -119,7 +123,8 @@ public:
     const void *c() const noexcept { return memory_.get(); }
 
     /** lava_cuda_score_workspace_size. */
-    std::size_t score_workspace_size(const lava_shape &shape, const lava_score_params &params, std::uint32_t n_sequences) const {
+    std::size_t score_workspace_size(const lava_shape &shape, const lava_score_params &params,
+                                     std::uint32_t n_sequences) const {
         return size("lava_cuda_score_workspace_size", lava_cuda_score_workspace_size, &shape, &params, n_sequences);
     }
     /** lava_cuda_score. */
@@ -131,24 +136,27 @@ public:
     /** lava_cuda_attention_stats_workspace_size. */
     std::size_t attention_stats_workspace_size(const lava_shape &shape, const lava_score_params &params,
                                                std::uint32_t n_sequences) const {
-        return size("lava_cuda_attention_stats_workspace_size", lava_cuda_attention_stats_workspace_size, &shape, &params,
-                    n_sequences);
+        return size("lava_cuda_attention_stats_workspace_size", lava_cuda_attention_stats_workspace_size, &shape,
+                    &params, n_sequences);
     }
     /** lava_cuda_attention_stats. */
-    void attention_stats(const lava_shape &shape, const lava_score_params &params, span<const lava_cuda_stats_sequence> sequences,
-                         device_memory workspace, std::uint64_t *status, void *stream) const {
-        launch("lava_cuda_attention_stats", lava_cuda_attention_stats, sequences, workspace, status, stream, &shape, &params);
+    void attention_stats(const lava_shape &shape, const lava_score_params &params,
+                         span<const lava_cuda_stats_sequence> sequences, device_memory workspace,
+                         std::uint64_t *status, void *stream) const {
+        launch("lava_cuda_attention_stats", lava_cuda_attention_stats, sequences, workspace, status, stream, &shape,
+               &params);
     }
 
     /** lava_cuda_preference. workspace: 24 bytes for each sequence; may be {} for a single one. */
-    void preference(const lava_shape &shape, double tau1, double tau2, span<const lava_cuda_preference_sequence> sequences,
-                    device_memory workspace, std::uint64_t *status, void *stream) const {
+    void preference(const lava_shape &shape, double tau1, double tau2,
+                    span<const lava_cuda_preference_sequence> sequences, device_memory workspace,
+                    std::uint64_t *status, void *stream) const {
         launch("lava_cuda_preference", lava_cuda_preference, sequences, workspace, status, stream, &shape, tau1, tau2);
     }
 
     /** lava_cuda_mean_over_heads. workspace: 16 bytes for each sequence; may be {} for a single one. */
-    void mean_over_heads(const lava_shape &shape, span<const lava_cuda_mean_sequence> sequences, device_memory workspace,
-                         std::uint64_t *status, void *stream) const {
+    void mean_over_heads(const lava_shape &shape, span<const lava_cuda_mean_sequence> sequences,
+                         device_memory workspace, std::uint64_t *status, void *stream) const {
         launch("lava_cuda_mean_over_heads", lava_cuda_mean_over_heads, sequences, workspace, status, stream, &shape);
     }
 
@@ -169,16 +177,17 @@ public:
     }
 
     /** lava_cuda_global_entries_workspace_size. */
-    std::size_t global_entries_workspace_size(const lava_shape &shape, std::uint32_t n_layers, std::uint32_t n_sequences) const {
-        return size("lava_cuda_global_entries_workspace_size", lava_cuda_global_entries_workspace_size, &shape, n_layers,
-                    n_sequences);
+    std::size_t global_entries_workspace_size(const lava_shape &shape, std::uint32_t n_layers,
+                                              std::uint32_t n_sequences) const {
+        return size("lava_cuda_global_entries_workspace_size", lava_cuda_global_entries_workspace_size, &shape,
+                    n_layers, n_sequences);
     }
     /** lava_cuda_global_entries. */
     void global_entries(const lava_shape &shape, std::uint32_t n_layers, const lava_select_params &params,
                         span<const lava_cuda_global_sequence> sequences, device_memory workspace, std::uint64_t *status,
                         void *stream) const {
-        launch("lava_cuda_global_entries", lava_cuda_global_entries, sequences, workspace, status, stream, &shape, n_layers,
-               &params);
+        launch("lava_cuda_global_entries", lava_cuda_global_entries, sequences, workspace, status, stream, &shape,
+               n_layers, &params);
     }
 
     /** lava_cuda_select_workspace_size. */
@@ -186,8 +195,9 @@ public:
         return size("lava_cuda_select_workspace_size", lava_cuda_select_workspace_size, &shape, n_sequences);
     }
     /** lava_cuda_select. */
-    void select(const lava_shape &shape, const lava_select_params &params, span<const lava_cuda_select_sequence> sequences,
-                device_memory workspace, std::uint64_t *status, void *stream) const {
+    void select(const lava_shape &shape, const lava_select_params &params,
+                span<const lava_cuda_select_sequence> sequences, device_memory workspace, std::uint64_t *status,
+                void *stream) const {
         launch("lava_cuda_select", lava_cuda_select, sequences, workspace, status, stream, &shape, &params);
     }
 
@@ -210,7 +220,8 @@ public:
     /** lava_cuda_attend_workspace_size. */
     std::size_t attend_workspace_size(const lava_shape &shape, std::uint32_t n_queries, std::uint32_t n_sequences,
                                       std::uint64_t total_rows) const {
-        return size("lava_cuda_attend_workspace_size", lava_cuda_attend_workspace_size, &shape, n_queries, n_sequences, total_rows);
+        return size("lava_cuda_attend_workspace_size", lava_cuda_attend_workspace_size, &shape, n_queries, n_sequences,
+                    total_rows);
     }
     /** lava_cuda_attend. */
     void attend(const lava_shape &shape, const lava_attend_params &params, std::uint32_t n_queries,
@@ -228,11 +239,11 @@ private:
     }
 
     template <class Function, class Sequence, class Word, class... Arguments>
-    void launch(const char *name, Function *function, span<const Sequence> sequences, device_memory workspace, Word *status,
-                void *stream, Arguments... arguments) const {
+    void launch(const char *name, Function *function, span<const Sequence> sequences, device_memory workspace,
+                Word *status, void *stream, Arguments... arguments) const {
         detail::check(name, [&](lava_error *e) {
-            return function(c(), arguments..., sequences.data(), detail::count(sequences), workspace.data, workspace.size, status,
-                            stream, e);
+            return function(c(), arguments..., sequences.data(), detail::count(sequences), workspace.data,
+                            workspace.size, status, stream, e);
         });
     }
 
@@ -240,9 +251,10 @@ private:
 };
 
 /**
- * lava_cuda_cascade_*: compresses while the layers arrive. The state is device memory of the caller's.
+ * lava_cuda_cascade_*: compresses while the layers arrive. The state is the caller's device memory.
  *
- * Not to be copied. It can be moved; calls with what was moved from throw LAVA_ERR_STATE. A layer's pointers stay as they are.
+ * Not to be copied. It can be moved; calls with what was moved from throw LAVA_ERR_STATE. A layer's pointers stay as
+ * they are.
  */
 class cascade {
 public:
@@ -257,17 +269,18 @@ public:
         return size;
     }
 
-    /** lava_cuda_cascade_init. shape: the same for all of n_layers layers. total: prefix entries to keep over all. how: how they share
-        it, and after which pushes the caller evicts. */
-    cascade(const context &gpu, const lava_shape &shape, std::uint32_t n_layers, std::uint64_t total, device_memory state,
-            std::uint64_t *status, void *stream, const lava_select_params &params = lava_select_params_default(),
+    /** lava_cuda_cascade_init. shape: the same for all of n_layers layers. total: prefix entries to keep over all. how:
+        how they share it, and after which pushes the caller evicts. */
+    cascade(const context &gpu, const lava_shape &shape, std::uint32_t n_layers, std::uint64_t total,
+            device_memory state, std::uint64_t *status, void *stream,
+            const lava_select_params &params = lava_select_params_default(),
             const lava_cascade_params &how = lava_cascade_params_default()) {
         detail::check("lava_cuda_cascade_init", [&](lava_error *e) {
-            return lava_cuda_cascade_init(gpu.c(), &shape, n_layers, total, &params, &how, state.data, state.size, &c_, status,
-                                          stream, e);
+            return lava_cuda_cascade_init(gpu.c(), &shape, n_layers, total, &params, &how, state.data, state.size, &c_,
+                                          status, stream, e);
         });
     }
-    /** push and layer of what was moved from throw. */
+    /** push and layer of a moved-from cascade throw. */
     cascade(cascade &&from) noexcept : c_(std::exchange(from.c_, init<lava_cuda_cascade>())) {}
     /** The same. */
     cascade &operator=(cascade &&from) noexcept {
@@ -280,12 +293,14 @@ public:
     /** lava_cuda_cascade_workspace_size: for every push. */
     std::size_t workspace_size(const context &gpu, std::uint32_t n_sequences = 1) const {
         std::size_t size = 0;
-        detail::check("lava_cuda_cascade_workspace_size",
-                      [&](lava_error *e) { return lava_cuda_cascade_workspace_size(gpu.c(), &c_, n_sequences, &size, e); });
+        detail::check("lava_cuda_cascade_workspace_size", [&](lava_error *e) {
+            return lava_cuda_cascade_workspace_size(gpu.c(), &c_, n_sequences, &size, e);
+        });
         return size;
     }
 
-    /** The next layer as context::cascade_push takes it; to be used at once, since it points to this cascade. weight: see push. */
+    /** The next layer as context::cascade_push takes it; to be used at once, since it points to this cascade. weight:
+        as in push. */
     lava_cuda_push_sequence next(const float *scores, const double *weight = nullptr) noexcept {
         lava_cuda_push_sequence s = init<lava_cuda_push_sequence>();
         s.cascade = &c_;
@@ -301,10 +316,11 @@ public:
         gpu.cascade_push({&s, 1}, workspace, status, stream);
     }
 
-    /** lava_cuda_cascade_get: where a layer that was pushed lies once the last push has run. */
+    /** lava_cuda_cascade_get: where a layer that was pushed is once the last push has run. */
     lava_cuda_cascade_layer layer(std::uint32_t index) const {
         lava_cuda_cascade_layer out = init<lava_cuda_cascade_layer>();
-        detail::check("lava_cuda_cascade_get", [&](lava_error *e) { return lava_cuda_cascade_get(&c_, index, &out, e); });
+        detail::check("lava_cuda_cascade_get",
+                      [&](lava_error *e) { return lava_cuda_cascade_get(&c_, index, &out, e); });
         return out;
     }
 

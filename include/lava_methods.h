@@ -1,7 +1,7 @@
 /*
  * lava_methods.h - other methods over lava.h: presets of their scores, further queries, statistics, layer weights.
  *
- * Made by cbindgen from src/ffi/methods.rs; `UPDATE_HEADER=1 cargo test --test header` makes it anew. Edit the comments there.
+ * Made by cbindgen from src/ffi/methods.rs; `UPDATE_HEADER=1 cargo test --test header` rewrites it. Edit the comments there.
  *
  * LAVa is one point of a frame, scorer x head budgets x layer budgets; these are others. The functions are in the same library and
  * follow lava.h's rules. What each paper leaves open, and what is done here, is in docs/methods.md.
@@ -44,7 +44,7 @@ extern "C" {
 ///
 /// shape: without cu_rows, since heads must have the same tokens (UNSUPPORTED).
 /// scores: f32 [n_kv_heads, n_tokens - window], finite.
-/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, NONFINITE, UNSUPPORTED. Untouched on error. Any thread.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ALIGNMENT, NONFINITE, UNSUPPORTED. Untouched on error. Any thread.
 lava_status lava_mean_over_heads(const lava_shape *shape, float *scores, lava_error *error);
 
 /// How the window looks at the prefix, two numbers per KV head: what lava_preference makes a layer's weight of.

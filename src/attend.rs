@@ -1,6 +1,6 @@
 //! Attention of new queries over the compressed cache: heads of different lengths, grouped queries, no copy of K or V.
 //!
-//! Online softmax: rows go by in blocks; each query keeps its maximum, its sum and a weighted sum of values, rescaled
+//! Online softmax: rows are taken in blocks; each query keeps its maximum, its sum and a weighted sum of values, rescaled
 //! when the maximum grows. Each kept row is read once for all query heads of its group.
 
 use crate::backend::scalar::exp2;

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Entries that no later query can see take no part. The right-hand form needs one pass and no second array. All in f64,
-//! with sums in one fixed order and a logarithm of our own without fused operations: the entropy decides what layers keep, so it
+//! with sums in one fixed order and our own logarithm without fused operations: the entropy decides what layers keep, so it
 //! must have the same bits on every machine. The order is one that a machine of any width can keep: eight running sums for each
 //! thousand of a head's live scores, then their sums one by one.
 //! (The authors' released code computes it in the model's dtype, which gives values above 1 in bf16 and NaN in f16.)

@@ -59,7 +59,7 @@ impl ErrorKind {
             }
             Self::Argument => c"an option is out of range, or an input contradicts the others",
             Self::Shape => c"the sizes do not fit together",
-            Self::Stride => c"strides must be positive and give every element memory of its own",
+            Self::Stride => c"strides must be positive and give every element its own memory",
             Self::Alignment => c"a pointer is misaligned (elements: their own size; workspaces: 16 bytes)",
             Self::Overlap => c"an output shares memory with another argument",
             Self::BufferSize => c"a buffer is smaller than its shape and strides need",

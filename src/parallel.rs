@@ -1,4 +1,4 @@
-//! Scoring on rayon's threads, for Rust programs that have no thread pool of their own (feature `rayon`).
+//! Scoring on rayon's threads, for Rust programs without their own thread pool (feature `rayon`).
 //!
 //! An engine with its own threads calls [`score::score`] with `(part, n_parts)` instead; the scores are the same bits.
 

@@ -425,7 +425,7 @@ impl<'a> Tensor<'a> {
         let rows = self.rows.most(self.n_heads).max(other.rows.most(other.n_heads));
         let heads_reach = (self.n_heads - 1).saturating_mul(head);
         let rows_reach = rows.saturating_sub(1).saturating_mul(token);
-        // The longer of the two outer strides may be the period of all that lies inside it; the shorter one too, if it
+        // The longer of the two outer strides may be the period of all that is inside it; the shorter one too, if it
         // divides the longer.
         if token >= head {
             fits(token, heads_reach) || (head > 0 && token.is_multiple_of(head) && fits(head, 0))

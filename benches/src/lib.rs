@@ -165,7 +165,7 @@ impl<T: Number> Layer<T> {
         }
     }
 
-    /// Scores on `n_threads` threads of our own, one part each.
+    /// Scores on `n_threads` of our own threads, one part each.
     pub fn score(&self, out: &mut Outputs<T>, n_threads: usize, with_lse: bool) {
         let (inputs, n_parts) = (self.inputs(with_lse), n_threads.max(1));
         let prefix = self.shape.prefix_len();

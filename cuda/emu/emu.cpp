@@ -1,4 +1,4 @@
-// The scheduler behind emu.h. Compiled without instrumentation: to ThreadSanitizer this file is the hardware. It still sees
+// The scheduler of emu.h. Compiled without instrumentation: to ThreadSanitizer this file is the hardware. It still sees
 // malloc, free, memcpy and memset, as done by whichever fiber runs. So fibers allocate nothing, memory is filled by loops, and
 // freed when a launch is over.
 #include "emu.h"
@@ -18,7 +18,7 @@
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
-// The sanitizers have opinions on long jumps.
+// The sanitizers object to long jumps.
 #if defined(EMU_TSAN) || defined(EMU_ASAN)
 #define EMU_WATCHED
 #else
@@ -30,7 +30,7 @@ namespace {
 
 constexpr size_t STACK_BYTES = 256 << 10;
 constexpr size_t STATIC_BYTES = 48 << 10;  // what a kernel may declare
-constexpr size_t GAP = 64;                 // between two shared variables, forbidden ground for AddressSanitizer
+constexpr size_t GAP = 64;                 // between two shared variables, forbidden to AddressSanitizer
 
 struct Block;
 
@@ -43,7 +43,7 @@ struct Fiber {
     void *tsan;
 };
 
-/// A place in a fiber, to go on from.
+/// A place in a fiber, from which it can continue.
 struct Place {
     ucontext_t context;
 #ifndef EMU_WATCHED
@@ -52,13 +52,13 @@ struct Place {
 #endif
 };
 
-/// Goes on at `to`; back when something goes on at `from`.
+/// Continues at `to`; returns when something continues at `from`.
 void change(Place &from, Place &to) {
 #ifdef EMU_WATCHED
     swapcontext(&from.context, &to.context);
 #else
     // swapcontext asks the kernel for the signal mask, each time: that would be most of what the emulation does. A jump does not, but
-    // only leads to where somebody has been.
+    // only leads to a place that was reached before.
     from.is_point = true;
     if (_setjmp(from.point) != 0) return;
     if (to.is_point) _longjmp(to.point, 1);
@@ -131,7 +131,7 @@ struct Grid {
 };
 
 Grid *grid = nullptr;
-/// Fibers that are not in use: to make one is what takes longest, for ThreadSanitizer above all.
+/// Fibers that are not in use: making one takes longest, above all for ThreadSanitizer.
 struct Fibers : std::vector<Fiber> {
     ~Fibers() {
         for (const Fiber &fiber : *this) free(fiber.stack);
@@ -225,7 +225,7 @@ void enter() {
     abort(); // not run again
 }
 
-/// Memory that holds nothing: to read it is to read this.
+/// What memory holds before it is written.
 char *unwritten(size_t bytes) {
     char *memory = static_cast<char *>(aligned_alloc(128, (bytes + 127) / 128 * 128));
     for (size_t i = 0; i < bytes; i++) memory[i] = char(0xCD);
@@ -269,7 +269,7 @@ void start(Block &block) {
         thread->linear = i;
         thread->index = {i % launch.block.x, i / launch.block.x % launch.block.y, i / (launch.block.x * launch.block.y)};
         if (fibers.empty()) fibers.push_back(new_fiber());
-        // Any: a block's thread and the one that had its fiber before seem to be one behind the other.
+        // Any: a block's thread and the one that had its fiber before seem to run one after the other.
         std::swap(fibers[draw(unsigned(fibers.size()))], fibers.back());
         thread->fiber = fibers.back();
         fibers.pop_back();
@@ -428,7 +428,7 @@ Payload meet(uint32_t mask, const char *what, Meeting meeting, const Payload &mi
             if (other != thread) wake(other);
         }
     found->mask = 0;
-    // The last to come does not always go first.
+    // The last to arrive does not always continue first.
     wake(thread);
     leave(Wait::NONE);
     return thread->taken;

@@ -55,7 +55,7 @@ struct Launch {
 /// Runs `kernel` once per thread. Aborts with a message on anything a GPU would hang or be undefined on.
 void launch(const Launch &launch, const std::function<void()> &kernel);
 
-/// What a lane brings to a meeting of its warp, and what it takes away.
+/// What a lane brings to a meeting of its warp, and what it gets from it.
 struct Payload {
     uint32_t word[12];
 };

@@ -3,7 +3,7 @@
 
     python3 cuda/gpu LIBLAVA.SO [--check | --times] [--only WORD]
 
-Each section is a process of its own: neither a fault of the GPU nor a hang costs another section its rows. Sections that failed are named at
+Each section is a separate process: neither a fault of the GPU nor a hang costs another section its rows. Sections that failed are named at
 the end, and the status is 1 then. --fake: small ones on memory of the host, where libcuda is tests/fake_driver.cpp, by LD_LIBRARY_PATH;
 the times are of no meaning there.
 
@@ -29,7 +29,7 @@ fork = multiprocessing.get_context("fork")
 
 
 def run_here(section, results, options):
-    """In a process of its own."""
+    """In a separate process."""
     try:
         lava = Library(options.library, Fake() if options.fake else Cuda())
         out = results(lava)

@@ -17,7 +17,7 @@ def torch_score(q, k, v):
 
 
 def attend_ragged(queries, caches):
-    """A call: decoding in PyTorch over rows as they are, each head of each sequence a sequence of its own, its group's queries side by side."""
+    """A call: decoding in PyTorch over rows as they are, each head of each sequence as a separate sequence, its group's queries side by side."""
     from torch.nn.attention.varlen import varlen_attn
 
     q = torch.cat([q.view(-1, 1, q.shape[2]) for q in queries])

@@ -113,7 +113,7 @@ class Cuda:
         return torch.full((n,), value, dtype=dtype, device=self.device)
 
     def sets(self, n_bytes):
-        """So many inputs of so many bytes that none is in the L2 cache any more when its turn comes again."""
+        """Enough inputs of this many bytes that none is still in the L2 cache when its turn comes again."""
         return range(max(4, math.ceil(4 * torch.cuda.get_device_properties().L2_cache_size / n_bytes)))
 
     def timed(self, calls, rounds=10, restore=lambda: None):

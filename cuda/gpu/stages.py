@@ -1,4 +1,4 @@
-"""The stages of the method on tensors of torch: made once, called as often as wanted; Library.finish waits for them."""
+"""The stages of the method on tensors of torch: made once, called any number of times; Library.finish waits for them."""
 import ctypes
 import math
 
@@ -108,7 +108,7 @@ class Statistics:
 
 
 class Attend:
-    """A batch of sequences, each head with rows of its own: queries [n_queries, n_q_heads, d], ragged keys and values."""
+    """A batch of sequences, each head with its own rows: queries [n_queries, n_q_heads, d], ragged keys and values."""
 
     def __init__(self, lava, queries, caches):
         self.lava = lava
@@ -223,10 +223,10 @@ class Compact:
 
 
 class Prefill:
-    """Score and push, layer by layer; nothing comes back in between. All layers so far are evicted after so many pushes, or never (0).
+    """Score and push, layer by layer; nothing comes back in between. All layers so far are evicted after this many pushes, or never (0).
 
     second: a stream for the pushes and evictions, during which the next layer is scored. No eviction touches a cache before its layer is
-    scored, so each layer has to have a cache and scores of its own.
+    scored, so each layer has to have its own cache and scores.
     """
 
     def __init__(self, lava, layers, total, kind, window=WINDOW, evict_every=1, second=None):

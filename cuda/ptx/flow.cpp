@@ -8,7 +8,7 @@ namespace ptx {
 void find_joins(Function &function) {
     const std::vector<Instruction> &code = function.code;
     const uint32_t n = uint32_t(code.size());
-    // Blocks of instructions; the last one stands for the end of the function.
+    // Blocks of instructions; the last one is the end of the function.
     std::vector<char> begins(n + 1, 0);
     begins[0] = begins[n] = 1;
     for (uint32_t i = 0; i < n; i++) {

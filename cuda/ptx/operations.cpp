@@ -1,6 +1,6 @@
 // What each instruction does to the lanes of a warp, by the PTX ISA (parallel thread execution, chapter "Instruction Set").
 //
-// Where the ISA leaves a result open within bounds, it is off here by as much as it may be, so that a test's bound is tried:
+// Where the ISA leaves a result open within bounds, it is off here by as much as allowed, so that a test's bound is tested:
 // ex2.approx and rcp.approx by up to the stated error, and tensor cores cut every addend off below the last place of the largest one
 // (measured by Fasi, Higham, Mikaitis and Pranesh, "Numerical behavior of NVIDIA tensor cores", 2021; newer ones keep a few bits more).
 #include "ptx.h"
@@ -270,7 +270,7 @@ enum Rounding : uint32_t { NEAREST, TO_ZERO, DOWN, UP };
 double rounded(double x, uint32_t how) {
     return how == NEAREST ? std::nearbyint(x) : how == TO_ZERO ? std::trunc(x) : how == DOWN ? std::floor(x) : std::ceil(x);
 }
-/// Flags: the rounding to an integer. Between floats to the nearest is all that is there.
+/// Flags: the rounding to an integer. Between floats only "to the nearest" occurs.
 template <class To, class From> void convert(Warp &w, const Instruction &i, uint32_t lanes) {
     uint64_t *const d = w.lanes_of(i.to[0]);
     const uint64_t *const a = w.lanes_of(i.from[0]);
@@ -591,7 +591,7 @@ Operation operation_of(const std::vector<std::string> &opcode, Instruction &i) {
     else if (has("approx")) i.counted = &Counts::special;
     else if (type == "f64" && !has("global") && !has("shared") && !has("param")) i.counted = &Counts::wide;
     const bool is_integer_type = type[0] == 'u' || type[0] == 's' || type[0] == 'b';
-    // Of floats: to the nearest, as if nothing is said. Others are not there.
+    // Of floats: to the nearest, as if none is given. Others do not occur.
     for (const char *other : {"rz", "rm", "rp", "sat", "satfinite", "full", "relu", "NaN", "xorsign"})
         if (has(other)) return nullptr;
 

@@ -2,12 +2,12 @@
 // the compiler's output, inline PTX and all.
 //
 // A warp goes through the code in step. Where its lanes part, one side goes first and both meet where the flow of control must come
-// together (the branch's immediate post-dominator), as the hardware has it. Which warp is next is drawn from a seed.
+// together (the branch's immediate post-dominator), as in hardware. Which warp is next is drawn from a seed.
 //
 // What it ends on, with the line of PTX: an address that is not aligned or outside of shared memory; a barrier, shuffle, vote or
-// matrix instruction that some of the lanes it wants do not reach together; blocks that wait for ever; an instruction that it does not
+// matrix instruction that some of the lanes it needs do not reach together; blocks that wait for ever; an instruction that it does not
 // know. Registers and shared memory begin as nonsense. Asynchronous copies happen when they are waited for or at once, as the seed
-// has it. Instructions that are inexact on a GPU are so here, by as much as they may be: see operations.cpp.
+// has it. Instructions that are inexact on a GPU are so here too, by as much as allowed: see operations.cpp.
 // What it cannot see: what ptxas makes of the PTX, memory orders weaker than they should be, races that no schedule shows, time.
 #pragma once
 #include <cstdint>
@@ -33,7 +33,7 @@ struct Counts {
     uint64_t launches = 0, instructions = 0, lanes = 0; // by warps, and by their lanes
     uint64_t tensor = 0, special = 0, wide = 0;         // of those: matrix products, ex2 and the like, f64
     struct {
-        uint64_t asked = 0, moved = 0; // bytes: of all lanes, and of the 32-byte sectors that these lie in
+        uint64_t asked = 0, moved = 0; // bytes: of all lanes, and of the 32-byte sectors that these are in
     } read, write;
     uint64_t passes = 0, least = 0; // over shared memory: with bank conflicts, and without any
 };
@@ -49,7 +49,7 @@ struct Instruction {
     int64_t offset = 0;             // of an address, from[0] or to memory
     uint32_t target = 0, join = 0;  // of a branch: where to, and where both sides meet again
     uint32_t width = 1, flags = 0;  // elements of a vector; an operation's own
-    uint64_t Counts::*counted = nullptr; // what it is counted as, beside an instruction
+    uint64_t Counts::*counted = nullptr; // what it is counted as, in addition to an instruction
     bool yields = false; // a look at what another block writes: whoever waits so lets others run
     struct Function *callee = nullptr;
     uint32_t line = 0;
@@ -62,7 +62,7 @@ struct Function {
     std::vector<Instruction> code;
     uint32_t n_slots = 0;
     std::vector<std::pair<Slot, uint64_t>> constants;
-    enum { TID, NTID = 3, CTAID = 6, NCTAID = 9, LANE = 12, PARAMETERS }; // x, y and z behind each other
+    enum { TID, NTID = 3, CTAID = 6, NCTAID = 9, LANE = 12, PARAMETERS }; // x, y and z after each other
     std::vector<std::pair<Slot, int>> specials;
     std::vector<Slot> inputs, outputs;              // of a function
     uint32_t parameter_bytes = 0, shared_bytes = 0, max_threads = 1024;
@@ -76,7 +76,7 @@ Module read(const std::string &text, const std::string &name);
 Module read_folder(const std::string &path);
 /// Sets where the sides of each branch meet again.
 void find_joins(Function &function);
-/// The operation of an opcode such as add, s32 (its parts), and what it wants of the instruction; null if there is none.
+/// The operation of an opcode such as add, s32 (its parts), and what it needs from the instruction; null if there is none.
 Operation operation_of(const std::vector<std::string> &opcode, Instruction &instruction);
 
 struct Size {
@@ -105,7 +105,7 @@ struct Warp {
     uint64_t *lanes_of(Slot slot) { return registers.data() + 32 * size_t(slot); }
     const Instruction *at = nullptr;
     Counts *counts = nullptr;
-    const uint8_t *parameters = nullptr; // which lie in memory of their own
+    const uint8_t *parameters = nullptr; // which are in separate memory
     uint32_t parameter_bytes = 0;
     [[noreturn]] void fail(const char *what) const;
     /// Shared memory at `address`, or an end with a message.
@@ -116,7 +116,7 @@ struct Warp {
     struct Copy {
         uint64_t to;
         const uint8_t *from;
-        uint32_t real; // bytes of `from`; zeros behind them
+        uint32_t real; // bytes of `from`; zeros after them
         bool is_done;
     };
     std::vector<Copy> copies[32]; // of each lane, not yet waited for

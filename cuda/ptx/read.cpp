@@ -31,7 +31,7 @@ struct Reader {
     std::vector<std::pair<uint32_t, std::string>> jumps;
     std::map<uint64_t, Slot> constants;
     std::map<std::string, uint32_t> shared; // where each variable is
-    Slot dynamic = NONE;                    // the address behind them, once somebody wants it
+    Slot dynamic = NONE;                    // the address after them, once it is needed
     // Of the module, for the kernels that name it; of no bytes: dynamic.
     struct Variable {
         std::string name;
@@ -140,7 +140,7 @@ struct Reader {
         else value = strtoull(name.c_str(), nullptr, 0);
         return constant(is_negative ? -value : value);
     }
-    /// One register, or as many as stand in braces.
+    /// One register, or as many as there are in braces.
     void operands(std::vector<Slot> &to) {
         if (!take('{')) return to.push_back(operand());
         do to.push_back(operand());

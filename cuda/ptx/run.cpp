@@ -1,4 +1,4 @@
-// Blocks, warps and whose turn it is.
+// Blocks, warps and their turns.
 #include "ptx.h"
 
 #include <cstdarg>
@@ -31,7 +31,7 @@ struct Random {
 
 /// Instructions of a warp's turn, at most: few enough that warps overtake each other anywhere, enough that turns cost little.
 constexpr uint32_t MOST_OF_A_TURN = 200;
-/// Turns without a barrier or a warp's end until nobody is believed to come any more. Too few of them would fail a test that is right.
+/// Turns without a barrier or a warp's end after which no other warp is expected to come. Too few would fail a test that is right.
 constexpr uint64_t PATIENCE = 2000000;
 /// What registers and shared memory begin with: no number, no address, neither true nor a zero.
 constexpr uint64_t NONSENSE = 0xfff7bad0fff7bad1u;
@@ -47,7 +47,7 @@ struct Thread : Warp {
     bool waits = false;
 };
 
-/// Registers of warps that are done: to get the memory anew takes longer than most warps do.
+/// Registers of warps that are done: getting the memory again takes longer than most warps do.
 std::vector<std::vector<uint64_t>> spare;
 
 } // namespace
@@ -102,7 +102,7 @@ void begin(Warp &w, const Function &f, uint32_t lanes) {
 /// Goes on for at most `steps` instructions, or until the warp waits. False once all lanes have returned.
 bool go_on(Thread &w, uint64_t steps);
 
-/// A function that is called: a warp of its own for as long, in the same block.
+/// A function that is called: a separate warp meanwhile, in the same block.
 void call(Thread &w, const Instruction &i, uint32_t lanes) {
     Thread inner;
     inner.block = w.block, inner.index = w.index, inner.counts = w.counts;
@@ -146,7 +146,7 @@ bool go_on(Thread &w, uint64_t steps) {
             if (others == 0) { side.pc = i.target; break; }
             if (lanes == 0) break;
             const Side through = {side.pc, i.join, others}, over = {i.target, i.join, lanes};
-            // What would only be left again is not kept: loops part at every turn.
+            // A side that would only be left again is not kept: loops part at every turn.
             if (side.join == i.join) w.sides.pop_back();
             else side.pc = i.join;
             const bool order = w.block->random.below(2);

@@ -163,7 +163,7 @@ double largest_logit(const Case &c, const Sequence &s) {
     return largest;
 }
 
-/// The bits depend on nothing that they should not depend on.
+/// The bits depend on nothing else than the input.
 void check_bits(const Case &c, std::vector<std::unique_ptr<Sequence>> &sequences, const Result &got) {
     expect(same_bits(got.numbers, run(c, sequences, 77, c.blocks).numbers), "%s: another schedule, other bits", c.name);
     expect(same_bits(got.numbers, run(c, sequences, 5, 7).numbers), "%s: other blocks, other bits", c.name);
@@ -254,7 +254,7 @@ int main() {
         change(cases.back());
     };
     add("three sequences, heads of none, one, many", [](Case &c) { c.rows = {{0, 17}, {200, 1}, {64, 48}}, c.causal = false; });
-    add("nobody has rows", [](Case &c) { c.rows = {{0, 0}}, c.causal = false; });
+    add("no head has rows", [](Case &c) { c.rows = {{0, 0}}, c.causal = false; });
     add("150 caches", [](Case &c) { c.causal = false, c.n_q_heads = 5, c.rows.assign(30, {1, 0, 3, 2, 17}); });
     add("an item exactly, and one row more", [](Case &c) { c.rows = {{64, 65}}; });
     add("f16, 80", [](Case &c) { c.dtype = LAVA_F16, c.dim_k = c.dim_v = 80; });

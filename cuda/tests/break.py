@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the kernels' tests are worth: breaks the kernels on purpose, one place at a time, in a copy, and wants a test to say so.
+"""What the kernels' tests are worth: breaks the kernels on purpose, one place at a time, in a copy, and expects a test to fail.
 
     cuda/tests/break.py [FILE|BUILD...]     only the lines of these files and builds; `make cuda-break` brings what it needs first
         --list         print them, and do nothing

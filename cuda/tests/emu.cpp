@@ -67,7 +67,7 @@ static void expect(const char *name, void (*kernel)(), const char *message) {
 }
 
 int main() {
-    // First: ThreadSanitizer does not follow a fork that leaves threads behind, and a launch makes some.
+    // First: ThreadSanitizer does not follow a fork once there are threads, and a launch makes some.
     expect("divergent", divergent, "other threads of its block at that of");
     expect("not_all", not_all, "thread 40 waits in __syncwarp");
     expect("inactive", inactive, "which takes no part");

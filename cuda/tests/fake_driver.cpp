@@ -1,15 +1,15 @@
 // A libcuda.so.1 for machines without a GPU: the functions that liblava and path.c use, over the emulated kernels. "Device memory" is
 // memory of the host. Where the real driver is lenient or lazy, this one is not:
 //
-// - a launch runs when its stream is waited for, with the arguments as they were when it was asked for;
+// - a launch runs when its stream is waited for, with the arguments as they were when it was requested;
 // - while a stream is captured, whatever a capture forbids is an error;
 // - kernels belong to a loaded module and to the context they were loaded in, and dynamic shared memory to what was allowed for it;
-// - behind each piece of memory lies a guard, looked at when it is freed.
+// - after each piece of memory there is a guard, which is checked when it is freed.
 //
 // FAKE_PTX=cuobjdump (where it is): kernels are taken from the images that are loaded, as PTX, and that is run instead.
-// FAKE_PROCESSORS=n: of the GPU; three, if not said.
+// FAKE_PROCESSORS=n: of the GPU; three by default.
 // FAKE_FAIL=init, load, "third load", launch: that function fails. FAKE_SHARED=n: bytes of shared memory that a block may have.
-// FAKE_ALONE: blocks may not wait for each other. FAKE_FEWER=n: no more than so many may, fewer than it says of itself.
+// FAKE_ALONE: blocks may not wait for each other. FAKE_FEWER=n: no more than n may, fewer than it reports.
 #include "device.cuh"
 #include "plan_attention.h"
 #include "ptx/ptx.h"
@@ -83,7 +83,7 @@ int n_capturing = 0, n_modules = 0;
 CUstream_st default_stream;
 std::map<void *, size_t> memory;
 constexpr size_t GUARD = 256;
-constexpr int STATIC_SHARED = 1 << 10; // of a kernel that asks for more, beside its own
+constexpr int STATIC_SHARED = 1 << 10; // of a kernel that asks for more, in addition to its own
 unsigned n_run = 0;
 std::map<std::string, ptx::Counts> *counts = nullptr;
 
@@ -216,7 +216,7 @@ API cuModuleUnload(CUmodule module) {
     delete module;
     return CUDA_SUCCESS;
 }
-/// What is loaded now: path.c looks for what was left behind.
+/// What is loaded now: path.c checks that nothing stays loaded.
 extern "C" __attribute__((visibility("default"))) int fake_modules() { return n_modules; }
 
 /// Counts what compiled kernels ask of the hardware from now on; of those since the last time, calls `tell`.
@@ -353,7 +353,7 @@ API cuMemFree_v2(CUdeviceptr at) {
     uint8_t *const p = reinterpret_cast<uint8_t *>(at);
     const size_t bytes = memory.at(p);
     for (size_t i = 0; i < GUARD; i++)
-        if (p[bytes + i] != 0xa5) emu::fail("byte %zu behind %zu bytes of device memory was written", i, bytes);
+        if (p[bytes + i] != 0xa5) emu::fail("byte %zu after %zu bytes of device memory was written", i, bytes);
     memory.erase(p);
     free(p);
     return CUDA_SUCCESS;

@@ -157,8 +157,8 @@ static void check_faults() {
         launch(lava_share_globally, 2, 2, 1, LAVA_CUDA_SELECT_THREADS, 0, seed, a, 0);
         CHECK(memcmp(fine.entries.data(), fine.want_entries.data(), fine.entries.bytes()) == 0, "the other sequence's entries");
         if (status[0] != LAVA_NO_FAULT) {
-            for (uint32_t l = 0; l < n_layers; l++) CHECK(sequence.entries[l] == LAVA_NO_ENTRIES, "a number in spite of a fault");
-            CHECK(memcmp(sequence.head_weights.data(), "\xA5\xA5\xA5\xA5\xA5\xA5\xA5\xA5", 8) == 0, "a weight in spite of a fault");
+            for (uint32_t l = 0; l < n_layers; l++) CHECK(sequence.entries[l] == LAVA_NO_ENTRIES, "a number despite a fault");
+            CHECK(memcmp(sequence.head_weights.data(), "\xA5\xA5\xA5\xA5\xA5\xA5\xA5\xA5", 8) == 0, "a weight despite a fault");
         }
         return status[0];
     };
@@ -166,7 +166,7 @@ static void check_faults() {
     CHECK(run(3, 0, 18, 1) == LAVA_NO_FAULT, "three of six heads fit");
     CHECK(run(3, 0, 17, 1) == lava_fault(LAVA_FAULT_BUDGET, 0, 1, 0), "but not into less");
     CHECK(run(3, 4, 23, 1) == lava_fault(LAVA_FAULT_BUDGET, 0, 1, 0), "nor four");
-    // Of equal scores the first head's win, but for two of each head.
+    // Of equal scores the first head's win, except for two of each head.
     CHECK(run(0, 2, 15, 1) == LAVA_NO_FAULT && sequence.entries[0] == 7 && sequence.entries[1] == 4 && sequence.entries[2] == 4, "two of each head");
     CHECK(run(3, 99, 200, 1) == LAVA_NO_FAULT, "more than there are: all");
     const_cast<float *>(sequence.layers[2])[3] = NAN;

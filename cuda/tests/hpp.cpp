@@ -10,7 +10,7 @@
 #include <cuda.h>
 #include <limits>
 
-// Where it is the fake driver: modules that are loaded.
+// With the fake driver: modules that are loaded.
 extern "C" __attribute__((weak)) int fake_modules();
 
 // Not inlined: GCC 12 would take malloc and delete, or new and free, for a pair.
@@ -237,7 +237,7 @@ void prefill(const lava::cuda::context &gpu) {
     for (uint32_t i = 0; i < N; i++) {
         for (uint32_t l = 0; l < LAYERS; l++) {
             const Layer &layer = model.layers[i][l];
-            // The very scores are path.c's to bound: these are of the right tensors and options.
+            // path.c bounds the scores themselves: here they are of the right tensors and options.
             const std::vector<float> scores = lava::score(shape_of(i), layer.q_in, layer.k_cpu, layer.v_cpu, scratch, scoring);
             const float largest = *std::max_element(scores.begin(), scores.end());
             for (size_t s = 0; s < scores.size(); s++) CHECK(is_near(layer.scores[s], scores[s], 1e-3 * largest));
@@ -431,7 +431,7 @@ void errors(const lava::cuda::context &gpu) {
     list[1].struct_size = 0;
     SCORE(LAVA_ERR_STRUCT_SIZE, "sequences", "lava_cuda_score");
     list = model.to_score(2);
-    // More than 32 bits hold are no less.
+    // A number above 32 bits is not cut off.
     REFUSED(LAVA_ERR_ARGUMENT, "n_sequences", "lava_cuda_score",
             gpu.score(shape, scoring, {list.data(), size_t(1) << 32 | 2}, room, status, stream));
     REFUSED(LAVA_ERR_SHAPE, "window", "lava_cuda_cascade_state_size",
@@ -460,7 +460,7 @@ void errors(const lava::cuda::context &gpu) {
     REFUSED(LAVA_ERR_ARGUMENT, "word", "lava_cuda_result", lava::cuda::result(0));
     status[0] = ~uint64_t(0);
 
-    // The C++ call allocates what the C call does: nothing of its own. (The fake driver, in this process, does.)
+    // The C++ call allocates only what the C call does. (The fake driver, in this process, allocates.)
     list = model.to_score(1);
     lava_error error = lava_error_init();
     settle();

@@ -9,7 +9,7 @@
 
 namespace test {
 
-/// What `run` says on standard error in a process of its own, which it must end. Nothing, if it does not.
+/// What `run` prints on standard error in a separate process, which it must end. Empty if it does not.
 inline std::string last_words(const std::function<void()> &run) {
     int ends[2];
     if (pipe(ends) != 0) abort();

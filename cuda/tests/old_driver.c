@@ -1,4 +1,4 @@
-/* A libcuda that has hardly anything: what lava_cuda_init then says is checked by `make cuda-host-test`. */
+/* A libcuda with almost no functions: `make cuda-host-test` checks what lava_cuda_init then returns. */
 int cuInit(unsigned flags) {
     (void) flags;
     return 0;

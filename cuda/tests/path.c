@@ -279,7 +279,7 @@ static void refused_late(void) {
     free_scores(&c, b, outputs, tensors);
 }
 
-/* What a call refuses, it refuses before it asks for anything. */
+/* What a call refuses, it refuses before it launches anything. */
 static void refused_scores(void) {
     score_case c = plain_score("refused");
     c.n_sequences = 2;

@@ -52,7 +52,7 @@ size_t element_size(lava_dtype dtype);
 void *elements(lava_dtype dtype, size_t n, float factor);
 /* Token-major, of such numbers. */
 lava_tensor tensor(lava_dtype dtype, uint32_t rows, uint32_t heads, uint32_t dim, float factor);
-/* The natural log-sum-exp of the last `window` of `n` tokens' queries, without scale or cap of their own: f32 [window, n_q_heads, 1]. */
+/* The natural log-sum-exp of the last `window` of `n` tokens' queries, without their own scale or cap: f32 [window, n_q_heads, 1]. */
 lava_tensor log_sum_exp(const lava_tensor *q, const lava_tensor *k, uint32_t n, uint32_t window, uint32_t n_q_heads, uint32_t n_kv_heads, uint32_t dim);
 
 /* u = 2^-24; see score.cpp for where the bounds come from. |q|, |k| <= 2, and the scale is 1 / sqrt(d): no sum of |q||k| is larger. */

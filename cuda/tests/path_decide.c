@@ -56,7 +56,7 @@ static void entropies(void) {
     ((float *) list[2].scores)[9] = -1;
     OK(ENTROPY(MOST));
     expect_fault(LAVA_ERR_NONFINITE, "scores", 5, 2, 0);
-    /* Sharing by it does not tell another story, though it knows neither the sequence nor the head. */
+    /* Sharing by it reports nothing else, though it knows neither the sequence nor the head. */
     lava_cuda_entries_sequence by_it;
     memset(&by_it, 0, sizeof(by_it));
     by_it.struct_size = sizeof(by_it);
@@ -87,7 +87,7 @@ static void entropies(void) {
     list[1].mass = list[1].entropy;
     REFUSED(LAVA_ERR_OVERLAP, "entropy", ENTROPY(MOST));
     expect_fine();
-    told("entropy", "three layers of unlike length, one of none");
+    told("entropy", "three layers of different lengths, one of none");
     for (uint32_t i = 0; i < MOST; i++) release((void *) list[i].scores);
     release(results);
     release(workspace);
@@ -483,7 +483,7 @@ static lava_cuda_push_sequence push_of(lava_cuda_cascade *cascade, const float *
     return s;
 }
 
-/* Sequences of unlike length and options, the second a layer after the first: pushed together, each keeps what it keeps alone. */
+/* Sequences of different lengths and options, the second a layer after the first: pushed together, each keeps what it keeps alone. */
 static void neighbours(void) {
     enum { N = 3 };
     const uint32_t prefixes[N] = {170, 2300, 0}, layers[N] = {3, 2, 2};
@@ -544,7 +544,7 @@ static void neighbours(void) {
         }
     }
     REFUSED(LAVA_ERR_STATE, "cascade", lava_cuda_cascade_push(context, list, N, workspace, needed, status, stream, &error));
-    told("cascade", "three sequences side by side, at unlike layers");
+    told("cascade", "three sequences side by side, at different layers");
     for (int i = 0; i < N; i++) {
         for (uint32_t l = 0; l < layers[i]; l++) release(scores[i][l]);
         release(state[i]), free(cpu[i]);

@@ -66,7 +66,7 @@ static void preferences(lava_dtype dtype, int has_lse) {
         void *cpu = malloc(cpu_size);
         OK(lava_attention_stats(&own, &params, &copies[i][0], &copies[i][1], has_lse ? &copies[i][2] : NULL, 0, 1, cpu, cpu_size, want, &error));
         free(cpu);
-        /* Both sides as score.cpp's check_stats has it; a head's attention is at most that of all its queries. */
+        /* Both sides as in score.cpp's check_stats; a head's attention is at most that of all its queries. */
         double e = 2 * (2 * logit_error(DIM) + U * (lengths[i] + WINDOW + 40)), all = WINDOW * (Q_HEADS / HEADS);
         for (int x = 0; x < 2 * HEADS; x++) {
             double off = fabs(want[x] - list[i].stats[x]);
@@ -85,7 +85,7 @@ static void preferences(lava_dtype dtype, int has_lse) {
     CU(cuGraphExecDestroy, graph);
     memcpy(t, copies, sizeof(t));
 
-    /* What is found: the cause, not what comes of it. */
+    /* What is found: the cause, not its consequences. */
     unsigned char *element = (unsigned char *) t[2][1].data + DIM * element_size(dtype), saved[4];
     memcpy(saved, element, 4);
     memset(element, 0xff, 4);

@@ -62,7 +62,7 @@ int main() {
     gives("through shared memory", "mov.u32 %r2, fixed;\nshl.b32 %r3, %r0, 2;\nadd.s32 %r4, %r2, %r3;\nst.shared.u32 [%r4], %r0;\nbar.sync 0;\nsub.s32 %r5, 252, %r3;\n"
           "add.s32 %r5, %r2, %r5;\nld.shared.u32 %r1, [%r5];\n",
           [](uint32_t t) { return 63 - t; }, 64);
-    gives("dynamic memory is behind", "mov.u32 %r2, dynamic;\nmov.u32 %r3, fixed;\nsub.s32 %r1, %r2, %r3;\n", [](uint32_t) { return 256; });
+    gives("dynamic memory comes after", "mov.u32 %r2, dynamic;\nmov.u32 %r3, fixed;\nsub.s32 %r1, %r2, %r3;\n", [](uint32_t) { return 256; });
     gives("shuffles", "shfl.sync.up.b32 %r2|%p1, %r0, 3, 0, -1;\nshfl.sync.down.b32 %r3|%p2, %r0, 30, 31, -1;\nshfl.sync.idx.b32 %r4, %r0, 17, 31, -1;\nmul.lo.s32 %r1, %r2, 10000;\n"
           "mad.lo.s32 %r1, %r3, 100, %r1;\nadd.s32 %r1, %r1, %r4;\nselp.u32 %r5, 1000000, 0, %p1;\nadd.s32 %r1, %r1, %r5;\n",
           [](uint32_t t) { return (t < 3 ? t : t - 3) * 10000 + (t + 30 > 31 ? t : t + 30) * 100 + 17 + (t < 3 ? 0 : 1000000); });

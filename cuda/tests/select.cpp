@@ -102,7 +102,7 @@ static void check_faults() {
     a.one.params.head_min = 7, n_entries[0] = 13;
     CHECK(run() == lava_fault(LAVA_FAULT_BUDGET, 5, 0, 0), "seven of each head");
     n_entries[0] = LAVA_NO_ENTRIES;
-    CHECK(run() == LAVA_NO_FAULT, "that there is no number is for others to tell");
+    CHECK(run() == LAVA_NO_FAULT, "a missing number is reported elsewhere");
     n_entries[0] = 14, scores[39] = NAN;
     CHECK(run() == lava_fault(LAVA_FAULT_SCORES, 5, 0, 1), "NaN in head 1");
     scores[3] = INFINITY;
@@ -191,8 +191,8 @@ struct Cascade {
     bool is_complete() const { return item.layer == layers; }
     void next_scores() {
         fill(random, scores.data(), scores.size(), int(random.below(2)));
-        for (size_t i = 0; i < scores.size(); i++) scores[i] = powf(scores[i], float(1 + 6 * (item.layer % 3))); // of unlike entropy
-        // Now and then a head that would keep nothing, were it not promised something.
+        for (size_t i = 0; i < scores.size(); i++) scores[i] = powf(scores[i], float(1 + 6 * (item.layer % 3))); // of different entropies
+        // Now and then a head that would keep nothing without a promise.
         if (random.below(2) == 0) for (size_t i = 0; i < prefix; i++) scores[scores.size() - prefix + i] *= 1e-4f;
         weight[0] = random.below(3) == 0 ? 0.0 : fabs(double(random.normal()));
     }
@@ -223,7 +223,7 @@ struct Cascade {
     }
 };
 
-/// Launches for some cascades, of which the first alone goes by value.
+/// Launches for some cascades; a single one is passed by value.
 struct Pushes {
     lava_cuda_cascade_args a = {};
     Buffer<lava_cuda_cascade_item> items;
@@ -237,7 +237,7 @@ struct Pushes {
         lava_plan_cascade(&a, workspace->data());
     }
     void begin(unsigned seed) { launch(lava_cascade_begin, 1, 1, 1, LAVA_CUDA_BUDGET_THREADS, 0, seed, a); }
-    /// On a device that has room for so many blocks which wait for each other.
+    /// On a device that has room for this many blocks which wait for each other.
     void push(uint32_t resident, unsigned seed) {
         void (*const kernels[])(const lava_cuda_cascade_args) = {lava_cascade_pieces, lava_cascade_share, lava_cascade_plan, lava_cascade_write};
         const lava_processors device = {1, 0, resident, resident, resident};
@@ -350,7 +350,7 @@ static void check_cascade_faults() {
     n_cases += 11;
 }
 
-/// Of as many entries as a head can have.
+/// Of the most entries that a head can have.
 static void check_tiles() {
     for (const uint32_t n : {0u, 1u, 2048u, 2049u, 4294965248u, 4294965249u, UINT32_MAX}) {
         const uint64_t tiles = (uint64_t(n) + LAVA_CUDA_SELECT_TILE - 1) / LAVA_CUDA_SELECT_TILE;

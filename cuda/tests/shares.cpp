@@ -68,7 +68,7 @@ static void check_entries(uint32_t n, uint64_t seed) {
     for (uint32_t l = 0; l < n; l++) {
         weights[l] = kind == 0 ? 0.0 : kind == 1 ? double(random.below(3)) : kind == 2 ? 1e30 * random.below(9) : 0.5 + 0.5 * random.uniform();
         if (kind == 3 && random.below(4) == 0) weights[l] = 1e-20;
-        // Weights that a coarse grid makes zeros of, until the large ones are settled.
+        // Weights that a coarse grid turns into zeros, until the large ones are settled.
         if (kind == 5) weights[l] = ldexp(1 + random.below(9), -70 * int(random.below(3)));
         const uint32_t heads = random.below(9) == 0 ? 0 : 1 + random.below(4);
         const uint32_t prefix = random.below(3) == 0 ? random.below(4) : random.below(1u << (4 + random.below(25)));

@@ -48,7 +48,7 @@ inline unsigned n_seeds() {
 #endif
 }
 
-/// LAVA_QUICK: what goes where something else goes too is left out, for sanitizers.
+/// LAVA_QUICK: leaves out what other cases run too, for sanitizers.
 inline bool is_quick() { return getenv("LAVA_QUICK") != nullptr; }
 /// LAVA_SAMPLE=n: of the cases of one check only the first and every n-th after it, for a sanitizer that takes many minutes over all.
 class Sample {
@@ -95,7 +95,7 @@ inline bool is_pinned() {
 }
 #endif
 
-/// Memory that the kernels see: exactly as long as it is said to be, so that a sanitizer sees what is after it.
+/// Memory that the kernels see: exactly as long as it is said to be, so that a sanitizer notices accesses after it.
 template <class T> class Buffer {
 public:
     explicit Buffer(size_t n, int fill = 0xA5) : n(n) {
@@ -151,7 +151,7 @@ struct Tensor {
         case TOKEN_MAJOR: cpu = lava_tensor_token_major(dtype, data, size, heads, dim); break;
         case HEAD_MAJOR: cpu = lava_tensor_head_major(dtype, data, size, rows, dim); break;
         case TRANSPOSED: cpu = lava_tensor_transposed(dtype, data, size, rows, dim); break;
-        // Rows apart by what is no multiple of 16 bytes.
+        // Rows whose distance is not a multiple of 16 bytes.
         case GAPS: cpu = lava_tensor_init(dtype, data, size, int64_t(heads) * dim + 3, dim, 1); break;
         }
         gpu = {data, cpu.stride_token, cpu.stride_head, cpu.stride_dim, nullptr, dtype, 0};
@@ -211,7 +211,7 @@ void launch(void (*kernel)(const Args), uint32_t x, uint32_t y, uint32_t z, uint
     const char *name = "a kernel";
     cudaFuncGetName(&name, function);
     fprintf(stderr, "%s of %u x %u x %u blocks of %u, %zu bytes: %s\n", name, x, y, z, threads, shared, cudaGetErrorString(error));
-    // One that was refused has harmed nothing; after one that failed nothing runs any more.
+    // A refused launch has harmed nothing; after a failed one nothing runs any more.
     if (ran) exit(1);
     cudaGetLastError();
 #endif

@@ -1,7 +1,7 @@
 /*
- * A prefill that compresses on the GPU: each layer's scores go into a cascade that lives on the device, and the host waits
- * once, at the end, to learn how much memory is needed. Then every layer's kept rows move into buffers of exactly that
- * size, and the full caches are given back.
+ * A prefill that compresses on the GPU: each layer's scores go into a cascade that lives on the device, and the host
+ * waits once, at the end, to learn how much memory is needed. Then every layer's kept rows move into buffers of exactly
+ * that size, and the full caches are given back.
  *
  * Needs a library with the feature cuda, and libcuda: cc -I include examples-c/cuda/prefill.c liblava.a -lcuda -lm
  */
@@ -81,12 +81,13 @@ int main(void) {
 
     /* For each prompt: nothing has gone wrong yet, and no layer is in. */
     CU(cuMemsetD8Async((CUdeviceptr) status, 0xff, sizeof(uint64_t), stream));
-    CHECK(lava_cuda_cascade_init(context, &shape, n_layers, total, NULL, NULL, state, state_size, &cascade, status, stream,
-                                 &error));
+    CHECK(lava_cuda_cascade_init(context, &shape, n_layers, total, NULL, NULL, state, state_size, &cascade, status,
+                                 stream, &error));
     CHECK(lava_cuda_cascade_workspace_size(context, &cascade, 1, &push_size, &error));
     void *push_workspace = device_memory(push_size);
 
-    lava_tensor *k = allocate(n_layers * sizeof(*k)), *v = allocate(n_layers * sizeof(*v)), *q = allocate(n_layers * sizeof(*q));
+    lava_tensor *k = allocate(n_layers * sizeof(*k)), *v = allocate(n_layers * sizeof(*v));
+    lava_tensor *q = allocate(n_layers * sizeof(*q));
     for (uint32_t l = 0; l < n_layers; l++) {
         q[l] = on_device(&in[l].q);
         k[l] = on_device(&in[l].k);
@@ -95,7 +96,8 @@ int main(void) {
         lava_cuda_score_sequence sequence = {sizeof(sequence), shape.n_tokens, &q[l], &k[l], &v[l], NULL, scores};
         lava_cuda_push_sequence push = {sizeof(push), 0, &cascade, scores, NULL};
         shape.layer = l;
-        CHECK(lava_cuda_score(context, &shape, NULL, &sequence, 1, score_workspace, score_size, status, stream, &error));
+        CHECK(lava_cuda_score(context, &shape, NULL, &sequence, 1, score_workspace, score_size, status, stream,
+                              &error));
         CHECK(lava_cuda_cascade_push(context, &push, 1, push_workspace, push_size, status, stream, &error));
     }
 
@@ -107,7 +109,8 @@ int main(void) {
     for (uint32_t l = 0; l < n_layers; l++) {
         layers[l].struct_size = sizeof(layers[l]);
         CHECK(lava_cuda_cascade_get(&cascade, l, &layers[l], &error));
-        CU(cuMemcpyDtoHAsync(cu + l * (n_heads + 1), (CUdeviceptr) layers[l].cu_kept, (n_heads + 1) * sizeof(uint32_t), stream));
+        CU(cuMemcpyDtoHAsync(cu + l * (n_heads + 1), (CUdeviceptr) layers[l].cu_kept, (n_heads + 1) * sizeof(uint32_t),
+                             stream));
     }
     CU(cuStreamSynchronize(stream));
     CHECK(lava_cuda_result(word, NULL, &error));

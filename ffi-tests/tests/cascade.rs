@@ -17,7 +17,7 @@ struct Case {
     sinks: u32,
     mask: bool,
     evict_every: u32,
-    /// Per layer: 0 zeros, 1 all equal, 2 one spike, else random on so many steps, which makes ties.
+    /// Per layer: 0 zeros, 1 all equal, 2 one spike, else random with this many values, which makes ties.
     kinds: Vec<u32>,
     seed: u64,
 }

@@ -267,7 +267,7 @@ fn destinations_that_meet_in_one_head_only_are_refused() {
 /// Where a ragged cache's heads start, and its rows' stride.
 type Place = ([u32; 3], usize);
 
-/// Compacts K and V from one ragged layout to another, each within memory of its own. `places[0]` is K's source and
+/// Compacts K and V from one ragged layout to another, each within its own memory. `places[0]` is K's source and
 /// destination, `places[1]` V's. Both end as the plain rule has it, or (not `allowed`) are refused and untouched.
 fn move_within(places: [(Place, Place); 2], cu_rows: &[u32], (rows, cu): (&[u32], &[u32]), allowed: bool) {
     const DIM: usize = 4;

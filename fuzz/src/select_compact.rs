@@ -80,7 +80,7 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// Of so many heads, with a window of `window` tokens: dense or compressed before, sliding or not.
+    /// Of `heads` heads, with a window of `window` tokens: dense or compressed before, sliding or not.
     pub fn new(c: &mut Choices, heads: usize, prefix: usize, window: usize) -> Self {
         let n_tokens = prefix + window;
         let sliding_window = c.once_in(3).then(|| c.within(1..=n_tokens + 2));

@@ -1,12 +1,12 @@
 #!/bin/sh
-# Puts the libraries of `make lib`, the headers and what pkg-config and CMake read under $PREFIX: install.sh install. Takes the same
-# files away: install.sh uninstall. `make install` and `make uninstall` run it and say which VERSION; LIBDIR and INCLUDEDIR may lie
-# elsewhere, DESTDIR goes before all of them, as packagers expect. FEATURES says what the libraries were built with.
+# Puts the libraries of `make lib`, the headers and what pkg-config and CMake read under $PREFIX: install.sh install. Removes the same
+# files: install.sh uninstall. `make install` and `make uninstall` run it and set VERSION; LIBDIR and INCLUDEDIR may be elsewhere,
+# DESTDIR goes before all of them, as packagers expect. FEATURES says what the libraries were built with.
 #
-# What is installed finds its parts by where it lies itself, so the tree may be moved.
+# The installed files find each other by their own place, so the tree may be moved.
 #
-# For Linux and macOS. On macOS a program finds the library by an rpath of its own: -Wl,-rpath,$LIBDIR. For Windows there is
-# nothing of the kind; `cargo rustc --lib --profile capi --crate-type cdylib` makes lava.dll.
+# For Linux and macOS. On macOS a program finds the library by its own rpath: -Wl,-rpath,$LIBDIR. For Windows there is no such
+# script; `cargo rustc --lib --profile capi --crate-type cdylib` makes lava.dll.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -27,7 +27,7 @@ built=target/capi/capi
 task=$1
 
 # shared [VERSION]: the shared library's name. private: what Rust's standard library in liblava.a asks for (rustc --print
-# native-static-libs), but for what cc adds by itself.
+# native-static-libs), except what cc adds by itself.
 case $(uname -s) in
 Linux)
     shared() { echo "liblava.so${1:+.$1}"; }
@@ -67,7 +67,7 @@ link() {
     if [ "$task" = install ]; then ln -sf "$1" "$root$libdir/$2"; else rm -f "$root$libdir/$2"; fi
 }
 
-# relative PATH FOLDER: the way from the folder to the path, by their names alone. Not realpath, whose options are GNU's.
+# relative PATH FOLDER: the path as seen from the folder, by their names alone. Not realpath, whose options are GNU's.
 relative() {
     python3 -c 'import os, sys; print(os.path.relpath(sys.argv[1], sys.argv[2]))' "$1" "$2"
 }
@@ -85,7 +85,7 @@ fill() {
 put 644 include/lava.h "$includedir"
 put 644 include/lava_methods.h "$includedir"
 put 644 include/lava.hpp "$includedir"
-# Their functions are there with this feature only.
+# Their functions exist with this feature only.
 case "$task ${FEATURES:-}" in
 uninstall* | *cuda*)
     put 644 include/lava_cuda.h "$includedir"
@@ -108,7 +108,7 @@ if [ "$task" = install ]; then
 else
     # Folders that are lava's own. The others may be others' too.
     for folder in "$root$libdir/cmake/lava" "$root$docdir"; do
-        rmdir "$folder" 2>/dev/null || true  # it is not there, or has something of others
+        rmdir "$folder" 2>/dev/null || true  # it does not exist, or holds other files
     done
     echo "lava $VERSION is gone from $root$prefix"
 fi

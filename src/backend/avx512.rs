@@ -1,7 +1,7 @@
 //! x86-64 with AVX-512F: sixteen f32 per register, thirty-two registers.
 //!
 //! Where the machine multiplies pairs of bf16 (`avx512_bf16`) and queries and keys are both bf16, they are not widened:
-//! twice the products an instruction. A lane then is a pair of neighbours of a row.
+//! twice the products per instruction. A lane is then a pair of neighbours in a row.
 
 use core::arch::x86_64::*;
 
@@ -84,7 +84,7 @@ unsafe impl Lanes for Avx512 {
     }
     #[inline(always)]
     unsafe fn round(self) -> Self {
-        // SAFETY: see `splat`. To no digit after the point, half to even.
+        // SAFETY: see `splat`. To an integer, half to even.
         Self(unsafe { _mm512_roundscale_ps::<0>(self.0) })
     }
     #[inline(always)]

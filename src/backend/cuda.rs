@@ -1,7 +1,7 @@
 //! The CUDA driver: found at run time, kernels loaded into the caller's context, launches on the caller's stream.
 //!
-//! Nothing here allocates on the device, synchronises, or changes the current context. Functions of the driver are taken as returning
-//! `u32`: an error code that the bindings' enum does not know would be undefined behaviour.
+//! Nothing here allocates on the device, synchronises, or changes the current context. Functions of the driver are
+//! taken as returning `u32`: an error code that the bindings' enum does not know would be undefined behaviour.
 
 pub mod plan;
 
@@ -42,7 +42,8 @@ macro_rules! driver {
             fn find() -> Result<Self> {
                 // SAFETY: loading libcuda runs its initialisers, as in any program that links it.
                 ensure(unsafe { sys::is_culib_present() }, ErrorKind::Driver, c"libcuda")?;
-                // SAFETY: the function exists; its type is that of cuda.h, with enums as the u32 and i32 that they are in C.
+                // SAFETY: it is there; the types are those of cuda.h, an enum's values as the u32 and i32 that they are
+                // in C.
                 Ok(unsafe { Self { $($function: symbol(concat!(stringify!($function), "\0"))?,)* } })
             }
         }
@@ -236,7 +237,8 @@ impl Context {
     /// Launches one kernel.
     ///
     /// # Safety
-    /// `args` must be what the kernel takes, and what it points to must be the kernel's to use until the stream has run it.
+    /// `args` must be what the kernel takes, and what it points to must be the kernel's to use until the stream has run
+    /// it.
     unsafe fn launch<T>(&self, launch: &Launch, args: &T, stream: *mut c_void) -> Result<()> {
         let Launch { kernel, grid: [x, y, z], block, shared_bytes, cooperative } = *launch;
         // An empty grid has nothing to do, and the driver refuses it.
@@ -246,7 +248,8 @@ impl Context {
         let function = self.functions.get(kernel as usize).copied().unwrap_or(null_mut());
         let mut parameters = [args as *const T as *mut c_void];
         let (all, none) = (parameters.as_mut_ptr(), null_mut());
-        // SAFETY: the function was found in a module of this context; the driver copies the arguments before it returns.
+        // SAFETY: the function was found in a module of this context; the driver copies the arguments before it
+        // returns.
         let code = unsafe {
             match cooperative != 0 {
                 true => (self.driver.cuLaunchCooperativeKernel)(
@@ -277,8 +280,8 @@ impl Context {
             }
         };
         if code == TOO_LARGE && x > 1 {
-            // The context may have fewer processors than the device (a green context, MPS), which only the launch finds out. Any number of
-            // blocks gives the same results.
+            // The context may have fewer processors than the device (a green context, MPS), which only the launch says.
+            // Any number of blocks has the same results.
             let fewer = Launch { grid: [x / 2, y, z], cooperative: (x / 2 > 1).into(), ..*launch };
             // SAFETY: the caller's promise.
             return unsafe { self.launch(&fewer, args, stream) };
@@ -346,8 +349,8 @@ impl Context {
     /// All launches of a call over `n` sequences. Nothing is launched unless every sequence is accepted.
     ///
     /// # Safety
-    /// What `batch` and the sequences point to must be the device's and as large as they say, the workspace `workspace_size` bytes
-    /// aligned to 16, until the stream has run them.
+    /// What `batch` and the sequences point to must be the device's and as large as they say, the workspace
+    /// `workspace_size` bytes aligned to 16, until the stream has run them.
     pub unsafe fn run<B: Batch>(
         &self,
         batch: &mut B,

@@ -32,8 +32,8 @@ pub const KEY_BLOCK: usize = 32;
 /// Query rows of a head are filled up to a multiple of this, so that they fill registers: one of AVX-512, two of AVX2.
 pub const ROW_BLOCK: usize = 16;
 
-/// Bytes of an exponential that is put away. For each [`ROW_BLOCK`] first the upper 16 bits, `[KEY_BLOCK, ROW_BLOCK]`,
-/// then the lower 8.
+/// Bytes of an exponential that is stored for later. For each [`ROW_BLOCK`] first the upper 16 bits,
+/// `[KEY_BLOCK, ROW_BLOCK]`, then the lower 8.
 ///
 /// A number from 0 to 1 has its two highest bits clear, so bits 29 to 6 of the f32 are kept: rounded to 17 bits after
 /// the leading one, an error of 2⁻¹⁸ = 3.8e-6 of it.
@@ -62,8 +62,8 @@ impl Block<'_> {
 /// What turns a query row's logits into attention: `2^(scale · logit − shift) · weight`.
 ///
 /// Usually `shift` is the row's log-sum-exp and `weight` is 1. Where the log-sum-exp is so large that its rounding
-/// would show, `shift` is the largest of the row's scaled logits, so that the difference is exact, and `weight` 1 over
-/// the sum of the exponentials. Rows that fill up a register have a `shift` of +∞.
+/// would show, `shift` is the largest of the row's scaled logits, so that the difference is exact, and `weight` is 1
+/// over the sum of the exponentials. Padding rows have a `shift` of +∞.
 #[derive(Clone, Copy)]
 pub(crate) struct Softmax<'a> {
     pub shift: &'a [f32],
@@ -89,12 +89,13 @@ pub(crate) struct Spread {
 
 /// One entry per inner loop.
 ///
-/// In scoring, query rows lie in lanes: a tile is `[KEY_BLOCK, rows]`, a panel of queries `[words, rows]`, with `rows`
-/// a multiple of [`ROW_BLOCK`]. In `attend`, with its few queries, keys do: a tile is `[queries, KEY_BLOCK]`. A key or
-/// query of `words` numbers is a row of the cache, or of what [`Self::to_words`] makes of it. All f32 without gaps.
+/// In scoring, lanes hold query rows: a tile is `[KEY_BLOCK, rows]`, a panel of queries `[words, rows]`, with `rows` a
+/// multiple of [`ROW_BLOCK`]. In `attend`, with its few queries, they hold keys: a tile is `[queries, KEY_BLOCK]`. A
+/// key or query of `words` numbers is a row of the cache, or what [`Self::to_words`] makes of it. All are f32 without
+/// gaps.
 ///
 /// Logits are `q·k`. Exponentials are powers of two: their `scale > 0`, and every maximum and log-sum-exp, is in units
-/// of ln 2, which saves a product an exponential.
+/// of ln 2, which saves one product per exponential.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
     pub name: &'static CStr,
@@ -118,7 +119,8 @@ pub(crate) struct Kernels {
     /// `softcap(x, scale, cap)`: `x = cap · tanh(scale · x / cap)`.
     pub softcap: fn(&mut [f32], f32, f32),
     /// `absorb(tile, scale, max, sum, away)`: takes the logits into each query row's running maximum and its sum of
-    /// `2^(scale · logit − maximum)`. These exponentials are stored in `away`, [`PUT_AWAY`] bytes each, unless it is empty.
+    /// `2^(scale · logit − maximum)`. These exponentials are stored in `away`, [`PUT_AWAY`] bytes each, unless it is
+    /// empty.
     #[expect(clippy::type_complexity, reason = "a named type would hide the shapes")]
     pub absorb: fn(&[f32], f32, &mut [f32], &mut [f64], &mut [u8]),
     /// `absorb_exactly(tile, scale, max, sum)`: the same with every exponential added in f64, so that what a row's
@@ -132,7 +134,7 @@ pub(crate) struct Kernels {
     /// `max_exp(tile, scale, rows, maxima, totals)`: the same with `maxima[i] = max(maxima[i], max_r e[i, r] · weight[r])`.
     pub max_exp: fn(&[f32], f32, Softmax, &mut [f32; KEY_BLOCK], &mut [f64]),
     /// `add_weighted(away, max, rows, sums)`: `sums[i] += Σ_r 2^(max[r] − shift[r]) · weight[r] · tile[i, r]`, of a
-    /// tile put away.
+    /// stored tile.
     pub add_weighted: fn(&[u8], &[f32], Softmax, &mut [f32; KEY_BLOCK]),
     /// `max_weighted(away, max, rows, maxima)`: the same with the largest in place of the sum.
     pub max_weighted: fn(&[u8], &[f32], Softmax, &mut [f32; KEY_BLOCK]),
@@ -294,7 +296,7 @@ mod tests {
     #[test]
     fn stored_exponentials_come_back_within_their_bound() {
         for rows in [ROW_BLOCK, 2 * ROW_BLOCK, 3 * ROW_BLOCK] {
-            // Exponentials from 1 down to what exp2 still gives, and zero. Every row has its maximum, 0, in its first
+            // Exponentials from 1 down to the smallest of exp2, and zero. Every row has its maximum, 0, in its first
             // key.
             let tile: Vec<f32> =
                 (0..KEY_BLOCK * rows).map(|i| if i < rows { 0.0 } else { -(i as f32) * 0.1 }).collect();
@@ -304,8 +306,8 @@ mod tests {
                 let mut away = vec![0; KEY_BLOCK * rows * PUT_AWAY];
                 (kernels.absorb)(&tile, 1.0, &mut max, &mut sum, &mut away);
                 assert!(max.iter().all(|m| *m == 0.0));
-                // The scalar kernel reads what every backend wrote: the format is one. Row by row, so that nothing
-                // averages out.
+                // The scalar kernel reads what every backend wrote: the format is the same. Row by row, so that
+                // errors do not average out.
                 for r in 0..2 * rows {
                     let (reader, r) = if r < rows { (kernels, r) } else { (&scalar::KERNELS, r - rows) };
                     let lse: Vec<f32> =
@@ -350,7 +352,7 @@ mod tests {
         }
     }
 
-    /// Squares, deviations and totals of every backend against f64, with and without rows that fill up a register.
+    /// Squares, deviations and totals of every backend against f64, with and without padding rows.
     #[test]
     fn kernels_of_a_tile_agree_with_f64() {
         for (rows, n) in [(ROW_BLOCK, 16), (ROW_BLOCK, 5), (2 * ROW_BLOCK, 32), (3 * ROW_BLOCK, 33)] {

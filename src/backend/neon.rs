@@ -1,5 +1,5 @@
 //! aarch64 with NEON: two registers of four f32 as one of eight. So f16 and bf16 are loaded by whole registers, and the
-//! kernels' loops have as many sums side by side as four units with a latency of four keep busy.
+//! kernels' loops have as many sums side by side as it takes to keep four units with a latency of four busy.
 
 use core::arch::aarch64::*;
 use core::arch::asm;
@@ -50,8 +50,8 @@ unsafe impl Lanes for Neon {
     }
     #[inline(always)]
     unsafe fn load_24(upper: *const u16, lower: *const u8) -> Self {
-        // SAFETY: the caller promises eight readable elements at both. Each upper half meets its lower, then both make
-        // room for two clear bits.
+        // SAFETY: the caller promises eight readable elements at both. Each upper half is joined with its lower one, then
+        // both are shifted right by the two clear bits.
         unsafe {
             let (upper, lower) = (vld1q_u16(upper), vshll_n_u8::<8>(vld1_u8(lower)));
             let both = [vzip1q_u16(lower, upper), vzip2q_u16(lower, upper)];

@@ -146,7 +146,7 @@ fn larger(a: f32, b: f32) -> f32 {
     if b > a { b } else { a }
 }
 
-/// Below 2 to this nothing is squared: the result would be subnormal, which is slow, and is nothing beside other
+/// Below 2 to this power nothing is squared: the result would be subnormal, which is slow, and negligible among the
 /// scores.
 pub(super) const LEAST_SQUARED: f32 = -63.0;
 

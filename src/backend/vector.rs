@@ -4,8 +4,8 @@
 //! [`score`] and [`attend`] begin with pseudocode of their kernels.
 //!
 //! Where this departs from the scalar kernels: products are fused into sums, and sums run across lanes first, so
-//! results differ in the last bits. f16 and bf16 are widened in registers. Rows whose elements do not lie side by side
-//! go to the scalar kernels.
+//! results differ in the last bits. f16 and bf16 are widened in registers. Rows whose elements are not side by side go
+//! to the scalar kernels.
 //!
 //! # Safety
 //! Every function here is `unsafe` for one reason: it must be inlined into a function that runs only on machines with
@@ -59,7 +59,7 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn where_above(self, bound: Self, x: Self) -> Self;
     /// Whether any lane is above `bound`'s.
     unsafe fn any_above(self, bound: Self) -> bool;
-    /// `self · weight − less` in f64, rounded to f32 at last.
+    /// `self · weight − less` in f64, rounded to f32 at the end.
     unsafe fn weighted_less(self, weight: *const f64, less: f64) -> Self;
     /// Sum of the lanes.
     unsafe fn total(self) -> f32;

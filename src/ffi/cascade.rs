@@ -129,7 +129,7 @@ pub unsafe extern "C" fn lava_cascade_push(
 /// What layer `layer` keeps after the last push, and how to get there from what the caller's cache holds.
 ///
 /// state: only read. Pointers that earlier calls returned stay valid until the next push.
-/// out: receives pointers into the state; untouched on error. That it lies outside the state is not checked. A layer without KV heads
+/// out: receives pointers into the state; untouched on error. That it is outside the state is not checked. A layer without KV heads
 ///     has no rows.
 /// Errors: NULL, STRUCT_SIZE, ALIGNMENT, WORKSPACE, STATE (not initialised, or that layer was not pushed yet). Any thread, several at a
 ///     time, but none during a push.

@@ -23,7 +23,7 @@ use crate::view::{Rows, TensorMut};
 /// k_dst, v_dst: where the kept rows go, of the source's element type; each head needs room for its kept rows. Any layout:
 ///     ragged with row_start = cu_kept is the smallest; ragged with room after each head lets it grow.
 ///     In place is the source's memory, with the same data, dtype, stride_token and stride_dim. Then either the
-///     heads stay where they are (no row_start, or the same): each head's rows move to the front of its own. Or both are
+///     heads stay where they are (no row_start, or the same): each head's rows move to its own front. Or both are
 ///     ragged and every row moves to the front of the buffer or stays (the heads close ranks; row_start may lead anywhere
 ///     into a larger buffer, such as an arena that layers share): then n_parts must be 1.
 ///     Otherwise a destination may not share memory with a source or the other destination; K and V interleaved in one

@@ -1,8 +1,8 @@
-//! The functions of `include/lava_cuda.h`, a family a file; their comments are that header's. Everything that can be checked on the host is
-//! checked before anything is launched. Memory of the device is never followed here.
+//! The functions of `include/lava_cuda.h`, a family a file; their comments are that header's. Everything that can be
+//! checked on the host is checked before anything is launched. Memory of the device is never followed here.
 //!
-//! As in the rest of `ffi`, every function is `unsafe` for one reason: pointers must be NULL or lead to as much memory as the function's
-//! comment says, on the host or on the device as it says, for as long as it says.
+//! As in the rest of `ffi`, every function is `unsafe` for one reason: pointers must be NULL or lead to as much memory
+//! as the function's comment says, on the host or on the device as it says, for as long as it says.
 
 mod attend;
 mod budgets;
@@ -95,7 +95,8 @@ impl Call<'_> {
     }
 
     /// # Safety
-    /// What `batch` and the sequences point to must be the device's and as large as the header says, until the stream has run it.
+    /// What `batch` and the sequences point to must be the device's and as large as the header says, until the stream
+    /// has run it.
     unsafe fn run<B: Batch>(
         &self,
         mut batch: B,

@@ -24,7 +24,7 @@ pub const LAVA_ROPE_HALVES: i32 = 1;
 ///
 /// shape: without cu_rows, since heads must have the same tokens (UNSUPPORTED).
 /// scores: f32 [n_kv_heads, n_tokens - window], finite.
-/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, ALIGNMENT, NONFINITE, UNSUPPORTED. Untouched on error. Any thread.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ALIGNMENT, NONFINITE, UNSUPPORTED. Untouched on error. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_mean_over_heads(
     shape: *const lava_shape,

@@ -116,10 +116,10 @@ pub const LAVA_LAYERS_WEIGHTS: i32 = 2;
 pub const LAVA_LAYERS_GLOBAL: i32 = 3;
 /// No head is promised anything: the layer's largest scores win. LAVa.
 pub const LAVA_FLOOR_NONE: i32 = 0;
-/// Each head's top floor(alpha * n_entries / n_kv_heads) entries are kept first, the rest compete. The recommended preset.
+/// Each head's top floor(alpha * n_entries / n_kv_heads) entries, or fewer where that does not fit, are kept first, the rest compete.
+/// The recommended preset.
 pub const LAVA_FLOOR_GUARANTEED: i32 = 1;
-/// Head counts are h * (1 - alpha) + alpha * n_entries / n_kv_heads, h being those of free competition, rounded so that they sum
-/// exactly. Takes time that grows with the square of n_kv_heads.
+/// Head counts are h * (1 - alpha) + alpha * n_entries / n_kv_heads, exactly, h being those of free competition. O(n_kv_heads^2).
 pub const LAVA_FLOOR_AFFINE: i32 = 2;
 /// The best kernels that this machine can run.
 pub const LAVA_BACKEND_BEST: i32 = 0;

@@ -1,7 +1,8 @@
-//! What the kernels are launched with: the structs of `cuda/plan*.h`, and the functions of `cuda/plan.c` that cut the work.
+//! What the kernels are launched with: the structs of `cuda/plan*.h`, and the functions of `cuda/plan.c` that cut the
+//! work.
 //!
-//! The plans are C, compiled for the host as well, because the kernels need the same arithmetic: it is written once. Only the
-//! structs are repeated here; both sides assert their sizes and offsets.
+//! The plans are C, compiled for the host as well, because the kernels need the same arithmetic: it is written once.
+//! Only the structs are here again; both sides assert their sizes and offsets.
 
 use core::ffi::{CStr, c_char, c_void};
 use core::mem::{offset_of, size_of};
@@ -541,8 +542,8 @@ pub trait Batch {
     fn set_one(&mut self, sequence: Self::Sequence);
     /// All sequences, in device memory.
     fn set_sequences(&mut self, sequences: *const Self::Sequence);
-    /// Cuts the work and lays out the workspace, whose bytes it returns. `instance`: for the kernels made for type and dimension; it becomes
-    /// false if the device has too little shared memory for them.
+    /// Cuts the work and lays out the workspace, whose bytes it returns. `instance`: for the kernels made for type and
+    /// dimension; it becomes false if the device has too little shared memory for them.
     fn plan(&mut self, instance: &mut bool, device: &Processors, workspace: *mut c_void) -> usize;
     /// The launches of what was planned, and how many. `dtype`: of q and k, for an instance.
     fn launches(&self, instance: bool, dtype: i32, device: &Processors) -> ([Launch; MAX_LAUNCHES], usize);
@@ -558,8 +559,8 @@ fn listed(list: impl FnOnce(*mut Launch) -> u32) -> ([Launch; MAX_LAUNCHES], usi
     (launches, n as usize)
 }
 
-// SAFETY of all calls below: plan.c reads and writes nothing but the structs it is given, which are the same on both sides by the
-// assertions above; it computes with the workspace's address and does not follow it.
+// SAFETY of all calls below: plan.c reads and writes nothing but the structs it is given, which are the same on both
+// sides by the assertions above; it computes with the workspace's address and does not follow it.
 impl Batch for ScoreArgs {
     type Sequence = ScoreSequence;
     type Args = ScoreArgs;

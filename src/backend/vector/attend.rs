@@ -10,8 +10,8 @@
 use super::{Lanes, Product, Source, ahead_of, exp2};
 use crate::backend::{Block, KEY_BLOCK, UNSEEN, scalar};
 
-/// Addresses of a block's rows: the first and the last are checked, the others lie between them. Those from `n` on are
-/// the last.
+/// Addresses of a block's rows: the first and the last are checked, the others are between them. Those from `n` on
+/// repeat the last.
 #[inline(always)]
 fn rows_of<E>(block: &Block) -> [*const E; KEY_BLOCK] {
     assert!((1..=KEY_BLOCK).contains(&block.n));

@@ -92,8 +92,8 @@ unsafe fn logits_at<V: Lanes, P: Product<V>, const NK: usize, const NR: usize>(
     }
 }
 
-/// Every key against `NR` registers of query rows, `NK` keys at a time; `NS` are fewer than `NK`, so that sixteen keys
-/// need no single ones: 16 = 6 + 6 + 4.
+/// Every key against `NR` registers of query rows, `NK` keys at a time, then `NS`. `NS` is smaller than `NK`, so that
+/// sixteen keys leave no single one over: 16 = 6 + 6 + 4.
 #[inline(always)]
 unsafe fn logits_strip<V: Lanes, P: Product<V>, const NK: usize, const NS: usize, const NR: usize>(
     (keys, n): (*const f32, usize),
@@ -395,7 +395,7 @@ unsafe fn add_weighted_at<V: Lanes, const N: usize, const NR: usize, const HOW: 
     (shift, weight): (*const f32, *const f32),
     sums: &mut [f32; KEY_BLOCK],
 ) {
-    // SAFETY: the caller promises NR · N rows of what was put away, of `max`, `shift` and `weight` from r on; i + N ≤
+    // SAFETY: the caller promises NR · N rows of what was stored, of `max`, `shift` and `weight` from r on; i + N ≤
     // KEY_BLOCK.
     unsafe {
         let mut weights = [V::splat(0.0); NR];
@@ -440,7 +440,7 @@ pub(in crate::backend) unsafe fn add_weighted<V: Lanes, const N: usize, const HO
     let (away, max, factors) = (away.as_ptr() as *mut u8, max.as_ptr(), (shift.as_ptr(), weight.as_ptr()));
     let mut r = 0;
     // SAFETY: the lengths were just checked, r + 2 · N or r + N is at most `rows`, and nothing is written to what was
-    // put away.
+    // stored.
     unsafe {
         while r + 2 * N <= rows {
             add_weighted_at::<V, N, 2, HOW>(away, r, max, factors, sums);

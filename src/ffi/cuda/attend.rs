@@ -36,12 +36,16 @@ pub struct lava_cuda_attend_sequence {
     pub n_base: u32,
     /// 0.
     pub reserved: u32,
-    /// NULL, or device memory, one number: kept_indices begins that many entries later. `offset` of lava_cuda_cascade_get.
+    /// NULL, or device memory, one number: kept_indices begins so many entries later. `offset` of
+    /// lava_cuda_cascade_get.
     pub kept_offset: *const u64,
 }
 
 layout! {
-    lava_cuda_attend_sequence: 96, 96 { struct_size @ 0, max_rows @ 4, total_rows @ 8, q @ 16, k @ 24, v @ 32, out @ 40, lse @ 48, n_rows @ 56, kept_indices @ 64, cu_kept @ 72, n_base @ 80, reserved @ 84, kept_offset @ 88 }
+    lava_cuda_attend_sequence: 96, 96 {
+        struct_size @ 0, max_rows @ 4, total_rows @ 8, q @ 16, k @ 24, v @ 32, out @ 40, lse @ 48, n_rows @ 56,
+        kept_indices @ 64, cu_kept @ 72, n_base @ 80, reserved @ 84, kept_offset @ 88,
+    }
 }
 
 /// Bytes of device memory that lava_cuda_attend needs as a workspace.
@@ -77,16 +81,19 @@ pub unsafe extern "C" fn lava_cuda_attend_workspace_size(
 
 /// lava_attend for a batch of sequences, each with the same number of new queries and its own compressed cache.
 ///
-/// The counts n_rows are read on the device, when the kernels run: a captured graph stays valid while caches grow, up to max_rows and
-/// total_rows. A larger count is taken as max_rows. Where all together have more rows than that, nothing is written after the workspace's
-/// end, but the outputs must not be used. With causal, a head of fewer than n_queries rows has queries that see nothing: the first ones.
+/// The counts n_rows are read on the device, when the kernels run: a captured graph stays valid while caches grow, up
+/// to max_rows and total_rows. A larger count is taken as max_rows. Where all together have more rows than that,
+/// nothing is written after the workspace's end, but the outputs must not be used. With causal, a head of fewer than
+/// n_queries rows has queries that see nothing: the first ones.
 ///
 /// context: from lava_cuda_init.
-/// shape: heads, head dimensions and sliding_window are used; layer is below 65536. With a sliding window each sequence has its positions.
+/// shape: heads, head dimensions and sliding_window are used; layer is below 65536. With a sliding window each sequence
+///     has its positions.
 /// params: may be NULL: causal. kept_indices, cu_kept and n_base are 0 here: each sequence has its own.
 /// n_queries: new queries of each sequence, at least 1.
-/// sequences, workspace, status, stream: as for lava_cuda_score. The workspace is lava_cuda_attend_workspace_size bytes. A sequence's
-///     outputs are the same bits where its scores would be: in every run, in every batch of the same kinds of tensors.
+/// sequences, workspace, status, stream: as for lava_cuda_score. The workspace is lava_cuda_attend_workspace_size
+///     bytes. A sequence's outputs are the same bits where its scores would be: in every run, in every batch of the
+///     same kinds of tensors.
 /// Errors: as lava_cuda_score.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_attend(
@@ -102,7 +109,7 @@ pub unsafe extern "C" fn lava_cuda_attend(
     stream: *mut c_void,
     error: *mut lava_error,
 ) -> lava_status {
-    // SAFETY: every pointer is NULL or leads to what the comment above says, on the host or on the device: the caller's promise.
+    // SAFETY: every pointer is NULL or leads to what the comment above says: the caller's promise.
     unsafe {
         run(error, || {
             let call = Call::new(context, workspace, workspace_size, status, stream)?;

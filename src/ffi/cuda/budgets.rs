@@ -40,7 +40,8 @@ pub struct lava_cuda_entries_sequence {
     pub total: u64,
     /// Device memory, n_layers numbers, finite and not negative.
     pub weights: *const f64,
-    /// Device memory, n_layers numbers below 2^32: the most entries that each layer can keep. 0 for a layer that takes no part.
+    /// Device memory, n_layers numbers below 2^32: the most entries that each layer can keep. 0 for a layer that takes
+    /// no part.
     pub capacities: *const u64,
     /// NULL, or device memory, n_layers numbers: the fewest entries that each layer keeps.
     pub minimums: *const u64,
@@ -63,16 +64,24 @@ pub struct lava_cuda_global_sequence {
     pub scores: *const *const f32,
     /// NULL, or device memory, as in lava_select_params.
     pub protected_mask: *const u8,
-    /// Device memory; receives n_layers numbers, as that of lava_global_entries does; after a fault, numbers that lava_cuda_select refuses.
+    /// Device memory; receives n_layers numbers, as that of lava_global_entries does. Where there is a fault, what
+    /// lava_cuda_select refuses.
     pub entries: *mut u64,
-    /// Device memory; receives n_layers * n_kv_heads numbers, as that of lava_global_entries does. Untouched after a fault.
+    /// Device memory; receives n_layers * n_kv_heads numbers, as that of lava_global_entries does. Untouched where
+    /// there is a fault.
     pub head_weights: *mut f64,
 }
 
 layout! {
-    lava_cuda_global_sequence: 48, 48 { struct_size @ 0, n_tokens @ 4, total @ 8, scores @ 16, protected_mask @ 24, entries @ 32, head_weights @ 40 }
-    lava_cuda_entropy_sequence: 40, 40 { struct_size @ 0, n_tokens @ 4, layer @ 8, reserved @ 12, scores @ 16, entropy @ 24, mass @ 32 }
-    lava_cuda_entries_sequence: 48, 48 { struct_size @ 0, n_layers @ 4, total @ 8, weights @ 16, capacities @ 24, minimums @ 32, entries @ 40 }
+    lava_cuda_global_sequence: 48, 48 {
+        struct_size @ 0, n_tokens @ 4, total @ 8, scores @ 16, protected_mask @ 24, entries @ 32, head_weights @ 40,
+    }
+    lava_cuda_entropy_sequence: 40, 40 {
+        struct_size @ 0, n_tokens @ 4, layer @ 8, reserved @ 12, scores @ 16, entropy @ 24, mass @ 32,
+    }
+    lava_cuda_entries_sequence: 48, 48 {
+        struct_size @ 0, n_layers @ 4, total @ 8, weights @ 16, capacities @ 24, minimums @ 32, entries @ 40,
+    }
 }
 
 /// Bytes of device memory that lava_cuda_entropy needs as a workspace.
@@ -103,9 +112,10 @@ pub unsafe extern "C" fn lava_cuda_entropy_workspace_size(
 /// shape: n_tokens is that of the longest sequence; n_kv_heads and window are used.
 /// sequences: host memory, n_sequences of them, read during the call.
 /// workspace: device memory, lava_cuda_entropy_workspace_size bytes, as for lava_cuda_score.
-/// status, stream: as for lava_cuda_score. Where scores are negative or not finite ("scores"), the sequence's numbers must not be used.
-/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, OVERFLOW, UNSUPPORTED, STATE, CONTEXT: nothing was launched.
-///     LAUNCH: some launches may have been. Any thread on which the context is current.
+/// status, stream: as for lava_cuda_score. Where scores are negative or not finite ("scores"), the sequence's numbers
+///     must not be used.
+/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, OVERFLOW, UNSUPPORTED, STATE, CONTEXT:
+///     nothing was launched. LAUNCH: some launches may have been. Any thread on which the context is current.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_entropy(
     context: *const c_void,
@@ -118,7 +128,7 @@ pub unsafe extern "C" fn lava_cuda_entropy(
     stream: *mut c_void,
     error: *mut lava_error,
 ) -> lava_status {
-    // SAFETY: every pointer is NULL or leads to what the comment above says, on the host or on the device: the caller's promise.
+    // SAFETY: every pointer is NULL or leads to what the comment above says: the caller's promise.
     unsafe {
         run(error, || {
             let call = Call::new(context, workspace, workspace_size, status, stream)?;
@@ -152,17 +162,17 @@ pub unsafe extern "C" fn lava_cuda_entropy(
     }
 }
 
-/// lava_layer_entries for sequences side by side: the same numbers as on the CPU, without waiting for weights that are on the device.
-/// The layers may differ: only what they can keep matters.
+/// lava_layer_entries for sequences side by side: the same numbers as on the CPU, without waiting for weights that are
+/// on the device. The layers may be unlike: what counts is what they can keep.
 ///
 /// context: from lava_cuda_init.
 /// sequences: host memory, n_sequences of them, read during the call.
 /// workspace: device memory, 48 bytes for each sequence, aligned to LAVA_WORKSPACE_ALIGN; may be NULL for a single one.
-/// status, stream: as for lava_cuda_score. Weights that are negative or not finite are "weights". A total below the minimums' sum,
-///     minimums above a capacity, and capacities of 2^32 or more, are LAVA_ERR_BUDGET, "total". The entries are then numbers that
-///     lava_cuda_select refuses.
-/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, STATE, CONTEXT: nothing was launched. LAUNCH. Any thread on
-///     which the context is current.
+/// status, stream: as for lava_cuda_score. Weights that are negative or not finite are "weights". A total below the
+///     minimums' sum, minimums above a capacity, and capacities of 2^32 or more, are LAVA_ERR_BUDGET, "total". The
+///     entries are then what lava_cuda_select refuses.
+/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, STATE, CONTEXT: nothing was launched.
+///     LAUNCH. Any thread on which the context is current.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_layer_entries(
     context: *const c_void,
@@ -174,7 +184,7 @@ pub unsafe extern "C" fn lava_cuda_layer_entries(
     stream: *mut c_void,
     error: *mut lava_error,
 ) -> lava_status {
-    // SAFETY: every pointer is NULL or leads to what the comment above says, on the host or on the device: the caller's promise.
+    // SAFETY: every pointer is NULL or leads to what the comment above says: the caller's promise.
     unsafe {
         run(error, || {
             let call = Call::new(context, workspace, workspace_size, status, stream)?;
@@ -232,20 +242,21 @@ pub unsafe extern "C" fn lava_cuda_global_entries_workspace_size(
     }
 }
 
-/// lava_global_entries for sequences side by side: the same numbers as on the CPU. With them lava_cuda_select keeps exactly the largest
-/// scores of the whole model: a layer's n_entries is &entries[l], its head_weights head_weights + l * n_kv_heads.
+/// lava_global_entries for sequences side by side: the same numbers as on the CPU. With them lava_cuda_select keeps
+/// exactly the largest scores of the whole model: a layer's n_entries is &entries[l], its head_weights head_weights + l
+/// * n_kv_heads.
 ///
 /// context: from lava_cuda_init.
-/// shape: of every layer; n_tokens is that of the longest sequence. n_kv_heads is at most LAVA_CUDA_MAX_HEADS, n_layers * n_kv_heads *
-///     n_tokens below 2^32.
+/// shape: of every layer; n_tokens is that of the longest sequence. n_kv_heads is at most LAVA_CUDA_MAX_HEADS, n_layers
+///     * n_kv_heads * n_tokens below 2^32.
 /// n_layers: at most LAVA_MAX_LAYERS.
 /// params: may be NULL. As for lava_global_entries, but protected_mask is NULL here: each sequence has its own.
 /// sequences: host memory, n_sequences of them, read during the call.
 /// workspace: device memory, lava_cuda_global_entries_workspace_size bytes, as for lava_cuda_score.
-/// status, stream: as for lava_cuda_score. Scores that are not finite are "scores"; a total below what the heads are promised is
-///     LAVA_ERR_BUDGET, "total", of layer 0.
-/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, OVERFLOW, UNSUPPORTED, STATE, CONTEXT: nothing was launched.
-///     LAUNCH: some launches may have been. Any thread on which the context is current.
+/// status, stream: as for lava_cuda_score. Scores that are not finite are "scores"; a total below what the heads are
+///     promised is LAVA_ERR_BUDGET, "total", of layer 0.
+/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, OVERFLOW, UNSUPPORTED, STATE, CONTEXT:
+///     nothing was launched. LAUNCH: some launches may have been. Any thread on which the context is current.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_global_entries(
     context: *const c_void,
@@ -260,7 +271,7 @@ pub unsafe extern "C" fn lava_cuda_global_entries(
     stream: *mut c_void,
     error: *mut lava_error,
 ) -> lava_status {
-    // SAFETY: every pointer is NULL or leads to what the comment above says, on the host or on the device: the caller's promise.
+    // SAFETY: every pointer is NULL or leads to what the comment above says: the caller's promise.
     unsafe {
         run(error, || {
             let call = Call::new(context, workspace, workspace_size, status, stream)?;

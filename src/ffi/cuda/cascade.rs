@@ -4,8 +4,8 @@ use super::*;
 use crate::backend::cuda::plan::{CascadeArgs, CascadeItem, DeviceSelectParams};
 use crate::params::{Alike, LayerShare};
 
-/// The host's part of a cascade: in the caller's memory, filled by lava_cuda_cascade_init. It may be moved; of two copies, only one may be
-/// pushed.
+/// The host's part of a cascade: in the caller's memory, filled by lava_cuda_cascade_init. It may be moved; of two
+/// copies, only one may be pushed.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types)]
@@ -44,7 +44,8 @@ pub struct lava_cuda_cascade {
     pub state: *mut c_void,
 }
 
-/// Where a layer of a cascade is on the device after the last push: inside the state, and valid until the next push runs.
+/// Where a layer of a cascade lies on the device after the last push: inside the state, and valid until the next push
+/// runs.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types)]
@@ -53,8 +54,8 @@ pub struct lava_cuda_cascade_layer {
     pub struct_size: u32,
     /// 0.
     pub reserved: u32,
-    /// One number: kept_indices and rows of this layer begin that many entries after the pointers below. rows_offset of lava_cuda_compact,
-    /// kept_offset of lava_cuda_attend.
+    /// One number: kept_indices and rows of this layer begin so many entries after the pointers below. rows_offset of
+    /// lava_cuda_compact, kept_offset of lava_cuda_attend.
     pub offset: *const u64,
     /// True token positions kept by each head, ascending, window included.
     pub kept_indices: *const u32,
@@ -93,8 +94,15 @@ pub struct lava_cuda_push_sequence {
 
 layout! {
     lava_cuda_push_sequence: 32, 32 { struct_size @ 0, reserved @ 4, cascade @ 8, scores @ 16, weight @ 24 }
-    lava_cuda_cascade: 80, 80 { struct_size @ 0, n_pushed @ 4, n_layers @ 8, n_kv_heads @ 12, prefix_len @ 16, window_rows @ 20, layers @ 24, head_floor @ 28, alpha_billionths @ 32, n_sink @ 36, head_min @ 40, evict_every @ 44, total @ 48, protected_mask @ 56, head_weights @ 64, state @ 72 }
-    lava_cuda_cascade_layer: 80, 80 { struct_size @ 0, reserved @ 4, offset @ 8, kept_indices @ 16, cu_kept @ 24, rows @ 32, cu_rows @ 40, n_entries @ 48, entropy @ 56, mass @ 64, evicted_share @ 72 }
+    lava_cuda_cascade: 80, 80 {
+        struct_size @ 0, n_pushed @ 4, n_layers @ 8, n_kv_heads @ 12, prefix_len @ 16, window_rows @ 20, layers @ 24,
+        head_floor @ 28, alpha_billionths @ 32, n_sink @ 36, head_min @ 40, evict_every @ 44, total @ 48,
+        protected_mask @ 56, head_weights @ 64, state @ 72,
+    }
+    lava_cuda_cascade_layer: 80, 80 {
+        struct_size @ 0, reserved @ 4, offset @ 8, kept_indices @ 16, cu_kept @ 24, rows @ 32, cu_rows @ 40,
+        n_entries @ 48, entropy @ 56, mass @ 64, evicted_share @ 72,
+    }
 }
 
 /// Bytes of device memory that a cascade's state needs.
@@ -150,19 +158,20 @@ pub unsafe extern "C" fn lava_cuda_cascade_workspace_size(
 /// lava_cascade_init on the device.
 ///
 /// context: from lava_cuda_init.
-/// shape: of every layer; n_kv_heads, n_tokens and window are used. n_kv_heads is at most LAVA_CUDA_MAX_HEADS, n_kv_heads * n_tokens
-///     below 2^32.
+/// shape: of every layer; n_kv_heads, n_tokens and window are used. n_kv_heads is at most LAVA_CUDA_MAX_HEADS,
+///     n_kv_heads * n_tokens below 2^32.
 /// n_layers, total: as for lava_cascade_init.
-/// params: may be NULL. As for lava_cascade_init, but protected_mask and head_weights are device memory. They are not copied: they must
-///     stay until the last push has run.
+/// params: may be NULL. As for lava_cascade_init, but protected_mask and head_weights are device memory. They are not
+///     copied: they must stay until the last push has run.
 /// cascade_params: may be NULL.
-/// state: device memory, lava_cuda_cascade_state_size bytes, aligned to LAVA_WORKSPACE_ALIGN. It belongs to the cascade until its
-///     layers are no longer read.
+/// state: device memory, lava_cuda_cascade_state_size bytes, aligned to LAVA_WORKSPACE_ALIGN, the cascade's until
+///     nobody looks at its layers any more.
 /// cascade: receives the host's part; untouched on error.
-/// status, stream: as for lava_cuda_score. A total below what the mask protects is LAVA_ERR_BUDGET, "total", of layer 0; pushes do
-///     nothing then.
-/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE (state_size), OVERFLOW, BUDGET, UNSUPPORTED, STATE, CONTEXT:
-///     nothing was launched. LAUNCH. Any thread on which the context is current, but one call on a cascade at a time.
+/// status, stream: as for lava_cuda_score. A total below what the mask protects is LAVA_ERR_BUDGET, "total", of layer
+///     0; pushes do nothing then.
+/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE (state_size), OVERFLOW, BUDGET,
+///     UNSUPPORTED, STATE, CONTEXT: nothing was launched. LAUNCH. Any thread on which the context is current, but one
+///     call on a cascade at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_cascade_init(
     context: *const c_void,
@@ -178,7 +187,7 @@ pub unsafe extern "C" fn lava_cuda_cascade_init(
     stream: *mut c_void,
     error: *mut lava_error,
 ) -> lava_status {
-    // SAFETY: every pointer is NULL or leads to what the comment above says, on the host or on the device: the caller's promise.
+    // SAFETY: every pointer is NULL or leads to what the comment above says: the caller's promise.
     unsafe {
         run(error, || {
             let cuda = current(context)?;
@@ -199,17 +208,19 @@ pub unsafe extern "C" fn lava_cuda_cascade_init(
     }
 }
 
-/// lava_cascade_push on the device, for sequences side by side: after it has run, every layer so far keeps what it keeps on the CPU, bit
-/// for bit.
+/// lava_cascade_push on the device, for sequences side by side: after it has run, every layer so far keeps what it
+/// keeps on the CPU, bit for bit.
 ///
 /// context: from lava_cuda_init.
-/// sequences: host memory, n_sequences of them, read during the call. Their cascades may have any shapes and be at different layers.
+/// sequences: host memory, n_sequences of them, read during the call. Their cascades may be of any shapes, each at a
+///     layer of its own.
 /// workspace: device memory, lava_cuda_cascade_workspace_size bytes, as for lava_cuda_score.
-/// status, stream: as for lava_cuda_score; the stream of the calls before, or one that waits for it. A fault in a layer's scores or
-///     weights ("scores", "weights"), or entries that cannot hold what is protected (LAVA_ERR_BUDGET), makes this push and all later ones
-///     of the cascade do nothing.
-/// Errors: NULL, STRUCT_SIZE, ARGUMENT, ALIGNMENT, OVERLAP, WORKSPACE, STATE (complete, or not from lava_cuda_cascade_init), CONTEXT: nothing
-///     was launched. LAUNCH: some launches may have been, and the cascades must not be used any more.
+/// status, stream: as for lava_cuda_score; the stream of the calls before, or one that waits for it. A fault in a
+///     layer's scores or weights ("scores", "weights"), or entries that cannot hold what is protected
+///     (LAVA_ERR_BUDGET), makes this push and all later ones of the cascade do nothing.
+/// Errors: NULL, STRUCT_SIZE, ARGUMENT, ALIGNMENT, OVERLAP, WORKSPACE, STATE (complete, or not from
+///     lava_cuda_cascade_init), CONTEXT: nothing was launched. LAUNCH: some launches may have been, and the cascades
+///     must not be used any more.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_cascade_push(
     context: *const c_void,
@@ -221,7 +232,7 @@ pub unsafe extern "C" fn lava_cuda_cascade_push(
     stream: *mut c_void,
     error: *mut lava_error,
 ) -> lava_status {
-    // SAFETY: every pointer is NULL or leads to what the comment above says, on the host or on the device: the caller's promise.
+    // SAFETY: every pointer is NULL or leads to what the comment above says: the caller's promise.
     unsafe {
         run(error, || {
             let call = Call::new(context, workspace, workspace_size, status, stream)?;
@@ -313,7 +324,8 @@ unsafe fn new(
     params: *const lava_select_params,
     cascade_params: *const lava_cascade_params,
 ) -> Result<lava_cuda_cascade> {
-    // SAFETY: the caller's promise. What the options of selection lead to is on the device, and is left out where they are checked.
+    // SAFETY: the caller's promise. What the options of selection lead to is on the device, and is left out where they
+    // are checked.
     let (shape, memory, select, cascade) = unsafe {
         let shape = shape_without_sliding(shape)?;
         let given = read_option(params, c"params")?;

@@ -35,13 +35,16 @@ pub struct lava_cuda_compact_sequence {
     pub rows_offset: *const u64,
     /// Device memory, n_kv_heads + 1 entries.
     pub cu_kept: *const u32,
-    /// NULL, or device memory, n_kv_heads entries; receives each head's rows, for lava_cuda_attend. Untouched if nothing moves:
-    /// set to zeros before, they keep attention inside the cache after a fault.
+    /// NULL, or device memory, n_kv_heads entries; receives each head's rows, for lava_cuda_attend. Untouched where
+    /// nothing moves: set to zeros before, they keep attention inside the cache after a fault.
     pub n_rows: *mut u32,
 }
 
 layout! {
-    lava_cuda_compact_sequence: 80, 80 { struct_size @ 0, max_rows @ 4, max_kept @ 8, reserved @ 12, k_src @ 16, v_src @ 24, k_dst @ 32, v_dst @ 40, rows @ 48, rows_offset @ 56, cu_kept @ 64, n_rows @ 72 }
+    lava_cuda_compact_sequence: 80, 80 {
+        struct_size @ 0, max_rows @ 4, max_kept @ 8, reserved @ 12, k_src @ 16, v_src @ 24, k_dst @ 32, v_dst @ 40,
+        rows @ 48, rows_offset @ 56, cu_kept @ 64, n_rows @ 72,
+    }
 }
 
 /// Bytes of device memory that lava_cuda_compact needs as a workspace.
@@ -75,22 +78,26 @@ fn workspace_size_of(n_sequences: u32) -> usize {
     2 * n_sequences as usize * size_of::<CompactItem>() + Kind::MANY * WORKSPACE_ALIGN
 }
 
-/// lava_compact for any layers of any sequences: gathers each head's kept rows of K and V, into another cache or in place. Everything that
-/// rows and cu_kept say stays on the device, so it may follow lava_cuda_select or lava_cuda_cascade_push at once.
+/// lava_compact for any layers of any sequences: gathers each head's kept rows of K and V, into another cache or in
+/// place. Everything that rows and cu_kept say stays on the device, so it may follow lava_cuda_select or
+/// lava_cuda_cascade_push at once.
 ///
 /// context: from lava_cuda_init.
 /// shape: n_kv_heads, head_dim_k and head_dim_v are used; layer is named in errors.
-/// sequences: host memory, n_sequences of them, at most LAVA_CUDA_MAX_COMPACT_SEQUENCES, read during the call, as are the tensors they
-///     point to. In place is the source's memory with the same data, dtype, stride_token and stride_dim. Then either stride_head or
-///     row_start is the same pointer: each head's rows move to the front of its own. Or both are ragged: rows of all heads close ranks. The
-///     caller promises that every row then moves to the front or stays, and that row_start leaves room for what is kept. Otherwise a
-///     destination may not share memory with a source or the other destination; K and V interleaved without row_start, with the same
-///     strides, are fine. Caches of one call must not share memory that one of them writes.
+/// sequences: host memory, n_sequences of them, at most LAVA_CUDA_MAX_COMPACT_SEQUENCES, read during the call, as are
+///     the tensors they point to. In place is the source's memory with the same data, dtype, stride_token and
+///     stride_dim. Then either stride_head or row_start is the very same: each head's rows move to the front of its
+///     own. Or both are ragged: rows of all heads close ranks. The caller promises that every row then moves to the
+///     front or stays, and that row_start leaves room for what is kept. Otherwise a destination may not share memory
+///     with a source or the other destination; K and V interleaved without row_start, with the same strides, are fine.
+///     Caches of one call must not share memory that one of them writes.
 /// workspace, stream: as for lava_cuda_score; the workspace is lava_cuda_compact_workspace_size bytes.
-/// status: device memory, only read: where it has a fault when the kernels run, nothing moves and the caches stay as they were. It must
-///     be the status of those calls on this stream which wrote rows and cu_kept, and not change while this call runs.
-/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, OVERFLOW, DTYPE, STATE, CONTEXT:
-///     nothing was launched. LAUNCH: some launches may have been, and only part of the tensors moved. Any thread on which the context is
+/// status: device memory, only read: where it has a fault when the kernels run, nothing moves and the caches stay as
+///     they were. It must be the status of those calls on this stream which wrote rows and cu_kept, and not change
+///     while this call runs.
+/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, OVERFLOW, DTYPE,
+///     STATE, CONTEXT: nothing was launched. LAUNCH: some launches may have been, and only part of the tensors moved.
+///     Any thread on which the context is
 ///     current.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_compact(
@@ -104,7 +111,7 @@ pub unsafe extern "C" fn lava_cuda_compact(
     stream: *mut c_void,
     error: *mut lava_error,
 ) -> lava_status {
-    // SAFETY: every pointer is NULL or leads to what the comment above says, on the host or on the device: the caller's promise.
+    // SAFETY: every pointer is NULL or leads to what the comment above says: the caller's promise.
     unsafe {
         run(error, || {
             let cuda = current(context)?;

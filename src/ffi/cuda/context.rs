@@ -13,13 +13,14 @@ pub extern "C" fn lava_cuda_context_size() -> usize {
 
 /// Loads the kernels into the CUDA context that is current on the calling thread.
 ///
-/// The first call of a process loads libcuda, which stays loaded; that, and what the driver does to load code, are the only allocations
-/// that a function of this header makes. Not to be called while a stream of the context is being captured.
+/// The first call of a process loads libcuda, which stays loaded; that, and what the driver does to load code, are the
+/// only allocations that a function of this header makes. Not to be called while a stream of the context is being
+/// captured.
 ///
-/// context: lava_cuda_context_size bytes of host memory, for as long as it is used; what it holds is overwritten. It may be
-///     moved, and many threads may use it at a time. Each CUDA context needs one of its own.
-/// Errors: NULL, ALIGNMENT, BUFFER_SIZE, UNSUPPORTED (a library built without nvcc), DRIVER (argument names a function that
-///     libcuda lacks, or the driver's error), CONTEXT. On error nothing stays loaded, and the memory is as it was.
+/// context: lava_cuda_context_size bytes of host memory, for as long as it is used; what it holds is overwritten. It
+///     may be moved, and many threads may use it at a time. Each CUDA context needs one of its own.
+/// Errors: NULL, ALIGNMENT, BUFFER_SIZE, UNSUPPORTED (a library built without nvcc), DRIVER (argument names a function
+///     that libcuda lacks, or the driver's error), CONTEXT. On error nothing stays loaded, and the memory is as it was.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_init(
     context: *mut c_void,
@@ -38,7 +39,8 @@ pub unsafe extern "C" fn lava_cuda_init(
     }
 }
 
-/// Unloads the kernels. Nothing that was launched with them may still be running, and no captured graph may be launched any more.
+/// Unloads the kernels. Nothing that was launched with them may still be running, and no captured graph may be launched
+/// any more.
 ///
 /// context: from lava_cuda_init. Afterwards it holds no kernels (STATE), even where the driver reports an error.
 /// Errors: NULL, ALIGNMENT, STATE, CONTEXT (then it is untouched), DRIVER.
@@ -56,12 +58,13 @@ pub unsafe extern "C" fn lava_cuda_destroy(context: *mut c_void, error: *mut lav
     }
 }
 
-/// What a status word says, once the stream has run the calls that were given it and the word is back on the host.
+/// What a status word says, once the stream has run the calls that it was given to and the word is back on the host.
 ///
 /// word: *status of those calls. All bits set: nothing went wrong.
 /// sequence: NULL, or receives the sequence of the batch, LAVA_NONE without a fault.
-/// error: NULL, or receives the layer, the KV head, and what was not finite: "lse", "q", "v", "scores", "stats" or "weights"; "q" stands
-///     for q or k. With LAVA_ERR_BUDGET it is "total". Where no head is to blame, as with the weights of layers, head is LAVA_NONE.
+/// error: NULL, or receives the layer, the KV head, and what was not finite: "lse", "q", "v", "scores", "stats" or
+///     "weights"; "q" stands for q or k. With LAVA_ERR_BUDGET it is "total". Where no head is to blame, as with the
+///     weights of layers, head is LAVA_NONE.
 /// Returns LAVA_OK, LAVA_ERR_NONFINITE, LAVA_ERR_BUDGET, or LAVA_ERR_ARGUMENT for what is no status word. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_result(

@@ -19,9 +19,11 @@ pub struct lava_cuda_score_sequence {
     pub k: *const lava_tensor,
     /// [n_tokens, n_kv_heads, head_dim_v]; may be NULL with LAVA_VALUE_NONE.
     pub v: *const lava_tensor,
-    /// NULL, or f32 [window, n_q_heads, 1] as in lava_score, in the base that lse_base says. Given for all sequences of a call or for none.
+    /// NULL, or f32 [window, n_q_heads, 1] as in lava_score, in the base that lse_base says. Given for all sequences of
+    /// a call or for none.
     pub lse: *const lava_tensor,
-    /// Device memory, f32 [n_kv_heads, n_tokens - window] without gaps; written. May be NULL where there is nothing to score.
+    /// Device memory, f32 [n_kv_heads, n_tokens - window] without gaps; written. May be NULL where there is nothing to
+    /// score.
     pub scores: *mut f32,
 }
 
@@ -68,16 +70,18 @@ pub unsafe extern "C" fn lava_cuda_score_workspace_size(
 /// context: from lava_cuda_init.
 /// shape: n_tokens is that of the longest sequence; layer is below 65536.
 /// params: may be NULL.
-/// sequences: host memory, n_sequences of them, read during the call, as are the tensors they point to. There are faster kernels for
-///     f16 or bf16 rows of adjacent elements, aligned to 16 bytes; they are used if all sequences have such rows. The scores of a
-///     sequence are the same bits in every run, in every batch of the same kind of tensors, on devices of one architecture: CUDA does
-///     not say in which order tensor cores add. From the same scores the same entries are kept everywhere.
-/// workspace: device memory, lava_cuda_score_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN. No other call may use it until the
-///     stream has run this one.
+/// sequences: host memory, n_sequences of them, read during the call, as are the tensors they point to. There are
+///     faster kernels for f16 or bf16 rows of adjacent elements, aligned to 16 bytes; they are used if all sequences
+///     have such rows. The scores of a sequence are the same bits in every run, in every batch of the same kind of
+///     tensors, on devices of one architecture: CUDA does not say in which order tensor cores add. From the same scores
+///     the same entries are kept everywhere.
+/// workspace: device memory, lava_cuda_score_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN. No other call may
+///     use it until the stream has run this one.
 /// status: device memory; see the top.
 /// stream: a CUstream or cudaStream_t of the context, NULL for its default stream.
-/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, OVERFLOW, DTYPE, UNSUPPORTED, STATE,
-///     CONTEXT: nothing was launched. LAUNCH: some launches may have been. Any thread on which the context is current.
+/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE, WORKSPACE, OVERFLOW, DTYPE,
+///     UNSUPPORTED, STATE, CONTEXT: nothing was launched. LAUNCH: some launches may have been. Any thread on which the
+///     context is current.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_score(
     context: *const c_void,
@@ -91,7 +95,7 @@ pub unsafe extern "C" fn lava_cuda_score(
     stream: *mut c_void,
     error: *mut lava_error,
 ) -> lava_status {
-    // SAFETY: every pointer is NULL or leads to what the comment above says, on the host or on the device: the caller's promise.
+    // SAFETY: every pointer is NULL or leads to what the comment above says: the caller's promise.
     unsafe {
         run(error, || {
             let call = Call::new(context, workspace, workspace_size, status, stream)?;
@@ -138,8 +142,8 @@ pub(super) unsafe fn score_args(
 pub(super) fn args_of(shape: &Shape, params: &ScoreParams, n_sequences: u32) -> Result<ScoreArgs> {
     check_batch(shape, n_sequences)?;
     let ScoreParams { pool, group_reduce, value_span, attention, value_weight, .. } = *params;
-    // The largest products of the plan: sums and maxima of each row in each range of at least 64 keys, by up to 4 warps; column
-    // sums; outputs of each query head in each range.
+    // The largest things the plan multiplies: sums and maxima of each row in each range of at least 64 keys, by up to 4
+    // warps; column sums; outputs of each query head in each range.
     let rows = shape.group_size() as u128 * (shape.window as u128).next_multiple_of(16);
     let heads = shape.n_kv_heads as u128 * n_sequences as u128;
     let outputs = shape.group_size() as u128 * (2 * shape.head_dim_v as u128 + 3);
@@ -175,7 +179,7 @@ pub(super) fn args_of(shape: &Shape, params: &ScoreParams, n_sequences: u32) -> 
     })
 }
 
-/// A sequence of its own shape; what it writes is in `memory`.
+/// A sequence with its own shape; what it writes is in `memory`.
 ///
 /// # Safety
 /// The tensors of `s` must be NULL or lead to a `lava_tensor`.

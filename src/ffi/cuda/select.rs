@@ -22,23 +22,28 @@ pub struct lava_cuda_select_sequence {
     pub reserved: u32,
     /// Device memory, f32 [n_kv_heads, n_tokens - window], finite.
     pub scores: *const f32,
-    /// Device memory, one number: prefix entries to keep. Read when the kernels run, so nobody waits for lava_cuda_layer_entries.
+    /// Device memory, one number: prefix entries to keep. Read when the kernels run, so nobody waits for
+    /// lava_cuda_layer_entries.
     pub n_entries: *const u64,
     /// NULL, or device memory, as in lava_select_params.
     pub protected_mask: *const u8,
     /// NULL, or device memory, n_kv_heads numbers, as in lava_select_params.
     pub head_weights: *const f64,
-    /// Device memory with room for min(*n_entries, all prefix entries) + n_kv_heads * min(window, n_tokens) positions; receives them, as
-    /// that of lava_select does. For lava_cuda_compact they are the rows.
+    /// Device memory with room for min(*n_entries, all prefix entries) + n_kv_heads * min(window, n_tokens) positions;
+    /// receives them, as that of lava_select does. For lava_cuda_compact they are the rows.
     pub kept_indices: *mut u32,
     /// Device memory; receives n_kv_heads + 1 entries.
     pub cu_kept: *mut u32,
-    /// NULL, or device memory; receives the report, struct_size included. The evicted share is within 1e-12 of the CPU's.
+    /// NULL, or device memory; receives the report, struct_size included. The evicted share is within 1e-12 of the
+    /// CPU's.
     pub selection: *mut lava_selection,
 }
 
 layout! {
-    lava_cuda_select_sequence: 72, 72 { struct_size @ 0, n_tokens @ 4, layer @ 8, reserved @ 12, scores @ 16, n_entries @ 24, protected_mask @ 32, head_weights @ 40, kept_indices @ 48, cu_kept @ 56, selection @ 64 }
+    lava_cuda_select_sequence: 72, 72 {
+        struct_size @ 0, n_tokens @ 4, layer @ 8, reserved @ 12, scores @ 16, n_entries @ 24, protected_mask @ 32,
+        head_weights @ 40, kept_indices @ 48, cu_kept @ 56, selection @ 64,
+    }
 }
 
 /// Bytes of device memory that lava_cuda_select needs as a workspace.
@@ -66,14 +71,16 @@ pub unsafe extern "C" fn lava_cuda_select_workspace_size(
 /// lava_select for layers or sequences side by side: the same kept sets as on the CPU, bit for bit.
 ///
 /// context: from lava_cuda_init.
-/// shape: n_tokens is that of the longest sequence; n_kv_heads is at most LAVA_CUDA_MAX_HEADS, and n_kv_heads * n_tokens below 2^32.
+/// shape: n_tokens is that of the longest sequence; n_kv_heads is at most LAVA_CUDA_MAX_HEADS, and n_kv_heads *
+///     n_tokens below 2^32.
 /// params: may be NULL. protected_mask and head_weights are NULL here: each sequence has its own.
 /// sequences: host memory, n_sequences of them, read during the call.
 /// workspace: device memory, lava_cuda_select_workspace_size bytes, as for lava_cuda_score.
-/// status, stream: as for lava_cuda_score. Nothing is written for a sequence with scores that are not finite ("scores"), weights that are
-///     negative or not finite ("weights"), or fewer entries than are protected (LAVA_ERR_BUDGET, "total").
-/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, OVERFLOW, UNSUPPORTED, STATE, CONTEXT: nothing was launched.
-///     LAUNCH: some launches may have been. Any thread on which the context is current.
+/// status, stream: as for lava_cuda_score. Nothing is written for a sequence with scores that are not finite
+///     ("scores"), weights that are negative or not finite ("weights"), or fewer entries than are protected
+///     (LAVA_ERR_BUDGET, "total").
+/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, OVERFLOW, UNSUPPORTED, STATE, CONTEXT:
+///     nothing was launched. LAUNCH: some launches may have been. Any thread on which the context is current.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_select(
     context: *const c_void,
@@ -87,7 +94,7 @@ pub unsafe extern "C" fn lava_cuda_select(
     stream: *mut c_void,
     error: *mut lava_error,
 ) -> lava_status {
-    // SAFETY: every pointer is NULL or leads to what the comment above says, on the host or on the device: the caller's promise.
+    // SAFETY: every pointer is NULL or leads to what the comment above says: the caller's promise.
     unsafe {
         run(error, || {
             let call = Call::new(context, workspace, workspace_size, status, stream)?;
@@ -106,7 +113,7 @@ pub unsafe extern "C" fn lava_cuda_select(
     }
 }
 
-/// A sequence of its own shape; what the call writes is in `memory`.
+/// A sequence with its own shape; what the call writes is in `memory`.
 fn select_sequence(
     shape: &Shape,
     params: &SelectParams,

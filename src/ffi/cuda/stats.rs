@@ -91,13 +91,15 @@ pub unsafe extern "C" fn lava_cuda_attention_stats_workspace_size(
     }
 }
 
-/// lava_attention_stats (lava_methods.h) for one layer of a batch of sequences of different lengths. K is read twice, once with lse.
+/// lava_attention_stats (lava_methods.h) for one layer of a batch of sequences of unlike length. K is read twice, once
+/// with lse.
 ///
 /// context: from lava_cuda_init.
 /// shape: n_tokens is that of the longest sequence; layer is below 65536.
 /// params: may be NULL; scale, softcap and lse_base are used.
-/// sequences: host memory, n_sequences of them, read during the call, as are the tensors they point to; what lava_cuda_score says
-///     about its own holds for these. The statistics of a sequence are the same bits where its scores would be.
+/// sequences: host memory, n_sequences of them, read during the call, as are the tensors they point to; what
+///     lava_cuda_score says of its own is true of them. The statistics of a sequence are the same bits where its scores
+///     would be.
 /// workspace: device memory, lava_cuda_attention_stats_workspace_size bytes, as for lava_cuda_score.
 /// status, stream: as for lava_cuda_score.
 /// Errors: as lava_cuda_score.
@@ -114,7 +116,7 @@ pub unsafe extern "C" fn lava_cuda_attention_stats(
     stream: *mut c_void,
     error: *mut lava_error,
 ) -> lava_status {
-    // SAFETY: every pointer is NULL or leads to what the comment above says, on the host or on the device: the caller's promise.
+    // SAFETY: every pointer is NULL or leads to what the comment above says: the caller's promise.
     unsafe {
         run(error, || {
             let call = Call::new(context, workspace, workspace_size, status, stream)?;
@@ -154,10 +156,10 @@ pub unsafe extern "C" fn lava_cuda_attention_stats(
 /// tau1, tau2: as for lava_preference.
 /// sequences: host memory, n_sequences of them, read during the call.
 /// workspace: device memory, 24 bytes for each sequence, aligned to LAVA_WORKSPACE_ALIGN; may be NULL for a single one.
-/// status, stream: as for lava_cuda_score. A weight that is not finite is "stats", of no head. lava_cuda_layer_entries then writes numbers
-///     that lava_cuda_select refuses, and a cascade's pushes do nothing.
-/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, UNSUPPORTED, STATE, CONTEXT: nothing was launched. LAUNCH. Any
-///     thread on which the context is current.
+/// status, stream: as for lava_cuda_score. A weight that is not finite is "stats", of no head. lava_cuda_layer_entries
+///     then writes numbers that lava_cuda_select refuses, and a cascade's pushes do nothing.
+/// Errors: NULL, STRUCT_SIZE, ARGUMENT, SHAPE, ALIGNMENT, OVERLAP, WORKSPACE, UNSUPPORTED, STATE, CONTEXT: nothing was
+///     launched. LAUNCH. Any thread on which the context is current.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_cuda_preference(
     context: *const c_void,
@@ -172,7 +174,7 @@ pub unsafe extern "C" fn lava_cuda_preference(
     stream: *mut c_void,
     error: *mut lava_error,
 ) -> lava_status {
-    // SAFETY: every pointer is NULL or leads to what the comment above says, on the host or on the device: the caller's promise.
+    // SAFETY: every pointer is NULL or leads to what the comment above says: the caller's promise.
     unsafe {
         run(error, || {
             let call = Call::new(context, workspace, workspace_size, status, stream)?;
@@ -217,7 +219,7 @@ pub unsafe extern "C" fn lava_cuda_mean_over_heads(
     stream: *mut c_void,
     error: *mut lava_error,
 ) -> lava_status {
-    // SAFETY: every pointer is NULL or leads to what the comment above says, on the host or on the device: the caller's promise.
+    // SAFETY: every pointer is NULL or leads to what the comment above says: the caller's promise.
     unsafe {
         run(error, || {
             let call = Call::new(context, workspace, workspace_size, status, stream)?;
