@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `model.rs` | the model: prefill with full attention, decoding over compacted caches |
 //! | `cache.rs` | one layer's compacted cache |
+//! | `published/` | the same on a published model: what advice rests on |
 //! | `tasks.rs` | prompts and what is asked of them |
 pub mod cache;
 pub mod keep;
@@ -12,6 +13,7 @@ pub mod measure;
 pub mod methods;
 pub mod model;
 pub mod plot;
+pub mod published;
 pub mod report;
 pub mod statistics;
 pub mod tasks;

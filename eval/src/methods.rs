@@ -3,6 +3,8 @@
 use lava::params::Attention;
 use lava::{GroupReduce, HeadFloor, Pool, ScoreParams, SelectParams, ValueWeight};
 
+use crate::published::ask::Ask;
+
 /// How prefix entries are scored.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scorer {
@@ -25,6 +27,10 @@ pub enum Kind {
     ProjectedToken,
     /// Times the largest of these in the head.
     ProjectedMax,
+    /// They are not asked for: chance decides.
+    Random,
+    /// They are not asked for: the largest attention of any query.
+    Asked(Ask),
 }
 
 pub const WINDOW: usize = 32;
