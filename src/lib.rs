@@ -14,6 +14,7 @@
 //! | selection | [`select`] | scores, budget → `kept_indices`, `cu_kept` |
 //! | eviction | [`compact`] | cache, kept rows → smaller cache |
 //! | the same while prefilling | [`cascade`] | each layer's scores as it arrives → all layers' kept rows |
+//! | queries from before RoPE, turned to another position, to ask again | [`rope`] | pre-RoPE Q → Q |
 //! | decoding | [`attend`] | new queries, compressed cache → attention output |
 //!
 //! LAVa is one point of a frame, scorer × head budgets × layer budgets: [`ScoreParams`], [`SelectParams`] and [`LayerBudgets`] have the
@@ -54,6 +55,8 @@ pub mod params;
 #[cfg(feature = "std")]
 #[forbid(unsafe_code)]
 pub mod reference;
+#[forbid(unsafe_code)]
+pub mod rope;
 #[forbid(unsafe_code)]
 pub mod score;
 #[forbid(unsafe_code)]

@@ -209,6 +209,7 @@ pub(super) unsafe fn score_params<'a>(
         softcap: given(p.softcap),
         // SAFETY: the caller's promise.
         sink_logits: unsafe { optional(p.sink_logits, n_q_heads, c"sink_logits")? },
+        query_head_weights: None,
         lse_base: lse_base(p.lse_base)?,
         pool: choose(p.pool, &[Pool::Max, Pool::Avg], c"pool")?,
         pool_kernel: p.pool_kernel as usize,
