@@ -14,7 +14,7 @@ use crate::cache::{Kept, shape, with_workspace};
 use crate::lkv::Lkv;
 use crate::methods::{Kind, Layers, Method, Scorer, Ties, Weight};
 use crate::model::{LAST_QUERIES, LayerState, Model, Prefill, l2};
-use crate::published::ask::layer_scores;
+use crate::published::ask::{self, Ask};
 
 /// Scores of all layers, each `[n_kv_heads, prefix_len]`.
 pub type Scores = Vec<Vec<f32>>;
@@ -139,16 +139,19 @@ impl<'a> Prompt<'a> {
         if scorer.kind == Kind::Learned {
             return Ok(self.lkv()?.scores(cfg, l, layer, prefix));
         }
-        if let Kind::Asked(ask) = scorer.kind {
-            return Ok(layer_scores(self.model, self.prefill, l, scorer.window, ask));
-        }
         if scorer.kind == Kind::Random {
             let mut rng = ChaCha8Rng::seed_from_u64(l as u64);
             return Ok((0..cfg.n_kv_heads * prefix).map(|_| rng.random()).collect());
         }
         let mut scores = vec![0.0; cfg.n_kv_heads * prefix];
-        with_workspace(lava::score::workspace_size(&shape, &scorer.params)?, |w| {
-            score(Backend::detect(), &shape, &scorer.params, &inputs(&shape, layer)?, 0, 1, w, &mut scores)
+        let weights = match scorer.kind {
+            Kind::Asked(Ask { projection: true, .. }) => Some(ask::head_weights(self.model, l, layer)),
+            _ => None,
+        };
+        let params = ScoreParams { query_head_weights: weights.as_deref(), ..scorer.params };
+        let inputs = inputs(&shape, layer)?;
+        with_workspace(lava::score::workspace_size(&shape, &params)?, |w| {
+            score(Backend::detect(), &shape, &params, &inputs, 0, 1, w, &mut scores)
         })?;
         match scorer.kind {
             Kind::OneForAll => mean_over_heads(&shape, &mut scores)?,
@@ -160,7 +163,10 @@ impl<'a> Prompt<'a> {
                     head.iter_mut().enumerate().for_each(|(i, s)| *s *= of(i));
                 }
             }
-            Kind::AsTheyAre | Kind::Learned | Kind::Random | Kind::Asked(_) => {}
+            Kind::Asked(ask) => {
+                ask::finish(self.model, &shape, &params, layer, &inputs, ask, &mut scores)?;
+            }
+            Kind::AsTheyAre | Kind::Learned | Kind::Random => {}
         }
         Ok(scores)
     }

@@ -112,7 +112,7 @@ fn project(x: &[f32], w: &[f32], inner: usize) -> Vec<f32> {
 }
 
 /// `y[m, n] = x[m, k] · b`, where `b[k, n]` has the strides (row, column); rows of `y` and `x` are so far apart.
-pub(crate) fn product(
+fn product(
     y: &mut [f32],
     y_row: usize,
     x: &[f32],
@@ -235,8 +235,10 @@ impl Model {
         let mut layers = Vec::with_capacity(cfg.n_layers);
         for block in &self.blocks {
             let (mut q, mut k, v) = self.qkv(block, &x);
-            let spread =
-                spread(tokens.len()).flat_map(|i| &q[i * cfg.q_width()..][..cfg.q_width()]).copied().collect();
+            let spread = spread(tokens.len())
+                .flat_map(|i| &q[i * cfg.q_width()..][..cfg.q_width()])
+                .copied()
+                .collect();
             self.rotate(&mut q, cfg.n_q_heads, |i| i);
             self.rotate(&mut k, cfg.n_kv_heads, |i| i);
             let out = self.causal_attention(&q, &k, &v);

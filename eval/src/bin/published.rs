@@ -106,8 +106,11 @@ fn main() -> Result<()> {
             bail!("there is no {name}; see src/published/methods.rs");
         }
     }
-    let chosen: Vec<Method> =
-        all.iter().filter(|m| args.methods.is_empty() || args.methods.iter().any(|n| n == m.name)).copied().collect();
+    let chosen: Vec<Method> = all
+        .iter()
+        .filter(|m| args.methods.is_empty() || args.methods.iter().any(|n| n == m.name))
+        .copied()
+        .collect();
     let mut lines = if args.quick { vec![] } else { read(&path)? };
     if !args.table {
         lines.extend(measure(&args, half, seed, &chosen, &lines, &path)?);

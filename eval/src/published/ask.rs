@@ -1,10 +1,16 @@
 //! The largest attention that any of some queries gives an entry: the window's, and those of tokens spread over the prompt, asked
 //! again from the position after it. Times the entry's own value norm, and if wanted times what its query head's output
-//! projection makes of it over the layer's residual norm.
+//! projection does over the layer's residual norm. All of it the library's: `score`, `rotate`, `score_queries`, `smooth`.
 
-use crate::model::{LAST_QUERIES, LayerState, Model, Prefill, exp, l2, product};
+use anyhow::Result;
+use lava::rope::{Rope, RopeStyle, rotate};
+use lava::score::{ScoreInputs, queries_workspace_size, score_queries, smooth};
+use lava::{Backend, Rows, ScoreParams, SelectParams, Shape, Strides, Tensor, TensorMut};
 
-/// What is looked at.
+use crate::cache::with_workspace;
+use crate::model::{LayerState, Model};
+
+/// What is done beside scoring by the window.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Ask {
     /// Not only the window asks, but queries spread over the prompt too.
@@ -16,33 +22,33 @@ pub struct Ask {
     pub n_sink: usize,
 }
 
-/// Scores of a layer, `[n_kv_heads, prefix_len]`.
-pub fn layer_scores(model: &Model, prefill: &Prefill, l: usize, window: usize, ask: Ask) -> Vec<f32> {
-    let cfg = &model.cfg;
-    let (layer, n, d) = (&prefill.layers[l], prefill.n_tokens, cfg.head_dim);
-    let prefix = n - window;
-    let q = &layer.q[(LAST_QUERIES - window) * cfg.q_width()..];
-    let mut again = if ask.again { layer.spread.clone() } else { vec![] };
-    model.rotate(&mut again, cfg.n_q_heads, |_| n);
-    let weights = if ask.projection { head_weights(model, l, layer) } else { vec![1.0; cfg.n_q_heads] };
-    let mut scores = vec![0.0f32; cfg.n_kv_heads * prefix];
-    for (g, scores) in scores.chunks_exact_mut(prefix).enumerate() {
-        let rows = |x: &[half::f16]| -> Vec<f32> {
-            x.chunks_exact(cfg.kv_width()).flat_map(|row| &row[g * d..][..d]).map(|x| x.to_f32()).collect()
-        };
-        let (k, v) = (rows(&layer.k), rows(&layer.v));
-        for h in g * cfg.group_size()..(g + 1) * cfg.group_size() {
-            let mut most = vec![0.0f32; prefix];
-            largest(&mut most, &q[h * d..], cfg.q_width(), &k, d, |i| prefix + i + 1);
-            largest(&mut most, again.get(h * d..).unwrap_or(&[]), cfg.q_width(), &k, d, |_| n);
-            scores.iter_mut().zip(&most).for_each(|(s, m)| *s = s.max(m * weights[h]));
-        }
-        scores.iter_mut().zip(v.chunks_exact(d)).for_each(|(s, v)| *s *= l2(v));
-        let open = &scores[ask.n_sink.min(prefix)..];
-        let mean = open.iter().map(|&s| s as f64).sum::<f64>() / open.len() as f64;
-        scores.iter_mut().for_each(|s| *s += ask.smoothing * mean as f32);
+/// After `score`: asks again, if that is wanted, and smooths.
+pub fn finish(
+    model: &Model,
+    shape: &Shape,
+    params: &ScoreParams,
+    layer: &LayerState,
+    inputs: &ScoreInputs,
+    ask: Ask,
+    scores: &mut [f32],
+) -> Result<()> {
+    let (heads, d) = (shape.n_q_heads, shape.head_dim_k);
+    let n = layer.spread.len() / (heads * d);
+    if ask.again && n > 0 {
+        let rows = Strides::token_major(heads, d);
+        let frequencies: Vec<f32> = model.frequencies().iter().map(|&f| f as f32).collect();
+        let rope = Rope { frequencies: &frequencies, style: RopeStyle::Pairs, magnitude: 1.0 };
+        let mut turned = vec![0.0f32; layer.spread.len()];
+        let q = Tensor::from_slice(&layer.spread, rows, Rows::Same(n), heads, d)?;
+        let mut out = TensorMut::from_slice(&mut turned, rows, Rows::Same(n), heads, d)?;
+        rotate(shape, &rope, n, shape.n_tokens as u32, &q, &mut out)?;
+        let again = ScoreInputs { q: Tensor::from_slice(&turned, rows, Rows::Same(n), heads, d)?, ..*inputs };
+        with_workspace(queries_workspace_size(shape, params, n)?, |w| {
+            score_queries(Backend::detect(), shape, params, n, &again, 0, 1, w, scores)
+        })?;
     }
-    scores
+    let sinks = SelectParams { n_sink: ask.n_sink, ..SelectParams::lava() };
+    Ok(smooth(shape, &sinks, ask.smoothing, scores)?)
 }
 
 /// What the output projection does to each query head's output, in the size of the residual stream that it is added to.
@@ -54,20 +60,4 @@ pub fn head_weights(model: &Model, l: usize, layer: &LayerState) -> Vec<f32> {
         rows.map(|row| row[h * d..][..d].iter().map(|w| w * w).sum::<f32>()).sum::<f32>().sqrt()
     };
     (0..cfg.n_q_heads).map(|h| size(h) / (d as f32).sqrt() / layer.residual_norm).collect()
-}
-
-/// Raises `most` to the attention of each of the queries, whose rows are `q_row` apart; query `i` sees the first `seen(i)` keys.
-fn largest(most: &mut [f32], q: &[f32], q_row: usize, k: &[f32], d: usize, seen: impl Fn(usize) -> usize) {
-    let n_queries = q.len().div_ceil(q_row);
-    let n = k.len() / d;
-    let scale = 1.0 / (d as f32).sqrt();
-    let mut logits = vec![0.0f32; n_queries * n];
-    product(&mut logits, n, q, q_row, k, (1, d), (n_queries, n, d));
-    for (i, row) in logits.chunks_exact_mut(n).enumerate() {
-        let row = &mut row[..seen(i)];
-        let max = row.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
-        row.iter_mut().for_each(|x| *x = exp((*x - max) * scale));
-        let inverse = 1.0 / row.iter().sum::<f32>();
-        most.iter_mut().zip(&*row).for_each(|(m, x)| *m = m.max(x * inverse));
-    }
 }

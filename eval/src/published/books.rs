@@ -86,8 +86,10 @@ fn paragraphs_of(html: &str) -> Vec<String> {
         }
         let Some(open) = lower[at..].find('>') else { break };
         let from = at + open + 1;
-        let ends = ["</p", "<p>", "<p ", "<pre", "<h1", "<h2", "<h3", "<h4", "<ul", "<ol", "<table", "</div", "<hr"];
-        let end = ends.iter().filter_map(|tag| lower[from..].find(tag)).min().map_or(html.len(), |e| from + e);
+        let ends =
+            ["</p", "<p>", "<p ", "<pre", "<h1", "<h2", "<h3", "<h4", "<ul", "<ol", "<table", "</div", "<hr"];
+        let end =
+            ends.iter().filter_map(|tag| lower[from..].find(tag)).min().map_or(html.len(), |e| from + e);
         let text = plain(&without_tags(&html[from..end]));
         if is_prose(&text) {
             found.push(text);

@@ -45,7 +45,10 @@ impl Gguf {
     pub fn model(&mut self) -> Result<Model> {
         let (n_embd, n_q_heads) = (self.size("embedding_length")?, self.size("attention.head_count")?);
         let head_dim = n_embd / n_q_heads;
-        ensure!(self.size("rope.dimension_count")? == head_dim, "RoPE over a part of the head is not supported");
+        ensure!(
+            self.size("rope.dimension_count")? == head_dim,
+            "RoPE over a part of the head is not supported"
+        );
         let cfg = Config {
             n_layers: self.size("block_count")?,
             n_q_heads,

@@ -1,5 +1,6 @@
 //! The rows of the table on a published model.
 
+use lava::params::Attention;
 use lava::{HeadFloor, ScoreParams, SelectParams, ValueWeight};
 
 use super::ask::Ask;
@@ -38,14 +39,19 @@ pub fn all() -> Vec<Method> {
     };
     let asked = |name, again, projection| {
         let ask = Ask { again, projection, smoothing: 0.5, n_sink: 4 };
-        let mut method = one_sort(name, ScoreParams::snapkv(), floor(0.2, 4));
+        let params = ScoreParams {
+            attention: Attention::Max,
+            value_weight: ValueWeight::TokenL2,
+            pool_kernel: 1,
+            ..ScoreParams::lava()
+        };
+        let mut method = one_sort(name, params, floor(0.2, 4));
         method.scorer.kind = Kind::Asked(ask);
         method
     };
     let mut random = with_sinks(equal("random, 4 sinks", ScoreParams::snapkv()));
     random.scorer.kind = Kind::Random;
-    let old =
-        ScoreParams { value_weight: ValueWeight::Token, smoothing: 1.0, ..ScoreParams::kv_compress() };
+    let old = ScoreParams { value_weight: ValueWeight::Token, smoothing: 1.0, ..ScoreParams::kv_compress() };
     let old = ScoreParams { group_reduce: ScoreParams::lava().group_reduce, ..old };
     vec![
         random,

@@ -144,7 +144,9 @@ pub fn goes_on(model: &Model, text: &GoesOn, methods: &[Method], budgets: &[f64]
         logits
     };
     let mut full = vec![];
-    decode(model, &prefill, &[&everything(model, &prefill)], &[&text.next], |_, rows| full = log_probs(rows))?;
+    decode(model, &prefill, &[&everything(model, &prefill)], &[&text.next], |_, rows| {
+        full = log_probs(rows)
+    })?;
     let probs: Vec<f32> = full.iter().map(|&x| exp(x)).collect();
     let choices: Vec<usize> = full.chunks_exact(vocab).map(first_choice).collect();
 

@@ -142,8 +142,7 @@ pub fn markdown(lines: &[Line], methods: &[&str]) -> String {
             let (kl, nll, agree) = (mean(|r| r.kl, m, b)?, mean(|r| r.nll, m, b)?, mean(|r| r.agree, m, b)?);
             Some(format!("{:.3} / {:.3} / {:.0}", kl.value, nll.value, agree.value * 100.0))
         });
-        let share =
-            |r: Ratio| format!("{:.0} ({:.0}–{:.0})", r.value * 100.0, r.low * 100.0, r.high * 100.0);
+        let share = |r: Ratio| format!("{:.0} ({:.0}–{:.0})", r.value * 100.0, r.low * 100.0, r.high * 100.0);
         table("asked later, right, %", &|m, b| {
             facts.share(m, b, |l, r| Some((r.later?, l.asked_later?))).map(share)
         });
