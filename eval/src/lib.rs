@@ -1,4 +1,5 @@
-//! What KV-cache eviction loses: methods, tasks and measures on one model, at equal bytes. `make eval` runs it.
+//! What KV-cache eviction loses: methods, tasks and measures, at equal bytes. `make eval` runs it on a published model,
+//! `make eval-small` on one that was trained for this.
 //!
 //! | file | |
 //! |---|---|
