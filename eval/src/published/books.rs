@@ -72,8 +72,9 @@ fn pages(folder: &Path, begin: &str) -> Result<Vec<String>> {
     Ok(paragraphs)
 }
 
-/// The text of a page's paragraphs. Menus, headings and listings are left out.
+/// The text of a page's paragraphs, which DocBook's stylesheets write as divisions. Menus, headings and listings are left out.
 fn paragraphs_of(html: &str) -> Vec<String> {
+    let html = &html.replace("<div class=\"para\">", "<p>");
     let lower = html.to_ascii_lowercase();
     let mut found = vec![];
     let mut at = 0;
@@ -123,4 +124,34 @@ fn plain(text: &str) -> String {
 /// Whole sentences, not a heading or an entry of a table of contents.
 fn is_prose(paragraph: &str) -> bool {
     paragraph.len() >= 80 && paragraph.ends_with(['.', '!', '?', ':', '"', '\'', ')', '”'])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paragraphs_are_text_without_tags_headings_and_listings() {
+        let long = "a sentence that is long enough to be taken for prose, ".repeat(2);
+        let html = format!(
+            "<H1>Title</H1><P class=x>One &amp; <b>all</b>:\n {long}end.</P><pre>code {long}.</pre><p>short.</p>\
+             <div class=\"para\">\n{long}too.\n</div>"
+        );
+        assert_eq!(paragraphs_of(&html), vec![format!("One & all: {long}end."), format!("{long}too.")]);
+    }
+
+    #[test]
+    fn halves_have_nothing_in_common() {
+        use rand::SeedableRng;
+        let paragraphs = (0..100).map(|i| format!("paragraph number {i:03}")).collect();
+        let book = Book { name: "b", paragraphs };
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        for _ in 0..50 {
+            let chosen = book.passage(&mut rng, Half::Choosing, 200);
+            let reported = book.passage(&mut rng, Half::Reporting, 200);
+            assert!(chosen.iter().map(|p| p.len()).sum::<usize>() >= 200);
+            assert!(chosen.iter().all(|p| *p < "paragraph number 050"));
+            assert!(reported.iter().all(|p| *p >= "paragraph number 050"));
+        }
+    }
 }

@@ -152,3 +152,31 @@ pub fn markdown(lines: &[Line], methods: &[&str]) -> String {
     }
     page
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(text: usize, kl: [f64; 2]) -> Line {
+        let row =
+            |method: &str, kl| Row { method: method.into(), budget: 0.2, kl: Some(kl), ..Row::default() };
+        let rows = vec![row(BASE, kl[0]), row("W", kl[1])];
+        Line { task: "goes on".into(), length: 1024, text, rows, ..Line::default() }
+    }
+
+    #[test]
+    fn a_ratio_that_every_text_has_is_certain() {
+        let lines: Vec<Line> = (1..=8).map(|i| line(i, [i as f64, i as f64 / 2.0])).collect();
+        let page = markdown(&lines, &[BASE, "W"]);
+        assert!(page.contains("| W | 0.50 (0.50–0.50) |"), "{page}");
+        assert!(page.contains("8 texts that go on; 0 texts with facts"), "{page}");
+    }
+
+    #[test]
+    fn texts_that_lava_did_not_see_are_not_in_the_ratio() {
+        let mut lines: Vec<Line> = (0..4).map(|i| line(i, [1.0, 2.0])).collect();
+        lines[0].rows.remove(0);
+        lines[0].rows[0].kl = Some(100.0);
+        assert!(markdown(&lines, &[BASE, "W"]).contains("| W | 2.00 (2.00–2.00) |"));
+    }
+}
