@@ -35,9 +35,12 @@ fn ratio(pairs: &[(f64, f64)]) -> Option<Ratio> {
     Some(Ratio { value, low: replicates[n / 40], high: replicates[n - 1 - n / 40] })
 }
 
-/// All rows of a task and length: `[method][budget][text]`.
+/// What each text showed of one method and budget, by the text's number.
+type Texts<'a> = BTreeMap<usize, (&'a Line, &'a Row)>;
+
+/// All rows of a task and length, by method and budget.
 struct Cells<'a> {
-    rows: BTreeMap<(&'a str, u64), BTreeMap<usize, (&'a Line, &'a Row)>>,
+    rows: BTreeMap<(&'a str, u64), Texts<'a>>,
 }
 
 /// A budget as a key.
@@ -47,7 +50,7 @@ fn key(budget: f64) -> u64 {
 
 impl<'a> Cells<'a> {
     fn new(lines: impl Iterator<Item = &'a Line>) -> Self {
-        let mut rows: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
+        let mut rows: BTreeMap<_, Texts> = BTreeMap::new();
         for line in lines {
             for row in &line.rows {
                 let cell = rows.entry((row.method.as_str(), key(row.budget))).or_default();
