@@ -154,6 +154,8 @@ eval-small: check-tools
 	$(EVAL) eval -- $(if $(ARGS),$(ARGS),--out eval/results --readme docs/evaluation.md)
 
 test-eval:
+	@[ -e target/published/model.gguf ] || echo "test-eval: agreement with llama.cpp on the published model (make eval-fetch brings it)" \
+		>>$${LAVA_NOT_RUN:-/dev/null}
 	$(CARGO) clippy --release --manifest-path eval/Cargo.toml --all-targets -- -D warnings
 	$(CARGO) test --release --manifest-path eval/Cargo.toml
 
