@@ -15,7 +15,7 @@ LIB  := target/capi/capi/liblava.a
 BIN  := target/examples-c
 LIBS := -lm -lpthread -ldl
 
-.PHONY: run test check-all parts test-neon test-windows bench eval test-eval lib install uninstall check-tools fmt lint lint-features msrv package doc \
+.PHONY: run test check-all parts test-neon test-windows bench eval eval-fetch eval-small test-eval lib install uninstall check-tools fmt lint lint-features msrv package doc \
 	doc-c unit fuzz fuzz-seed fuzz-quick fuzz-smoke sanitize miri break-sample break-all clean
 
 run: $(BIN)/quickstart
@@ -141,10 +141,17 @@ PYTHON ?= python3
 bench: check-tools
 	$(CARGO) run --release --quiet --manifest-path benches/Cargo.toml -- --python $(PYTHON) $(if $(RECORD),--record $(RECORD))
 
-# What eviction methods lose, at equal bytes: tables and plots in eval/results and the README's table. ARGS="--quick" for a look, which
-# changes no file.
-eval: check-tools
-	$(CARGO) run --release --quiet --manifest-path eval/Cargo.toml -- $(if $(ARGS),$(ARGS),--out eval/results --readme docs/evaluation.md)
+# What eviction methods lose on a published model, at equal bytes. What is missing of model and texts is fetched first; results that are
+# in eval/results/published are not made again, and the tables go into docs/evaluation.md. ARGS="--quick" for a look that changes no file.
+EVAL := $(CARGO) run --release --quiet --manifest-path eval/Cargo.toml --bin
+eval: check-tools eval-fetch
+	$(EVAL) published -- $(if $(ARGS),$(ARGS),--readme docs/evaluation.md)
+eval-fetch:
+	@eval/fetch.sh
+
+# The same on the small model of eval/model, whose every answer can be checked, and from which nothing is advised.
+eval-small: check-tools
+	$(EVAL) eval -- $(if $(ARGS),$(ARGS),--out eval/results --readme docs/evaluation.md)
 
 test-eval:
 	$(CARGO) clippy --release --manifest-path eval/Cargo.toml --all-targets -- -D warnings

@@ -24,8 +24,7 @@
  *   and there are no threads, I/O or callbacks. A function that needs scratch memory has a _workspace_size function.
  * - Structs are made by the inline functions at the end of this header, which set struct_size. A library that is newer
  *   than this header takes the smaller struct; one that is older takes a larger one if the part that it does not know is zero.
- * - Counts are uint32_t or uint64_t, strides int64_t in elements, sizes size_t in bytes. Positions and counts are
- *   exact; scores and outputs are f32.
+ * - Counts are uint32_t or uint64_t, strides int64_t in elements, sizes size_t in bytes, scores and outputs f32.
  * - "Budget" is what a person sets: average tokens per KV head per layer, window included (uint32_t). "Entries" are what a stage
  *   uses: prefix rows over all heads of a layer or model, windows not included (uint64_t).
  * - Every call that can fail returns LAVA_OK or a LAVA_ERR_ code, and writes a lava_error if it is given one. Nothing is
@@ -76,9 +75,10 @@
 /// a[0] = A[0], a[j] = decay * A[j] + (1 - decay) * a[j - 1] over the window's queries (ReST-KV, arXiv 2605.08840). With a decay of 1
 /// the last query alone (SAGE-KV, arXiv 2503.08879).
 #define LAVA_ATTENTION_EXPONENTIAL 3
-/// None: position + 1, so that the newest win; q and k are not looked at (StreamingLLM, arXiv 2309.17453). f32 tells positions
-/// apart up to 2^24.
+/// None: position + 1, so that the newest win; q and k are not looked at (StreamingLLM, arXiv 2309.17453). Exact up to 2^24.
 #define LAVA_ATTENTION_RECENCY 4
+/// The largest of the queries' (DefensiveKV, arXiv 2510.13334; KVzip, arXiv 2505.23416).
+#define LAVA_ATTENTION_MAX 5
 
 /// Attention is multiplied by the largest L1 norm among the head's values. LAVa.
 #define LAVA_VALUE_HEAD_MAX 0
@@ -89,6 +89,8 @@
 /// a becomes a / (1 - a) * |o - v|, o = sum of a * v over all tokens: what evicting the entry alone does to the output, for
 /// each query head before pooling (CAOTE, arXiv 2504.14051; ReST-KV). With LAVA_ATTENTION_MEAN and _EXPONENTIAL only.
 #define LAVA_VALUE_OUTPUT 3
+/// By the L2 norm of the entry's own value, after pooling and reduction (Expected Attention, arXiv 2510.00636).
+#define LAVA_VALUE_TOKEN_L2 4
 
 /// A log-sum-exp is ln(sum(exp(logit))): FlashAttention, PyTorch.
 #define LAVA_LSE_NATURAL 0
@@ -250,6 +252,8 @@ typedef struct lava_score_params {
     /// NULL, or the model's learned attention sinks: one logit per query head, n_q_heads of them, neither scaled nor capped, that
     /// is part of each softmax's denominator. Not looked at where a log-sum-exp is given: that includes them.
     const float *sink_logits;
+    /// NULL, or n_q_heads factors, finite and not negative, on the query heads' attention before the group becomes one score.
+    const float *query_head_weights;
 } lava_score_params;
 
 /// Element type of a tensor: LAVA_F32, LAVA_F16 or LAVA_BF16.
@@ -263,8 +267,7 @@ typedef int32_t lava_dtype;
 ///     token-major  [n_tokens, n_heads, dim]: stride_token = n_heads * dim, stride_head = dim, stride_dim = 1
 ///     head-major   [n_heads, n_tokens, dim]: stride_token = dim, stride_head = n_tokens * dim, stride_dim = 1
 ///     transposed   [n_heads, dim, n_tokens]: stride_token = 1, stride_head = dim * n_tokens, stride_dim = n_tokens
-///     ragged       rows of dim elements, head h from row row_start[h] on: stride_token = dim, stride_head = 0,
-///                  stride_dim = 1
+///     ragged       rows without gaps, head h from row row_start[h] on: stride_token = dim, stride_head = 0, stride_dim = 1
 /// Strides are positive; one that is never used (over one element or none) may be anything. No two elements may share
 /// memory. How many rows and heads there are, the call that takes the tensor says.
 typedef struct lava_tensor {
@@ -274,8 +277,7 @@ typedef struct lava_tensor {
     lava_dtype dtype;
     /// First element, aligned to the element's size. Tensors that a call only reads are never written.
     void *data;
-    /// Bytes that may be accessed from data on. Every element is checked to lie within; without row_start as if every head
-    /// had as many rows as the longest.
+    /// Bytes from data on. Every element must lie within them; without row_start as if all heads had the longest's rows.
     size_t size;
     /// Elements from one row of a head to the next.
     int64_t stride_token;
@@ -299,8 +301,7 @@ typedef struct lava_selection {
     uint64_t n_entries;
     /// Sum of the layer's scores. Where there are negative ones all are counted from the smallest.
     double mass;
-    /// Share of mass that was evicted, in [0, 1]. For LAVa's score, up to a constant, the paper's bound on the change of the
-    /// layer's attention output.
+    /// Share of mass that was evicted, in [0, 1]. For LAVa's score, up to a constant, the paper's bound on the output's change.
     double evicted_share;
 } lava_selection;
 
@@ -542,8 +543,7 @@ lava_status lava_score_workspace_size(const lava_shape *shape, const lava_score_
 ///      keys that it sees, learned sinks included, as flash attention returns it (lse_base says in which base). Saves a pass and
 ///      the memory for it. One by which a query's attention does not sum to 1, within 5%, is refused (ARGUMENT).
 /// part, n_parts: this call does share `part` of `n_parts` of the KV heads: n_kv_heads * part / n_parts up to
-///      n_kv_heads * (part + 1) / n_parts. Parts may run at the same time, each with a workspace of its own. The scores
-///      are the same bits for every n_parts. More parts than KV heads leave some with nothing to do.
+///      n_kv_heads * (part + 1) / n_parts, of which there may be none. Each part needs a workspace of its own.
 /// workspace: lava_score_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN; contents neither needed nor kept.
 /// scores: f32, lava_n_scores(shape) of them for all heads, head after head, one per prefix row, of which the part writes its own.
 ///      Without cu_rows [n_kv_heads, n_tokens - window]. All are finite and not negative. On error the part's own may be partly
@@ -732,7 +732,7 @@ lava_status lava_attend(const lava_shape *shape, const lava_attend_params *param
 LAVA_STATIC_ASSERT(sizeof(void *) == 8, "lava.h is for 64-bit machines");
 LAVA_STATIC_ASSERT(sizeof(lava_shape) == 56 && offsetof(lava_shape, positions) == 48, "lava_shape");
 LAVA_STATIC_ASSERT(sizeof(lava_tensor) == 56 && offsetof(lava_tensor, row_start) == 48, "lava_tensor");
-LAVA_STATIC_ASSERT(sizeof(lava_score_params) == 72 && offsetof(lava_score_params, sink_logits) == 64, "lava_score_params");
+LAVA_STATIC_ASSERT(sizeof(lava_score_params) == 80 && offsetof(lava_score_params, query_head_weights) == 72, "lava_score_params");
 LAVA_STATIC_ASSERT(sizeof(lava_select_params) == 40 && offsetof(lava_select_params, head_weights) == 32, "lava_select_params");
 LAVA_STATIC_ASSERT(sizeof(lava_selection) == 40 && offsetof(lava_selection, evicted_share) == 32, "lava_selection");
 LAVA_STATIC_ASSERT(sizeof(lava_cascade_params) == 16 && offsetof(lava_cascade_params, evict_every) == 8, "lava_cascade_params");

@@ -584,8 +584,55 @@ inline void attend(const lava_shape &shape, std::uint32_t n_queries, const const
 }
 
 /*
- * Other papers' methods: lava_methods.h has their presets.
+ * Other methods: lava_methods.h has their presets.
  */
+
+/**
+ * lava_score_queries: joins a part's scores with those of n_queries queries that are not the cache's last rows, by maximum.
+ *
+ * q [n_queries, n_q_heads, head_dim_k], after RoPE; all else as in score. params: those of score, without smoothing.
+ * To score without V (LAVA_VALUE_NONE), call lava_score_queries.
+ */
+inline void score_queries(const lava_shape &shape, std::uint32_t n_queries, const const_tensor &q, const const_tensor &k,
+                          const const_tensor &v, span<float> scores, workspace &scratch,
+                          const lava_score_params &params = lava_score_params_default(), part p = {}) {
+    std::size_t size = 0;
+    detail::check("lava_score_queries_workspace_size", [&](lava_error *e) {
+        return lava_score_queries_workspace_size(&shape, &params, n_queries, &size, e);
+    });
+    detail::want_size("lava_score_queries", "scores", scores.size(), n_scores(shape), shape.layer);
+    void *memory = scratch.reserve(size);
+    detail::check("lava_score_queries", [&](lava_error *e) {
+        return lava_score_queries(&shape, &params, n_queries, &q.c, &k.c, &v.c, p.index, p.count, memory, size,
+                                  scores.data(), e);
+    });
+}
+
+/** lava_smooth: adds so many times a head's mean to its scores; what params protects is left out of the mean. */
+inline void smooth(const lava_shape &shape, float smoothing, span<float> scores,
+                   const lava_select_params &params = lava_select_params_default()) {
+    detail::want_size("lava_smooth", "scores", scores.size(), n_scores(shape), shape.layer);
+    detail::check("lava_smooth",
+                  [&](lava_error *e) { return lava_smooth(&shape, &params, smoothing, scores.data(), e); });
+}
+
+/** How a model turns its queries and keys. */
+struct rope {
+    span<const float> frequencies;            /**< radians per position, one for two elements of a query */
+    std::int32_t style = LAVA_ROPE_HALVES;    /**< or LAVA_ROPE_PAIRS */
+    float magnitude = 1;                      /**< YaRN's attention factor */
+};
+
+/** lava_rotate: queries from before RoPE, turned to one position. out: f32 [n_queries, n_q_heads, head_dim_k]. */
+inline void rotate(const lava_shape &shape, std::uint32_t n_queries, const const_tensor &q, const rope &how,
+                   std::uint32_t position, const tensor &out) {
+    // More than 32 bits hold are too many for any head.
+    std::size_t most = LAVA_MAX_HEAD_DIM, n = how.frequencies.size() < most ? how.frequencies.size() : most;
+    detail::check("lava_rotate", [&](lava_error *e) {
+        return lava_rotate(&shape, n_queries, &q.c, how.frequencies.data(), static_cast<std::uint32_t>(2 * n), how.style,
+                           how.magnitude, position, &out.c, e);
+    });
+}
 
 /** lava_mean_over_heads: all heads get the mean of their scores, n_scores(shape) of them. */
 inline void mean_over_heads(const lava_shape &shape, span<float> scores) {

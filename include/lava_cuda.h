@@ -30,6 +30,10 @@
  *     layers of unlike shapes        lava_cuda_global_entries and cascades take one shape for all layers;
  *                                    lava_cuda_layer_entries takes any layers
  *     sink_logits                    refused
+ *     query_head_weights             refused
+ *     LAVA_ATTENTION_MAX             refused, as attention
+ *     LAVA_VALUE_TOKEN_L2            refused, as value_weight
+ *     lava_score_queries             not there, nor lava_smooth
  *     backend                        refused, but for LAVA_BACKEND_BEST
  *     a log-sum-exp for scoring      not checked: attention that does not sum to 1 is believed
  *     keys that no query sees        are looked at: NaN in them is a fault. So are dead values with LAVA_VALUE_OUTPUT

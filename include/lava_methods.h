@@ -1,5 +1,5 @@
 /*
- * lava_methods.h - other papers' methods over lava.h: presets of their scores, statistics, layer weights.
+ * lava_methods.h - other methods over lava.h: presets of their scores, further queries, statistics, layer weights.
  *
  * Made by cbindgen from src/ffi/methods.rs; `UPDATE_HEADER=1 cargo test --test header` rewrites it. Edit the comments there.
  *
@@ -16,6 +16,10 @@
  *     KV-Compress     lava_score_params_kv_compress    one sort over the model: lava_global_entries
  *     VATP, CAOTE, ReST-KV, SAGE-KV: lava_score_params_ with their names, any budgets
  *
+ * And one of our own, for what is asked later: the window knows only what the prompt's last lines looked at. lava_rotate turns about 128
+ * of the prompt's queries to the position after it, lava_score_queries scores by these too, lava_smooth adds half a head's mean, and all
+ * heads compete (lava_global_entries). examples-c/ask_again.c does so.
+ *
  * SPDX-License-Identifier: MIT OR Apache-2.0
  */
 
@@ -24,6 +28,12 @@
 
 #include "lava.h"
 
+
+/// Elements 2i and 2i + 1 of a query are turned together: GPT-J, Llama as Meta published it, most GGUF files of Llama's kind.
+#define LAVA_ROPE_PAIRS 0
+
+/// Elements i and i + n_rot / 2: GPT-NeoX, Qwen, all of Hugging Face's models.
+#define LAVA_ROPE_HALVES 1
 
 #ifdef __cplusplus
 extern "C" {
@@ -71,6 +81,64 @@ lava_status lava_preference(const lava_shape *shape, const double *stats, double
 /// Errors: NULL, ALIGNMENT, SHAPE, ARGUMENT. Any thread.
 lava_status lava_pyramid_weights(uint32_t n_layers, uint64_t prefix_budget, uint64_t prefix_len, double beta,
     double *weights, lava_error *error);
+
+/// Bytes of workspace that each part of lava_score_queries needs.
+///
+/// params, n_queries: as in lava_score_queries.
+/// size: receives the bytes; untouched on error.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ARGUMENT, NONFINITE, UNSUPPORTED. Any thread.
+lava_status lava_score_queries_workspace_size(const lava_shape *shape, const lava_score_params *params,
+    uint32_t n_queries, size_t *size, lava_error *error);
+
+/// Asks again: scores a layer's prefix by queries that are not the cache's last rows, and joins the result with what scores holds. Each
+/// entry gets the larger of the two.
+///
+/// Each of the queries sees what one at position n_tokens would: every row, the window's too, as far as a sliding window reaches. So
+/// they may be the prompt's own, from before RoPE, turned to that position by lava_rotate: what they look at from there is what a later
+/// mention of the same things will look at. Their order matters to LAVA_ATTENTION_EXPONENTIAL only.
+///
+/// Called after lava_score, or with scores set to 0, as often as wanted; then lava_smooth, if at all.
+///
+/// params: may be NULL; those of lava_score, so that the scores can be compared. smoothing must be 0 (ARGUMENT).
+/// n_queries: at least 1.
+/// q: [n_queries, n_q_heads, head_dim_k], after RoPE.
+/// k, v, part, n_parts: as in lava_score.
+/// workspace: lava_score_queries_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN.
+/// scores: as in lava_score, read and written; finite. On error the part's own may be partly joined.
+/// Errors: as lava_score. Any thread.
+lava_status lava_score_queries(const lava_shape *shape, const lava_score_params *params, uint32_t n_queries,
+    const lava_tensor *q, const lava_tensor *k, const lava_tensor *v, uint32_t part, uint32_t n_parts, void *workspace,
+    size_t workspace_size, float *scores, lava_error *error);
+
+/// Adds smoothing times a head's mean score to all its scores: what nobody asked about is not nothing. As smoothing of
+/// lava_score_params, but after scores were joined, and with what is protected left out of the mean: the first tokens draw so much
+/// attention that they would be most of it.
+///
+/// params: may be NULL; of these n_sink and protected_mask are used: what will be selected with.
+/// smoothing: finite, not negative.
+/// scores: f32, lava_n_scores(shape) of them, as in lava_score, finite; read and written. Untouched on error.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ALIGNMENT, ARGUMENT, OVERLAP, NONFINITE (naming the head). Any thread.
+lava_status lava_smooth(const lava_shape *shape, const lava_select_params *params, float smoothing, float *scores,
+    lava_error *error);
+
+/// Turns queries from before RoPE to one position, for lava_score_queries: that position is the shape's n_tokens, or a later one.
+///
+/// Of each pair (x, y) of a query's first n_rot elements x cos - y sin and x sin + y cos are written, times magnitude, the angle being
+/// position times the pair's frequency; other elements are copied. What the model does to its keys is in the frequencies:
+/// base^(-2i / n_rot), or what YaRN (arXiv 2309.00071), Llama 3 and others make of that.
+///
+/// shape: n_q_heads and head_dim_k are used.
+/// n_queries: at least 1.
+/// q: [n_queries, n_q_heads, head_dim_k], before RoPE, after all that the model does to queries before it.
+/// frequencies: [n_rot / 2], radians per position, finite.
+/// n_rot: even (ARGUMENT), at most head_dim_k (SHAPE). 0: frequencies may be NULL.
+/// style: LAVA_ROPE_PAIRS or LAVA_ROPE_HALVES.
+/// magnitude: what the model multiplies sines and cosines by: YaRN's attention factor. 0: 1.
+/// out: f32 [n_queries, n_q_heads, head_dim_k], any strides. Shares memory with nothing, q included. Untouched on error.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE, DTYPE, ARGUMENT, NONFINITE (in frequencies; NaN in q becomes
+///     NaN in out, which lava_score_queries finds). Any thread.
+lava_status lava_rotate(const lava_shape *shape, uint32_t n_queries, const lava_tensor *q, const float *frequencies,
+    uint32_t n_rot, int32_t style, float magnitude, uint32_t position, const lava_tensor *out, lava_error *error);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -14,6 +14,7 @@
 //! | selection | [`select`] | scores, entries to keep → `kept_indices`, `cu_kept`, `rows` |
 //! | eviction | [`compact`] | cache, kept rows → smaller cache |
 //! | the same while prefilling | [`cascade`] | each layer's scores as it arrives → all layers' kept rows |
+//! | queries from before RoPE, turned to another position, to ask again | [`rope`] | pre-RoPE Q → Q |
 //! | decoding | [`attend`] | new queries, compressed cache → attention output |
 //!
 //! A stage with more than one file keeps the others in a folder of its name (`score/`, `select/`, `cascade/`); its own file says what is
@@ -58,6 +59,8 @@ pub mod params;
 #[cfg(feature = "std")]
 #[forbid(unsafe_code)]
 pub mod reference;
+#[forbid(unsafe_code)]
+pub mod rope;
 #[forbid(unsafe_code)]
 pub mod score;
 #[forbid(unsafe_code)]

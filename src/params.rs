@@ -346,6 +346,8 @@ pub enum Attention {
     /// `i + 1`: the newest entries are best. Queries and keys are not looked at. StreamingLLM (arXiv 2309.17453). f32 tells positions
     /// apart up to 2²⁴.
     Recency = 4,
+    /// `max_j A`: an entry that one query needs is as good as one that all do. DefensiveKV (arXiv 2510.13334), KVzip (arXiv 2505.23416).
+    Max = 5,
 }
 
 /// What an entry's attention is multiplied by.
@@ -357,11 +359,13 @@ pub enum ValueWeight {
     HeadMax = 0,
     /// Nothing; the values are not looked at. SnapKV and most others.
     None = 1,
-    /// The L1 norm of its own value, behind pooling and the reduction over the group. VATP (arXiv 2406.12335).
+    /// The L1 norm of its own value, after pooling and the reduction over the group. VATP (arXiv 2406.12335).
     Token = 2,
     /// What evicting it alone does to the output: `a → a / (1 − a) · ‖o − v_i‖₂`, where `o = Σ_i a_i v_i` over all tokens; query head by
     /// query head, before pooling. Only for attention that sums to 1 (mean, exponential). CAOTE (arXiv 2504.14051), ReST-KV.
     Output = 3,
+    /// The L2 norm of its own value, after pooling and the reduction over the group. Expected Attention (arXiv 2510.00636).
+    TokenL2 = 4,
 }
 
 /// The base of a log-sum-exp.
@@ -395,6 +399,9 @@ pub struct ScoreParams<'a> {
     pub softcap: Option<f32>,
     /// Learned attention sinks: one logit per query head, neither scaled nor capped, that is part of the softmax's denominator.
     pub sink_logits: Option<&'a [f32]>,
+    /// One factor per query head on its attention, before the group becomes one score; finite, not negative. What a head's output counts
+    /// in the residual stream, say: `‖W_O of the head‖_F / sqrt(head_dim_v)` over the norm of the layer's residual. `None`: all 1.
+    pub query_head_weights: Option<&'a [f32]>,
     /// The base of a log-sum-exp that comes with the inputs.
     pub lse_base: LseBase,
     /// Pooling along tokens.
@@ -435,6 +442,7 @@ impl ScoreParams<'_> {
             scale: None,
             softcap: None,
             sink_logits: None,
+            query_head_weights: None,
             lse_base: LseBase::Natural,
             pool: Pool::Max,
             pool_kernel: 7,
@@ -501,7 +509,7 @@ impl ScoreParams<'_> {
         Self { attention: Attention::Exponential, decay: 1.0, pool_kernel: 1, ..Self::snapkv() }
     }
 
-    /// Checks every option's range, and that there is a sink logit for each of `n_q_heads` query heads, if there are any.
+    /// Checks every option's range, and that there are sink logits and weights for `n_q_heads` query heads, where there are any.
     pub fn validate(&self, n_q_heads: usize) -> Result<()> {
         let odd = self.pool_kernel % 2 == 1 && self.pool_kernel <= MAX_POOL_KERNEL;
         ensure(odd, ErrorKind::Argument, c"pool_kernel")?;
@@ -511,6 +519,12 @@ impl ScoreParams<'_> {
         ensure(self.weight.is_finite() && self.weight > 0.0, ErrorKind::Argument, c"weight")?;
         let sums_to_1 = matches!(self.attention, Attention::Mean | Attention::Exponential);
         ensure(sums_to_1 || self.value_weight != ValueWeight::Output, ErrorKind::Argument, c"value_weight")?;
+        if let Some(weights) = self.query_head_weights {
+            ensure(weights.len() >= n_q_heads, ErrorKind::BufferSize, c"query_head_weights")?;
+            let weights = &weights[..n_q_heads];
+            ensure(weights.iter().all(|w| w.is_finite()), ErrorKind::NonFinite, c"query_head_weights")?;
+            ensure(weights.iter().all(|w| *w >= 0.0), ErrorKind::Argument, c"query_head_weights")?;
+        }
         validate_logit_options(self.scale, self.softcap, self.sink_logits, n_q_heads)
     }
 }

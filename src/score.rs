@@ -10,6 +10,9 @@
 //! reduction are options; with them other published scores are points of the same frame (`ScoreParams::snapkv` and its
 //! neighbours).
 //!
+//! Other queries than the window's can be asked too ([`score_queries`]): those that nobody has asked yet, as far as one
+//! can guess them.
+//!
 //! With a sliding window each query sees so many keys only. Rows that no query of the window sees are not read, and
 //! *dead* ones, those that no later query can see, score 0.
 //!
@@ -38,11 +41,11 @@ use core::ops::Range;
 
 use crate::backend::Backend;
 use crate::error::{ErrorKind, Result, ensure};
-use crate::params::{Attention, ScoreParams, Shape, ValueWeight, split};
+use crate::params::{Attention, ScoreParams, SelectParams, Shape, ValueWeight, split};
 use crate::view::{Dtype, Tensor};
 use crate::workspace::{Carver, size_of_carve};
 use plan::{Buffers, Plan};
-use task::Task;
+use task::{Queries, Task};
 
 #[cfg(feature = "cuda")]
 pub(crate) use stats::check_tau;
@@ -51,18 +54,35 @@ pub use task::ScoreInputs;
 
 /// Bytes of workspace that one part of [`score`] or [`attention_stats`] needs.
 pub fn workspace_size(shape: &Shape, params: &ScoreParams) -> Result<usize> {
-    check_options(shape, params)?;
+    size_for(shape, params, Queries::Window)
+}
+
+/// Bytes of workspace that one part of [`score_queries`] needs.
+pub fn queries_workspace_size(shape: &Shape, params: &ScoreParams, n_queries: usize) -> Result<usize> {
+    size_for(shape, params, Queries::After(n_queries))
+}
+
+fn size_for(shape: &Shape, params: &ScoreParams, queries: Queries) -> Result<usize> {
+    check_options(shape, params, queries)?;
     let size = |has_lse| {
-        let plan = Plan::new(shape, params, has_lse)?;
-        size_of_carve(|c| Buffers::carve(c, shape, params, plan))
+        let plan = Plan::new(shape, params, queries, has_lse)?;
+        size_of_carve(|c| Buffers::carve(c, shape, params, queries, plan))
     };
     let most = size(false).and_then(|without| Ok(without.max(size(true)?)));
     most.map_err(|e| e.at_layer(shape.layer))
 }
 
-fn check_options(shape: &Shape, params: &ScoreParams) -> Result<()> {
+fn check_options(shape: &Shape, params: &ScoreParams, queries: Queries) -> Result<()> {
     shape.validate()?;
-    params.validate(shape.n_q_heads).map_err(|e| e.at_layer(shape.layer))
+    let at_layer = |e: crate::Error| e.at_layer(shape.layer);
+    params.validate(shape.n_q_heads).map_err(at_layer)?;
+    let Queries::After(n) = queries else { return Ok(()) };
+    ensure(n > 0, ErrorKind::Shape, c"n_queries").map_err(at_layer)?;
+    let rows = (n as u64).checked_mul(shape.n_q_heads as u64);
+    ensure(rows.is_some_and(|n| n <= u32::MAX as u64), ErrorKind::Overflow, c"n_queries")
+        .map_err(at_layer)?;
+    // What is added here would take part in the next maximum.
+    ensure(params.smoothing == 0.0, ErrorKind::Argument, c"smoothing").map_err(at_layer)
 }
 
 /// The KV heads that `part` of `n_parts` works on.
@@ -86,31 +106,141 @@ pub fn score(
     workspace: &mut Carver,
     scores: &mut [f32],
 ) -> Result<()> {
-    check_options(shape, params)?;
+    score_by(Queries::Window, backend, shape, params, inputs, part, n_parts, workspace, scores)
+}
+
+/// Asks again: scores the KV heads of one part by `n_queries` queries that are not the cache's last rows, and joins the result with
+/// what `scores` holds: of each live entry the larger of the two.
+///
+/// `inputs.q` is `[n_queries, n_q_heads, head_dim_k]`, after RoPE. Each query sees what one at position `n_tokens` would: every row of
+/// the cache, the window's too, as far as a sliding window reaches. So these may be the prompt's own queries, turned to that position
+/// ([`crate::rope::rotate`]), in any order and in instalments. All else is as in [`score`]; `scores` holds what that left there, or
+/// zeros. `smoothing` must be 0: [`smooth`] does that after the last of them.
+///
+/// On an error `scores` may be partly joined.
+#[expect(clippy::too_many_arguments, reason = "the C function's arguments, one to one")]
+pub fn score_queries(
+    backend: Backend,
+    shape: &Shape,
+    params: &ScoreParams,
+    n_queries: usize,
+    inputs: &ScoreInputs,
+    part: usize,
+    n_parts: usize,
+    workspace: &mut Carver,
+    scores: &mut [f32],
+) -> Result<()> {
+    score_by(Queries::After(n_queries), backend, shape, params, inputs, part, n_parts, workspace, scores)
+}
+
+#[expect(clippy::too_many_arguments, reason = "those of the two functions above")]
+fn score_by(
+    queries: Queries,
+    backend: Backend,
+    shape: &Shape,
+    params: &ScoreParams,
+    inputs: &ScoreInputs,
+    part: usize,
+    n_parts: usize,
+    workspace: &mut Carver,
+    scores: &mut [f32],
+) -> Result<()> {
+    check_options(shape, params, queries)?;
     let heads = part_heads(shape, part, n_parts)?;
     let at_layer = |e: crate::Error| e.at_layer(shape.layer);
-    check_inputs(shape, params, inputs).map_err(at_layer)?;
+    check_inputs(shape, params, queries, inputs).map_err(at_layer)?;
     let first = shape.first_score(heads.start);
     let fits = scores.len() >= shape.first_score(heads.end) - first;
     ensure(fits, ErrorKind::BufferSize, c"scores").map_err(at_layer)?;
-    let plan = Plan::new(shape, params, inputs.lse.is_some())?;
-    let mut buffers = Buffers::carve(workspace, shape, params, plan).map_err(at_layer)?;
+    let plan = Plan::new(shape, params, queries, inputs.lse.is_some())?;
+    let mut buffers = Buffers::carve(workspace, shape, params, queries, plan).map_err(at_layer)?;
     if shape.prefix_len() == 0 {
         return Ok(()); // the window covers everything: nothing competes
     }
     if params.value_weight != ValueWeight::None {
         let of_values = (params.value_weight, params.value_span);
         let kernels = backend.kernels;
-        value::maxima(kernels, shape, of_values, &inputs.v, heads.clone(), buffers.value_max)
+        value::maxima(kernels, shape, queries, of_values, &inputs.v, heads.clone(), buffers.value_max)
             .map_err(at_layer)?;
     }
     let kernels = backend.kernels.for_product(&inputs.q, &inputs.k);
     for head in heads {
         let out = &mut scores[shape.first_score(head) - first..shape.first_score(head + 1) - first];
-        let task = Task::new(kernels, shape, params, inputs, head);
-        head::score(&task, plan, &mut buffers, out).map_err(|e| at_layer(e.at_head(head)))?;
+        let task = Task::new(kernels, shape, params, inputs, head, queries);
+        let done = match queries {
+            Queries::Window => head::score(&task, plan, &mut buffers, out),
+            Queries::After(_) => {
+                let joining = core::mem::take(&mut buffers.joining);
+                let more = &mut joining[..out.len()];
+                let done = head::score(&task, plan, &mut buffers, more);
+                let done = done.and_then(|()| join(&more[task.live.clone()], &mut out[task.live.clone()]));
+                buffers.joining = joining;
+                done
+            }
+        };
+        done.map_err(|e| at_layer(e.at_head(head)))?;
     }
     Ok(())
+}
+
+/// The larger of two scores of each entry, in `scores`, which must have been finite.
+fn join(more: &[f32], scores: &mut [f32]) -> Result<()> {
+    let mut finite = true;
+    for (s, &x) in scores.iter_mut().zip(more) {
+        finite &= s.is_finite();
+        *s = if x > *s { x } else { *s };
+    }
+    ensure(finite, ErrorKind::NonFinite, c"scores")
+}
+
+/// Adds `smoothing` times a head's mean score to all its live scores: what nobody asked about is not nothing.
+///
+/// The same as [`ScoreParams::smoothing`], but after scores have been joined, and with what `select` protects left out of the mean: the
+/// first tokens hold so much attention that they would be most of it. Of `select` only that is used. `scores` are as [`score`] leaves
+/// them, of all heads, finite. On an error they are untouched.
+pub fn smooth(shape: &Shape, select: &SelectParams, smoothing: f32, scores: &mut [f32]) -> Result<()> {
+    shape.validate()?;
+    let at_layer = |e: crate::Error| e.at_layer(shape.layer);
+    SelectParams { head_weights: None, ..*select }.validate(0, shape.prefix_len()).map_err(at_layer)?;
+    let valid = smoothing.is_finite() && smoothing >= 0.0;
+    ensure(valid, ErrorKind::Argument, c"smoothing").map_err(at_layer)?;
+    ensure(scores.len() as u64 >= shape.n_scores(), ErrorKind::BufferSize, c"scores").map_err(at_layer)?;
+    crate::entropy::check_finite(shape, scores)?;
+    if shape.n_scores() == 0 {
+        return Ok(());
+    }
+    // First whether all goes well.
+    for dry in [true, false] {
+        for h in 0..shape.n_kv_heads {
+            let (first, live) = (shape.first_score(h), shape.live(h));
+            let head = &mut scores[first + live.start..first + live.end];
+            let more = (smoothing as f64 * mean_of_unprotected(shape, h, select, head)) as f32;
+            match dry {
+                true => ensure(head.iter().all(|s| (s + more).is_finite()), ErrorKind::NonFinite, c"scores")
+                    .map_err(|e| at_layer(e.at_head(h)))?,
+                false => head.iter_mut().for_each(|s| *s += more),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The mean of a head's live scores without those that are kept whatever they are; 0 where there is none.
+fn mean_of_unprotected(shape: &Shape, h: usize, select: &SelectParams, live: &[f32]) -> f64 {
+    let n_protected = select.n_protected(shape, h);
+    if n_protected == live.len() {
+        return 0.0;
+    }
+    let sum = match select.protected_mask {
+        // Sinks come first.
+        None => crate::entropy::total(&live[n_protected..]),
+        Some(_) => {
+            let rows = shape.live(h).zip(live);
+            let unprotected = rows.filter(|(row, _)| !select.protects(shape.position(h, *row)));
+            unprotected.fold(0.0, |sum, (_, &s)| sum + s as f64)
+        }
+    };
+    sum / (live.len() - n_protected) as f64
 }
 
 /// Statistics of the KV heads of one part, `stats[0]` being the part's first head's, over their live prefix rows.
@@ -128,36 +258,37 @@ pub fn attention_stats(
     workspace: &mut Carver,
     stats: &mut [AttentionStats],
 ) -> Result<()> {
-    check_options(shape, params)?;
+    check_options(shape, params, Queries::Window)?;
     let params =
         ScoreParams { attention: Attention::MeanVariance, value_weight: ValueWeight::None, ..*params };
     let heads = part_heads(shape, part, n_parts)?;
     let at_layer = |e: crate::Error| e.at_layer(shape.layer);
-    check_inputs(shape, &params, inputs).map_err(at_layer)?;
+    check_inputs(shape, &params, Queries::Window, inputs).map_err(at_layer)?;
     ensure(stats.len() >= heads.len(), ErrorKind::BufferSize, c"stats").map_err(at_layer)?;
-    let mut buffers = Buffers::carve(workspace, shape, &params, Plan::LEAST).map_err(at_layer)?;
+    let mut buffers =
+        Buffers::carve(workspace, shape, &params, Queries::Window, Plan::LEAST).map_err(at_layer)?;
     let kernels = backend.kernels.for_product(&inputs.q, &inputs.k);
     for (head, out) in heads.zip(stats) {
-        let task = Task::new(kernels, shape, &params, inputs, head);
+        let task = Task::new(kernels, shape, &params, inputs, head, Queries::Window);
         *out = stats::of_head(&task, &mut buffers).map_err(|e| at_layer(e.at_head(head)))?;
     }
     Ok(())
 }
 
 /// That the tensors have the shape they should.
-fn check_inputs(shape: &Shape, params: &ScoreParams, inputs: &ScoreInputs) -> Result<()> {
+fn check_inputs(shape: &Shape, params: &ScoreParams, queries: Queries, inputs: &ScoreInputs) -> Result<()> {
     let fits = |t: &Tensor, heads: usize, dim: usize, rows: &dyn Fn(usize) -> usize| {
         t.n_heads() == heads && t.dim() == dim && (0..heads).all(|h| t.rows(h) >= rows(h))
     };
-    let window = |_| if shape.prefix_len() == 0 { 0 } else { shape.window };
+    let n_queries = |_| if shape.prefix_len() == 0 { 0 } else { queries.n(shape) };
     let rows = |h| shape.rows(h);
-    ensure(fits(&inputs.q, shape.n_q_heads, shape.head_dim_k, &window), ErrorKind::Shape, c"q")?;
+    ensure(fits(&inputs.q, shape.n_q_heads, shape.head_dim_k, &n_queries), ErrorKind::Shape, c"q")?;
     ensure(fits(&inputs.k, shape.n_kv_heads, shape.head_dim_k, &rows), ErrorKind::Shape, c"k")?;
     let v = fits(&inputs.v, shape.n_kv_heads, shape.head_dim_v, &rows);
     ensure(v || params.value_weight == ValueWeight::None, ErrorKind::Shape, c"v")?;
     let Some(lse) = &inputs.lse else { return Ok(()) };
     ensure(lse.dtype() == Dtype::F32, ErrorKind::Dtype, c"lse")?;
-    ensure(fits(lse, shape.n_q_heads, 1, &window), ErrorKind::Shape, c"lse")
+    ensure(fits(lse, shape.n_q_heads, 1, &n_queries), ErrorKind::Shape, c"lse")
 }
 
 /// Gives all heads the mean of their scores, so that they keep the same tokens under equal head budgets: TOVA's one set

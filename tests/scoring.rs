@@ -7,6 +7,7 @@ use common::{Random, aligned, carver, shape};
 use half::{bf16, f16};
 use lava::attend::{AttendInputs, AttendParams, Positions};
 use lava::reference::{self, Heads};
+use lava::rope::{self, Rope, RopeStyle};
 use lava::score::ScoreInputs;
 use lava::*;
 
@@ -280,6 +281,11 @@ fn scores_with_every_option_and_dtype() {
     }
 }
 
+/// Maximum attention, not pooled: what asks again.
+fn largest(value_weight: ValueWeight) -> ScoreParams<'static> {
+    ScoreParams { attention: Attention::Max, value_weight, pool_kernel: 1, ..ScoreParams::lava() }
+}
+
 /// Every scorer of the frame, crossed with both poolings and both reductions, with the log-sum-exp given and not.
 #[test]
 fn scores_of_every_method() {
@@ -297,6 +303,10 @@ fn scores_of_every_method() {
         ScoreParams::sage_kv(),
         ScoreParams { weight: 3.5, smoothing: 1.5, ..ScoreParams::vatp() },
         ScoreParams { smoothing: 1.0, ..ScoreParams::streaming() },
+        largest(ValueWeight::None),
+        largest(ValueWeight::HeadMax),
+        largest(ValueWeight::TokenL2),
+        ScoreParams { pool_kernel: 5, smoothing: 0.5, ..largest(ValueWeight::Token) },
     ];
     let mut seed = 1000u64;
     for scorer in scorers {
@@ -316,8 +326,17 @@ fn scores_of_every_method() {
                     let sinks: Vec<f32> = (0..heads.0).map(|h| (h as f32 - 4.0) * 0.7).collect();
                     let sink_logits = seed.is_multiple_of(5).then_some(&sinks[..]);
                     let lse_base = if seed.is_multiple_of(4) { LseBase::Two } else { LseBase::Natural };
-                    let params =
-                        ScoreParams { pool, group_reduce, pool_kernel, sink_logits, lse_base, ..scorer };
+                    let weights: Vec<f32> = (0..heads.0).map(|h| [0.3, 0.0, 1.0, 5.5][h % 4]).collect();
+                    let query_head_weights = (seed % 7 < 2).then_some(&weights[..]);
+                    let params = ScoreParams {
+                        pool,
+                        group_reduce,
+                        pool_kernel,
+                        sink_logits,
+                        query_head_weights,
+                        lse_base,
+                        ..scorer
+                    };
                     let shape = shape(prefix + window, heads, (dim, dim + 4), window);
                     let shape = Shape { sliding_window, ..shape };
                     let dtype = [Dtype::F32, Dtype::F16, Dtype::BF16][seed as usize % 3];
@@ -389,7 +408,7 @@ fn one_set_for_all_heads() {
 /// Short prompts of few heads never have room to store exponentials; here there is, as in every layer of a real size.
 #[test]
 fn scores_where_exponentials_are_stored() {
-    let mut seed = 100;
+    let mut seed = 100u64;
     for prefix in [97, 127, 128, 129, 160, 255, 290] {
         for (heads, window) in [((16, 8), 5), ((24, 8), 3), ((8, 8), 9)] {
             for (pool, group_reduce) in [
@@ -404,7 +423,12 @@ fn scores_where_exponentials_are_stored() {
                     let size = score::workspace_size(&shape, &params).unwrap();
                     assert!(size > one_head + 64 * 32 * 4, "{size} bytes: nothing is stored for {shape:?}");
                     seed += 1;
+                    let weights: Vec<f32> = (0..heads.0).map(|h| 0.5 + (h % 3) as f32).collect();
+                    let query_head_weights = seed.is_multiple_of(2).then_some(&weights[..]);
+                    let params = ScoreParams { query_head_weights, ..params };
                     for dtypes in [[Dtype::F32, Dtype::F16, Dtype::BF16], [Dtype::BF16; 3]] {
+                        check_score(&shape, &params, dtypes, seed, false);
+                        let params = ScoreParams { attention: Attention::Max, ..params };
                         check_score(&shape, &params, dtypes, seed, false);
                     }
                 }
@@ -1081,4 +1105,288 @@ fn preferences_of_nonsense_are_refused() {
     assert!(of(1.0, -1.0).is_err_and(|e| e.kind == ErrorKind::Argument));
     assert!(of(f64::NAN, 1.0).is_err_and(|e| e.kind == ErrorKind::NonFinite));
     assert!(score::preference(&[], 0.0, 1.0).is_err());
+}
+
+/// Other queries than the window's, over the same cache.
+fn ask(
+    backend: Backend,
+    shape: &Shape,
+    params: &ScoreParams,
+    inputs: &ScoreInputs,
+    n_queries: usize,
+    n_parts: usize,
+    scores: &mut [f32],
+) -> Result<()> {
+    for part in 0..n_parts {
+        let heads = score::part_heads(shape, part, n_parts)?;
+        let own = &mut scores[shape.first_score(heads.start)..shape.first_score(heads.end)];
+        let mut workspace = aligned(score::queries_workspace_size(shape, params, n_queries)?);
+        let memory = &mut carver(&mut workspace);
+        score::score_queries(backend, shape, params, n_queries, inputs, part, n_parts, memory, own)?;
+    }
+    Ok(())
+}
+
+/// Queries that are not in the cache see all that one at position N does: against the reference, and as the window of a longer prompt.
+#[test]
+fn other_queries_are_asked() {
+    let mut seed = 500u64;
+    for (n, w, heads, dim) in [(40, 3, (2, 2), 8), (150, 8, (6, 2), 24), (140, 5, (16, 8), 64)] {
+        let (cu, positions) = holes(n, w, heads.1, |h, p| h == 0 || !(p * 7 + h).is_multiple_of(3));
+        for (sliding_window, ragged) in [(None, false), (Some(31), false), (None, true), (Some(70), true)] {
+            let shape = Shape { sliding_window, ..shape(n, heads, (dim, dim + 3), w) };
+            let shape = if ragged { shape.with_rows(&cu, &positions) } else { shape };
+            for (params, n_queries) in [
+                (largest(ValueWeight::TokenL2), 1),
+                (largest(ValueWeight::TokenL2), 40),
+                (largest(ValueWeight::HeadMax), 16),
+                (ScoreParams::lava(), 17),
+                (ScoreParams { value_span: ValueSpan::All, ..ScoreParams::default() }, 33),
+                (ScoreParams::cake(10.0), 5),
+                (ScoreParams::caote(), 128),
+                (ScoreParams::rest_kv(0.3), 4),
+                (ScoreParams::streaming(), 2),
+            ] {
+                seed += 1;
+                let weights: Vec<f32> = (0..heads.0).map(|h| 0.5 + (h % 3) as f32).collect();
+                let query_head_weights = seed.is_multiple_of(2).then_some(&weights[..]);
+                let sinks: Vec<f32> = (0..heads.0).map(|h| h as f32 * 0.5 - 1.0).collect();
+                let sink_logits = seed.is_multiple_of(3).then_some(&sinks[..]);
+                let params = ScoreParams { query_head_weights, sink_logits, ..params };
+                let dtype = [Dtype::F32, Dtype::F16, Dtype::BF16][seed as usize % 3];
+                let layer = Layer::random(&shape, [dtype; 3], seed);
+                let q = Data::new(&mut Random(seed), dtype, (n_queries, heads.0, dim), 2.0);
+                let by_queries = reference::scores_by_queries(
+                    &shape,
+                    &params,
+                    &q.values,
+                    &layer.k.values,
+                    &layer.v.values,
+                );
+                let by_window = layer.want(&shape, &params);
+                let want: Vec<f64> =
+                    by_window.iter().zip(by_queries.iter().flatten()).map(|(a, b)| a.max(*b)).collect();
+                for backend in Backend::all() {
+                    let what = format!("{shape:?} {params:?} {n_queries}");
+                    let window = run_score(backend, &shape, &params, &layer.inputs()).unwrap();
+                    let inputs = ScoreInputs { q: q.view(), ..layer.inputs() };
+                    let mut scores = window.clone();
+                    ask(backend, &shape, &params, &inputs, n_queries, 1, &mut scores).unwrap();
+                    assert_scores(backend, &scores, &want, 2e-5, &what);
+                    let mut alone = vec![0.0; scores.len()];
+                    ask(backend, &shape, &params, &inputs, n_queries, 3, &mut alone).unwrap();
+                    assert_scores(backend, &alone, &by_queries.concat(), 2e-5, &what);
+                    // The same bits, however it is divided; and asking twice changes nothing.
+                    let joined: Vec<f32> = window.iter().zip(&alone).map(|(a, b)| a.max(*b)).collect();
+                    assert!(joined == scores, "{what}");
+                    ask(backend, &shape, &params, &inputs, n_queries, 2, &mut scores).unwrap();
+                    assert!(joined == scores, "{what}");
+                }
+            }
+        }
+    }
+}
+
+/// A maximum over queries is the maximum over instalments of them, bit by bit.
+#[test]
+fn instalments_are_one_question() {
+    let shape = shape(260, (6, 2), (32, 24), 4);
+    let params = largest(ValueWeight::TokenL2);
+    let layer = Layer::random(&shape, [Dtype::F32, Dtype::F16, Dtype::BF16], 1);
+    let q = Data::new(&mut Random(2), Dtype::F32, (48, 6, 32), 2.0);
+    let strides = Strides::token_major(6, 32);
+    for backend in Backend::all() {
+        let some = |queries: std::ops::Range<usize>, scores: &mut [f32]| {
+            let (rows, elements) = (Rows::Same(queries.len()), queries.start * 192..queries.end * 192);
+            let q = Tensor::from_slice(&q.f32[elements], strides, rows, 6, 32).unwrap();
+            ask(backend, &shape, &params, &ScoreInputs { q, ..layer.inputs() }, queries.len(), 1, scores)
+                .unwrap();
+        };
+        let (mut whole, mut parts) = (vec![0.0; 512], vec![0.0; 512]);
+        some(0..48, &mut whole);
+        some(17..48, &mut parts);
+        some(0..16, &mut parts);
+        some(16..17, &mut parts);
+        assert!(whole == parts, "{}", backend.name());
+    }
+}
+
+#[test]
+fn faults_of_asking_name_the_layer() {
+    let shape = shape(20, (4, 2), (8, 8), 4);
+    let layer = Layer::random(&shape, [Dtype::F32; 3], 1);
+    let params = largest(ValueWeight::TokenL2);
+    let fault = |params: &ScoreParams, n_queries: usize, scores: &mut [f32]| {
+        let error =
+            ask(Backend::detect(), &shape, params, &layer.inputs(), n_queries, 1, scores).unwrap_err();
+        assert_eq!(error.layer, Some(3));
+        (error.kind, error.argument, error.head)
+    };
+    let scores = &mut [0.0; 32][..];
+    assert_eq!(fault(&params, 0, scores), (ErrorKind::Shape, c"n_queries", None));
+    assert_eq!(fault(&params, 5, scores), (ErrorKind::Shape, c"q", None));
+    assert_eq!(fault(&params, 1 << 40, scores), (ErrorKind::Overflow, c"n_queries", None));
+    let smooth = ScoreParams { smoothing: 0.5, ..params };
+    assert_eq!(fault(&smooth, 4, scores), (ErrorKind::Argument, c"smoothing", None));
+    for (weights, kind) in [
+        (&[1.0; 3][..], ErrorKind::BufferSize),
+        (&[1.0, 1.0, f32::NAN, 1.0], ErrorKind::NonFinite),
+        (&[1.0, 1.0, -0.5, 1.0], ErrorKind::Argument),
+    ] {
+        let weighed = ScoreParams { query_head_weights: Some(weights), ..params };
+        assert_eq!(fault(&weighed, 4, scores), (kind, c"query_head_weights", None));
+    }
+    scores[17] = f32::NAN;
+    assert_eq!(fault(&params, 4, scores), (ErrorKind::NonFinite, c"scores", Some(1)));
+    // Where nothing competes nothing is asked.
+    let short = Shape { n_tokens: 4, ..shape };
+    let layer = Layer::random(&short, [Dtype::F32; 3], 1);
+    assert_eq!(ask(Backend::detect(), &short, &params, &layer.inputs(), 9, 1, &mut []), Ok(()));
+}
+
+/// Squares that f32 does not hold: too small, too large, and both next to ordinary ones.
+#[test]
+fn l2_norms_of_any_size() {
+    let params = ScoreParams { scale: Some(0.0), ..largest(ValueWeight::TokenL2) };
+    for dim in [1, 3, 16, 40] {
+        let shape = shape(9, (1, 1), (2, dim), 1);
+        let sizes = [1e-30, 1e-18, 1e-13, 1.0, 1e15, 1e19, 1e25, 0.0];
+        let v = |_, row: usize, c: usize| sizes.get(row).map_or(0.0, |size| size * (1.0 + c as f64));
+        let layer = Layer::of(&shape, |_, _, _| 1.0, |_, _, _| 1.0, v);
+        let want = layer.want(&shape, &params);
+        for backend in Backend::all() {
+            let got = run_score(backend, &shape, &params, &layer.inputs()).unwrap();
+            for (got, want) in got.iter().zip(&want) {
+                assert!((*got as f64 - want).abs() <= 2e-6 * want, "{}: {got} {want}", backend.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn smoothing_leaves_the_protected_out_of_the_mean() {
+    let (n, w, heads) = (300, 5, 3);
+    let mut mask: Vec<u8> = (0..n - w).map(|p| (p % 11 == 3) as u8).collect();
+    let (cu, positions) = holes(n, w, heads, |h, p| h == 0 || !(p * 7 + h).is_multiple_of(3));
+    let masks = [None, Some(mask.clone()), {
+        mask.fill(1);
+        Some(mask)
+    }];
+    for (sliding_window, ragged) in [(None, false), (Some(70), false), (None, true), (Some(70), true)] {
+        let shape = Shape { sliding_window, ..shape(n, (heads, heads), (1, 1), w) };
+        let shape = if ragged { shape.with_rows(&cu, &positions) } else { shape };
+        let mut random = Random(3);
+        let mut scores = vec![];
+        for h in 0..heads {
+            let dead = shape.live(h).start;
+            let score = |i: usize| if i < dead { 0.0 } else { random.real().abs() as f32 };
+            scores.push((0..shape.prefix_rows(h)).map(score).collect::<Vec<f32>>());
+        }
+        for (n_sink, mask) in [0, 4, 1000].into_iter().flat_map(|n| masks.iter().map(move |mask| (n, mask))) {
+            let select = SelectParams { n_sink, protected_mask: mask.as_deref(), ..SelectParams::lava() };
+            let exact: Vec<Vec<f64>> = scores.iter().map(|s| s.iter().map(|&x| x.into()).collect()).collect();
+            let want = reference::smoothed(&shape, &select, 0.5, &exact).concat();
+            let mut got = scores.concat();
+            score::smooth(&shape, &select, 0.5, &mut got).unwrap();
+            assert_scores(Backend::detect(), &got, &want, 1e-7, &format!("{shape:?} {select:?}"));
+        }
+    }
+    // With nothing protected it is what scoring does, bit by bit.
+    let shape = shape(2500, (4, 2), (16, 16), 8).sliding(2300);
+    let layer = Layer::random(&shape, [Dtype::F32; 3], 1);
+    let plain = ScoreParams::default();
+    let smooth = ScoreParams { smoothing: 0.7, ..plain };
+    let mut got = run_score(Backend::detect(), &shape, &plain, &layer.inputs()).unwrap();
+    score::smooth(&shape, &SelectParams::lava(), 0.7, &mut got).unwrap();
+    assert!(got == run_score(Backend::detect(), &shape, &smooth, &layer.inputs()).unwrap());
+}
+
+#[test]
+fn faults_of_smoothing_leave_the_scores() {
+    let shape = shape(4, (2, 2), (1, 1), 1);
+    let select = SelectParams::default();
+    let fault = |select: &SelectParams, smoothing: f32, scores: [f32; 6]| {
+        let mut own = scores;
+        let error = score::smooth(&shape, select, smoothing, &mut own).unwrap_err();
+        assert_eq!(error.layer, Some(3));
+        assert_eq!(own.map(f32::to_bits), scores.map(f32::to_bits));
+        (error.kind, error.argument, error.head)
+    };
+    for smoothing in [-0.5, f32::NAN, f32::INFINITY] {
+        assert_eq!(fault(&select, smoothing, [1.0; 6]), (ErrorKind::Argument, c"smoothing", None));
+    }
+    let bad = [1.0, 1.0, 1.0, 1.0, f32::NAN, 1.0];
+    assert_eq!(fault(&select, 0.5, bad), (ErrorKind::NonFinite, c"scores", Some(1)));
+    let large = [1.0, 1.0, 1.0, 3e38, 3e38, 3e38];
+    let none = SelectParams::lava();
+    assert_eq!(fault(&none, 0.5, large), (ErrorKind::NonFinite, c"scores", Some(1)));
+    let short = SelectParams { protected_mask: Some(&[1, 1]), ..select };
+    assert_eq!(fault(&short, 0.5, [1.0; 6]), (ErrorKind::BufferSize, c"protected_mask", None));
+    let few = score::smooth(&shape, &select, 0.5, &mut [1.0; 5]).unwrap_err();
+    assert_eq!((few.kind, few.argument), (ErrorKind::BufferSize, c"scores"));
+    assert_eq!(score::smooth(&Shape { n_tokens: 1, ..shape }, &select, 0.5, &mut []), Ok(()));
+}
+
+fn turned(shape: &Shape, rope: &Rope, position: u32, q: &Data) -> Result<Vec<f32>> {
+    let (heads, dim, n) = (shape.n_q_heads, shape.head_dim_k, q.values[0].len());
+    let mut out = vec![f32::NAN; n * heads * dim];
+    let (strides, rows) = (Strides::token_major(heads, dim), Rows::Same(n));
+    let mut view = TensorMut::from_slice(&mut out, strides, rows, heads, dim).unwrap();
+    rope::rotate(shape, rope, n, position, &q.view(), &mut view)?;
+    Ok(out)
+}
+
+#[test]
+fn queries_are_turned_as_the_reference_does() {
+    for (dim, n_pairs) in [(2, 1), (16, 8), (16, 5), (64, 16), (576, 288), (7, 3), (8, 0)] {
+        let frequencies: Vec<f32> = (0..n_pairs).map(|i| 1e4f32.powf(-(i as f32) / n_pairs as f32)).collect();
+        let shape = shape(1, (3, 1), (dim, 1), 1);
+        for style in [RopeStyle::Pairs, RopeStyle::Halves] {
+            for (position, magnitude) in [(0, 1.0), (1, 1.2), (4095, 1.0), (131_072, 0.7), (u32::MAX, 1.0)] {
+                for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+                    let rope = Rope { frequencies: &frequencies, style, magnitude };
+                    let q = Data::new(&mut Random(dim as u64), dtype, (4, 3, dim), 2.0);
+                    let got = turned(&shape, &rope, position, &q).unwrap();
+                    for (i, got) in got.chunks(dim).enumerate() {
+                        let want = reference::rotated(&rope, position, &q.values[i % 3][i / 3]);
+                        for (got, want) in got.iter().zip(want) {
+                            assert!((*got as f64 - want).abs() <= 1e-6, "{got} {want} {dim} {style:?}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+    // A logit depends on how far apart the two are.
+    let shape = shape(1, (1, 1), (32, 1), 1);
+    let frequencies: Vec<f32> = (0..16).map(|i| 1e4f32.powf(-(i as f32) / 16.0)).collect();
+    let [q, k] = [1, 2].map(|seed| Data::new(&mut Random(seed), Dtype::F32, (1, 1, 32), 1.0));
+    for style in [RopeStyle::Pairs, RopeStyle::Halves] {
+        let rope = Rope { frequencies: &frequencies, style, magnitude: 1.0 };
+        let logit = |p: u32, r: u32| {
+            let (q, k) = (turned(&shape, &rope, p, &q).unwrap(), turned(&shape, &rope, r, &k).unwrap());
+            q.iter().zip(&k).map(|(a, b)| a * b).sum::<f32>()
+        };
+        assert!((logit(1000, 900) - logit(100, 0)).abs() < 1e-4);
+    }
+}
+
+#[test]
+fn faults_of_turning_name_the_layer() {
+    let shape = shape(1, (2, 1), (8, 1), 1);
+    let q = Data::new(&mut Random(1), Dtype::F32, (2, 2, 8), 1.0);
+    let good = Rope { frequencies: &[1.0, 0.1], style: RopeStyle::Pairs, magnitude: 1.0 };
+    let fault = |shape: &Shape, rope: &Rope| {
+        let error = turned(shape, rope, 1, &q).unwrap_err();
+        assert_eq!(error.layer, Some(3));
+        (error.kind, error.argument)
+    };
+    assert!(turned(&shape, &good, 1, &q).is_ok());
+    assert_eq!(fault(&shape, &Rope { frequencies: &[1.0; 5], ..good }), (ErrorKind::Shape, c"n_rot"));
+    let bad = Rope { frequencies: &[1.0, f32::NAN], ..good };
+    assert_eq!(fault(&shape, &bad), (ErrorKind::NonFinite, c"frequencies"));
+    for magnitude in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        assert_eq!(fault(&shape, &Rope { magnitude, ..good }), (ErrorKind::Argument, c"magnitude"));
+    }
+    assert_eq!(fault(&Shape { n_q_heads: 3, ..shape }, &good), (ErrorKind::Shape, c"q"));
 }

@@ -7,11 +7,14 @@ use lava::entropy::entropy;
 use lava::score::{AttentionStats, ScoreInputs, attention_stats, mean_over_heads, preference, score};
 use lava::select::select;
 use lava::{Alike, Backend, HeadFloor, Rows, ScoreParams, SelectParams, Shape, Strides, Tensor};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 use crate::cache::{Kept, shape, with_workspace};
 use crate::lkv::Lkv;
 use crate::methods::{Kind, Layers, Method, Scorer, Ties, Weight};
 use crate::model::{LAST_QUERIES, LayerState, Model, Prefill, l2};
+use crate::published::ask::{self, Ask};
 
 /// Scores of all layers, each `[n_kv_heads, prefix_len]`.
 pub type Scores = Vec<Vec<f32>>;
@@ -136,12 +139,22 @@ impl<'a> Prompt<'a> {
         if scorer.kind == Kind::Learned {
             return Ok(self.lkv()?.scores(cfg, l, layer, prefix));
         }
+        if scorer.kind == Kind::Random {
+            let mut rng = ChaCha8Rng::seed_from_u64(l as u64);
+            return Ok((0..cfg.n_kv_heads * prefix).map(|_| rng.random()).collect());
+        }
         let mut scores = vec![0.0; cfg.n_kv_heads * prefix];
-        with_workspace(lava::score::workspace_size(&shape, &scorer.params)?, |w| {
-            score(Backend::detect(), &shape, &scorer.params, &inputs(&shape, layer)?, 0, 1, w, &mut scores)
+        let weights = match scorer.kind {
+            Kind::Asked(Ask { projection: true, .. }) => Some(ask::head_weights(self.model, l, layer)),
+            _ => None,
+        };
+        let params = ScoreParams { query_head_weights: weights.as_deref(), ..scorer.params };
+        let inputs = inputs(&shape, layer)?;
+        with_workspace(lava::score::workspace_size(&shape, &params)?, |w| {
+            score(Backend::detect(), &shape, &params, &inputs, 0, 1, w, &mut scores)
         })?;
         match scorer.kind {
-            Kind::OneForAll => mean_over_heads(&mut scores, cfg.n_kv_heads, prefix)?,
+            Kind::OneForAll => mean_over_heads(&shape, &mut scores)?,
             Kind::ProjectedToken | Kind::ProjectedMax => {
                 for (g, head) in scores.chunks_exact_mut(prefix).enumerate() {
                     let norms = self.projected_norms(l, g, prefix);
@@ -150,7 +163,10 @@ impl<'a> Prompt<'a> {
                     head.iter_mut().enumerate().for_each(|(i, s)| *s *= of(i));
                 }
             }
-            Kind::AsTheyAre | Kind::Learned => {}
+            Kind::Asked(ask) => {
+                ask::finish(self.model, &shape, &params, layer, &inputs, ask, &mut scores)?;
+            }
+            Kind::AsTheyAre | Kind::Learned | Kind::Random => {}
         }
         Ok(scores)
     }

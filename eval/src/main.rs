@@ -1,4 +1,4 @@
-//! `make eval`.
+//! `make eval-small`.
 
 use std::path::PathBuf;
 

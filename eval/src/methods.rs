@@ -3,6 +3,8 @@
 use lava::params::Attention;
 use lava::{GroupReduce, HeadFloor, Pool, ScoreParams, SelectParams, ValueWeight};
 
+use crate::published::ask::Ask;
+
 /// How prefix entries are scored.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scorer {
@@ -25,6 +27,10 @@ pub enum Kind {
     ProjectedToken,
     /// Times the largest of these in the head.
     ProjectedMax,
+    /// They are not asked for: chance decides.
+    Random,
+    /// They are not asked for: the largest attention of any query.
+    Asked(Ask),
 }
 
 pub const WINDOW: usize = 32;
@@ -133,12 +139,13 @@ impl Method {
             Attention::Exponential if p.decay == 1.0 => "last query's attention".to_string(),
             Attention::Exponential => format!("exponential mean of attention, {}", p.decay),
             Attention::Recency => return "position".into(),
+            Attention::Max => "largest attention".to_string(),
         };
         let values = match (self.scorer.kind, p.value_weight) {
             (Kind::ProjectedToken, _) => " × norm of W_o v",
             (_, ValueWeight::HeadMax) => " × head's largest norm",
             (_, ValueWeight::None) => "",
-            (_, ValueWeight::Token) => " × token's norm",
+            (_, ValueWeight::Token | ValueWeight::TokenL2) => " × token's norm",
             (_, ValueWeight::Output) => " → change of output",
         };
         let pool = match (p.pool, p.pool_kernel) {

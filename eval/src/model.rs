@@ -1,7 +1,7 @@
-//! The model of `eval/model/recall.safetensors` in f32: prefill with full attention, and decoding over a cache that the library
-//! has compacted.
+//! A llama in f32: prefill with full attention, and decoding over caches that the library has compacted. It is the small model of
+//! `eval/model/recall.safetensors` or a published one (`published/gguf.rs`).
 //!
-//! Prefill has its own attention, blockwise over GEMM, so that what every method is compared with does not depend on the
+//! Prefill has its own attention, blockwise over GEMM, so that what every method is compared with owes nothing to the
 //! library. Decoding goes through [`lava::attend`], with the whole cache as well as with a part of it.
 
 use std::collections::HashMap;
@@ -56,23 +56,34 @@ pub struct Model {
     pub blocks: Vec<Block>,
     token_embd: Vec<f32>,
     output_norm: Vec<f32>,
-    output: Vec<f32>,
+    /// `None`: the embeddings do both.
+    output: Option<Vec<f32>>,
 }
 
 /// What prefill leaves of a layer.
 pub struct LayerState {
     /// Queries of the last tokens after RoPE, at most [`LAST_QUERIES`] of them: `[n, n_q_heads, head_dim]`.
     pub q: Vec<f32>,
+    /// Queries before RoPE of at most [`SPREAD_QUERIES`] tokens spread over the prompt: `[n, n_q_heads, head_dim]`.
+    pub spread: Vec<f32>,
     /// Keys after RoPE: `[n_tokens, n_kv_heads, head_dim]`.
     pub k: Vec<f16>,
     /// Values: `[n_tokens, n_kv_heads, head_dim]`.
     pub v: Vec<f16>,
-    /// Mean L2 norm of the residual stream at those last tokens, after the attention.
+    /// Mean L2 norm of the residual stream at those last tokens, behind the attention.
     pub residual_norm: f32,
 }
 
 /// The longest observation window that a method may ask for.
 pub const LAST_QUERIES: usize = 64;
+
+/// Queries that are kept of all the prompt, for methods that ask again with them.
+pub const SPREAD_QUERIES: usize = 128;
+
+/// Which tokens those are: as far apart as each other, none of the first four, where attention sinks stand.
+pub fn spread(n_tokens: usize) -> impl Iterator<Item = usize> {
+    (4..n_tokens).step_by(n_tokens.div_ceil(SPREAD_QUERIES))
+}
 
 /// A prompt's cache, before anything is evicted.
 pub struct Prefill {
@@ -100,7 +111,7 @@ fn project(x: &[f32], w: &[f32], inner: usize) -> Vec<f32> {
     y
 }
 
-/// `y[m, n] = x[m, k] · b`, where `b[k, n]` has the strides (row, column); rows of `y` and `x` are that far apart.
+/// `y[m, n] = x[m, k] · b`, where `b[k, n]` has the strides (row, column); rows of `y` and `x` are so far apart.
 fn product(
     y: &mut [f32],
     y_row: usize,
@@ -143,7 +154,7 @@ fn product(
 
 /// `e^x` for `x ≤ 0`, within 2e-7 of it; a loop over it becomes vector instructions.
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     let t = (x * std::f32::consts::LOG2_E).max(-126.0);
     let n = (t - 0.5) as i32 as f32;
     let f = (t - n) * std::f32::consts::LN_2;
@@ -177,16 +188,24 @@ impl Model {
             vocab_size: size("vocab_size")?,
         };
         let file = SafeTensors::deserialize(&bytes)?;
-        let read = |name: String, n: usize| {
-            let tensor = file.tensor(&format!("{name}.weight"))?;
-            let numbers = numbers(&tensor);
+        Self::from_tensors(cfg, false, |name| Ok(numbers(&file.tensor(name)?)))
+    }
+
+    /// From tensors by their GGUF names, whose queries and keys are laid out for RoPE on adjacent pairs.
+    pub fn from_tensors(
+        cfg: Config,
+        tied: bool,
+        mut tensor: impl FnMut(&str) -> Result<Vec<f32>>,
+    ) -> Result<Self> {
+        let mut read = |name: String, n: usize| {
+            let numbers = tensor(&format!("{name}.weight"))?;
             ensure!(numbers.len() == n, "{name} has {} numbers, not {n}", numbers.len());
             Ok(numbers)
         };
         let (e, ff) = (cfg.n_embd, cfg.n_ff);
         let blocks = (0..cfg.n_layers)
             .map(|l| {
-                let read = |name: &str, n| read(format!("blk.{l}.{name}"), n);
+                let mut read = |name: &str, n| read(format!("blk.{l}.{name}"), n);
                 Ok(Block {
                     attn_norm: read("attn_norm", e)?,
                     qkv: [
@@ -204,7 +223,7 @@ impl Model {
             .collect::<Result<_>>()?;
         let token_embd = read("token_embd".into(), cfg.vocab_size * e)?;
         let output_norm = read("output_norm".into(), e)?;
-        let output = read("output".into(), cfg.vocab_size * e)?;
+        let output = if tied { None } else { Some(read("output".into(), cfg.vocab_size * e)?) };
         Ok(Self { cfg, blocks, token_embd, output_norm, output })
     }
 
@@ -215,12 +234,19 @@ impl Model {
         let mut x = self.embed(tokens);
         let mut layers = Vec::with_capacity(cfg.n_layers);
         for block in &self.blocks {
-            let (q, k, v) = self.qkv(block, &x, 0);
+            let (mut q, mut k, v) = self.qkv(block, &x);
+            let spread = spread(tokens.len())
+                .flat_map(|i| &q[i * cfg.q_width()..][..cfg.q_width()])
+                .copied()
+                .collect();
+            self.rotate(&mut q, cfg.n_q_heads, |i| i);
+            self.rotate(&mut k, cfg.n_kv_heads, |i| i);
             let out = self.causal_attention(&q, &k, &v);
             self.add_attention(block, &mut x, &out);
             let norms = x[(tokens.len() - last) * cfg.n_embd..].chunks_exact(cfg.n_embd).map(l2);
             layers.push(LayerState {
                 q: q[(tokens.len() - last) * cfg.q_width()..].to_vec(),
+                spread,
                 k: to_f16(&k),
                 v: to_f16(&v),
                 residual_norm: norms.sum::<f32>() / last as f32,
@@ -236,14 +262,37 @@ impl Model {
         caches: &mut [Cache],
         n_prompt: usize,
         tokens: &[u16],
+        trace: Option<&mut Vec<LayerTrace>>,
+    ) -> Result<Vec<f32>> {
+        Ok(self.logits(&self.decode_many(&mut [caches], n_prompt, &[(0, tokens)], trace)?))
+    }
+
+    /// Several sequences of the same length in one product each, `sequences` saying over which of `sets` of caches each goes: what
+    /// [`Model::logits`] wants, `[sequences, n, n_embd]`. What a set holds after its prompt is overwritten by each of its sequences.
+    pub fn decode_many(
+        &self,
+        sets: &mut [&mut [Cache]],
+        n_prompt: usize,
+        sequences: &[(usize, &[u16])],
         mut trace: Option<&mut Vec<LayerTrace>>,
     ) -> Result<Vec<f32>> {
-        let mut x = self.embed(tokens);
-        for (block, cache) in self.blocks.iter().zip(caches) {
-            let (q, k, v) = self.qkv(block, &x, n_prompt);
+        let cfg = &self.cfg;
+        let n = sequences.first().map_or(0, |(_, tokens)| tokens.len());
+        ensure!(sequences.iter().all(|(_, tokens)| tokens.len() == n), "sequences of unlike length");
+        let mut x: Vec<f32> = sequences.iter().flat_map(|(_, tokens)| self.embed(tokens)).collect();
+        for (l, block) in self.blocks.iter().enumerate() {
+            let (mut q, mut k, v) = self.qkv(block, &x);
+            self.rotate(&mut q, cfg.n_q_heads, |i| n_prompt + i % n);
+            self.rotate(&mut k, cfg.n_kv_heads, |i| n_prompt + i % n);
             let (k, v) = (to_f16(&k), to_f16(&v));
-            cache.set_new(&k, &v);
-            let out = cache.attend(&self.cfg, &q)?;
+            let mut out = Vec::with_capacity(q.len());
+            let (q_len, kv_len) = (n * cfg.q_width(), n * cfg.kv_width());
+            for (i, (set, _)) in sequences.iter().enumerate() {
+                let own = i * kv_len..(i + 1) * kv_len;
+                let cache = &mut sets[*set][l];
+                cache.set_new(&k[own.clone()], &v[own]);
+                out.extend(cache.attend(cfg, &q[i * q_len..(i + 1) * q_len])?);
+            }
             self.add_attention(block, &mut x, &out);
             if let Some(trace) = &mut trace {
                 trace.push(LayerTrace { q, k, v, out });
@@ -251,7 +300,12 @@ impl Model {
             self.feed_forward(block, &mut x);
         }
         self.rms_norm(&mut x, &self.output_norm);
-        Ok(project(&x, &self.output, self.cfg.n_embd))
+        Ok(x)
+    }
+
+    /// Logits `[n, vocab_size]` of rows of [`Model::decode_many`].
+    pub fn logits(&self, rows: &[f32]) -> Vec<f32> {
+        project(rows, self.output.as_ref().unwrap_or(&self.token_embd), self.cfg.n_embd)
     }
 
     fn embed(&self, tokens: &[u16]) -> Vec<f32> {
@@ -267,33 +321,44 @@ impl Model {
         }
     }
 
-    /// Each `[n, heads, head_dim]`, queries and keys after RoPE; the first token is at `position`.
-    fn qkv(&self, block: &Block, x: &[f32], position: usize) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    /// Each `[n, heads, head_dim]`, before RoPE.
+    fn qkv(&self, block: &Block, x: &[f32]) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         let cfg = &self.cfg;
         let mut h = x.to_vec();
         self.rms_norm(&mut h, &block.attn_norm);
         let (qw, kw) = (cfg.q_width(), cfg.kv_width());
-        let frequencies: Vec<f64> = (0..cfg.head_dim / 2)
-            .map(|i| cfg.rope_theta.powf(-2.0 * i as f64 / cfg.head_dim as f64))
-            .collect();
-        let mut all = project(&h, &block.qkv, cfg.n_embd);
+        let all = project(&h, &block.qkv, cfg.n_embd);
         let (mut q, mut k, mut v) = (vec![], vec![], vec![]);
-        for (i, row) in all.chunks_exact_mut(qw + 2 * kw).enumerate() {
-            let rotation: Vec<(f32, f32)> = frequencies
-                .iter()
-                .map(|f| ((position + i) as f64 * f).sin_cos())
-                .map(|(sin, cos)| (sin as f32, cos as f32))
-                .collect();
-            for head in row[..qw + kw].chunks_exact_mut(cfg.head_dim) {
-                for (pair, (sin, cos)) in head.chunks_exact_mut(2).zip(&rotation) {
-                    (pair[0], pair[1]) = (pair[0] * cos - pair[1] * sin, pair[0] * sin + pair[1] * cos);
-                }
-            }
+        for row in all.chunks_exact(qw + 2 * kw) {
             q.extend_from_slice(&row[..qw]);
             k.extend_from_slice(&row[qw..qw + kw]);
             v.extend_from_slice(&row[qw + kw..]);
         }
         (q, k, v)
+    }
+
+    /// RoPE on adjacent pairs of `[n, heads, head_dim]`; row `i` stands at `position(i)`.
+    pub fn rotate(&self, x: &mut [f32], heads: usize, position: impl Fn(usize) -> usize) {
+        let d = self.cfg.head_dim;
+        let frequencies = self.frequencies();
+        for (i, row) in x.chunks_exact_mut(heads * d).enumerate() {
+            let rotation: Vec<(f32, f32)> = frequencies
+                .iter()
+                .map(|f| (position(i) as f64 * f).sin_cos())
+                .map(|(sin, cos)| (sin as f32, cos as f32))
+                .collect();
+            for head in row.chunks_exact_mut(d) {
+                for (pair, (sin, cos)) in head.chunks_exact_mut(2).zip(&rotation) {
+                    (pair[0], pair[1]) = (pair[0] * cos - pair[1] * sin, pair[0] * sin + pair[1] * cos);
+                }
+            }
+        }
+    }
+
+    /// RoPE's radians per position.
+    pub fn frequencies(&self) -> Vec<f64> {
+        let d = self.cfg.head_dim;
+        (0..d / 2).map(|i| self.cfg.rope_theta.powf(-2.0 * i as f64 / d as f64)).collect()
     }
 
     /// Query blocks of one KV head's whole group at a time: logits, softmax, product with V.

@@ -309,7 +309,7 @@ impl Run {
         ];
         let _ = writeln!(
             page,
-            "Written by `make eval`. Seed {}, {} texts a task and length, {}. Intervals: 95%, bootstrap over texts; differences are \
+            "Written by `make eval-small`. Seed {}, {} texts a task and length, {}. Intervals: 95%, bootstrap over texts; differences are \
              paired by text. Bold: the interval has no zero in it.\n",
             self.seed, self.n_texts, self.machine
         );

@@ -82,6 +82,34 @@ static void again(lava_dtype dtype, const lava_shape *layer, const lava_tensor *
     free(positions), free(cu_rows);
 }
 
+/* Further queries, from before RoPE, over a layer's scores. */
+static void ask_again(const lava_shape *layer, float *scores) {
+    enum { ASKED = 5, TURNED = DK / 2 * 2 };
+    const lava_shape shape = *layer;
+    const lava_score_params params = lava_score_params_lava();
+    void *before = elements(LAVA_F16, ASKED * Q_HEADS * DK, 7);
+    void *k = elements(LAVA_F32, TOKENS * HEADS * DK, 8), *v = elements(LAVA_F32, TOKENS * HEADS * DV, 9);
+    float *after = allocate(ASKED * Q_HEADS * DK * 4), *frequencies = allocate(TURNED / 2 * 4), first = scores[0];
+    for (int i = 0; i < TURNED / 2; i++) frequencies[i] = 1.0f / (float) (1 + i);
+    lava_tensor tb = lava_tensor_token_major(LAVA_F16, before, bytes(LAVA_F16, ASKED * Q_HEADS * DK), Q_HEADS, DK);
+    lava_tensor tq = lava_tensor_head_major(LAVA_F32, after, ASKED * Q_HEADS * DK * 4, ASKED, DK);
+    lava_tensor tk = lava_tensor_head_major(LAVA_F32, k, TOKENS * HEADS * DK * 4, TOKENS, DK);
+    lava_tensor tv = lava_tensor_transposed(LAVA_F32, v, TOKENS * HEADS * DV * 4, TOKENS, DV);
+    OK(lava_rotate(&shape, ASKED, &tb, frequencies, TURNED, LAVA_ROPE_PAIRS, 1, TOKENS, &tq, &error));
+    size_t size;
+    OK(lava_score_queries_workspace_size(&shape, &params, ASKED, &size, &error));
+    for (uint32_t part = 0; part < 2; part++) {
+        void *workspace = allocate(size);
+        OK(lava_score_queries(&shape, &params, ASKED, &tq, &tk, &tv, part, 2, workspace, size, scores, &error));
+        free(workspace);
+    }
+    CHECK(scores[0] >= first);
+    first = scores[0];
+    OK(lava_smooth(&shape, NULL, 0.5f, scores, &error));
+    CHECK(scores[0] > first);
+    free(frequencies), free(after), free(v), free(k), free(before);
+}
+
 /* One layer, from scores to attention over what is left. Writes its scores. */
 static void one_layer(lava_dtype dtype, const lava_shape *layer, const lava_score_params *params, float *scores) {
     const lava_shape shape = *layer;
@@ -241,6 +269,7 @@ static void model(const lava_shape shapes[LAYERS + 1], float *const scores[LAYER
         CHECK(sum == *total);
         free(state);
     }
+    ask_again(&shapes[0], all);
     OK(lava_mean_over_heads(&shapes[0], all, &error));
     CHECK(all[0] == all[TOKENS - WINDOW]);
     free(all), free(head_weights), free(weights), free(entries), free(total), free(budget);

@@ -207,16 +207,19 @@ pub fn softmax(logits: &[Option<f64>], sink: f64) -> Attention {
 
 /// Attention of window query `j` of head `h` to the rows at these positions.
 pub fn attention(layer: &Layer, j: usize, h: usize, rows: &[u32]) -> Attention {
+    attention_of(layer, (layer.q.row(j, h), prefix_len(&layer.shape) + j), h, rows)
+}
+
+/// Attention of a query of head `h` at its own position.
+fn attention_of(layer: &Layer, (q, own): (&[f32], usize), h: usize, rows: &[u32]) -> Attention {
     let (shape, params) = (&layer.shape, &layer.params);
     let g = h / (shape.n_q_heads / shape.n_kv_heads) as usize;
     let scale =
         if params.scale == 0.0 { 1.0 / (shape.head_dim_k as f64).sqrt() } else { params.scale as f64 };
-    let own = prefix_len(shape) + j;
     let reach = if shape.sliding_window == 0 { usize::MAX } else { shape.sliding_window as usize };
     let logit = |&i: &u32| {
         let i = i as usize;
-        let dot: f64 =
-            layer.q.row(j, h).iter().zip(layer.k.row(i, g)).map(|(a, b)| *a as f64 * *b as f64).sum();
+        let dot: f64 = q.iter().zip(layer.k.row(i, g)).map(|(a, b)| *a as f64 * *b as f64).sum();
         let cap = params.softcap as f64;
         let capped = if cap > 0.0 { cap * (scale * dot / cap).tanh() } else { scale * dot };
         (i <= own && own - i < reach).then_some(capped)
@@ -234,6 +237,7 @@ fn over_window(a: &[f64], params: &lava_score_params) -> f64 {
     let (n, mean) = (a.len() as f64, a.iter().sum::<f64>() / a.len() as f64);
     match params.attention {
         LAVA_ATTENTION_MEAN => mean,
+        LAVA_ATTENTION_MAX => a.iter().copied().fold(0.0, f64::max),
         LAVA_ATTENTION_SQUARED => a.iter().map(|x| x * x).sum::<f64>() / n,
         LAVA_ATTENTION_MEAN_VARIANCE => {
             let spread = a.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
@@ -264,6 +268,17 @@ fn output_change(a: &[f64], sink: f64, values: &[&[f32]]) -> Vec<f64> {
 /// A layer's scores by the method in plain loops, head after head. The layer's K and V are dense; only the rows that the shape has are
 /// read.
 pub fn scores(layer: &Layer) -> Vec<f64> {
+    let prefix = prefix_len(&layer.shape);
+    scores_by(layer, &layer.q, &|j| prefix + j)
+}
+
+/// The same by queries that are not in the cache: each sees what one at position `n_tokens` does.
+pub fn scores_by_queries(layer: &Layer, q: &Grid) -> Vec<f64> {
+    scores_by(layer, q, &|_| layer.shape.n_tokens as usize)
+}
+
+/// By these queries, each at its own position.
+fn scores_by(layer: &Layer, q: &Grid, own: &dyn Fn(usize) -> usize) -> Vec<f64> {
     let (shape, params) = (&layer.shape, &layer.params);
     let window = shape.window.min(shape.n_tokens) as usize;
     let (group, radius) = ((shape.n_q_heads / shape.n_kv_heads) as usize, params.pool_kernel as usize / 2);
@@ -277,7 +292,8 @@ pub fn scores(layer: &Layer) -> Vec<f64> {
         let span = if params.value_span == LAVA_VALUES_ALL { n_dead..rows.len() } else { live.clone() };
         let largest = span.map(norm).fold(0.0, f64::max);
         let of_head = |h: usize| -> Vec<f64> {
-            let seen: Vec<_> = (0..window).map(|j| attention(layer, j, h, &rows)).collect();
+            let seen: Vec<_> =
+                (0..q.rows).map(|j| attention_of(layer, (q.row(j, h), own(j)), h, &rows)).collect();
             let column = |i: usize| seen.iter().map(|a| a.rows[i]).collect::<Vec<_>>();
             let mut a: Vec<f64> = match params.attention {
                 LAVA_ATTENTION_RECENCY => rows.iter().map(|&p| p as f64 + 1.0).collect(),
@@ -293,7 +309,12 @@ pub fn scores(layer: &Layer) -> Vec<f64> {
                 LAVA_POOL_MAX => near(i).iter().fold(0.0, |m: f64, &x| m.max(x)),
                 _ => near(i).iter().sum::<f64>() / params.pool_kernel as f64,
             };
-            (0..a.len()).map(pool).collect()
+            // SAFETY: the tests' weights have a number per query head.
+            let weight = match params.query_head_weights.is_null() {
+                true => 1.0,
+                false => unsafe { *params.query_head_weights.add(h) as f64 },
+            };
+            (0..a.len()).map(|i| weight * pool(i)).collect()
         };
         let heads: Vec<_> = (g * group..(g + 1) * group).map(of_head).collect();
         let weight = if params.weight == 0.0 { 1.0 } else { params.weight as f64 };
@@ -302,6 +323,9 @@ pub fn scores(layer: &Layer) -> Vec<f64> {
             let value = match params.value_weight {
                 LAVA_VALUE_HEAD_MAX => largest,
                 LAVA_VALUE_TOKEN => norm(n_dead + i),
+                LAVA_VALUE_TOKEN_L2 => {
+                    values[n_dead + i].iter().map(|&x| (x as f64).powi(2)).sum::<f64>().sqrt()
+                }
                 _ => 1.0,
             };
             weight

@@ -84,7 +84,7 @@ fn layouts_in_c_are_those_of_the_bindings() {
         lava_error { struct_size, status, layer, head, argument, message }
         lava_score_params {
             struct_size, attention, value_weight, pool, pool_kernel, group_reduce, value_span, lse_base, backend, scale,
-            softcap, gamma, decay, weight, smoothing, reserved, sink_logits
+            softcap, gamma, decay, weight, smoothing, reserved, sink_logits, query_head_weights
         }
         lava_tensor { struct_size, dtype, data, size, stride_token, stride_head, stride_dim, row_start }
         lava_select_params {
@@ -130,6 +130,7 @@ fn initialised_structs() {
     // Fields that mean nothing yet, and pointers that are NULL.
     let (scoring, attending) = (score_params(), attend_params());
     assert!(scoring.sink_logits.is_null() && attending.sink_logits.is_null());
+    assert!(scoring.query_head_weights.is_null());
     assert_eq!((scoring.reserved, cascade_params().reserved, attending.reserved), (0, 0, 0));
     assert_eq!((scoring.backend, attending.backend), (LAVA_BACKEND_BEST, LAVA_BACKEND_BEST));
     assert_eq!((scoring.lse_base, attending.lse_base), (LAVA_LSE_NATURAL, LAVA_LSE_NATURAL));
@@ -137,7 +138,7 @@ fn initialised_structs() {
     assert!(selecting.protected_mask.is_null() && selecting.head_weights.is_null());
     let sizes =
         [scoring.struct_size, selecting.struct_size, cascade_params().struct_size, attending.struct_size];
-    assert_eq!(sizes, [72, 40, 16, 56]);
+    assert_eq!(sizes, [80, 40, 16, 56]);
     let reports = unsafe { (lava_selection_init(), lava_cascade_layer_init(), lava_error_init()) };
     assert_eq!([reports.0.struct_size, reports.1.struct_size, reports.2.struct_size], [40, 72, 32]);
     let mut start = [0u32, 3];

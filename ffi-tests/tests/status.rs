@@ -560,7 +560,7 @@ fn budget_from_ratio() {
     );
 }
 
-const SCORE_PARAMS: [Row; 35] = [
+const SCORE_PARAMS: [Row; 38] = [
     ("pool 2", |w| w.at::<lava_score_params>("params").pool = 2, LAVA_ERR_ARGUMENT, "pool"),
     ("pool -1", |w| w.at::<lava_score_params>("params").pool = -1, LAVA_ERR_ARGUMENT, "pool"),
     ("group 2", |w| w.at::<lava_score_params>("params").group_reduce = 2, LAVA_ERR_ARGUMENT, "group_reduce"),
@@ -594,9 +594,9 @@ const SCORE_PARAMS: [Row; 35] = [
     ),
     ("cap negative", |w| w.at::<lava_score_params>("params").softcap = -1.0, LAVA_ERR_ARGUMENT, "softcap"),
     ("cap NaN", |w| w.at::<lava_score_params>("params").softcap = f32::NAN, LAVA_ERR_ARGUMENT, "softcap"),
-    ("attention 5", |w| w.at::<lava_score_params>("params").attention = 5, LAVA_ERR_ARGUMENT, "attention"),
+    ("attention 6", |w| w.at::<lava_score_params>("params").attention = 6, LAVA_ERR_ARGUMENT, "attention"),
     ("attention -1", |w| w.at::<lava_score_params>("params").attention = -1, LAVA_ERR_ARGUMENT, "attention"),
-    ("value 4", |w| w.at::<lava_score_params>("params").value_weight = 4, LAVA_ERR_ARGUMENT, "value_weight"),
+    ("value 5", |w| w.at::<lava_score_params>("params").value_weight = 5, LAVA_ERR_ARGUMENT, "value_weight"),
     (
         "output of what does not sum to 1",
         |w| {
@@ -643,6 +643,19 @@ const SCORE_PARAMS: [Row; 35] = [
     ),
     ("a sink is NaN", |w| set_sinks(w, &[0.0, 0.0, f32::NAN, 0.0]), LAVA_ERR_NONFINITE, "sink_logits"),
     ("a sink is infinite", |w| set_sinks(w, &[f32::INFINITY; 4]), LAVA_ERR_NONFINITE, "sink_logits"),
+    ("weights of heads", |w| set_weights(w, &[0.0, 0.5, 1.0, 3.0]), LAVA_OK, ""),
+    (
+        "a weight is NaN",
+        |w| set_weights(w, &[0.0, f32::NAN, 1.0, 3.0]),
+        LAVA_ERR_NONFINITE,
+        "query_head_weights",
+    ),
+    (
+        "a weight is negative",
+        |w| set_weights(w, &[0.0, 1.0, 1.0, -3.0]),
+        LAVA_ERR_ARGUMENT,
+        "query_head_weights",
+    ),
     (
         "sinks misaligned",
         |w| {
@@ -653,6 +666,11 @@ const SCORE_PARAMS: [Row; 35] = [
         "sink_logits",
     ),
 ];
+
+/// A weight per query head.
+fn set_weights(w: &World, weights: &'static [f32; HEADS.0]) {
+    w.at::<lava_score_params>("params").query_head_weights = weights.as_ptr();
+}
 
 /// A logit per query head.
 fn set_sinks(w: &World, sinks: &'static [f32; HEADS.0]) {
@@ -1324,6 +1342,213 @@ fn cascade_push_with_a_weight() {
     for layers in [LAVA_LAYERS_ENTROPY, LAVA_LAYERS_EQUAL, LAVA_LAYERS_GLOBAL] {
         run_case(&make(layers), &case("a weight", &[LAVA_ERR_ARGUMENT], "weight", |_| {}), &[]).unwrap();
     }
+}
+
+/// Queries that are asked in the worlds below.
+const ASKED: usize = 5;
+
+const ASK_PARAMS: [Row; 2] = [
+    ("no queries", |w| w.set_n("n_queries", 0), LAVA_ERR_SHAPE, "n_queries"),
+    ("smoothing", |w| w.at::<lava_score_params>("params").smoothing = 0.5, LAVA_ERR_ARGUMENT, "smoothing"),
+];
+
+#[test]
+fn score_queries_workspace_size() {
+    let make = || {
+        World::new("lava_score_queries_workspace_size", |w, e| unsafe {
+            let n_queries = w.n("n_queries") as u32;
+            lava_score_queries_workspace_size(w.p("shape"), w.p("params"), n_queries, w.p("size"), e)
+        })
+        .shape()
+        .arg("params", Struct, &[score_params()])
+        .number("n_queries", ASKED as u64)
+        .arg("size", Out, &[9usize])
+    };
+    check(make, &[], &SCORE_PARAMS);
+    check(make, &[], &ASK_PARAMS);
+    check(
+        make,
+        &[],
+        &[("n_queries huge", |w| w.set_n("n_queries", u32::MAX as u64), LAVA_ERR_OVERFLOW, "n_queries")],
+    );
+}
+
+#[test]
+fn score_queries() {
+    let make = || {
+        let bytes = workspace(|size, e| unsafe {
+            lava_score_queries_workspace_size(&valid_shape(), &score_params(), ASKED as u32, size, e)
+        });
+        World::new("lava_score_queries", |w, e| unsafe {
+            lava_score_queries(
+                w.p("shape"),
+                w.p("params"),
+                w.n("n_queries") as u32,
+                w.p("q"),
+                w.p("k"),
+                w.p("v"),
+                w.n("part") as u32,
+                w.n("n_parts") as u32,
+                w.p("workspace"),
+                w.n("workspace_size") as usize,
+                w.p("scores"),
+                e,
+            )
+        })
+        .shape()
+        .arg("params", Struct, &[score_params()])
+        .number("n_queries", ASKED as u64)
+        .tensor("q", Tensor, (ASKED, HEADS.0, DIMS.0))
+        .tensor("k", Tensor, (TOKENS, HEADS.1, DIMS.0))
+        .tensor("v", Tensor, (TOKENS, HEADS.1, DIMS.1))
+        .number("part", 0)
+        .number("n_parts", 1)
+        .scratch("workspace", "workspace_size", bytes)
+        .arg("scores", Out, &[0.25f32; PREFIX * HEADS.1])
+    };
+    check(make, &["scores"], &SCORE_PARAMS);
+    check(make, &["scores"], &ASK_PARAMS);
+    let more: [Row; 2] = [
+        ("a score is NaN", |w| *w.element("scores", 3) = f32::NAN, LAVA_ERR_NONFINITE, "scores"),
+        ("more queries than rows", |w| w.set_n("n_queries", ASKED as u64 + 1), LAVA_ERR_BUFFER_SIZE, "q"),
+    ];
+    check(make, &["scores"], &more);
+    for (name, at, head) in [("q", 2 * DIMS.0, 1), ("k", DIMS.0, 1), ("v", 0, 0)] {
+        let world = make();
+        *world.element(&format!("{name} data"), at) = f32::NAN;
+        blames(&world, Some(LAYER), Some(head));
+    }
+}
+
+#[test]
+fn smooth() {
+    let make = || {
+        World::new("lava_smooth", |w, e| unsafe {
+            lava_smooth(
+                w.p("shape"),
+                w.p("params"),
+                f32::from_bits(w.n("smoothing") as u32),
+                w.p("scores"),
+                e,
+            )
+        })
+        .shape()
+        .arg("params", Struct, &[select_params()])
+        .number("smoothing", 0.5f32.to_bits() as u64)
+        .arg("scores", Out, &[0.25f32; PREFIX * HEADS.1])
+    };
+    check(
+        make,
+        &[],
+        &[
+            ("a score is NaN", |w| *w.element("scores", 3) = f32::NAN, LAVA_ERR_NONFINITE, "scores"),
+            (
+                "a sum that overflows",
+                |w| (0..PREFIX).for_each(|i| *w.element("scores", i) = 3e38f32),
+                LAVA_ERR_NONFINITE,
+                "scores",
+            ),
+            ("smoothing 0", |w| w.set_n("smoothing", 0), LAVA_OK, ""),
+            (
+                "smoothing negative",
+                |w| w.set_n("smoothing", (-0.5f32).to_bits() as u64),
+                LAVA_ERR_ARGUMENT,
+                "smoothing",
+            ),
+            (
+                "smoothing NaN",
+                |w| w.set_n("smoothing", f32::NAN.to_bits() as u64),
+                LAVA_ERR_ARGUMENT,
+                "smoothing",
+            ),
+            ("all sinks", |w| w.at::<lava_select_params>("params").n_sink = u32::MAX, LAVA_OK, ""),
+            (
+                "floor 3",
+                |w| w.at::<lava_select_params>("params").head_floor = 3,
+                LAVA_ERR_ARGUMENT,
+                "head_floor",
+            ),
+            // Weights of heads have no part in it: not even looked at.
+            (
+                "head weights",
+                |w| w.at::<lava_select_params>("params").head_weights = std::ptr::dangling(),
+                LAVA_OK,
+                "",
+            ),
+            (
+                "the mask is the scores",
+                |w| w.at::<lava_select_params>("params").protected_mask = w.p("scores"),
+                LAVA_ERR_OVERLAP,
+                "scores",
+            ),
+        ],
+    );
+    let world = make();
+    *world.element("scores", PREFIX) = f32::INFINITY;
+    blames(&world, Some(LAYER), Some(1));
+}
+
+#[test]
+fn rotate() {
+    let make = || {
+        let mut world = World::new("lava_rotate", |w, e| unsafe {
+            lava_rotate(
+                w.p("shape"),
+                w.n("n_queries") as u32,
+                w.p("q"),
+                w.p("frequencies"),
+                w.n("n_rot") as u32,
+                w.n("style") as i32,
+                f32::from_bits(w.n("magnitude") as u32),
+                w.n("position") as u32,
+                w.p("out"),
+                e,
+            )
+        })
+        .shape()
+        .number("n_queries", ASKED as u64)
+        .tensor("q", Tensor, (ASKED, HEADS.0, DIMS.0))
+        .arg("frequencies", In, &[1f32, 0.1])
+        .number("n_rot", 4)
+        .number("style", 1)
+        .number("magnitude", 0)
+        .number("position", 12)
+        .tensor("out", Result, (ASKED, HEADS.0, DIMS.0));
+        world.looks = Looks::Heads;
+        world.find("frequencies").null = LAVA_ERR_NULL;
+        world
+    };
+    check(
+        make,
+        &[],
+        &[
+            ("no queries", |w| w.set_n("n_queries", 0), LAVA_ERR_SHAPE, "n_queries"),
+            ("n_rot odd", |w| w.set_n("n_rot", 3), LAVA_ERR_ARGUMENT, "n_rot"),
+            ("n_rot above the head", |w| w.set_n("n_rot", 8), LAVA_ERR_SHAPE, "n_rot"),
+            ("n_rot huge", |w| w.set_n("n_rot", u32::MAX as u64 - 1), LAVA_ERR_SHAPE, "n_rot"),
+            (
+                "nothing is turned",
+                |w| (w.set_n("n_rot", 0), w.find("frequencies").pointer = nothing()).0,
+                LAVA_OK,
+                "",
+            ),
+            ("style 2", |w| w.set_n("style", 2), LAVA_ERR_ARGUMENT, "style"),
+            (
+                "magnitude negative",
+                |w| w.set_n("magnitude", (-1f32).to_bits() as u64),
+                LAVA_ERR_ARGUMENT,
+                "magnitude",
+            ),
+            ("position largest", |w| w.set_n("position", u32::MAX as u64), LAVA_OK, ""),
+            (
+                "a frequency is NaN",
+                |w| *w.element("frequencies", 1) = f32::NAN,
+                LAVA_ERR_NONFINITE,
+                "frequencies",
+            ),
+            ("out in half precision", |w| w.t("out").dtype = LAVA_F16, LAVA_ERR_DTYPE, "out"),
+        ],
+    );
 }
 
 #[test]

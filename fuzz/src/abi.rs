@@ -287,6 +287,12 @@ impl World<'_, '_> {
                 (0..shape.n_q_heads.min(64)).map(|i| self.float(i as f64 / 8.0) as f32).collect();
             sink_logits = self.array(shape.n_q_heads as u64, May::Read, &logits);
         }
+        let mut query_head_weights = null_mut();
+        if self.c.once_in(4) {
+            let weights: Vec<f32> =
+                (0..shape.n_q_heads.min(64)).map(|i| self.float(i as f64 / 4.0) as f32).collect();
+            query_head_weights = self.array(shape.n_q_heads as u64, May::Read, &weights);
+        }
         let params = lava_score_params {
             struct_size: 0,
             pool: self.number(0) as i32,
@@ -297,6 +303,7 @@ impl World<'_, '_> {
             backend: self.number(0) as i32,
             reserved: self.number(0) as u32,
             sink_logits,
+            query_head_weights,
             scale: self.float(0.0) as f32,
             softcap: self.float(0.0) as f32,
             attention: self.number(0) as i32,
@@ -501,6 +508,8 @@ impl World<'_, '_> {
                 May::Read => false,
                 May::Scratch => true,
                 May::Write => status == LAVA_OK || region.block >= first_block,
+                // Whether a log-sum-exp is the queries' own shows when all is done.
+                May::WritePartly if name == "lava_score" && status == LAVA_ERR_ARGUMENT => true,
                 May::WritePartly => status == LAVA_OK || status == LAVA_ERR_NONFINITE,
             };
             let bytes = &mut allowed[region.block][region.at..region.at + region.len];
@@ -588,7 +597,7 @@ fn size_of_call(call: impl FnOnce(*mut usize) -> lava_status) -> usize {
 /// A case: what to call, and with what.
 pub fn run(data: &[u8]) {
     let c = &mut Choices::new(data);
-    let function = c.below(23);
+    let function = c.below(27);
     let rarity = c.pick(&[0, 64, 24, 8]);
     let mut w = World { c, blocks: vec![], regions: vec![], strange: false, rarity };
     let shape = w.shape();
@@ -669,15 +678,8 @@ pub fn run(data: &[u8]) {
             15 => attend(w, shape),
             16 => {
                 let s = w.structure(shape, May::Read);
-                // Read and written: not another argument's memory, whose contents are promised.
-                w.strange |= entries > MOST || !shape.cu_rows.is_null();
-                let n = if entries > MOST { 0 } else { entries as usize };
-                let scores = w.fresh(n * 4, 4, May::Write) as *mut f32;
-                let scores = if entries > MOST { null_mut() } else { scores };
-                for i in 0..n {
-                    // SAFETY: `fresh` gave that many; maybe misaligned.
-                    scores.add(i).write_unaligned(w.float(i as f64) as f32);
-                }
+                w.strange |= !shape.cu_rows.is_null();
+                let scores = own_scores(&mut w, entries, May::Write);
                 w.call("lava_mean_over_heads", |e| lava_mean_over_heads(s, scores, e));
             }
             17 => attention_stats(w, shape),
@@ -702,6 +704,21 @@ pub fn run(data: &[u8]) {
                 let name = "lava_global_entries_workspace_size";
                 w.call(name, |e| lava_global_entries_workspace_size(s, n, layers, size, e));
             }
+            21 => {
+                let (s, params) = (w.structure(shape, May::Read), w.score_params(&shape));
+                let (n, size) = (w.number(3) as u32, w.output(1, May::Write));
+                let name = "lava_score_queries_workspace_size";
+                w.call(name, |e| lava_score_queries_workspace_size(s, params, n, size, e));
+            }
+            22 => score_queries(w, shape, entries),
+            23 => {
+                let s = w.structure(shape, May::Read);
+                let params = w.select_params(shape.n_tokens.saturating_sub(shape.window), 0);
+                let smoothing = w.float(0.5) as f32;
+                let scores = own_scores(&mut w, entries, May::Write);
+                w.call("lava_smooth", |e| lava_smooth(s, params, smoothing, scores, e));
+            }
+            24 => rotate(w, shape),
             _ => global_entries(w, shape, entries),
         }
         let status = lava_status_string(data.iter().fold(0, |n, &b| n << 8 | b as i32));
@@ -746,6 +763,18 @@ fn scores(w: &mut World, entries: u64) -> *mut f32 {
     w.array(entries, May::Read, &values)
 }
 
+/// Scores that are read and written: not another argument's memory, whose contents are promised.
+fn own_scores(w: &mut World, entries: u64, may: May) -> *mut f32 {
+    w.strange |= entries > MOST;
+    let n = if entries > MOST { 0 } else { entries as usize };
+    let scores = w.fresh(n * 4, 4, may) as *mut f32;
+    for i in 0..n {
+        // SAFETY: `fresh` gave so many; maybe misaligned.
+        unsafe { scores.add(i).write_unaligned(w.float(i as f64) as f32) };
+    }
+    if entries > MOST { null_mut() } else { scores }
+}
+
 fn dtype(w: &mut World) -> lava_dtype {
     w.c.pick(&DTYPES) as i32
 }
@@ -775,6 +804,43 @@ unsafe fn score(mut w: World, shape: lava_shape, entries: u64) {
     // SAFETY: see `run`.
     w.call("lava_score", |e| unsafe {
         lava_score(s, params, q, k, v, lse, part, n_parts, space, size, to, e)
+    });
+}
+
+unsafe fn score_queries(mut w: World, shape: lava_shape, entries: u64) {
+    let (s, params) = (w.structure(shape, May::Read), w.score_params(&shape));
+    let n = w.number(3) as u32;
+    let (rows, queries) = (cache_rows(&shape), Rows::Same(n));
+    let types = [dtype(&mut w), dtype(&mut w), dtype(&mut w)];
+    let q = w.tensor(&queries, shape.n_q_heads, shape.head_dim_k, types[0], May::Read);
+    let k = w.tensor(&rows, shape.n_kv_heads, shape.head_dim_k, types[1], May::Read);
+    let v = w.tensor(&rows, shape.n_kv_heads, shape.head_dim_v, types[2], May::Read);
+    // SAFETY: see `run`.
+    let needed =
+        unsafe { size_of_call(|size| lava_score_queries_workspace_size(s, params, n, size, null_mut())) };
+    let (space, size) = w.workspace(needed, May::Scratch);
+    let (part, n_parts) = w.split();
+    let scores = own_scores(&mut w, entries, May::WritePartly);
+    // SAFETY: see `run`.
+    w.call("lava_score_queries", |e| unsafe {
+        lava_score_queries(s, params, n, q, k, v, part, n_parts, space, size, scores, e)
+    });
+}
+
+unsafe fn rotate(mut w: World, shape: lava_shape) {
+    let s = w.structure(shape, May::Read);
+    let n_rot = w.number(shape.head_dim_k as u64 / 2 * 2) as u32;
+    let frequencies: Vec<f32> =
+        (0..n_rot.min(64) / 2).map(|i| w.float(1.0 / (1 + i) as f64) as f32).collect();
+    let frequencies = w.array(n_rot as u64 / 2, May::Read, &frequencies);
+    let (n, style, position) = (w.number(3) as u32, w.number(0) as i32, w.number(100) as u32);
+    let magnitude = w.float(0.0) as f32;
+    let (queries, of_q) = (Rows::Same(n), dtype(&mut w));
+    let q = w.tensor(&queries, shape.n_q_heads, shape.head_dim_k, of_q, May::Read);
+    let out = w.tensor(&queries, shape.n_q_heads, shape.head_dim_k, LAVA_F32, May::WritePartly);
+    // SAFETY: see `run`.
+    w.call("lava_rotate", |e| unsafe {
+        lava_rotate(s, n, q, frequencies, n_rot, style, magnitude, position, out, e)
     });
 }
 

@@ -16,6 +16,7 @@ struct Case {
     rows: Option<(Block, Block)>,
     plain: ScoreParams<'static>,
     sinks: Option<Block>,
+    weights: Option<Block>,
     q: Laid,
     k: Laid,
     v: Laid,
@@ -66,6 +67,9 @@ fn scorer(c: &mut Choices) -> ScoreParams<'static> {
         (Attention::MeanVariance, ValueWeight::HeadMax),
         (Attention::Exponential, ValueWeight::HeadMax),
         (Attention::Recency, ValueWeight::None),
+        (Attention::Max, ValueWeight::TokenL2),
+        (Attention::Max, ValueWeight::None),
+        (Attention::Squared, ValueWeight::TokenL2),
     ]);
     let (gamma, decay) = (c.pick(&[0.0, 1.0, 200.0]), c.pick(&[0.3, 1.0]));
     let smoothing = c.pick(&[0.0, 0.0, 1.0]);
@@ -81,7 +85,11 @@ impl Case {
             let logits: Vec<f32> = (0..n_q_heads).map(|_| c.pick(&[-3.0, 0.0, 0.5, 4.0, 30.0])).collect();
             Block::of(&logits, side(c))
         });
-        let (shape, params) = (with_rows(dense, &rows), with_sinks(plain, &sinks));
+        let weights = c.once_in(4).then(|| {
+            let weights: Vec<f32> = (0..n_q_heads).map(|_| c.pick(&[0.0, 0.01, 0.5, 1.0, 7.0])).collect();
+            Block::of(&weights, side(c))
+        });
+        let (shape, params) = (with_rows(dense, &rows), with_arrays(plain, &sinks, &weights));
         let same = c.coin();
         let of_all = c.pick(&DTYPES);
         let tensor = |c: &mut Choices, rows: &[usize], dim: usize| {
@@ -97,7 +105,7 @@ impl Case {
             let lse = reference::log_sum_exp(&shape, &params, &q.values, &k.values);
             Laid::new(c, Dtype::F32, &vec![window; n_q_heads], 1, |j, h, _| lse[h][j] as f32)
         });
-        Self { dense, rows, plain, sinks, q, k, v, lse }
+        Self { dense, rows, plain, sinks, weights, q, k, v, lse }
     }
 
     fn shape(&self) -> Shape<'_> {
@@ -105,7 +113,7 @@ impl Case {
     }
 
     fn params(&self) -> ScoreParams<'_> {
-        with_sinks(self.plain, &self.sinks)
+        with_arrays(self.plain, &self.sinks, &self.weights)
     }
 
     fn tensors(&self) -> [&Laid; 3] {
@@ -293,8 +301,13 @@ fn with_rows<'a>(shape: Shape<'static>, rows: &'a Option<(Block, Block)>) -> Sha
     rows.as_ref().map_or(shape, |(cu, positions)| shape.with_rows(cu.slice(), positions.slice()))
 }
 
-fn with_sinks<'a>(params: ScoreParams<'static>, sinks: &'a Option<Block>) -> ScoreParams<'a> {
-    ScoreParams { sink_logits: sinks.as_ref().map(|sinks| sinks.slice()), ..params }
+fn with_arrays<'a>(
+    params: ScoreParams<'static>,
+    sinks: &'a Option<Block>,
+    weights: &'a Option<Block>,
+) -> ScoreParams<'a> {
+    let sink_logits = sinks.as_ref().map(|sinks| sinks.slice());
+    ScoreParams { sink_logits, query_head_weights: weights.as_ref().map(|weights| weights.slice()), ..params }
 }
 
 /// One of those that this machine can run; the best as often as all together.
@@ -361,6 +374,7 @@ fn c_score_params(params: &ScoreParams) -> lava_score_params {
         backend: LAVA_BACKEND_BEST,
         reserved: 0,
         sink_logits: params.sink_logits.map_or(null(), |sinks| sinks.as_ptr()),
+        query_head_weights: params.query_head_weights.map_or(null(), |weights| weights.as_ptr()),
     }
 }
 

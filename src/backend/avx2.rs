@@ -179,6 +179,28 @@ unsafe impl Lanes for Avx2 {
         })
     }
     #[inline(always)]
+    unsafe fn maxima<const L: usize>(x: [Self; L]) -> Self {
+        const { assert!(L == 8) };
+        // SAFETY: see `splat`. Each step takes two registers into one: neighbours, pairs within the halves of a register, then halves.
+        Self(unsafe {
+            let (mut two, mut four) = ([_mm256_setzero_pd(); 4], [_mm256_setzero_ps(); 2]);
+            for i in 0..4 {
+                let (a, b) = (x[2 * i].0, x[2 * i + 1].0);
+                two[i] = _mm256_castps_pd(_mm256_max_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)));
+            }
+            for i in 0..2 {
+                let (a, b) = (two[2 * i], two[2 * i + 1]);
+                let (low, high) = (_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b));
+                four[i] = _mm256_max_ps(_mm256_castpd_ps(low), _mm256_castpd_ps(high));
+            }
+            let [low, high] = four;
+            _mm256_max_ps(
+                _mm256_permute2f128_ps::<0x20>(low, high),
+                _mm256_permute2f128_ps::<0x31>(low, high),
+            )
+        })
+    }
+    #[inline(always)]
     unsafe fn largest(self) -> f32 {
         // SAFETY: see `splat`.
         unsafe {

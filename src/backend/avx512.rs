@@ -144,6 +144,27 @@ unsafe impl Lanes for Avx512 {
         })
     }
     #[inline(always)]
+    unsafe fn maxima<const L: usize>(x: [Self; L]) -> Self {
+        const { assert!(L == 16) };
+        // SAFETY: see `splat`. As `sums`, with maxima.
+        Self(unsafe {
+            let (mut two, mut four) = ([_mm512_setzero_pd(); 8], [_mm512_setzero_ps(); 4]);
+            for i in 0..8 {
+                let (a, b) = (x[2 * i].0, x[2 * i + 1].0);
+                two[i] = _mm512_castps_pd(_mm512_max_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+            }
+            for i in 0..4 {
+                let (a, b) = (two[2 * i], two[2 * i + 1]);
+                let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+                four[i] = _mm512_max_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+            }
+            let [a, b, c, d] = four;
+            let ab = _mm512_max_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xDD>(a, b));
+            let cd = _mm512_max_ps(_mm512_shuffle_f32x4::<0x88>(c, d), _mm512_shuffle_f32x4::<0xDD>(c, d));
+            _mm512_max_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xDD>(ab, cd))
+        })
+    }
+    #[inline(always)]
     unsafe fn largest(self) -> f32 {
         // SAFETY: see `splat`.
         unsafe { _mm512_reduce_max_ps(self.0) }

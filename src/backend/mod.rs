@@ -131,9 +131,13 @@ pub(crate) struct Kernels {
     pub add_exp: fn(&[f32], f32, Softmax, &mut [f32; KEY_BLOCK], &mut [f64]),
     /// `add_squares(tile, scale, rows, sums, totals)`: the same with `sums[i] += Σ_r (e[i, r] · weight[r])²`.
     pub add_squares: fn(&[f32], f32, Softmax, &mut [f32; KEY_BLOCK], &mut [f64]),
+    /// `max_exp(tile, scale, rows, maxima, totals)`: the same with `maxima[i] = max(maxima[i], max_r e[i, r] · weight[r])`.
+    pub max_exp: fn(&[f32], f32, Softmax, &mut [f32; KEY_BLOCK], &mut [f64]),
     /// `add_weighted(away, max, rows, sums)`: `sums[i] += Σ_r 2^(max[r] − shift[r]) · weight[r] · tile[i, r]`, of a
     /// stored tile.
     pub add_weighted: fn(&[u8], &[f32], Softmax, &mut [f32; KEY_BLOCK]),
+    /// `max_weighted(away, max, rows, maxima)`: the same with the largest in place of the sum.
+    pub max_weighted: fn(&[u8], &[f32], Softmax, &mut [f32; KEY_BLOCK]),
     /// `spread(tile, scale, rows, spread, totals)`: mean and deviations of `a[i, r] = e[i, r] · weight[r]` over the
     /// query rows, in f64. Overwrites the tile.
     pub spread: fn(&mut [f32], f32, ExactSoftmax, &mut Spread, &mut [f64]),
@@ -142,6 +146,8 @@ pub(crate) struct Kernels {
     pub softmax_rows: fn(&mut [f32], f32, &mut [f32], &mut [f64]),
     /// `max_l1(values)`: the largest `Σ|v|` of the rows; NaN or infinite if any element is.
     pub max_l1: fn(&Block) -> f32,
+    /// `times_l2(values, x)`: `x[i] *= sqrt(Σv²)` of row `i`, however small or large the squares are. `x` has `n` elements.
+    pub times_l2: fn(&Block, &mut [f32]),
     /// `pool_max(x, kernel, out)`: `out[i] = max(x[i .. i + kernel])`.
     pub pool_max: fn(&[f32], usize, &mut [f32]),
     /// `add_values(values, tile, acc)`: `acc[r, c] += Σ_i tile[r, i] · values[i, c]`.

@@ -174,6 +174,15 @@ unsafe impl Lanes for Neon {
         })
     }
     #[inline(always)]
+    unsafe fn maxima<const L: usize>(x: [Self; L]) -> Self {
+        const { assert!(L == 8) };
+        // SAFETY: see `splat`. Halves, then neighbours twice.
+        Self::of(|i| unsafe {
+            let four = |j: usize| vmaxq_f32(x[4 * i + j].0[0], x[4 * i + j].0[1]);
+            vpmaxq_f32(vpmaxq_f32(four(0), four(1)), vpmaxq_f32(four(2), four(3)))
+        })
+    }
+    #[inline(always)]
     unsafe fn largest(self) -> f32 {
         // SAFETY: see `splat`.
         unsafe { vmaxvq_f32(vmaxq_f32(self.0[0], self.0[1])) }

@@ -20,10 +20,13 @@ pub(crate) static KERNELS: Kernels = Kernels {
     absorb_exactly,
     add_exp,
     add_squares,
+    max_exp,
     add_weighted,
+    max_weighted,
     spread,
     softmax_rows,
     max_l1,
+    times_l2,
     pool_max,
     add_values,
 };
@@ -128,7 +131,19 @@ fn absorb_exactly(tile: &[f32], scale: f32, max: &mut [f32], sum: &mut [f64]) {
 }
 
 fn add_exp(tile: &[f32], scale: f32, rows: Softmax, sums: &mut [f32; KEY_BLOCK], totals: &mut [f64]) {
-    add_exp_and(|e, weight| e * weight, -126.0, tile, scale, rows, sums, totals);
+    add_exp_and(|e, weight| e * weight, add, -126.0, tile, scale, rows, sums, totals);
+}
+
+fn max_exp(tile: &[f32], scale: f32, rows: Softmax, maxima: &mut [f32; KEY_BLOCK], totals: &mut [f64]) {
+    add_exp_and(|e, weight| e * weight, larger, -126.0, tile, scale, rows, maxima, totals);
+}
+
+fn add(a: f32, b: f32) -> f32 {
+    a + b
+}
+
+fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
 }
 
 /// Below 2 to this power nothing is squared: the result would be subnormal, which is slow, and negligible among the
@@ -137,12 +152,15 @@ pub(super) const LEAST_SQUARED: f32 = -63.0;
 
 fn add_squares(tile: &[f32], scale: f32, rows: Softmax, sums: &mut [f32; KEY_BLOCK], totals: &mut [f64]) {
     let square = |x: f32| x * x;
-    add_exp_and(|e, weight| square(e) * square(weight), LEAST_SQUARED, tile, scale, rows, sums, totals);
+    let of = |e, weight| square(e) * square(weight);
+    add_exp_and(of, add, LEAST_SQUARED, tile, scale, rows, sums, totals);
 }
 
-/// Sums over the rows of `of(e, weight)`, where `e` is 0 below 2 to the power of `least`.
+/// Sums over the rows of `of(e, weight)`, where `e` is 0 below 2 to the power of `least`; `add` may be something else than a sum.
+#[expect(clippy::too_many_arguments, reason = "a kernel's arguments and three numbers of its own")]
 fn add_exp_and(
     of: impl Fn(f32, f32) -> f32,
+    add: impl Fn(f32, f32) -> f32,
     least: f32,
     tile: &[f32],
     scale: f32,
@@ -155,12 +173,12 @@ fn add_exp_and(
         for (r, x) in key.iter().enumerate() {
             let power = x * scale - rows.shift[r];
             let e = if power > least { exp2(power) } else { 0.0 };
-            of_key += of(e, rows.weight[r]);
+            of_key = add(of_key, of(e, rows.weight[r]));
             if let Some(total) = totals.get_mut(r) {
                 *total += e as f64;
             }
         }
-        *sum += of_key;
+        *sum = add(*sum, of_key);
     }
 }
 
@@ -177,12 +195,26 @@ fn spread(tile: &mut [f32], scale: f32, rows: ExactSoftmax, out: &mut Spread, to
 }
 
 fn add_weighted(away: &[u8], max: &[f32], rows: Softmax, sums: &mut [f32; KEY_BLOCK]) {
+    weighted(add, away, max, rows, sums);
+}
+
+fn max_weighted(away: &[u8], max: &[f32], rows: Softmax, maxima: &mut [f32; KEY_BLOCK]) {
+    weighted(larger, away, max, rows, maxima);
+}
+
+fn weighted(
+    add: impl Fn(f32, f32) -> f32,
+    away: &[u8],
+    max: &[f32],
+    rows: Softmax,
+    sums: &mut [f32; KEY_BLOCK],
+) {
     for r in 0..max.len() {
         let weight = exp2(max[r] - rows.shift[r]) * rows.weight[r];
         for (i, sum) in sums.iter_mut().enumerate() {
             let (upper, lower) = put_away_at(r, i);
             let bits = u16::from_ne_bytes([away[upper], away[upper + 1]]) as u32;
-            *sum += weight * f32::from_bits((bits << 8 | away[lower] as u32) << 6);
+            *sum = add(*sum, weight * f32::from_bits((bits << 8 | away[lower] as u32) << 6));
         }
     }
 }
@@ -210,6 +242,33 @@ pub(super) fn max_l1(values: &Block) -> f32 {
         max = if norm > max { norm } else { max };
     }
     max + poison
+}
+
+pub(super) fn times_l2(values: &Block, x: &mut [f32]) {
+    for (i, x) in x.iter_mut().enumerate() {
+        let mut sums = [0.0f32; 8];
+        values.for_each(i, |c, v| sums[c % 8] += v * v);
+        *x *= l2(values, i, pairwise(sums));
+    }
+}
+
+/// The L2 norm of row `i`, from its sum of squares in f32 where that is one that f32 can hold.
+#[inline(always)]
+pub(super) fn l2(values: &Block, i: usize, squares: f32) -> f32 {
+    match SQUARES_HELD.contains(&squares) {
+        true => libm::sqrtf(squares),
+        false => l2_of_any(values, i),
+    }
+}
+
+/// Sums of squares whose terms have lost nothing to speak of, and have not overflowed.
+const SQUARES_HELD: core::ops::RangeInclusive<f32> = 1e-27..=1e38;
+
+#[cold]
+fn l2_of_any(values: &Block, i: usize) -> f32 {
+    let mut squares = 0.0f64;
+    values.for_each(i, |_, v| squares += v as f64 * v as f64);
+    libm::sqrt(squares) as f32
 }
 
 fn pool_max(x: &[f32], kernel: usize, out: &mut [f32]) {

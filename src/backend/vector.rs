@@ -65,6 +65,8 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn total(self) -> f32;
     /// The same of each of `L = N` registers: lane `i` holds the sum of register `i`.
     unsafe fn sums<const L: usize>(x: [Self; L]) -> Self;
+    /// The largest of each of `L = N` registers, none of which holds NaN, in the same way.
+    unsafe fn maxima<const L: usize>(x: [Self; L]) -> Self;
     /// Largest of the lanes, none of which is NaN.
     unsafe fn largest(self) -> f32;
 }
@@ -229,10 +231,13 @@ macro_rules! kernels {
             absorb_exactly,
             add_exp,
             add_squares,
+            max_exp,
             add_weighted,
+            max_weighted,
             spread,
             softmax_rows,
             max_l1,
+            times_l2,
             pool_max,
             add_values,
         };
@@ -253,15 +258,23 @@ macro_rules! kernels {
             fn add_exp(
                 tile: &[f32], scale: f32, rows: Softmax, sums: &mut [f32; KEY_BLOCK], totals: &mut [f64]
             ) -> () {
-                vector::add_exp::<$lanes, N, $e, false>(tile, scale, rows, sums, totals)
+                vector::add_exp::<$lanes, N, $e, { vector::SUM }>(tile, scale, rows, sums, totals)
             }
             fn add_squares(
                 tile: &[f32], scale: f32, rows: Softmax, sums: &mut [f32; KEY_BLOCK], totals: &mut [f64]
             ) -> () {
-                vector::add_exp::<$lanes, N, $e, true>(tile, scale, rows, sums, totals)
+                vector::add_exp::<$lanes, N, $e, { vector::SQUARES }>(tile, scale, rows, sums, totals)
+            }
+            fn max_exp(
+                tile: &[f32], scale: f32, rows: Softmax, maxima: &mut [f32; KEY_BLOCK], totals: &mut [f64]
+            ) -> () {
+                vector::add_exp::<$lanes, N, $e, { vector::MAX }>(tile, scale, rows, maxima, totals)
             }
             fn add_weighted(away: &[u8], max: &[f32], rows: Softmax, sums: &mut [f32; KEY_BLOCK]) -> () {
-                vector::add_weighted::<$lanes, N>(away, max, rows, sums)
+                vector::add_weighted::<$lanes, N, { vector::SUM }>(away, max, rows, sums)
+            }
+            fn max_weighted(away: &[u8], max: &[f32], rows: Softmax, maxima: &mut [f32; KEY_BLOCK]) -> () {
+                vector::add_weighted::<$lanes, N, { vector::MAX }>(away, max, rows, maxima)
             }
             fn spread(
                 tile: &mut [f32], scale: f32, rows: ExactSoftmax, out: &mut Spread, totals: &mut [f64]
@@ -279,6 +292,7 @@ macro_rules! kernels {
             fn load_keys(keys: &Block, rows: &mut [f32]) -> () = load_keys::<$lanes>;
             fn dots(keys: &Block, q: &[f32], tile: &mut [f32]) -> bool = dots::<$lanes>, Numbers, N;
             fn max_l1(values: &Block) -> f32 = max_l1::<$lanes>;
+            fn times_l2(values: &Block, x: &mut [f32]) -> () = times_l2::<$lanes>;
             fn add_values(values: &Block, tile: &[f32], acc: &mut [f32]) -> () = add_values::<$lanes>, $nv;
         }
     };

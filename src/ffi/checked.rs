@@ -13,6 +13,7 @@ use crate::params::{
     Attention, GroupReduce, HeadFloor, LayerShare, Layers, LseBase, Pool, RaggedRows, ScoreParams,
     SelectParams, Shape, ValueSpan, ValueWeight,
 };
+use crate::rope::RopeStyle;
 use crate::view::Dtype;
 
 /// 0 stands for "not given".
@@ -202,13 +203,22 @@ pub(super) unsafe fn score_params<'a>(
         Attention::MeanVariance,
         Attention::Exponential,
         Attention::Recency,
+        Attention::Max,
     ];
-    let values = [ValueWeight::HeadMax, ValueWeight::None, ValueWeight::Token, ValueWeight::Output];
+    let values = [
+        ValueWeight::HeadMax,
+        ValueWeight::None,
+        ValueWeight::Token,
+        ValueWeight::Output,
+        ValueWeight::TokenL2,
+    ];
     let params = ScoreParams {
         scale: given(p.scale),
         softcap: given(p.softcap),
         // SAFETY: the caller's promise.
         sink_logits: unsafe { optional(p.sink_logits, n_q_heads, c"sink_logits")? },
+        // SAFETY: the caller's promise.
+        query_head_weights: unsafe { optional(p.query_head_weights, n_q_heads, c"query_head_weights")? },
         lse_base: lse_base(p.lse_base)?,
         pool: choose(p.pool, &[Pool::Max, Pool::Avg], c"pool")?,
         pool_kernel: p.pool_kernel as usize,
@@ -223,6 +233,11 @@ pub(super) unsafe fn score_params<'a>(
     };
     params.validate(n_q_heads)?;
     Ok((params, backend(p.backend)?))
+}
+
+/// Which elements RoPE turns together.
+pub(super) fn rope_style(number: i32) -> Result<RopeStyle> {
+    choose(number, &[RopeStyle::Pairs, RopeStyle::Halves], c"style")
 }
 
 fn lse_base(number: i32) -> Result<LseBase> {

@@ -207,10 +207,11 @@ unsafe fn shape_without_sliding(p: *const lava_shape) -> Result<Shape<'static>> 
 /// # Safety
 /// `p` must be NULL or lead to a `lava_score_params`.
 unsafe fn score_params(p: *const lava_score_params, n_q_heads: usize) -> Result<ScoreParams<'static>> {
-    // SAFETY: the caller's promise; there are no sink logits to be followed.
+    // SAFETY: the caller's promise; there are neither sink logits nor weights to be followed.
     unsafe {
         if let Some(given) = read_option(p, c"params")? {
             supports(given.sink_logits.is_null(), c"sink_logits")?;
+            supports(given.query_head_weights.is_null(), c"query_head_weights")?;
             supports(given.backend == LAVA_BACKEND_BEST, c"backend")?;
         }
         Ok(checked::score_params(p, n_q_heads)?.0)

@@ -1,15 +1,23 @@
-//! What other papers' methods need beside lava.h: statistics of attention, layer weights.
+//! What other methods need beside lava.h: further queries, statistics of attention, layer weights.
 
 use core::ffi::c_void;
 
+use super::budgets::reads_params;
 use super::call::*;
 use super::checked;
-use super::score::{attention_inputs, reads_inputs};
+use super::score::{attention_inputs, reads_inputs, score_by};
 use super::types::*;
 use super::versioned::check_pointer;
 use crate::budget;
 use crate::error::{ErrorKind, ensure};
+use crate::rope::{self, Rope};
 use crate::score::{self, AttentionStats};
+use crate::view::{Rows, TensorMut};
+
+/// Elements 2i and 2i + 1 of a query are turned together: GPT-J, Llama as Meta published it, most GGUF files of Llama's kind.
+pub const LAVA_ROPE_PAIRS: i32 = 0;
+/// Elements i and i + n_rot / 2: GPT-NeoX, Qwen, all of Hugging Face's models.
+pub const LAVA_ROPE_HALVES: i32 = 1;
 
 /// Gives all heads the mean of their scores, in place. With equal head budgets (lava_select_params_equal) they then keep the same
 /// tokens: TOVA's one set for all heads (arXiv 2401.06104).
@@ -70,7 +78,7 @@ pub unsafe extern "C" fn lava_attention_stats(
             let shape = checked::shape(shape)?;
             in_layer(&shape, || {
                 let (params, backend) = checked::score_params(params, shape.n_q_heads)?;
-                let inputs = attention_inputs(&shape, q, k, lse)?;
+                let inputs = attention_inputs(&shape, shape.window_rows(), q, k, lse)?;
                 let heads = score::part_heads(&shape, part as usize, n_parts as usize)?;
                 check_pointer(stats, c"stats")?;
                 reads_inputs(&shape, &inputs)
@@ -148,6 +156,167 @@ pub unsafe extern "C" fn lava_pyramid_weights(
             let n = n_layers as usize;
             ensure(n > 0 && n <= budget::MAX_LAYERS, ErrorKind::Shape, c"n_layers")?;
             budget::pyramid_weights(prefix_budget, prefix_len, beta, slice_mut(weights, n, c"weights")?)
+        })
+    }
+}
+
+/// Bytes of workspace that each part of lava_score_queries needs.
+///
+/// params, n_queries: as in lava_score_queries.
+/// size: receives the bytes; untouched on error.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ARGUMENT, NONFINITE, UNSUPPORTED. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_score_queries_workspace_size(
+    shape: *const lava_shape,
+    params: *const lava_score_params,
+    n_queries: u32,
+    size: *mut usize,
+    error: *mut lava_error,
+) -> lava_status {
+    // SAFETY: shape, params, size and error are NULL or lead to what the header says: the caller's promise.
+    unsafe {
+        run(error, || {
+            let shape = checked::shape(shape)?;
+            in_layer(&shape, || {
+                let (params, _) = checked::score_params(params, shape.n_q_heads)?;
+                let bytes = || score::queries_workspace_size(&shape, &params, n_queries as usize);
+                put(size, c"size", bytes)
+            })
+        })
+    }
+}
+
+/// Asks again: scores a layer's prefix by queries that are not the cache's last rows, and joins the result with what scores holds. Each
+/// entry gets the larger of the two.
+///
+/// Each of the queries sees what one at position n_tokens would: every row, the window's too, as far as a sliding window reaches. So
+/// they may be the prompt's own, from before RoPE, turned to that position by lava_rotate: what they look at from there is what a later
+/// mention of the same things will look at. Their order matters to LAVA_ATTENTION_EXPONENTIAL only.
+///
+/// Called after lava_score, or with scores set to 0, as often as wanted; then lava_smooth, if at all.
+///
+/// params: may be NULL; those of lava_score, so that the scores can be compared. smoothing must be 0 (ARGUMENT).
+/// n_queries: at least 1.
+/// q: [n_queries, n_q_heads, head_dim_k], after RoPE.
+/// k, v, part, n_parts: as in lava_score.
+/// workspace: lava_score_queries_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN.
+/// scores: as in lava_score, read and written; finite. On error the part's own may be partly joined.
+/// Errors: as lava_score. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_score_queries(
+    shape: *const lava_shape,
+    params: *const lava_score_params,
+    n_queries: u32,
+    q: *const lava_tensor,
+    k: *const lava_tensor,
+    v: *const lava_tensor,
+    part: u32,
+    n_parts: u32,
+    workspace: *mut c_void,
+    workspace_size: usize,
+    scores: *mut f32,
+    error: *mut lava_error,
+) -> lava_status {
+    let (tensors, memory) = ([q, k, v, core::ptr::null()], (workspace, workspace_size));
+    // SAFETY: every pointer is NULL or leads to what the comment above says: the caller's promise.
+    unsafe {
+        run(error, || score_by(shape, params, Some(n_queries), tensors, (part, n_parts), memory, scores))
+    }
+}
+
+/// Adds smoothing times a head's mean score to all its scores: what nobody asked about is not nothing. As smoothing of
+/// lava_score_params, but after scores were joined, and with what is protected left out of the mean: the first tokens draw so much
+/// attention that they would be most of it.
+///
+/// params: may be NULL; of these n_sink and protected_mask are used: what will be selected with.
+/// smoothing: finite, not negative.
+/// scores: f32, lava_n_scores(shape) of them, as in lava_score, finite; read and written. Untouched on error.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ALIGNMENT, ARGUMENT, OVERLAP, NONFINITE (naming the head). Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_smooth(
+    shape: *const lava_shape,
+    params: *const lava_select_params,
+    smoothing: f32,
+    scores: *mut f32,
+    error: *mut lava_error,
+) -> lava_status {
+    // SAFETY: every pointer is NULL or leads to what the comment above says: the caller's promise. Of head_weights nothing is read.
+    unsafe {
+        run(error, || {
+            let shape = checked::shape(shape)?;
+            in_layer(&shape, || {
+                let prefix_len = shape.prefix_len();
+                let params = checked::select_params(params, 0, prefix_len)?;
+                let n = shape.n_scores() as usize;
+                reads_params(&params, (0, prefix_len))
+                    .reads_rows(&shape)
+                    .writes(scores, n, c"scores")
+                    .check()?;
+                let scores = if n == 0 { &mut [] } else { slice_mut(scores, n, c"scores")? };
+                score::smooth(&shape, &params, smoothing, scores)
+            })
+        })
+    }
+}
+
+/// Turns queries from before RoPE to one position, for lava_score_queries: that position is the shape's n_tokens, or a later one.
+///
+/// Of each pair (x, y) of a query's first n_rot elements x cos - y sin and x sin + y cos are written, times magnitude, the angle being
+/// position times the pair's frequency; other elements are copied. What the model does to its keys is in the frequencies:
+/// base^(-2i / n_rot), or what YaRN (arXiv 2309.00071), Llama 3 and others make of that.
+///
+/// shape: n_q_heads and head_dim_k are used.
+/// n_queries: at least 1.
+/// q: [n_queries, n_q_heads, head_dim_k], before RoPE, after all that the model does to queries before it.
+/// frequencies: [n_rot / 2], radians per position, finite.
+/// n_rot: even (ARGUMENT), at most head_dim_k (SHAPE). 0: frequencies may be NULL.
+/// style: LAVA_ROPE_PAIRS or LAVA_ROPE_HALVES.
+/// magnitude: what the model multiplies sines and cosines by: YaRN's attention factor. 0: 1.
+/// out: f32 [n_queries, n_q_heads, head_dim_k], any strides. Shares memory with nothing, q included. Untouched on error.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE, DTYPE, ARGUMENT, NONFINITE (in frequencies; NaN in q becomes
+///     NaN in out, which lava_score_queries finds). Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_rotate(
+    shape: *const lava_shape,
+    n_queries: u32,
+    q: *const lava_tensor,
+    frequencies: *const f32,
+    n_rot: u32,
+    style: i32,
+    magnitude: f32,
+    position: u32,
+    out: *const lava_tensor,
+    error: *mut lava_error,
+) -> lava_status {
+    // SAFETY: every pointer is NULL or leads to what the comment above says, out to memory that may be written: the caller's promise.
+    unsafe {
+        run(error, || {
+            let shape = checked::shape_of_heads(shape)?;
+            in_layer(&shape, || {
+                let n_rot = n_rot as usize;
+                ensure(n_rot.is_multiple_of(2), ErrorKind::Argument, c"n_rot")?;
+                ensure(n_rot <= shape.head_dim_k, ErrorKind::Shape, c"n_rot")?;
+                let n_pairs = n_rot / 2;
+                let rope = Rope {
+                    frequencies: if n_pairs == 0 {
+                        &[]
+                    } else {
+                        slice(frequencies, n_pairs, c"frequencies")?
+                    },
+                    style: checked::rope_style(style)?,
+                    magnitude: if magnitude == 0.0 { 1.0 } else { magnitude },
+                };
+                let rows = Rows::Same(n_queries as usize);
+                let q = tensor(q, rows, shape.n_q_heads, shape.head_dim_k, c"q")?;
+                let out = tensor(out, rows, shape.n_q_heads, shape.head_dim_k, c"out")?;
+                Memory::default()
+                    .reads_tensor(&q, c"q")
+                    .reads(rope.frequencies.as_ptr(), n_pairs, c"frequencies")
+                    .writes_tensor(&out, c"out")
+                    .check()?;
+                let mut out = TensorMut::from_tensor(out);
+                rope::rotate(&shape, &rope, n_queries as usize, position, &q, &mut out)
+            })
         })
     }
 }

@@ -50,8 +50,7 @@ pub unsafe extern "C" fn lava_score_workspace_size(
 ///      keys that it sees, learned sinks included, as flash attention returns it (lse_base says in which base). Saves a pass and
 ///      the memory for it. One by which a query's attention does not sum to 1, within 5%, is refused (ARGUMENT).
 /// part, n_parts: this call does share `part` of `n_parts` of the KV heads: n_kv_heads * part / n_parts up to
-///      n_kv_heads * (part + 1) / n_parts. Parts may run at the same time, each with a workspace of its own. The scores
-///      are the same bits for every n_parts. More parts than KV heads leave some with nothing to do.
+///      n_kv_heads * (part + 1) / n_parts, of which there may be none. Each part needs a workspace of its own.
 /// workspace: lava_score_workspace_size bytes, aligned to LAVA_WORKSPACE_ALIGN; contents neither needed nor kept.
 /// scores: f32, lava_n_scores(shape) of them for all heads, head after head, one per prefix row, of which the part writes its own.
 ///      Without cu_rows [n_kv_heads, n_tokens - window]. All are finite and not negative. On error the part's own may be partly
@@ -77,48 +76,73 @@ pub unsafe extern "C" fn lava_score(
     // SAFETY: every pointer is NULL or leads to what the comment above says: the caller's promise.
     unsafe {
         run(error, || {
-            let shape = checked::shape(shape)?;
-            in_layer(&shape, || {
-                let (params, backend) = checked::score_params(params, shape.n_q_heads)?;
-                let attention = attention_inputs(&shape, q, k, lse)?;
-                let inputs = match params.value_weight {
-                    ValueWeight::None => attention,
-                    _ => {
-                        let v = tensor(v, cache_rows(&shape), shape.n_kv_heads, shape.head_dim_v, c"v")?;
-                        ScoreInputs { v, ..attention }
-                    }
-                };
-                let heads = score::part_heads(&shape, part as usize, n_parts as usize)?;
-                let n_scores = shape.n_scores() as usize;
-                reads_inputs(&shape, &inputs)
-                    .reads(
-                        params.sink_logits.map_or(core::ptr::null(), |s| s.as_ptr()),
-                        shape.n_q_heads,
-                        c"sink_logits",
-                    )
-                    .writes(workspace as *mut u8, workspace_size, c"workspace")
-                    .writes(scores, n_scores, c"scores")
-                    .check()?;
-                let mut carver = super::call::workspace(workspace, workspace_size)?;
-                let own = if n_scores == 0 {
-                    &mut []
-                } else {
-                    check_pointer(scores, c"scores")?;
-                    // Other parts write the other heads at the same time: the slice covers this part's only.
-                    let (first, end) = (shape.first_score(heads.start), shape.first_score(heads.end));
-                    slice_mut(scores.add(first), end - first, c"scores")?
-                };
-                score::score(
-                    backend,
-                    &shape,
-                    &params,
-                    &inputs,
-                    part as usize,
-                    n_parts as usize,
-                    &mut carver,
-                    own,
-                )
-            })
+            score_by(
+                shape,
+                params,
+                None,
+                [q, k, v, lse],
+                (part, n_parts),
+                (workspace, workspace_size),
+                scores,
+            )
+        })
+    }
+}
+
+/// Scores by the window's queries, or joins those by `n_queries` others.
+///
+/// # Safety
+/// Every pointer must be NULL or lead to what the header says of lava_score and lava_score_queries.
+pub(super) unsafe fn score_by(
+    shape: *const lava_shape,
+    params: *const lava_score_params,
+    n_queries: Option<u32>,
+    [q, k, v, lse]: [*const lava_tensor; 4],
+    (part, n_parts): (u32, u32),
+    (workspace, workspace_size): (*mut c_void, usize),
+    scores: *mut f32,
+) -> Result<()> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let shape = checked::shape(shape)?;
+        in_layer(&shape, || {
+            let (params, backend) = checked::score_params(params, shape.n_q_heads)?;
+            let (part, n_parts) = (part as usize, n_parts as usize);
+            let rows = n_queries.map_or(shape.window_rows(), |n| n as usize);
+            let attention = attention_inputs(&shape, rows, q, k, lse)?;
+            let inputs = match params.value_weight {
+                ValueWeight::None => attention,
+                _ => {
+                    let v = tensor(v, cache_rows(&shape), shape.n_kv_heads, shape.head_dim_v, c"v")?;
+                    ScoreInputs { v, ..attention }
+                }
+            };
+            let heads = score::part_heads(&shape, part, n_parts)?;
+            let n_scores = shape.n_scores() as usize;
+            let per_query_head = |x: Option<&[f32]>| x.map_or(core::ptr::null(), |x| x.as_ptr());
+            reads_inputs(&shape, &inputs)
+                .reads(per_query_head(params.sink_logits), shape.n_q_heads, c"sink_logits")
+                .reads(per_query_head(params.query_head_weights), shape.n_q_heads, c"query_head_weights")
+                .writes(workspace as *mut u8, workspace_size, c"workspace")
+                .writes(scores, n_scores, c"scores")
+                .check()?;
+            let mut carver = super::call::workspace(workspace, workspace_size)?;
+            let memory = &mut carver;
+            let own = if n_scores == 0 {
+                &mut []
+            } else {
+                check_pointer(scores, c"scores")?;
+                // Other parts write the other heads at the same time: the slice covers this part's only.
+                let (first, end) = (shape.first_score(heads.start), shape.first_score(heads.end));
+                slice_mut(scores.add(first), end - first, c"scores")?
+            };
+            match n_queries {
+                None => score::score(backend, &shape, &params, &inputs, part, n_parts, memory, own),
+                Some(n) => {
+                    let n = n as usize;
+                    score::score_queries(backend, &shape, &params, n, &inputs, part, n_parts, memory, own)
+                }
+            }
         })
     }
 }
@@ -131,24 +155,25 @@ pub(super) fn cache_rows<'a>(shape: &Shape<'a>) -> Rows<'a> {
     }
 }
 
-/// The inputs of attention. The values are not: keys stand in their place.
+/// The inputs of the attention of `n_queries` queries. The values are not among them: keys stand in their place.
 ///
 /// # Safety
 /// `q`, `k` and `lse` must be NULL or tell the truth about their memory for `'a`.
 pub(super) unsafe fn attention_inputs<'a>(
     shape: &Shape<'a>,
+    n_queries: usize,
     q: *const lava_tensor,
     k: *const lava_tensor,
     lse: *const lava_tensor,
 ) -> Result<ScoreInputs<'a>> {
-    let window = Rows::Same(shape.window_rows());
+    let rows = Rows::Same(n_queries);
     // SAFETY: the caller's promise.
     unsafe {
-        let q = tensor(q, window, shape.n_q_heads, shape.head_dim_k, c"q")?;
+        let q = tensor(q, rows, shape.n_q_heads, shape.head_dim_k, c"q")?;
         let k = tensor(k, cache_rows(shape), shape.n_kv_heads, shape.head_dim_k, c"k")?;
         let lse = match lse.is_null() {
             true => None,
-            false => Some(tensor(lse, window, shape.n_q_heads, 1, c"lse")?),
+            false => Some(tensor(lse, rows, shape.n_q_heads, 1, c"lse")?),
         };
         Ok(ScoreInputs { q, k, v: k, lse })
     }

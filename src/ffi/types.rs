@@ -87,9 +87,10 @@ pub const LAVA_ATTENTION_MEAN_VARIANCE: i32 = 2;
 /// a[0] = A[0], a[j] = decay * A[j] + (1 - decay) * a[j - 1] over the window's queries (ReST-KV, arXiv 2605.08840). With a decay of 1
 /// the last query alone (SAGE-KV, arXiv 2503.08879).
 pub const LAVA_ATTENTION_EXPONENTIAL: i32 = 3;
-/// None: position + 1, so that the newest win; q and k are not looked at (StreamingLLM, arXiv 2309.17453). f32 tells positions
-/// apart up to 2^24.
+/// None: position + 1, so that the newest win; q and k are not looked at (StreamingLLM, arXiv 2309.17453). Exact up to 2^24.
 pub const LAVA_ATTENTION_RECENCY: i32 = 4;
+/// The largest of the queries' (DefensiveKV, arXiv 2510.13334; KVzip, arXiv 2505.23416).
+pub const LAVA_ATTENTION_MAX: i32 = 5;
 /// Attention is multiplied by the largest L1 norm among the head's values. LAVa.
 pub const LAVA_VALUE_HEAD_MAX: i32 = 0;
 /// By nothing. v is not looked at, and may be NULL.
@@ -99,6 +100,8 @@ pub const LAVA_VALUE_TOKEN: i32 = 2;
 /// a becomes a / (1 - a) * |o - v|, o = sum of a * v over all tokens: what evicting the entry alone does to the output, for
 /// each query head before pooling (CAOTE, arXiv 2504.14051; ReST-KV). With LAVA_ATTENTION_MEAN and _EXPONENTIAL only.
 pub const LAVA_VALUE_OUTPUT: i32 = 3;
+/// By the L2 norm of the entry's own value, after pooling and reduction (Expected Attention, arXiv 2510.00636).
+pub const LAVA_VALUE_TOKEN_L2: i32 = 4;
 /// A log-sum-exp is ln(sum(exp(logit))): FlashAttention, PyTorch.
 pub const LAVA_LSE_NATURAL: i32 = 0;
 /// A log-sum-exp is log2(sum(exp(logit))): FlashInfer.
@@ -190,8 +193,7 @@ pub struct lava_shape {
 ///     token-major  [n_tokens, n_heads, dim]: stride_token = n_heads * dim, stride_head = dim, stride_dim = 1
 ///     head-major   [n_heads, n_tokens, dim]: stride_token = dim, stride_head = n_tokens * dim, stride_dim = 1
 ///     transposed   [n_heads, dim, n_tokens]: stride_token = 1, stride_head = dim * n_tokens, stride_dim = n_tokens
-///     ragged       rows of dim elements, head h from row row_start[h] on: stride_token = dim, stride_head = 0,
-///                  stride_dim = 1
+///     ragged       rows without gaps, head h from row row_start[h] on: stride_token = dim, stride_head = 0, stride_dim = 1
 /// Strides are positive; one that is never used (over one element or none) may be anything. No two elements may share
 /// memory. How many rows and heads there are, the call that takes the tensor says.
 #[repr(C)]
@@ -204,8 +206,7 @@ pub struct lava_tensor {
     pub dtype: lava_dtype,
     /// First element, aligned to the element's size. Tensors that a call only reads are never written.
     pub data: *mut c_void,
-    /// Bytes that may be accessed from data on. Every element is checked to lie within; without row_start as if every head
-    /// had as many rows as the longest.
+    /// Bytes from data on. Every element must lie within them; without row_start as if all heads had the longest's rows.
     pub size: usize,
     /// Elements from one row of a head to the next.
     pub stride_token: i64,
@@ -258,6 +259,8 @@ pub struct lava_score_params {
     /// NULL, or the model's learned attention sinks: one logit per query head, n_q_heads of them, neither scaled nor capped, that
     /// is part of each softmax's denominator. Not looked at where a log-sum-exp is given: that includes them.
     pub sink_logits: *const f32,
+    /// NULL, or n_q_heads factors, finite and not negative, on the query heads' attention before the group becomes one score.
+    pub query_head_weights: *const f32,
 }
 
 /// Options of selection. NULL in its place, and lava_select_params_default, are the recommended preset; lava_select_params_lava
@@ -300,8 +303,7 @@ pub struct lava_selection {
     pub n_entries: u64,
     /// Sum of the layer's scores. Where there are negative ones all are counted from the smallest.
     pub mass: f64,
-    /// Share of mass that was evicted, in [0, 1]. For LAVa's score, up to a constant, the paper's bound on the change of the
-    /// layer's attention output.
+    /// Share of mass that was evicted, in [0, 1]. For LAVa's score, up to a constant, the paper's bound on the output's change.
     pub evicted_share: f64,
 }
 
@@ -424,10 +426,10 @@ layout! {
     lava_tensor: 56, 56 {
         struct_size @ 0, dtype @ 4, data @ 8, size @ 16, stride_token @ 24, stride_head @ 32, stride_dim @ 40, row_start @ 48,
     }
-    lava_score_params: 72, 72 {
+    lava_score_params: 80, 80 {
         struct_size @ 0, attention @ 4, value_weight @ 8, pool @ 12, pool_kernel @ 16, group_reduce @ 20, value_span @ 24,
         lse_base @ 28, backend @ 32, scale @ 36, softcap @ 40, gamma @ 44, decay @ 48, weight @ 52, smoothing @ 56, reserved @ 60,
-        sink_logits @ 64,
+        sink_logits @ 64, query_head_weights @ 72,
     }
     lava_select_params: 40, 40 {
         struct_size @ 0, head_floor @ 4, alpha @ 8, protected_mask @ 16, n_sink @ 24, head_min @ 28, head_weights @ 32,

@@ -175,7 +175,8 @@ pub fn select(layers: &[Layer], params: &SelectParams, n_entries: u64) -> Vec<Ve
         (None, HeadFloor::Guaranteed) => {
             let mut floor = (billionths * n_entries as u128 / (1_000_000_000 * n.max(1) as u128)) as u64;
             // Promises that do not fit in addition to what must be kept are lowered for all.
-            while least.iter().map(|&least| least.max(floor)).sum::<u64>() > n_entries {
+            let promise = |floor: u64| (0..n).map(|g| least[g].max(floor.min(most[g]))).sum::<u64>();
+            while promise(floor) > n_entries {
                 floor -= 1;
             }
             let promised: Vec<u64> = (0..n).map(|g| least[g].max(floor.min(most[g]))).collect();

@@ -1,6 +1,9 @@
 //! Scoring, its statistics, and attention.
 
-use crate::params::{Attention, GroupReduce, LseBase, Pool, ScoreParams, Shape, ValueSpan, ValueWeight};
+use crate::params::{
+    Attention, GroupReduce, LseBase, Pool, ScoreParams, SelectParams, Shape, ValueSpan, ValueWeight,
+};
+use crate::rope::{Rope, RopeStyle};
 
 /// `x[head][row][element]`. Heads may have unlike numbers of rows.
 pub type Heads = Vec<Vec<Vec<f64>>>;
@@ -37,26 +40,38 @@ fn softmax(logits: &[Option<f64>], sink: Option<f32>) -> Row {
 /// Log-sum-exp of the window's queries, in the base of the options: `lse[h][j]`.
 pub fn log_sum_exp(shape: &Shape, params: &ScoreParams, q: &Heads, k: &Heads) -> Vec<Vec<f64>> {
     let unit = if params.lse_base == LseBase::Two { std::f64::consts::LN_2 } else { 1.0 };
-    let lse = |h: usize, j: usize| window_attention(shape, params, q, k, h, j).lse / unit;
-    (0..q.len()).map(|h| (0..shape.window_rows()).map(|j| lse(h, j)).collect()).collect()
+    let positions = window_positions(shape);
+    let row = |h: usize, j: usize| attention(shape, params, (&q[h][j], positions[j]), k, h);
+    (0..q.len()).map(|h| (0..positions.len()).map(|j| row(h, j).lse / unit).collect()).collect()
 }
 
-/// Stage 1, one row: attention of query head `h`'s window query `j` over all rows of its KV head.
-fn window_attention(shape: &Shape, params: &ScoreParams, q: &Heads, k: &Heads, h: usize, j: usize) -> Row {
-    let (g, position) = (h / shape.group_size(), shape.prefix_len() + j);
+/// Where the window's queries stand.
+fn window_positions(shape: &Shape) -> Vec<usize> {
+    (shape.prefix_len()..shape.n_tokens).collect()
+}
+
+/// Stage 1, one row: attention of a query of head `h`, at its position, over all rows of its KV head.
+fn attention(
+    shape: &Shape,
+    params: &ScoreParams,
+    (q, position): (&[f64], usize),
+    k: &Heads,
+    h: usize,
+) -> Row {
+    let g = h / shape.group_size();
     let logits: Vec<Option<f64>> = (0..shape.rows(g))
         .map(|i| {
             let key = shape.position(g, i);
             let seen = key <= position
                 && shape.sliding_window.is_none_or(|keys| key.saturating_add(keys) > position);
-            seen.then(|| logit(&q[h][j], &k[g][i], params.scale, params.softcap))
+            seen.then(|| logit(q, &k[g][i], params.scale, params.softcap))
         })
         .collect();
     softmax(&logits, params.sink_logits.map(|sinks| sinks[h]))
 }
 
-/// Stage 2: what becomes of a key's attention from the window's queries, the oldest first.
-fn over_window(a: &[f64], params: &ScoreParams) -> f64 {
+/// Stage 2: what becomes of a key's attention from the queries, the oldest first.
+fn over_queries(a: &[f64], params: &ScoreParams) -> f64 {
     let w = a.len() as f64;
     let mean = a.iter().sum::<f64>() / w;
     match params.attention {
@@ -70,6 +85,7 @@ fn over_window(a: &[f64], params: &ScoreParams) -> f64 {
             let decay = f64::from(params.decay);
             a[1..].iter().fold(a[0], |average, x| decay * x + (1.0 - decay) * average)
         }
+        Attention::Max => a.iter().copied().fold(0.0, f64::max),
         Attention::Recency => unreachable!("is not attention"),
     }
 }
@@ -90,7 +106,30 @@ fn output_change(a: &[f64], sink: f64, v: &[Vec<f64>]) -> Vec<f64> {
 
 /// Stages 1 to 5: `scores[g][i]`.
 pub fn scores(shape: &Shape, params: &ScoreParams, q: &Heads, k: &Heads, v: &Heads) -> Vec<Vec<f64>> {
-    let (w, group) = (shape.window_rows(), shape.group_size());
+    scores_by(shape, params, &window_positions(shape), q, k, v)
+}
+
+/// The same by queries that are not in the cache: each sees what one at position N does.
+pub fn scores_by_queries(
+    shape: &Shape,
+    params: &ScoreParams,
+    q: &Heads,
+    k: &Heads,
+    v: &Heads,
+) -> Vec<Vec<f64>> {
+    scores_by(shape, params, &vec![shape.n_tokens; q[0].len()], q, k, v)
+}
+
+/// By queries that stand at these positions.
+fn scores_by(
+    shape: &Shape,
+    params: &ScoreParams,
+    positions: &[usize],
+    q: &Heads,
+    k: &Heads,
+    v: &Heads,
+) -> Vec<Vec<f64>> {
+    let group = shape.group_size();
     let radius = params.pool_kernel / 2;
     let mut scores = vec![];
     for g in 0..shape.n_kv_heads {
@@ -98,31 +137,35 @@ pub fn scores(shape: &Shape, params: &ScoreParams, q: &Heads, k: &Heads, v: &Hea
         let n_live = live.len();
         // Stage 4: the largest L1 norm among the head's values.
         let l1 = |i: usize| v[g][i].iter().map(|x| x.abs()).sum::<f64>();
+        let l2 = |i: usize| v[g][i].iter().map(|x| x * x).sum::<f64>().sqrt();
         let span = if params.value_span == ValueSpan::All { live.start..n } else { live.clone() };
         let vmax = span.map(l1).fold(0.0, f64::max);
         let mut pooled = vec![];
         for h in g * group..(g + 1) * group {
-            // Stages 1 and 2: attention over the window.
-            let rows: Vec<Row> = (0..w).map(|j| window_attention(shape, params, q, k, h, j)).collect();
+            // Stages 1 and 2: attention of the queries.
+            let queries = q[h].iter().zip(positions);
+            let rows: Vec<Row> =
+                queries.map(|(q, &position)| attention(shape, params, (q, position), k, h)).collect();
             let column = |i: usize| rows.iter().map(|row| row.keys[i]).collect::<Vec<f64>>();
             let mut a: Vec<f64> = match params.attention {
                 Attention::Recency => (0..n).map(|i| shape.position(g, i) as f64 + 1.0).collect(),
-                _ => (0..n).map(|i| over_window(&column(i), params)).collect(),
+                _ => (0..n).map(|i| over_queries(&column(i), params)).collect(),
             };
             if params.value_weight == ValueWeight::Output {
                 let sink = rows.iter().map(|row| row.sink).collect::<Vec<f64>>();
-                a = output_change(&a, over_window(&sink, params), &v[g]);
+                a = output_change(&a, over_queries(&sink, params), &v[g]);
             }
             // Dead rows have no part in what follows.
             let a = &a[live.clone()];
-            // Stage 3: pooling along the tokens.
+            // Stage 3: pooling along the tokens, and what the query head counts.
+            let weight = params.query_head_weights.map_or(1.0, |weights| f64::from(weights[h]));
             pooled.push(
                 (0..n_live)
                     .map(|i| {
                         let near = &a[i.saturating_sub(radius)..(i + radius + 1).min(n_live)];
                         match params.pool {
-                            Pool::Max => near.iter().copied().fold(0.0, f64::max),
-                            Pool::Avg => near.iter().sum::<f64>() / params.pool_kernel as f64,
+                            Pool::Max => weight * near.iter().copied().fold(0.0, f64::max),
+                            Pool::Avg => weight * near.iter().sum::<f64>() / params.pool_kernel as f64,
                         }
                     })
                     .collect::<Vec<f64>>(),
@@ -132,6 +175,7 @@ pub fn scores(shape: &Shape, params: &ScoreParams, q: &Heads, k: &Heads, v: &Hea
         let value = |i: usize| match params.value_weight {
             ValueWeight::HeadMax => vmax,
             ValueWeight::Token => l1(live.start + i),
+            ValueWeight::TokenL2 => l2(live.start + i),
             ValueWeight::None | ValueWeight::Output => 1.0,
         };
         let head: Vec<f64> = (0..n_live)
@@ -151,14 +195,41 @@ pub fn scores(shape: &Shape, params: &ScoreParams, q: &Heads, k: &Heads, v: &Hea
     scores
 }
 
+/// Adds `smoothing` times each head's mean to its live scores; what is protected has no part in the mean.
+pub fn smoothed(shape: &Shape, select: &SelectParams, smoothing: f32, scores: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    let of_head = |(g, head): (usize, &Vec<f64>)| {
+        let live = shape.live(g);
+        let counts = |i: &usize| !select.protects(shape.position(g, *i));
+        let counted: Vec<f64> = live.clone().filter(counts).map(|i| head[i]).collect();
+        let mean = counted.iter().sum::<f64>() / counted.len().max(1) as f64;
+        let more = |i: usize| if live.contains(&i) { f64::from(smoothing) * mean } else { 0.0 };
+        (0..head.len()).map(|i| head[i] + more(i)).collect()
+    };
+    scores.iter().enumerate().map(of_head).collect()
+}
+
+/// One query turned to a position.
+pub fn rotated(rope: &Rope, position: u32, q: &[f64]) -> Vec<f64> {
+    let (mut out, n) = (q.to_vec(), rope.frequencies.len());
+    for (i, &frequency) in rope.frequencies.iter().enumerate() {
+        let (a, b) = if rope.style == RopeStyle::Pairs { (2 * i, 2 * i + 1) } else { (i, n + i) };
+        let (sin, cos) = (f64::from(position) * f64::from(frequency)).sin_cos();
+        out[a] = f64::from(rope.magnitude) * (q[a] * cos - q[b] * sin);
+        out[b] = f64::from(rope.magnitude) * (q[a] * sin + q[b] * cos);
+    }
+    out
+}
+
 /// CAKE's two numbers per KV head: `(entropy, variance)` of the attention that the window pays the live prefix.
 pub fn attention_stats(shape: &Shape, params: &ScoreParams, q: &Heads, k: &Heads) -> Vec<(f64, f64)> {
-    let (w, group) = (shape.window_rows(), shape.group_size());
+    let (positions, group) = (window_positions(shape), shape.group_size());
+    let w = positions.len();
     let mut stats = vec![];
     for g in 0..shape.n_kv_heads {
         let (mut entropy, mut variance) = (0.0, 0.0);
         for h in g * group..(g + 1) * group {
-            let rows: Vec<_> = (0..w).map(|j| window_attention(shape, params, q, k, h, j).keys).collect();
+            let row = |j: usize| attention(shape, params, (&q[h][j], positions[j]), k, h).keys;
+            let rows: Vec<_> = (0..w).map(row).collect();
             for i in shape.live(g) {
                 let a: Vec<f64> = rows.iter().map(|row| row[i]).collect();
                 let mean = a.iter().sum::<f64>() / w as f64;
@@ -184,12 +255,12 @@ pub fn attend(
     sink: Option<f32>,
 ) -> (Vec<f64>, f64) {
     let logits: Vec<Option<f64>> = rows.iter().map(|r| r.map(|(k, _)| logit(q, k, scale, softcap))).collect();
-    let attention = softmax(&logits, sink);
+    let weights = softmax(&logits, sink);
     let mut out = vec![0.0; dim_v];
-    for (weight, row) in attention.keys.iter().zip(rows) {
+    for (weight, row) in weights.keys.iter().zip(rows) {
         if let Some((_, v)) = row {
             out.iter_mut().zip(*v).for_each(|(o, x)| *o += weight * x);
         }
     }
-    (out, attention.lse)
+    (out, weights.lse)
 }

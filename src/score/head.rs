@@ -3,6 +3,7 @@
 use super::plan::{Buffers, Plan, reduce_first};
 use super::task::Task;
 use super::{pool, value, window};
+use crate::backend::Block;
 use crate::error::{ErrorKind, Result, ensure};
 use crate::params::{Attention, GroupReduce, ValueWeight};
 
@@ -18,8 +19,16 @@ pub(super) fn score(task: &Task, plan: Plan, b: &mut Buffers, out: &mut [f32]) -
         Attention::Recency => recency(task, out),
         _ => attention(task, plan, b, out)?,
     };
-    if params.value_weight == ValueWeight::Token {
-        value::times_norms(task.kernels, &task.inputs.v, task.head, task.live.start, out);
+    match params.value_weight {
+        ValueWeight::Token => {
+            value::times_norms(task.kernels, &task.inputs.v, task.head, task.live.start, out)
+        }
+        ValueWeight::TokenL2 => {
+            let rows =
+                Block { tensor: &task.inputs.v, head: task.head, first: task.live.start, n: out.len() };
+            (task.kernels.times_l2)(&rows, out);
+        }
+        _ => {}
     }
     // The values' part is last: all else is at most 1, or known.
     let values = if params.value_weight == ValueWeight::HeadMax { b.value_max[task.head] } else { 1.0 };
@@ -40,12 +49,26 @@ pub(super) fn score(task: &Task, plan: Plan, b: &mut Buffers, out: &mut [f32]) -
     ensure(finite, ErrorKind::NonFinite, c"scores")
 }
 
-/// Positions for scores.
+/// Positions for scores, the same for all query heads of the group.
 fn recency(task: &Task, out: &mut [f32]) -> usize {
     let position = |i: usize| task.shape.position(task.head, task.live.start + i);
     out.iter_mut().enumerate().for_each(|(i, s)| *s = (position(i) + 1) as f32);
     pool::pool(task.kernels, task.params.pool, task.params.pool_kernel, out);
-    1
+    if task.params.query_head_weights.is_none() {
+        return 1;
+    }
+    let mut weight = [0.0];
+    let mode = task.params.group_reduce;
+    for h in 0..task.shape.group_size() {
+        pool::reduce(mode, task.head_weight(h), &[1.0], &mut weight);
+    }
+    out.iter_mut().for_each(|s| *s *= weight[0]);
+    n_reduced(task)
+}
+
+/// How many query heads were added up.
+fn n_reduced(task: &Task) -> usize {
+    if task.params.group_reduce == GroupReduce::Mean { task.shape.group_size() } else { 1 }
 }
 
 /// Attention to the live rows, pooled and reduced over the group. Returns by how much it is yet to be divided.
@@ -67,17 +90,19 @@ fn attention(task: &Task, plan: Plan, b: &mut Buffers, out: &mut [f32]) -> Resul
         window::attention(task, plan, b, first, wanted.clone(), row)?;
         if output {
             let sink = window::sink_share(task, b, first, 0);
-            value::to_output_change(&task.inputs.v, task.head, wanted.start, shape.window, sink, row);
+            let n = task.n_queries();
+            value::to_output_change(&task.inputs.v, task.head, wanted.start, n, sink, row);
         }
         let live = &mut row[task.live.start - wanted.start..task.live.end - wanted.start];
         pool(live);
-        pool::reduce(params.group_reduce, live, out);
+        let weight = if output { task.head_weight(first) } else { 1.0 };
+        pool::reduce(params.group_reduce, weight, live, out);
         b.head_row = head_row;
     }
     if reduce_first(shape, params) {
         pool(out);
     }
-    // Attention is a mean over the window, and so may be the group's.
-    let of_group = if params.group_reduce == GroupReduce::Mean { group } else { 1 };
-    Ok(shape.window * of_group)
+    // Attention is a mean over the queries, unless it is their maximum, and so may be the group's.
+    let n_added = if params.attention == Attention::Max { 1 } else { task.n_queries() };
+    Ok(n_added * n_reduced(task))
 }

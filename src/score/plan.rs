@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-use super::task::{padded_rows, seen_rows};
+use super::task::Queries;
 use crate::backend::{KEY_BLOCK, PUT_AWAY};
 use crate::error::Result;
 use crate::params::{Attention, GroupReduce, Pool, ScoreParams, Shape, ValueWeight};
@@ -20,17 +20,17 @@ pub(super) struct Plan {
 impl Plan {
     /// The largest plan whose buffers are at most a tenth of the layer's K and V in f16: storing before not storing,
     /// more heads before fewer. One head at a time, not stored, if there is none.
-    pub fn new(shape: &Shape, params: &ScoreParams, has_lse: bool) -> Result<Self> {
+    pub fn new(shape: &Shape, params: &ScoreParams, queries: Queries, has_lse: bool) -> Result<Self> {
         let layer = 2 * shape.n_rows() * (shape.head_dim_k + shape.head_dim_v) as u64;
         // Heads that are pooled one by one are computed one by one.
         let most = if reduce_first(shape, params) { shape.group_size() } else { 1 };
-        // With the log-sum-exp given there is nothing to store, and only a weighted sum can be made of what was.
-        let sums_only = matches!(params.attention, Attention::Mean | Attention::Exponential);
-        let may_store = !has_lse && sums_only && params.value_weight != ValueWeight::Output;
+        // With the log-sum-exp given there is nothing to store, and only a weighted sum or a maximum can be made of what was.
+        let of_stored = matches!(params.attention, Attention::Mean | Attention::Exponential | Attention::Max);
+        let may_store = !has_lse && of_stored && params.value_weight != ValueWeight::Output;
         for store in [true, false].into_iter().skip(!may_store as usize) {
             for together in divisors(most) {
                 let plan = Self { together, store };
-                match size_of_carve(|c| Buffers::carve(c, shape, params, plan)) {
+                match size_of_carve(|c| Buffers::carve(c, shape, params, queries, plan)) {
                     Ok(size) if size as u64 <= layer / 10 => return Ok(plan),
                     _ => {}
                 }
@@ -68,8 +68,8 @@ fn most(shape: &Shape, of: impl Fn(usize) -> usize) -> usize {
     (0..heads).map(of).max().unwrap_or(0)
 }
 
-/// Buffers of one part. `rows` are the window's query rows of one head, filled up to whole registers with rows of
-/// zeros, whose shift is +∞: nothing they look at gets any attention.
+/// Buffers of one part. `rows` are the query rows of one head, filled up to whole registers with rows of zeros, whose
+/// shift is +∞: nothing they look at gets any attention.
 pub(super) struct Buffers<'a> {
     /// Queries of the heads that go together: `[together, head_dim_k, rows]`.
     pub panel: &'a mut [f32],
@@ -91,17 +91,25 @@ pub(super) struct Buffers<'a> {
     pub exps: &'a mut [u8],
     /// The maximum that each of them was taken with: `[blocks, together, rows]`.
     pub exps_max: &'a mut [f32],
-    /// `exact_weight` in f32, and in it what the query's place in the window counts: `[together, rows]`.
+    /// `exact_weight` in f32, and in it what the query's place among the others counts: `[together, rows]`.
     pub weight: &'a mut [f32],
     /// Per query row, the attention that it pays by a log-sum-exp that was given: `[together, rows]`.
     pub totals: &'a mut [f64],
+    /// A head's scores that are yet to be joined with others: `[prefix rows]`.
+    pub joining: &'a mut [f32],
 }
 
 impl<'a> Buffers<'a> {
-    pub fn carve(c: &mut Carver<'a>, shape: &Shape, params: &ScoreParams, plan: Plan) -> Result<Self> {
+    pub fn carve(
+        c: &mut Carver<'a>,
+        shape: &Shape,
+        params: &ScoreParams,
+        queries: Queries,
+        plan: Plan,
+    ) -> Result<Self> {
         // Where nothing competes nothing is needed.
         let any = (shape.prefix_len() > 0) as usize;
-        let rows = any * padded_rows(shape);
+        let rows = any * queries.padded_rows(shape);
         let all = plan.together.saturating_mul(rows);
         let blocks = if plan.store { most(shape, |h| n_blocks(&shape.live(h))) } else { 0 };
         let stored = all.saturating_mul(blocks);
@@ -113,7 +121,7 @@ impl<'a> Buffers<'a> {
             exact_weight: c.take(all)?,
             value_max: c.take(any * shape.n_kv_heads)?,
             head_row: c.take(match params.value_weight {
-                ValueWeight::Output => any * most(shape, |h| seen_rows(shape, h).len()),
+                ValueWeight::Output => any * most(shape, |h| queries.seen_rows(shape, h).len()),
                 _ if reduce_first(shape, params) => 0,
                 _ => most(shape, |h| shape.live(h).len()),
             })?,
@@ -121,6 +129,10 @@ impl<'a> Buffers<'a> {
             exps_max: c.take(stored)?,
             weight: c.take(all)?,
             totals: c.take(all)?,
+            joining: c.take(match queries {
+                Queries::Window => 0,
+                Queries::After(_) => most(shape, |h| shape.prefix_rows(h)),
+            })?,
         })
     }
 }

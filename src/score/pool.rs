@@ -3,9 +3,10 @@
 use crate::backend::Kernels;
 use crate::params::{GroupReduce, MAX_POOL_KERNEL, Pool};
 
-/// Stage 5, without the mean's division.
-pub(super) fn reduce(mode: GroupReduce, from: &[f32], into: &mut [f32]) {
+/// Stage 5, without the mean's division, of a query head that counts `weight`.
+pub(super) fn reduce(mode: GroupReduce, weight: f32, from: &[f32], into: &mut [f32]) {
     for (o, &x) in into.iter_mut().zip(from) {
+        let x = x * weight;
         *o = match mode {
             GroupReduce::Max if x > *o => x,
             GroupReduce::Max => *o,

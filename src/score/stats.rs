@@ -10,7 +10,7 @@
 //! all tokens gives the prefix; it is not normalised anew.
 
 use super::plan::{Buffers, Plan};
-use super::task::{Task, blocks, padded_rows};
+use super::task::{Task, blocks};
 use super::window;
 use crate::backend::scalar::exp2;
 use crate::error::{Error, ErrorKind, Result, ensure};
@@ -48,7 +48,7 @@ pub(crate) fn check_tau(tau1: f64, tau2: f64) -> Result<()> {
 
 /// The statistics of one head, of a task whose sums are exact.
 pub(super) fn of_head(task: &Task, b: &mut Buffers) -> Result<AttentionStats> {
-    let (rows, w, exponent) = (padded_rows(task.shape), task.shape.window, task.exponent());
+    let (rows, w, exponent) = (task.padded_rows(), task.n_queries(), task.exponent());
     let mut stats = AttentionStats::default();
     if task.live.is_empty() {
         return Ok(stats);

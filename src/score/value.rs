@@ -2,20 +2,20 @@
 
 use core::ops::Range;
 
-use super::task::seen_rows;
+use super::task::Queries;
 use crate::backend::{Block, Kernels};
 use crate::error::{ErrorKind, Result, ensure};
 use crate::params::{MAX_HEAD_DIM, Shape, ValueSpan, ValueWeight};
 use crate::view::Tensor;
 
 /// Stage 4: `max ‖V[i]‖₁` over the live prefix rows, or over those and the window's, into `out[head]`. All of these
-/// rows are read, so that every NaN among them is found; where the output is wanted, so are dead rows that the window
-/// sees.
+/// rows are read, so that every NaN among them is found; where the output is wanted, so are dead rows that a query sees.
 ///
 /// Not head by head where the heads of a token are neighbours: then they are read together, in the order of memory.
 pub(super) fn maxima(
     kernels: &Kernels,
     shape: &Shape,
+    queries: Queries,
     (weight, span): (ValueWeight, ValueSpan),
     v: &Tensor,
     heads: Range<usize>,
@@ -28,8 +28,11 @@ pub(super) fn maxima(
         if live.is_empty() {
             continue;
         }
-        let dead =
-            if weight == ValueWeight::Output { seen_rows(shape, first_head).start } else { live.start };
+        let dead = if weight == ValueWeight::Output {
+            queries.seen_rows(shape, first_head).start
+        } else {
+            live.start
+        };
         let window = live.end..shape.rows(first_head);
         let runs = [(dead..live.start, false), (live, true), (window, span == ValueSpan::All)];
         for (rows, counts) in runs {

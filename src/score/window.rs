@@ -1,4 +1,4 @@
-//! Stages 1 and 2: the window's attention, summed over its queries for each key.
+//! Stages 1 and 2: the queries' attention, summed over them for each key, or the largest. Mostly they are the window's.
 //!
 //! The attention matrix is never stored whole. Keys go by in blocks; each block is widened once for all query rows that
 //! look at it. What a column sum needs, each row's log-sum-exp, is known only after the last key. Three ways:
@@ -7,14 +7,14 @@
 //! - There is memory for the exponentials of one or more query heads over all keys (within a tenth of the layer's own
 //!   size; 24 bits each): one pass leaves `exp(logit − maximum so far)` there, a second, without arithmetic to speak
 //!   of, weighs and sums it.
-//! - There is not, or more than a weighted sum is wanted: the logits are computed twice. Short prompts end up here,
-//!   where it does not matter.
+//! - There is not, or more than a weighted sum or a maximum is wanted: the logits are computed twice. Short prompts end
+//!   up here, where it does not matter.
 
 use core::ops::Range;
 
 use super::plan::{Buffers, Plan};
 use super::pool::reduce;
-use super::task::{Task, blocks, padded_rows};
+use super::task::{Task, blocks};
 use crate::backend::{Block, ExactSoftmax, KEY_BLOCK, Kernels, PUT_AWAY, Softmax, Spread, UNSEEN};
 use crate::error::{ErrorKind, Result, ensure};
 use crate::params::Attention;
@@ -46,8 +46,8 @@ impl Ahead<'_> {
     }
 }
 
-/// Sums over the window, for each row of `wanted`, of the attention of the group's heads from the `first`-th on that go
-/// together, yet to be divided by `w`; reduced over these heads into `out`.
+/// Sums over the queries, or maxima, for each row of `wanted`, of the attention of the group's heads from the `first`-th
+/// on that go together; sums are yet to be divided by the number of queries; reduced over these heads into `out`.
 pub(super) fn attention(
     task: &Task,
     plan: Plan,
@@ -61,7 +61,7 @@ pub(super) fn attention(
         weigh_rows(task, b.weight);
     }
     if plan.store {
-        sum_stored_columns(task, plan, b, wanted, out);
+        sum_stored_columns(task, plan, b, first, wanted, out);
         return Ok(());
     }
     let given = task.inputs.lse.is_some();
@@ -74,11 +74,11 @@ pub(super) fn attention(
         let mut ahead = load_keys(task, plan, b.keys, &block, next);
         for h in 0..plan.together {
             logits(task, b, h, &block, &mut ahead)?;
-            let sums = sums(task, b, h, given);
+            let (sums, weight) = (sums(task, b, h, given), task.attention_weight(first + h));
             if !columns.is_empty() {
                 let of_block = columns.start - block.start..columns.end - block.start;
                 let of_out = columns.start - wanted.start..columns.end - wanted.start;
-                reduce(task.params.group_reduce, &sums[of_block], &mut out[of_out]);
+                reduce(task.params.group_reduce, weight, &sums[of_block], &mut out[of_out]);
             }
         }
     }
@@ -87,7 +87,7 @@ pub(super) fn attention(
 
 /// Loads the queries of the heads from the `first`-th of the group on, and finds what makes attention of their logits.
 pub(super) fn look_at_rows(task: &Task, plan: Plan, b: &mut Buffers, first: usize) -> Result<()> {
-    let rows = padded_rows(task.shape);
+    let rows = task.padded_rows();
     b.panel.fill(0.0);
     for (h, panel) in b.panel.chunks_exact_mut(rows * task.shape.head_dim_k).enumerate() {
         task.for_each_query(first + h, |j, query| {
@@ -108,8 +108,8 @@ pub(super) fn look_at_rows(task: &Task, plan: Plan, b: &mut Buffers, first: usiz
 /// Weighs the rows by their age: `w · decay · (1 − decay)^age`, the oldest `w · (1 − decay)^age`, so that their sum is
 /// `w`.
 fn weigh_rows(task: &Task, weight: &mut [f32]) {
-    let (w, decay) = (task.shape.window, task.params.decay as f64);
-    for weight in weight.chunks_exact_mut(padded_rows(task.shape)) {
+    let (w, decay) = (task.n_queries(), task.params.decay as f64);
+    for weight in weight.chunks_exact_mut(task.padded_rows()) {
         for (j, weight) in weight[..w].iter_mut().enumerate() {
             let newest = if j == 0 { 1.0 } else { decay };
             *weight *= (w as f64 * newest * libm::pow(1.0 - decay, (w - 1 - j) as f64)) as f32;
@@ -118,8 +118,8 @@ fn weigh_rows(task: &Task, weight: &mut [f32]) {
 }
 
 fn load_lse(task: &Task, lse: &Tensor, first: usize, out: &mut [f32]) -> Result<()> {
-    for (h, out) in out.chunks_exact_mut(padded_rows(task.shape)).enumerate() {
-        let (own, padding) = out.split_at_mut(task.shape.window);
+    for (h, out) in out.chunks_exact_mut(task.padded_rows()).enumerate() {
+        let (own, padding) = out.split_at_mut(task.n_queries());
         for (j, out) in own.iter_mut().enumerate() {
             lse.for_each(task.query_head(first + h), j, |_, x| *out = x);
             ensure(out.is_finite(), ErrorKind::NonFinite, c"lse")?;
@@ -132,10 +132,10 @@ fn load_lse(task: &Task, lse: &Tensor, first: usize, out: &mut [f32]) -> Result<
 
 /// That each row's attention by the log-sum-exp that was given, to all keys that it sees and to the sink, sums to 1.
 pub(super) fn check_lse(task: &Task, plan: Plan, b: &Buffers, first: usize) -> Result<()> {
-    let rows = padded_rows(task.shape);
+    let rows = task.padded_rows();
     for h in 0..plan.together {
         let sink = task.sink(first + h);
-        for j in h * rows..h * rows + task.shape.window {
+        for j in h * rows..h * rows + task.n_queries() {
             let to_sink = sink.map_or(0.0, |sink| libm::exp2(sink as f64 - b.shift[j] as f64));
             let misses = (b.totals[j] + to_sink - 1.0).abs();
             ensure(misses <= LSE_TOLERANCE, ErrorKind::Argument, c"lse")?;
@@ -144,9 +144,9 @@ pub(super) fn check_lse(task: &Task, plan: Plan, b: &Buffers, first: usize) -> R
     Ok(())
 }
 
-/// The window's mean attention to the sink of the `in_group`-th query head, which is at row `h` of the buffers.
+/// The queries' mean attention to the sink of the `in_group`-th query head, which is at row `h` of the buffers.
 pub(super) fn sink_share(task: &Task, b: &Buffers, in_group: usize, h: usize) -> f64 {
-    let (rows, w) = (padded_rows(task.shape), task.shape.window);
+    let (rows, w) = (task.padded_rows(), task.n_queries());
     let Some(sink) = task.sink(in_group) else { return 0.0 };
     let to_sink = |j: usize| libm::exp2(sink as f64 - b.shift[j] as f64) * b.weight[j] as f64;
     (h * rows..h * rows + w).map(to_sink).sum::<f64>() / w as f64
@@ -155,7 +155,7 @@ pub(super) fn sink_share(task: &Task, b: &Buffers, in_group: usize, h: usize) ->
 /// Shifts and weights of the rows, from all keys that they see; the exponentials of the live prefix stay in `b.exps` if
 /// there is room.
 fn first_pass(task: &Task, plan: Plan, b: &mut Buffers, first: usize) -> Result<()> {
-    let (rows, exponent) = (padded_rows(task.shape), task.exponent());
+    let (rows, exponent) = (task.padded_rows(), task.exponent());
     b.shift.fill(UNSEEN);
     b.exact_weight.fill(0.0);
     for (block, next) in blocks(task.seen.clone()) {
@@ -175,7 +175,7 @@ fn first_pass(task: &Task, plan: Plan, b: &mut Buffers, first: usize) -> Result<
     for h in 0..plan.together {
         let sink = task.sink(first + h);
         for j in h * rows..(h + 1) * rows {
-            if j - h * rows >= task.shape.window {
+            if j - h * rows >= task.n_queries() {
                 (b.shift[j], b.exact_weight[j]) = (f32::INFINITY, 1.0);
                 continue;
             }
@@ -200,7 +200,7 @@ fn put_away(task: &Task, plan: Plan, block: &Range<usize>, h: usize) -> Range<us
     if block.start >= task.live.end || block.end <= task.live.start {
         return 0..0;
     }
-    let (rows, nth) = (padded_rows(task.shape), block.start / KEY_BLOCK - task.live.start / KEY_BLOCK);
+    let (rows, nth) = (task.padded_rows(), block.start / KEY_BLOCK - task.live.start / KEY_BLOCK);
     let slot = nth * plan.together + h;
     slot * rows..(slot + 1) * rows
 }
@@ -210,15 +210,16 @@ fn bytes(rows: &Range<usize>) -> Range<usize> {
     rows.start * KEY_BLOCK * PUT_AWAY..rows.end * KEY_BLOCK * PUT_AWAY
 }
 
-/// What becomes of a tile of logits: a number per key, yet to be divided by `w`. With `totals`, each row's attention is
-/// added up as well.
+/// What becomes of a tile of logits: a number per key, a sum yet to be divided by the number of queries. With `totals`,
+/// each row's attention is added up as well.
 fn sums(task: &Task, b: &mut Buffers, h: usize, totals: bool) -> [f32; KEY_BLOCK] {
-    let (rows, exponent, w) = (padded_rows(task.shape), task.exponent(), task.shape.window);
+    let (rows, exponent, w) = (task.padded_rows(), task.exponent(), task.n_queries());
     let own = h * rows..(h + 1) * rows;
     let softmax = Softmax { shift: &b.shift[own.clone()], weight: &b.weight[own.clone()] };
     let totals = if totals { &mut b.totals[own.clone()] } else { &mut [] };
     let mut sums = [0.0f32; KEY_BLOCK];
     match task.params.attention {
+        Attention::Max => (task.kernels.max_exp)(b.tile, exponent, softmax, &mut sums, totals),
         Attention::Squared => (task.kernels.add_squares)(b.tile, exponent, softmax, &mut sums, totals),
         Attention::MeanVariance => {
             let exact = ExactSoftmax { shift: softmax.shift, weight: &b.exact_weight[own], n: w };
@@ -234,8 +235,19 @@ fn sums(task: &Task, b: &mut Buffers, h: usize, totals: bool) -> [f32; KEY_BLOCK
 }
 
 /// The same of the exponentials that were put away.
-fn sum_stored_columns(task: &Task, plan: Plan, b: &mut Buffers, wanted: Range<usize>, out: &mut [f32]) {
-    let rows = padded_rows(task.shape);
+fn sum_stored_columns(
+    task: &Task,
+    plan: Plan,
+    b: &mut Buffers,
+    first: usize,
+    wanted: Range<usize>,
+    out: &mut [f32],
+) {
+    let of_stored = match task.params.attention {
+        Attention::Max => task.kernels.max_weighted,
+        _ => task.kernels.add_weighted,
+    };
+    let rows = task.padded_rows();
     for (block, _) in blocks(task.seen.clone()) {
         let columns = block.start.max(wanted.start)..block.end.min(wanted.end);
         if columns.is_empty() {
@@ -245,10 +257,11 @@ fn sum_stored_columns(task: &Task, plan: Plan, b: &mut Buffers, wanted: Range<us
             let (away, own) = (put_away(task, plan, &block, h), h * rows..(h + 1) * rows);
             let softmax = Softmax { shift: &b.shift[own.clone()], weight: &b.weight[own] };
             let mut sums = [0.0f32; KEY_BLOCK];
-            (task.kernels.add_weighted)(&b.exps[bytes(&away)], &b.exps_max[away], softmax, &mut sums);
+            of_stored(&b.exps[bytes(&away)], &b.exps_max[away], softmax, &mut sums);
+            let weight = task.attention_weight(first + h);
             let of_block = columns.start - block.start..columns.end - block.start;
             let of_out = columns.start - wanted.start..columns.end - wanted.start;
-            reduce(task.params.group_reduce, &sums[of_block], &mut out[of_out]);
+            reduce(task.params.group_reduce, weight, &sums[of_block], &mut out[of_out]);
         }
     }
 }
@@ -274,7 +287,7 @@ pub(super) fn logits(
     block: &Range<usize>,
     ahead: &mut Ahead,
 ) -> Result<()> {
-    let (rows, words, w) = (padded_rows(task.shape), task.words(), task.shape.window);
+    let (rows, words, w) = (task.padded_rows(), task.words(), task.n_queries());
     let panel = &b.panel[h * rows * task.shape.head_dim_k..][..rows * words];
     let keys = b.keys[..KEY_BLOCK * words].chunks_exact(KEYS_AT_ONCE * words);
     let mut finite = true;

@@ -7,9 +7,11 @@
 //! absorb         per register of query rows: maximum over the block's keys, 2 to the differences, their sum
 //! add_exp        per N keys: acc[k] += weight · 2 to the difference over the query rows; then the N sums across lanes
 //! add_weighted   per N keys: acc[k] += weight · exponential over the query rows; then the N sums across lanes
+//! max_exp, max_weighted: the same with maxima in place of sums
 //! spread         2 to the differences; per N keys: weighted, less the first row's, in f64; their mean;
 //!                the squares of what is left
 //! max_l1         per row: Σ|v| across lanes
+//! times_l2       per row: Σv² across lanes, its root
 //! pool_max       per register: maximum of the kernel's loads, one element apart
 //! ```
 
@@ -225,7 +227,7 @@ unsafe fn put_away_at<V: Lanes>(away: *mut u8, r: usize, i: usize) -> (*mut u16,
 }
 
 #[inline(always)]
-pub(in crate::backend) unsafe fn add_exp<V: Lanes, const N: usize, const E: usize, const SQUARES: bool>(
+pub(in crate::backend) unsafe fn add_exp<V: Lanes, const N: usize, const E: usize, const HOW: u8>(
     tile: &[f32],
     scale: f32,
     rows: Softmax,
@@ -235,15 +237,15 @@ pub(in crate::backend) unsafe fn add_exp<V: Lanes, const N: usize, const E: usiz
     // SAFETY: the module's contract gives the machine.
     unsafe {
         match totals.is_empty() {
-            true => add_exp_and::<V, N, E, SQUARES, false>(tile, scale, rows, sums, totals),
-            false => add_exp_and::<V, N, E, SQUARES, true>(tile, scale, rows, sums, totals),
+            true => add_exp_and::<V, N, E, HOW, false>(tile, scale, rows, sums, totals),
+            false => add_exp_and::<V, N, E, HOW, true>(tile, scale, rows, sums, totals),
         }
     }
 }
 
-/// `SQUARES`: of the squares; `TOTALS`: and each row's own sum.
+/// `HOW`: the sum, that of the squares, or the largest; `TOTALS`: and each row's own sum.
 #[inline(always)]
-unsafe fn add_exp_and<V: Lanes, const N: usize, const E: usize, const SQUARES: bool, const TOTALS: bool>(
+unsafe fn add_exp_and<V: Lanes, const N: usize, const E: usize, const HOW: u8, const TOTALS: bool>(
     tile: &[f32],
     scale: f32,
     Softmax { shift, weight }: Softmax,
@@ -263,7 +265,7 @@ unsafe fn add_exp_and<V: Lanes, const N: usize, const E: usize, const SQUARES: b
             for r in (0..rows).step_by(N) {
                 let shift = V::load(shift.as_ptr().add(r));
                 let weight = V::load(weight.as_ptr().add(r));
-                let weight = if SQUARES { weight.mul(weight) } else { weight };
+                let weight = if HOW == SQUARES { weight.mul(weight) } else { weight };
                 let mut total = V::splat(0.0);
                 for first in (0..N).step_by(E) {
                     let mut x = [shift; E];
@@ -272,10 +274,13 @@ unsafe fn add_exp_and<V: Lanes, const N: usize, const E: usize, const SQUARES: b
                         // Only a log-sum-exp that is too small needs the cap: the result is large instead of wrapping around.
                         x[j] = logit.mul(scale).sub(shift).min(V::splat(127.0));
                     }
-                    let e = if SQUARES { exp2_above(scalar::LEAST_SQUARED, x) } else { exp2(x) };
+                    let e = if HOW == SQUARES { exp2_above(scalar::LEAST_SQUARED, x) } else { exp2(x) };
                     for j in 0..E {
-                        let power = if SQUARES { e[j].mul(e[j]) } else { e[j] };
-                        acc[first + j] = power.fma(weight, acc[first + j]);
+                        acc[first + j] = match HOW {
+                            MAX => e[j].mul(weight).max(acc[first + j]),
+                            SQUARES => e[j].mul(e[j]).fma(weight, acc[first + j]),
+                            _ => e[j].fma(weight, acc[first + j]),
+                        };
                         if TOTALS {
                             total = total.add(e[j]);
                         }
@@ -286,9 +291,23 @@ unsafe fn add_exp_and<V: Lanes, const N: usize, const E: usize, const SQUARES: b
                     add_lanes(&lanes, &mut totals[r..r + N]);
                 }
             }
-            add_to(V::sums(acc), &mut sums[i..i + N]);
+            add_to::<V, HOW>(across::<V, N, HOW>(acc), &mut sums[i..i + N]);
         }
     }
+}
+
+/// What becomes of the exponentials of a key: their sum, ...
+pub(in crate::backend) const SUM: u8 = 0;
+/// ... that of their squares, ...
+pub(in crate::backend) const SQUARES: u8 = 1;
+/// ... or the largest.
+pub(in crate::backend) const MAX: u8 = 2;
+
+/// The lanes of each register added up, or the largest.
+#[inline(always)]
+unsafe fn across<V: Lanes, const N: usize, const HOW: u8>(x: [V; N]) -> V {
+    // SAFETY: arithmetic, on the machine that the module's contract asks for.
+    unsafe { if HOW == MAX { V::maxima(x) } else { V::sums(x) } }
 }
 
 #[inline(always)]
@@ -369,7 +388,7 @@ pub(in crate::backend) unsafe fn spread<V: Lanes, const N: usize, const E: usize
 
 /// The rows from `r` on that fill `NR` registers.
 #[inline(always)]
-unsafe fn add_weighted_at<V: Lanes, const N: usize, const NR: usize>(
+unsafe fn add_weighted_at<V: Lanes, const N: usize, const NR: usize, const HOW: u8>(
     away: *mut u8,
     r: usize,
     max: *const f32,
@@ -397,17 +416,19 @@ unsafe fn add_weighted_at<V: Lanes, const N: usize, const NR: usize>(
             for k in 0..N {
                 for j in 0..NR {
                     let (upper, lower) = put_away_at::<V>(away, r + j * N, i + k);
-                    acc[k] = weights[j].fma(V::load_24(upper, lower), acc[k]);
+                    let e = V::load_24(upper, lower);
+                    acc[k] =
+                        if HOW == MAX { weights[j].mul(e).max(acc[k]) } else { weights[j].fma(e, acc[k]) };
                 }
             }
-            add_to(V::sums(acc), &mut sums[i..i + N]);
+            add_to::<V, HOW>(across::<V, N, HOW>(acc), &mut sums[i..i + N]);
             i += N;
         }
     }
 }
 
 #[inline(always)]
-pub(in crate::backend) unsafe fn add_weighted<V: Lanes, const N: usize>(
+pub(in crate::backend) unsafe fn add_weighted<V: Lanes, const N: usize, const HOW: u8>(
     away: &[u8],
     max: &[f32],
     Softmax { shift, weight }: Softmax,
@@ -422,21 +443,24 @@ pub(in crate::backend) unsafe fn add_weighted<V: Lanes, const N: usize>(
     // stored.
     unsafe {
         while r + 2 * N <= rows {
-            add_weighted_at::<V, N, 2>(away, r, max, factors, sums);
+            add_weighted_at::<V, N, 2, HOW>(away, r, max, factors, sums);
             r += 2 * N;
         }
         if r < rows {
-            add_weighted_at::<V, N, 1>(away, r, max, factors, sums);
+            add_weighted_at::<V, N, 1, HOW>(away, r, max, factors, sums);
         }
     }
 }
 
-/// Adds the lanes to `N` sums.
+/// Adds the lanes to `N` sums, or takes them into `N` maxima.
 #[inline(always)]
-unsafe fn add_to<V: Lanes>(x: V, sums: &mut [f32]) {
+unsafe fn add_to<V: Lanes, const HOW: u8>(x: V, sums: &mut [f32]) {
     assert!(sums.len() == V::N);
     // SAFETY: N elements, just checked.
-    unsafe { x.add(V::load(sums.as_ptr())).store(sums.as_mut_ptr()) }
+    unsafe {
+        let old = V::load(sums.as_ptr());
+        (if HOW == MAX { x.max(old) } else { x.add(old) }).store(sums.as_mut_ptr());
+    }
 }
 
 #[inline(always)]
@@ -467,6 +491,33 @@ pub(in crate::backend) unsafe fn max_l1<V: Lanes, S: Source>(values: &Block) -> 
         max = if norm > max { norm } else { max };
     }
     max + poison
+}
+
+#[inline(always)]
+pub(in crate::backend) unsafe fn times_l2<V: Lanes, S: Source>(values: &Block, x: &mut [f32]) {
+    let d = values.tensor.dim();
+    let ahead = ahead_of(values);
+    for (i, x) in x.iter_mut().enumerate() {
+        let row = values.row(i) as *const S::Element;
+        // SAFETY: the row has d elements side by side.
+        let squares = unsafe {
+            let mut acc = [V::splat(0.0); 2];
+            let mut c = 0;
+            while c + 2 * V::N <= d {
+                V::prefetch_once((row.add(c) as *const u8).wrapping_add(ahead));
+                let (a, b) = (S::load::<V>(row.add(c)), S::load::<V>(row.add(c + V::N)));
+                acc = [a.fma(a, acc[0]), b.fma(b, acc[1])];
+                c += 2 * V::N;
+            }
+            let mut squares = acc[0].add(acc[1]).total();
+            for c in c..d {
+                let v = S::one(row.add(c));
+                squares += v * v;
+            }
+            squares
+        };
+        *x *= scalar::l2(values, i, squares);
+    }
 }
 
 #[inline(always)]

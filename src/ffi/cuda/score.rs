@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::backend::cuda::plan::{ScoreArgs, ScoreSequence};
-use crate::params::{ScoreParams, ValueWeight};
+use crate::params::{Attention, ScoreParams, ValueWeight};
 
 /// One sequence of lava_cuda_score. Zero what is not used.
 #[repr(C)]
@@ -133,8 +133,15 @@ pub(super) unsafe fn score_args(
 ) -> Result<ScoreArgs> {
     // SAFETY: the caller's promise.
     let params = unsafe { score_params(params, shape.n_q_heads)? };
+    supports(params.attention != Attention::Max, c"attention")?;
+    supports(params.value_weight != ValueWeight::TokenL2, c"value_weight")?;
+    args_of(shape, &params, n_sequences)
+}
+
+/// The same of any options: statistics have an attention of their own.
+pub(super) fn args_of(shape: &Shape, params: &ScoreParams, n_sequences: u32) -> Result<ScoreArgs> {
     check_batch(shape, n_sequences)?;
-    let ScoreParams { pool, group_reduce, value_span, attention, value_weight, .. } = params;
+    let ScoreParams { pool, group_reduce, value_span, attention, value_weight, .. } = *params;
     // The largest things the plan multiplies: sums and maxima of each row in each range of at least 64 keys, by up to 4
     // warps; column sums; outputs of each query head in each range.
     let rows = shape.group_size() as u128 * (shape.window as u128).next_multiple_of(16);

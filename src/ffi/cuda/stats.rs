@@ -253,7 +253,8 @@ pub unsafe extern "C" fn lava_cuda_mean_over_heads(
 /// `params` must be NULL or lead to a `lava_score_params`.
 unsafe fn stats_args(shape: &Shape, params: *const lava_score_params, n_sequences: u32) -> Result<ScoreArgs> {
     // SAFETY: the caller's promise.
-    let args = unsafe { score_args(shape, params, n_sequences)? };
+    let params = unsafe { score_params(params, shape.n_q_heads)? };
+    let args = args_of(shape, &params, n_sequences)?;
     Ok(ScoreArgs {
         attention: SPREAD,
         pool: Pool::Avg as i32,

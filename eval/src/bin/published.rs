@@ -1,0 +1,211 @@
+//! `make eval`: what eviction loses on a published model.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, ValueEnum};
+use eval::methods::Method;
+use eval::published::books::{Book, Half};
+use eval::published::gguf::Gguf;
+use eval::published::run::{self, Line};
+use eval::published::{methods, table, tasks};
+use eval::report::between_markers;
+use indicatif::{ProgressBar, ProgressStyle};
+use rayon::prelude::*;
+
+#[derive(Parser)]
+#[command(about = "What KV-cache eviction methods lose on SmolLM2-135M-Instruct, at equal bytes")]
+struct Args {
+    /// Which half of each book: settings are chosen on one, the table is made on the other
+    #[arg(long, value_enum, default_value_t = Part::Reporting)]
+    half: Part,
+    /// Of the texts; 1 for choosing and 2 for reporting, if it is not given
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Methods by name; all, if none is named
+    #[arg(long, value_delimiter = ';')]
+    methods: Vec<String>,
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Task::GoesOn, Task::Facts])]
+    tasks: Vec<Task>,
+    /// Tokens of a prompt
+    #[arg(long, value_delimiter = ',', default_values_t = [1024, 2048])]
+    lengths: Vec<usize>,
+    /// Shares of the tokens to keep, the window included
+    #[arg(long, value_delimiter = ',', default_values_t = [0.5, 0.2, 0.1, 0.05])]
+    budgets: Vec<f64>,
+    /// Texts of each task and length
+    #[arg(long, default_value_t = 24)]
+    texts: usize,
+    #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, |n| n.get()))]
+    threads: usize,
+    /// Three short texts of each task, nothing written: a look at everything in a few minutes
+    #[arg(long)]
+    quick: bool,
+    /// Only the tables, of what has been run
+    #[arg(long)]
+    table: bool,
+    /// What `eval/fetch.sh` brought
+    #[arg(long, default_value = "target/published")]
+    data: PathBuf,
+    /// Results go here, a line a text, and are not made again
+    #[arg(long, default_value = "eval/results/published")]
+    out: PathBuf,
+    /// Put the tables between the marker comments of this file
+    #[arg(long)]
+    readme: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    Choosing,
+    Reporting,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Task {
+    GoesOn,
+    Facts,
+}
+
+impl Task {
+    fn name(self) -> &'static str {
+        match self {
+            Self::GoesOn => "goes on",
+            Self::Facts => "facts",
+        }
+    }
+}
+
+/// Results so far. A line that was cut off when a run was stopped is left out.
+fn read(path: &PathBuf) -> Result<Vec<Line>> {
+    if !path.exists() {
+        return Ok(vec![]);
+    }
+    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
+fn main() -> Result<()> {
+    let mut args = Args::parse();
+    if args.quick {
+        (args.texts, args.lengths) = (args.texts.min(3), vec![1024]);
+    }
+    let (half, name, seed) = match args.half {
+        Part::Choosing => (Half::Choosing, "choosing", 1),
+        Part::Reporting => (Half::Reporting, "reporting", 2),
+    };
+    let seed = args.seed.unwrap_or(seed);
+    let path = args.out.join(format!("{name}.jsonl"));
+    let all = methods::all();
+    for name in &args.methods {
+        if !all.iter().any(|m| m.name == name) {
+            bail!("there is no {name}; see src/published/methods.rs");
+        }
+    }
+    let chosen: Vec<Method> = all
+        .iter()
+        .filter(|m| args.methods.is_empty() || args.methods.iter().any(|n| n == m.name))
+        .copied()
+        .collect();
+    let mut lines = if args.quick { vec![] } else { read(&path)? };
+    if !args.table {
+        lines.extend(measure(&args, half, seed, &chosen, &lines, &path)?);
+    }
+    lines.retain(|l| l.seed == seed);
+    let names: Vec<&str> = all.iter().map(|m| m.name).collect();
+    let page = table::markdown(&lines, &names);
+    println!("{page}");
+    if let Some(readme) = &args.readme {
+        let text = fs::read_to_string(readme)?;
+        let page = format!("{page}Seed {seed}, the {name} half of each book.\n");
+        let new = between_markers(&text, "published", &page)
+            .with_context(|| format!("{} lacks the marker comments", readme.display()))?;
+        fs::write(readme, new)?;
+    }
+    Ok(())
+}
+
+/// Runs what no line has yet, a line a text.
+fn measure(
+    args: &Args,
+    half: Half,
+    seed: u64,
+    methods: &[Method],
+    known: &[Line],
+    path: &PathBuf,
+) -> Result<Vec<Line>> {
+    let mut gguf = Gguf::open(&args.data.join("model.gguf"))?;
+    let (model, tokenizer) = (gguf.model()?, gguf.tokenizer()?);
+    let books = Book::all(&args.data.join("text"))?;
+    // Text by text over all tasks and lengths, so that a run that is stopped has some of each.
+    let mut jobs = vec![];
+    for text in 0..args.texts {
+        for &length in &args.lengths {
+            for &task in &args.tasks {
+                let done: BTreeSet<&str> = known
+                    .iter()
+                    .filter(|l| (l.seed, l.length, l.text) == (seed, length, text) && l.task == task.name())
+                    .flat_map(|l| {
+                        // A text whose facts the full cache does not know has no rows, whatever the method.
+                        let none = l.rows.is_empty();
+                        let all = methods.iter().filter(move |_| none).map(|m| m.name);
+                        l.rows.iter().map(|r| r.method.as_str()).chain(all)
+                    })
+                    .collect();
+                let left: Vec<Method> = methods.iter().filter(|m| !done.contains(m.name)).copied().collect();
+                if !left.is_empty() {
+                    jobs.push((text, length, task, left));
+                }
+            }
+        }
+    }
+    let file = if args.quick {
+        None
+    } else {
+        fs::create_dir_all(&args.out)?;
+        Some(Mutex::new(OpenOptions::new().create(true).append(true).open(path)?))
+    };
+    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} texts, {elapsed} gone, {eta} left")?;
+    let bar = ProgressBar::new(jobs.len() as u64).with_style(style);
+    bar.tick();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads).build()?;
+    pool.install(|| {
+        // In order, unlike par_iter: a run that is stopped has the first texts of all tasks.
+        jobs.iter()
+            .par_bridge()
+            .map(|(text, length, task, methods)| {
+                let (text, length) = (*text, *length);
+                let line = match task {
+                    Task::GoesOn => {
+                        let of = tasks::goes_on(&books, &tokenizer, seed, half, length, text)?;
+                        run::goes_on(&model, &of, methods, &args.budgets)?
+                    }
+                    Task::Facts => {
+                        let of = tasks::facts(&books, &tokenizer, seed, half, length, text)?;
+                        run::facts(&model, &of, methods, &args.budgets)?
+                    }
+                };
+                let line = Line { task: task.name().into(), length, text, seed, ..line };
+                if let Some(file) = &file {
+                    append(file, &line)?;
+                }
+                bar.inc(1);
+                if bar.is_hidden() {
+                    eprintln!("{} of {} texts, {:.0?}", bar.position(), jobs.len(), bar.elapsed());
+                }
+                Ok(line)
+            })
+            .collect::<Result<Vec<Line>>>()
+    })
+}
+
+/// One write a line, so that a run that is stopped leaves whole lines.
+fn append(file: &Mutex<File>, line: &Line) -> Result<()> {
+    let text = serde_json::to_string(line)? + "\n";
+    let mut file = file.lock().unwrap_or_else(|e| e.into_inner());
+    Ok(file.write_all(text.as_bytes())?)
+}

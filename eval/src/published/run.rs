@@ -1,0 +1,258 @@
+//! One text through all methods and budgets.
+//!
+//! The prompt is read once, with full attention. Every method and budget then decodes over what the library has compacted of that
+//! cache, several of them side by side so that each weight is read once for all.
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use super::tasks::{Fact, Facts, GoesOn};
+use crate::cache::{Cache, Kept};
+use crate::keep::Prompt;
+use crate::methods::Method;
+use crate::model::{LAST_QUERIES, LayerState, Model, Prefill, exp};
+
+/// What one text showed of one method at one budget.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Row {
+    pub method: String,
+    /// Share of the tokens that is kept, window included.
+    pub budget: f64,
+    /// Kullback-Leibler divergence from the full cache's next-token distributions, in nats: the mean over the predictions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl: Option<f64>,
+    /// Growth of the negative log-likelihood of what the text really says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nll: Option<f64>,
+    /// Share of predictions with the full cache's first choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agree: Option<f64>,
+    /// Facts that come back when they are asked for only after eviction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub later: Option<usize>,
+    /// Facts that come back when the question is in the window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known: Option<usize>,
+}
+
+/// A line of the results.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Line {
+    pub task: String,
+    pub length: usize,
+    pub text: usize,
+    pub seed: u64,
+    pub book: String,
+    /// With the full cache: the text's negative log-likelihood.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nll: Option<f64>,
+    /// Facts that the full cache answers: those that count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_later: Option<usize>,
+    /// And of those, how many were asked in the window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_known: Option<usize>,
+    pub rows: Vec<Row>,
+}
+
+/// Facts of a text whose question is put into the window: each needs scores of its own.
+const N_KNOWN: usize = 4;
+/// Rows that go through the model together: enough for the products to be at their best.
+const ROWS: usize = 768;
+
+/// Rounded where a digit more would say nothing.
+fn rounded(x: f64) -> f64 {
+    (x * 1e5).round() / 1e5
+}
+
+/// What each method keeps at each budget; `None`, and no row, where its window does not fit.
+fn keep(
+    model: &Model,
+    prefill: &Prefill,
+    methods: &[Method],
+    budgets: &[f64],
+) -> Result<Vec<(Row, Vec<Kept>)>> {
+    let mut prompt = Prompt::new(model, None, prefill);
+    let mut sets = vec![];
+    for method in methods {
+        for &budget in budgets {
+            let tokens = (budget * prefill.n_tokens as f64).round() as usize;
+            if let Some(kept) = prompt.keep(method, tokens)? {
+                sets.push((Row { method: method.name.into(), budget, ..Row::default() }, kept));
+            }
+        }
+    }
+    Ok(sets)
+}
+
+fn compact(model: &Model, prefill: &Prefill, kept: &[Kept], room: usize) -> Result<Vec<Cache>> {
+    let layers = prefill.layers.iter().zip(kept);
+    layers.map(|(layer, kept)| Cache::compact(&model.cfg, layer, kept, room)).collect()
+}
+
+fn everything(model: &Model, prefill: &Prefill) -> Vec<Kept> {
+    vec![Kept::everything(model.cfg.n_kv_heads, prefill.n_tokens); model.cfg.n_layers]
+}
+
+/// Decodes the same sequences over each of the sets; `each` gets a set's number and its rows `[sequences, n, n_embd]`.
+fn decode(
+    model: &Model,
+    prefill: &Prefill,
+    kept: &[&[Kept]],
+    sequences: &[&[u16]],
+    mut each: impl FnMut(usize, &[f32]),
+) -> Result<()> {
+    let n = sequences[0].len();
+    let together = (ROWS / (n * sequences.len())).max(1);
+    for (first, kept) in kept.chunks(together).enumerate().map(|(i, c)| (i * together, c)) {
+        let mut caches: Vec<Vec<Cache>> =
+            kept.iter().map(|k| compact(model, prefill, k, n)).collect::<Result<_>>()?;
+        let mut sets: Vec<&mut [Cache]> = caches.iter_mut().map(Vec::as_mut_slice).collect();
+        let all: Vec<(usize, &[u16])> =
+            (0..sets.len()).flat_map(|set| sequences.iter().map(move |s| (set, *s))).collect();
+        let rows = model.decode_many(&mut sets, prefill.n_tokens, &all, None)?;
+        for (i, rows) in rows.chunks_exact(sequences.len() * n * model.cfg.n_embd).enumerate() {
+            each(first + i, rows);
+        }
+    }
+    Ok(())
+}
+
+/// Turns logits into log-probabilities.
+fn log_softmax(logits: &mut [f32], vocab_size: usize) {
+    for row in logits.chunks_exact_mut(vocab_size) {
+        let max = row.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
+        let sums = row.chunks(1024).map(|part| part.iter().map(|&x| exp(x - max)).sum::<f32>() as f64);
+        let log_sum = max + sums.sum::<f64>().ln() as f32;
+        row.iter_mut().for_each(|x| *x -= log_sum);
+    }
+}
+
+fn first_choice(row: &[f32]) -> usize {
+    (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
+}
+
+pub fn goes_on(model: &Model, text: &GoesOn, methods: &[Method], budgets: &[f64]) -> Result<Line> {
+    let prefill = model.prefill(&text.prompt);
+    let (vocab, e) = (model.cfg.vocab_size, model.cfg.n_embd);
+    // The last token predicts what is not there any more.
+    let n = text.next.len() - 1;
+    let targets: Vec<usize> = text.next[1..].iter().map(|&t| t as usize).collect();
+    let log_probs = |rows: &[f32]| {
+        let mut logits = model.logits(&rows[..n * e]);
+        log_softmax(&mut logits, vocab);
+        logits
+    };
+    let mut full = vec![];
+    decode(model, &prefill, &[&everything(model, &prefill)], &[&text.next], |_, rows| {
+        full = log_probs(rows)
+    })?;
+    let probs: Vec<f32> = full.iter().map(|&x| exp(x)).collect();
+    let choices: Vec<usize> = full.chunks_exact(vocab).map(first_choice).collect();
+
+    let (mut rows, kept): (Vec<Row>, Vec<Vec<Kept>>) =
+        keep(model, &prefill, methods, budgets)?.into_iter().unzip();
+    let kept: Vec<&[Kept]> = kept.iter().map(Vec::as_slice).collect();
+    decode(model, &prefill, &kept, &[&text.next], |i, hidden| {
+        let ours = log_probs(hidden);
+        let (mut kl, mut nll, mut agree) = (0.0, 0.0, 0);
+        for (t, row) in ours.chunks_exact(vocab).enumerate() {
+            let at = t * vocab..(t + 1) * vocab;
+            let parts = probs[at.clone()].iter().zip(&full[at.clone()]).zip(row);
+            kl += parts.map(|((p, a), b)| (p * (a - b)) as f64).sum::<f64>();
+            nll += (full[at][targets[t]] - row[targets[t]]) as f64;
+            agree += (first_choice(row) == choices[t]) as usize;
+        }
+        rows[i].kl = Some(rounded(kl / n as f64));
+        rows[i].nll = Some(rounded(nll / n as f64));
+        rows[i].agree = Some(rounded(agree as f64 / n as f64));
+    })?;
+    let nll = full.chunks_exact(vocab).zip(&targets).map(|(row, &t)| -row[t] as f64).sum::<f64>() / n as f64;
+    Ok(Line { book: text.book.into(), nll: Some(rounded(nll)), rows, ..Line::default() })
+}
+
+/// Whether the rows that stand before the answer's tokens choose them; `before` is the number of the first.
+fn is_right(model: &Model, hidden: &[f32], before: usize, answer: &[u16]) -> bool {
+    let e = model.cfg.n_embd;
+    let logits = model.logits(&hidden[before * e..(before + answer.len()) * e]);
+    logits.chunks_exact(model.cfg.vocab_size).zip(answer).all(|(row, &t)| first_choice(row) == t as usize)
+}
+
+pub fn facts(model: &Model, text: &Facts, methods: &[Method], budgets: &[f64]) -> Result<Line> {
+    let prefill = model.prefill(&text.prompt);
+    // All of one length: what comes after an answer changes nothing before it.
+    let padded = |facts: &[&Fact]| -> Vec<Vec<u16>> {
+        let of = |f: &Fact| [&f.question[..], &f.answer[..f.answer.len() - 1]].concat();
+        let longest = facts.iter().map(|f| f.question.len() + f.answer.len() - 1).max().unwrap_or(0);
+        let pad = |mut s: Vec<u16>| {
+            s.resize(longest, 0);
+            s
+        };
+        facts.iter().map(|f| pad(of(f))).collect()
+    };
+    let right = |facts: &[&Fact], hidden: &[f32]| -> Vec<bool> {
+        let each = hidden.chunks_exact(hidden.len() / facts.len());
+        each.zip(facts).map(|(rows, f)| is_right(model, rows, f.question.len() - 1, &f.answer)).collect()
+    };
+    let all: Vec<&Fact> = text.facts.iter().collect();
+    let sequences = padded(&all);
+    let sequences: Vec<&[u16]> = sequences.iter().map(Vec::as_slice).collect();
+    let mut answered = vec![];
+    decode(model, &prefill, &[&everything(model, &prefill)], &sequences, |_, hidden| {
+        answered = right(&all, hidden);
+    })?;
+    let asked: Vec<&Fact> = all.into_iter().zip(answered).filter(|(_, ok)| *ok).map(|(f, _)| f).collect();
+    let mut line = Line {
+        book: text.book.into(),
+        asked_later: Some(asked.len()),
+        asked_known: Some(asked.len().min(N_KNOWN)),
+        ..Line::default()
+    };
+    if asked.is_empty() {
+        return Ok(line);
+    }
+
+    let (mut rows, kept): (Vec<Row>, Vec<Vec<Kept>>) =
+        keep(model, &prefill, methods, budgets)?.into_iter().unzip();
+    let kept: Vec<&[Kept]> = kept.iter().map(Vec::as_slice).collect();
+    let sequences = padded(&asked);
+    let sequences: Vec<&[u16]> = sequences.iter().map(Vec::as_slice).collect();
+    decode(model, &prefill, &kept, &sequences, |i, hidden| {
+        rows[i].later = Some(right(&asked, hidden).into_iter().filter(|&ok| ok).count());
+    })?;
+
+    for fact in &asked[..asked.len().min(N_KNOWN)] {
+        // The question's last token is decoded after eviction, so that all of the answer is.
+        let (last, question) = fact.question.split_last().expect("a question");
+        let prompt = extended(model, &prefill, question)?;
+        let sequence = [&[*last], &fact.answer[..fact.answer.len() - 1]].concat();
+        let (at, kept): (Vec<Row>, Vec<Vec<Kept>>) =
+            keep(model, &prompt, methods, budgets)?.into_iter().unzip();
+        let kept: Vec<&[Kept]> = kept.iter().map(Vec::as_slice).collect();
+        decode(model, &prompt, &kept, &[&sequence], |i, hidden| {
+            let row = &mut rows[i];
+            assert!(row.method == at[i].method && row.budget == at[i].budget);
+            *row.known.get_or_insert(0) += is_right(model, hidden, 0, &fact.answer) as usize;
+        })?;
+    }
+    line.rows = rows;
+    Ok(line)
+}
+
+/// The prompt and more tokens after it. The queries that are spread over it stay the shorter prompt's.
+fn extended(model: &Model, prefill: &Prefill, tokens: &[u16]) -> Result<Prefill> {
+    let mut caches = compact(model, prefill, &everything(model, prefill), tokens.len())?;
+    let mut trace = vec![];
+    model.decode_many(&mut [&mut caches], prefill.n_tokens, &[(0, tokens)], Some(&mut trace))?;
+    let layers = prefill.layers.iter().zip(trace).map(|(layer, new)| {
+        let q = [&layer.q[..], &new.q].concat();
+        LayerState {
+            q: q[q.len() - LAST_QUERIES * model.cfg.q_width()..].to_vec(),
+            spread: layer.spread.clone(),
+            k: [&layer.k[..], &new.k].concat(),
+            v: [&layer.v[..], &new.v].concat(),
+            residual_norm: layer.residual_norm,
+        }
+    });
+    Ok(Prefill { n_tokens: prefill.n_tokens + tokens.len(), layers: layers.collect() })
+}
