@@ -433,7 +433,7 @@ const _: () = {
     assert!(size_of::<ScoreSequence>() == 208 && offset_of!(ScoreSequence, scores) == 192);
     assert!(size_of::<ScoreArgs>() == 408 && offset_of!(ScoreArgs, layer) == 216);
     assert!(offset_of!(ScoreArgs, has_lse) == 292);
-    assert!(offset_of!(ScoreArgs, workspace) == 320);
+    assert!(offset_of!(ScoreArgs, workspace) == 328);
     assert!(size_of::<AttendSequence>() == 280 && offset_of!(AttendSequence, n_base) == 272);
     assert!(size_of::<AttendArgs>() == 360 && offset_of!(AttendArgs, layer) == 288);
     assert!(offset_of!(AttendArgs, partial) == 344);
