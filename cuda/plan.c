@@ -10,10 +10,10 @@
 _Static_assert(sizeof(lava_device_tensor) == 48, "plan.rs: DeviceTensor");
 _Static_assert(sizeof(lava_score_sequence) == 208, "plan.rs: ScoreSequence");
 _Static_assert(offsetof(lava_score_sequence, scores) == 192, "plan.rs: ScoreSequence");
-_Static_assert(sizeof(lava_score_args) == 400, "plan.rs: ScoreArgs");
+_Static_assert(sizeof(lava_score_args) == 408, "plan.rs: ScoreArgs");
 _Static_assert(offsetof(lava_score_args, layer) == 216, "plan.rs: ScoreArgs");
 _Static_assert(offsetof(lava_score_args, has_lse) == 292, "plan.rs: ScoreArgs");
-_Static_assert(offsetof(lava_score_args, partial) == 320, "plan.rs: ScoreArgs");
+_Static_assert(offsetof(lava_score_args, partial) == 328, "plan.rs: ScoreArgs");
 _Static_assert(sizeof(lava_attend_sequence) == 280, "plan.rs: AttendSequence");
 _Static_assert(offsetof(lava_attend_sequence, n_base) == 272, "plan.rs: AttendSequence");
 _Static_assert(sizeof(lava_attend_args) == 360, "plan.rs: AttendArgs");

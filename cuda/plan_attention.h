@@ -107,6 +107,10 @@ typedef struct lava_score_args {
     /** A block's warps: row_warps (a power of two) that share the rows, for each of key_split shares of the keys of a tile. */
     uint32_t row_warps;
     uint32_t key_split;
+    /** Row tiles of which score_columns makes one sum per key: 2, a warp's, where it has one head's two; not for a variance. */
+    uint32_t tiles_of_sum;
+    /** lava_score_kinds. */
+    uint32_t kinds;
 
     /** Workspace; see lava_score_layout. */
     float *partial;
@@ -277,10 +281,12 @@ static inline int lava_score_is_aligned(const lava_score_args *a, const lava_sco
 /** Tiles of 16 rows that one warp of an instance holds in registers. */
 #define LAVA_SCORE_TILES_OF_WARP(head_dim_k) ((head_dim_k) > 128 ? 1 : 2)
 
-/** Sets row_warps and key_split. `instance`: not score_*_any. */
+/** Sets row_warps, key_split, tiles_of_sum and kinds. `instance`: not score_*_any. */
 static inline void lava_score_split(lava_score_args *a, int instance) {
     const uint32_t per_warp = LAVA_SCORE_TILES_OF_WARP(a->head_dim_k), tiles = lava_score_rows(a) / LAVA_SCORE_ROWS;
-    const uint32_t wanted = (tiles + per_warp - 1) / per_warp;
+    const uint32_t wanted = (tiles + per_warp - 1) / per_warp, of_head = (a->window + LAVA_SCORE_ROWS - 1) / LAVA_SCORE_ROWS;
+    a->tiles_of_sum = per_warp == 2 && of_head % 2 == 0 && !lava_score_spreads(a) ? 2 : 1;
+    a->kinds = lava_score_kinds(a);
     a->row_warps = a->key_split = 2; /* what score_*_any are made for */
     if (!instance) return;
     a->row_warps = wanted > 4 ? 8 : wanted > 2 ? 4 : wanted;
@@ -303,17 +309,13 @@ LAVA_PLAN uint32_t lava_score_row_tiles_at_once(const lava_score_args *a) {
     return a->row_warps * LAVA_SCORE_TILES_OF_WARP(a->head_dim_k);
 }
 
-/** Row tiles of which score_columns makes one sum per key: a warp's two, where every query head has an even number of them. Not for a variance. */
-LAVA_PLAN uint32_t lava_score_tiles_of_sum(const lava_score_args *a) {
-    const uint32_t of_head = (a->window + LAVA_SCORE_ROWS - 1) / LAVA_SCORE_ROWS;
-    return LAVA_SCORE_TILES_OF_WARP(a->head_dim_k) == 2 && of_head % 2 == 0 && !lava_score_spreads(a) ? 2 : 1;
-}
-LAVA_PLAN uint32_t lava_score_sums_at_once(const lava_score_args *a) { return lava_score_row_tiles_at_once(a) / lava_score_tiles_of_sum(a); }
+/** Sums per key that score_columns makes of them. */
+LAVA_PLAN uint32_t lava_score_sums_at_once(const lava_score_args *a) { return lava_score_row_tiles_at_once(a) / a->tiles_of_sum; }
 
 /** The same of score_columns_*: also two buffers of those sums, a row's rest for each thread, and what is carried from round to round. */
 LAVA_PLAN uint32_t lava_score_columns_shared(const lava_score_args *a) {
     const uint32_t one_round = lava_score_rows(a) / LAVA_SCORE_ROWS <= lava_score_row_tiles_at_once(a);
-    return lava_score_stats_shared(a) + 4 * (2 * lava_score_kinds(a) * lava_score_sums_at_once(a) * LAVA_SCORE_KEYS + lava_score_threads(a) +
+    return lava_score_stats_shared(a) + 4 * (2 * a->kinds * lava_score_sums_at_once(a) * LAVA_SCORE_KEYS + lava_score_threads(a) +
                                              (one_round ? 0 : 4 * lava_score_most_keys(a)));
 }
 

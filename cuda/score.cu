@@ -264,7 +264,7 @@ template <int M> struct Columns {
 
     __device__ uint32_t at_once() const { return lava_score_sums_at_once(&range.args); }
     /// Whether a warp's two row tiles make one sum.
-    __device__ bool sums_both() const { return M == 2 && lava_score_tiles_of_sum(&range.args) == 2; }
+    __device__ bool sums_both() const { return M == 2 && range.args.tiles_of_sum == 2; }
     /// Of the numbers for each row tile and key, [M, 4], sums over eight lanes: this lane's.
     __device__ float sum_of(float (&x)[4 * M]) const {
         if (!sums_both()) return sum_over_eight<16>(x);
@@ -273,8 +273,8 @@ template <int M> struct Columns {
         for (int i = 0; i < 4; i++) both[i] = x[i] + x[4 * M - 4 + i];
         return sum_over_eight<16>(both);
     }
-    __device__ uint32_t kinds() const { return lava_score_kinds(&range.args); }
-    __device__ bool spreads() const { return lava_score_spreads(&range.args); }
+    __device__ uint32_t kinds() const { return range.args.kinds; }
+    __device__ bool spreads() const { return kinds() > 2; }
     __device__ float *sums_of(uint32_t step, uint32_t kind) const { return sums + (step % 2 * kinds() + kind) * at_once() * KEYS; }
     /// The rest of one of the warp's rows, whose number is the lane's. No other thread reads it. Not in a register: those are scarce.
     __device__ float &own_rest() const { return sums[2 * kinds() * at_once() * KEYS + threadIdx.x]; }
@@ -371,7 +371,7 @@ template <int M> struct Columns {
         const uint32_t of_warp = sums_both() ? 1 : M, lane = threadIdx.x % 32, number = of_warp == 2 ? lane / 4 : lane / 8;
         const uint32_t of_round = threadIdx.x / 32 % range.args.row_warps * of_warp + number / 4;
         own = sums_of(step, 0) + of_round * KEYS + number / 2 % 2 * 8 + lane % 4 * 2 + number % 2;
-        add_up(step, tile, first_row_tile / lava_score_tiles_of_sum(&range.args));
+        add_up(step, tile, first_row_tile / range.args.tiles_of_sum);
     }
 
     /// The step before this one, whose sums are there for all threads.
@@ -382,7 +382,7 @@ template <int M> struct Columns {
         const uint32_t first = tile == 0 ? first_sum - at_once() : first_sum;
         const uint32_t in_range = (tile == 0 ? range.tiles() - 1 : tile - 1) * KEYS + i, key = range.first + in_range;
         if (key >= range.end || key >= range.n_columns()) return;
-        const uint32_t together = ROWS * lava_score_tiles_of_sum(&range.args), of_each = range.padded() / together;
+        const uint32_t together = ROWS * range.args.tiles_of_sum, of_each = range.padded() / together;
         const uint32_t all = range.group() * of_each, here = min(all - first, at_once());
         float *const carry = carried() + 4 * in_range;
         ColumnSums column;

@@ -89,6 +89,8 @@ pub struct ScoreArgs {
     pub keys_per_range: u32,
     pub row_warps: u32,
     pub key_split: u32,
+    pub tiles_of_sum: u32,
+    pub kinds: u32,
     pub workspace: [*mut c_void; 9],
     pub status: *mut u64,
 }
@@ -429,9 +431,9 @@ empty!(
 const _: () = {
     assert!(size_of::<DeviceTensor>() == 48);
     assert!(size_of::<ScoreSequence>() == 208 && offset_of!(ScoreSequence, scores) == 192);
-    assert!(size_of::<ScoreArgs>() == 400 && offset_of!(ScoreArgs, layer) == 216);
+    assert!(size_of::<ScoreArgs>() == 408 && offset_of!(ScoreArgs, layer) == 216);
     assert!(offset_of!(ScoreArgs, has_lse) == 292);
-    assert!(offset_of!(ScoreArgs, workspace) == 320);
+    assert!(offset_of!(ScoreArgs, workspace) == 328);
     assert!(size_of::<AttendSequence>() == 280 && offset_of!(AttendSequence, n_base) == 272);
     assert!(size_of::<AttendArgs>() == 360 && offset_of!(AttendArgs, layer) == 288);
     assert!(offset_of!(AttendArgs, partial) == 344);
