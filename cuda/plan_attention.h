@@ -46,7 +46,7 @@
  * An `attention` in addition to those of lava.h: what lava_cuda_attention_stats asks for. Columns are variances over the window and entropies,
  * summed over the group. group_reduce is the mean, pool_kernel 1, value_weight LAVA_VALUE_NONE, smoothing 0.
  */
-#define LAVA_SCORE_SPREAD 5
+#define LAVA_SCORE_SPREAD 64
 
 typedef struct lava_score_sequence {
     /** [window, n_q_heads, head_dim_k]. */

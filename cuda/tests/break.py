@@ -83,7 +83,7 @@ BREAKS = [
     ("score.cu", "", "lse[m][1] < INFINITY ? x[m][n][i + 2] - first : 0", "x[m][n][i + 2] - first", "score", "plain"),
     ("score.cu", "", "lane() % 4);\n", "lane());\n", "score", "plain"),
     ("score.cu", "", "if (range.args.has_lse && lse[0][0] != lse[0][0]) range.fault(LAVA_FAULT_Q_OR_K);", "", "score", "plain"),
-    ("score.cu", "", ">= LARGEST_LSE || lava_score_spreads(&args)", ">= LARGEST_LSE", "score", "plain"),
+    ("score.cu", "", ">= LARGEST_LSE || lava_score_spreads(&args)", ">= LARGEST_LSE", "score statistics", "plain"),
     ("score.cu", "", "column.entropy = carry[3];", "", "score", "plain"),
     ("stats.cu", "", "pow(variance, 1 / args.tau2)", "pow(variance, 1 / args.tau1)", "score", "plain"),
     ("stats.cu", "", "weight < INFINITY", "weight <= INFINITY", "score", "plain"),

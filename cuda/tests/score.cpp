@@ -353,7 +353,9 @@ void check_stats(Case c) {
     }
     const Result got = run(c, sequences, 2), again = is_quick() ? got : run(c, sequences, 99);
     expect(got.status == LAVA_NO_FAULT, "%s: status %016llx", c.name, (unsigned long long) got.status);
-    const double e = HALF_ULP * ((4 * std::sqrt(c.dim_k) + 8) * logits + c.keys_per_range / 8 + c.window + 40);
+    // A sink's attention is off by the others' errors times what it leaves to them, a twentieth, and by some roundings of its own.
+    const double chain = c.tilt != 0 ? 16 : c.keys_per_range / 8 + c.window + 40;
+    const double e = HALF_ULP * ((4 * std::sqrt(c.dim_k) + 8) * logits + chain);
     double worst = 0;
     for (size_t i = 0; i < want.size(); i++) {
         expect(got.stats[i] == again.stats[i], "%s: another schedule, other bits", c.name);
@@ -556,6 +558,7 @@ int main(int argc, char **argv) {
     spread("sliding window, softcap", [](Case &c) { c.sliding_window = 40, c.params.softcap = 2; });
     spread("logits in the hundreds", [](Case &c) { c.params.scale = 4; });
     spread("a sink with nearly all attention", [](Case &c) { c.less_by = 8, c.tilt = 0.0625f, c.window = 24; });
+    spread("the same with a log-sum-exp below 256", [](Case &c) { c.less_by = 24, c.params.scale = 1 / 29.0f, c.tilt = 0.0625f, c.window = 24; });
     spread("the same, a query head of four tiles", [](Case &c) { c.less_by = 8, c.tilt = 0.0625f, c.window = 57, c.lengths = {300}; });
     spread("any: f32, the same", [](Case &c) { c.less_by = 8, c.tilt = 0.0625f, c.window = 21, c.dtype = LAVA_F32; });
     spread("flat logits of 1e6", [](Case &c) { c.flat = 1e6f; });

@@ -53,7 +53,7 @@ pub struct ScoreSequence {
 }
 
 /// An `attention` in addition to those of `lava.h`: statistics instead of scores.
-pub const SPREAD: i32 = 5;
+pub const SPREAD: i32 = 64;
 
 #[derive(Clone, Copy)]
 #[repr(C)]
