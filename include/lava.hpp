@@ -623,6 +623,17 @@ struct rope {
     float magnitude = 1;                      /**< YaRN's attention factor */
 };
 
+/** lava_pick_queries: rows of q, [n_rows, n_q_heads, head_dim_k] before RoPE, to ask again with. */
+inline std::vector<std::uint32_t> pick_queries(const lava_shape &shape, std::uint32_t n_rows, const const_tensor &q,
+                                               std::uint32_t n_picked) {
+    std::vector<float> novelty(n_rows);
+    std::vector<std::uint32_t> picked(n_picked);
+    detail::check("lava_pick_queries", [&](lava_error *e) {
+        return lava_pick_queries(&shape, n_rows, &q.c, n_picked, novelty.data(), picked.data(), e);
+    });
+    return picked;
+}
+
 /** lava_rotate: queries from before RoPE, turned to one position. out: f32 [n_queries, n_q_heads, head_dim_k]. */
 inline void rotate(const lava_shape &shape, std::uint32_t n_queries, const const_tensor &q, const rope &how,
                    std::uint32_t position, const tensor &out) {

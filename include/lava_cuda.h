@@ -31,8 +31,9 @@
  *                                    lava_cuda_layer_entries takes any layers
  *     sink_logits                    refused
  *     query_head_weights             refused
- *     LAVA_ATTENTION_MAX             refused, as attention
- *     LAVA_VALUE_TOKEN_L2            refused, as value_weight
+ *     LAVA_ATTENTION_MAX, _NORM4     refused, as attention
+ *     LAVA_POOL_AFTER                refused, as pool
+ *     LAVA_VALUE_TOKEN_L2, _HEAD_MEAN_L2  refused, as value_weight
  *     lava_score_queries             not there, nor lava_smooth
  *     backend                        refused, but for LAVA_BACKEND_BEST
  *     a log-sum-exp for scoring      not checked: attention that does not sum to 1 is believed

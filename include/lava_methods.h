@@ -29,9 +29,18 @@
 #include "lava.h"
 
 
+/// For pool of lava_score_params: the largest of the entry itself and the pool_kernel - 1 before it, 1 to 127, even or odd: what is looked
+/// at and what comes after it, since a model goes on where it has looked.
+#define LAVA_POOL_AFTER 2
+
+/// For attention: the 4-norm of the queries', (sum of A^4)^(1/4), between their maximum and their sum. A below 2^-31 counts as 0.
+#define LAVA_ATTENTION_NORM4 6
+
+/// For value_weight: attention is multiplied by the mean L2 norm of the head's values, over the rows that value_span says.
+#define LAVA_VALUE_HEAD_MEAN_L2 5
+
 /// Elements 2i and 2i + 1 of a query are turned together: GPT-J, Llama as Meta published it, most GGUF files of Llama's kind.
 #define LAVA_ROPE_PAIRS 0
-
 /// Elements i and i + n_rot / 2: GPT-NeoX, Qwen, all of Hugging Face's models.
 #define LAVA_ROPE_HALVES 1
 
@@ -109,6 +118,23 @@ lava_status lava_score_queries_workspace_size(const lava_shape *shape, const lav
 lava_status lava_score_queries(const lava_shape *shape, const lava_score_params *params, uint32_t n_queries,
     const lava_tensor *q, const lava_tensor *k, const lava_tensor *v, uint32_t part, uint32_t n_parts, void *workspace,
     size_t workspace_size, float *scores, lava_error *error);
+
+/// Which of a layer's queries to ask again with: the rows are cut into n_picked stretches, equal but for one row, and each gives the row
+/// least like all others, whose queries look for what no other does; of equals the first.
+///
+///     novelty[j] = -(sum over query heads of the cosine of q[j] and the mean of all rows' q)
+///
+/// The same rows on every machine.
+///
+/// shape: n_q_heads and head_dim_k are used.
+/// n_rows: at least 1.
+/// q: [n_rows, n_q_heads, head_dim_k], before RoPE. Leave out the prompt's first 4 or so, where attention sinks stand.
+/// n_picked: 1 to n_rows (ARGUMENT). 256 do for prompts of 1k to 4k tokens.
+/// novelty: f32 [n_rows], receives each row's. On error it may be partly written.
+/// picked: u32 [n_picked], receives rows, ascending. Untouched on error.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE, DTYPE, ARGUMENT, NONFINITE. Any thread.
+lava_status lava_pick_queries(const lava_shape *shape, uint32_t n_rows, const lava_tensor *q, uint32_t n_picked,
+    float *novelty, uint32_t *picked, lava_error *error);
 
 /// Adds smoothing times a head's mean score to all its scores: what nobody asked about is not nothing. As smoothing of
 /// lava_score_params, but after scores were joined, and with what is protected left out of the mean: the first tokens draw so much

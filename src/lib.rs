@@ -14,6 +14,7 @@
 //! | selection | [`select`] | scores, entries to keep → `kept_indices`, `cu_kept`, `rows` |
 //! | eviction | [`compact`] | cache, kept rows → smaller cache |
 //! | the same while prefilling | [`cascade`] | each layer's scores as it arrives → all layers' kept rows |
+//! | which of the prompt's queries to ask again | [`novelty`] | pre-RoPE Q → rows of it |
 //! | queries from before RoPE, turned to another position, to ask again | [`rope`] | pre-RoPE Q → Q |
 //! | decoding | [`attend`] | new queries, compressed cache → attention output |
 //!
@@ -51,6 +52,8 @@ pub mod entropy;
 pub mod error;
 #[cfg(feature = "capi")]
 pub mod ffi;
+#[forbid(unsafe_code)]
+pub mod novelty;
 #[cfg(feature = "rayon")]
 #[forbid(unsafe_code)]
 pub mod parallel;

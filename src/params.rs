@@ -305,6 +305,9 @@ pub enum Pool {
     Max = 0,
     /// Mean of the neighbourhood; positions outside the prefix count as zero.
     Avg = 1,
+    /// Largest of the entry itself and the `pool_kernel − 1` before it: what is looked at, and what comes after it. For a model
+    /// goes on where it has looked: the token that it copies next is the one after the last. The kernel may be even.
+    After = 2,
 }
 
 /// How the query heads of one KV head become one score.
@@ -348,6 +351,9 @@ pub enum Attention {
     Recency = 4,
     /// `max_j A`: an entry that one query needs is as good as one that all do. DefensiveKV (arXiv 2510.13334), KVzip (arXiv 2505.23416).
     Max = 5,
+    /// `(Σ_j A⁴)^¼`: between the maximum and the sum. One query is enough, as for the maximum, but what several need comes first.
+    /// Attention below 2⁻³¹ counts as none.
+    Norm4 = 6,
 }
 
 /// What an entry's attention is multiplied by.
@@ -366,6 +372,9 @@ pub enum ValueWeight {
     Output = 3,
     /// The L2 norm of its own value, after pooling and the reduction over the group. Expected Attention (arXiv 2510.00636).
     TokenL2 = 4,
+    /// The mean L2 norm of its head's values: heads are told apart, entries are not. So attention sinks, whose values are tiny, keep
+    /// what they draw.
+    HeadMeanL2 = 5,
 }
 
 /// The base of a log-sum-exp.
@@ -511,8 +520,9 @@ impl ScoreParams<'_> {
 
     /// Checks every option's range, and that there are sink logits and weights for `n_q_heads` query heads, where there are any.
     pub fn validate(&self, n_q_heads: usize) -> Result<()> {
-        let odd = self.pool_kernel % 2 == 1 && self.pool_kernel <= MAX_POOL_KERNEL;
-        ensure(odd, ErrorKind::Argument, c"pool_kernel")?;
+        let odd = self.pool_kernel % 2 == 1 || self.pool == Pool::After;
+        let valid = odd && (1..=MAX_POOL_KERNEL).contains(&self.pool_kernel);
+        ensure(valid, ErrorKind::Argument, c"pool_kernel")?;
         ensure(self.gamma.is_finite() && self.gamma >= 0.0, ErrorKind::Argument, c"gamma")?;
         ensure(self.decay > 0.0 && self.decay <= 1.0, ErrorKind::Argument, c"decay")?;
         ensure(self.smoothing.is_finite() && self.smoothing >= 0.0, ErrorKind::Argument, c"smoothing")?;

@@ -6,6 +6,7 @@ mod common;
 use common::{Random, aligned, carver, shape};
 use half::{bf16, f16};
 use lava::attend::{AttendInputs, AttendParams, Positions};
+use lava::novelty::pick_queries;
 use lava::reference::{self, Heads};
 use lava::rope::{self, Rope, RopeStyle};
 use lava::score::ScoreInputs;
@@ -307,6 +308,11 @@ fn scores_of_every_method() {
         largest(ValueWeight::HeadMax),
         largest(ValueWeight::TokenL2),
         ScoreParams { pool_kernel: 5, smoothing: 0.5, ..largest(ValueWeight::Token) },
+        ScoreParams { attention: Attention::Norm4, ..largest(ValueWeight::None) },
+        ScoreParams { attention: Attention::Norm4, ..largest(ValueWeight::HeadMeanL2) },
+        ScoreParams { value_span: ValueSpan::All, ..largest(ValueWeight::HeadMeanL2) },
+        ScoreParams { pool: Pool::After, pool_kernel: 7, ..largest(ValueWeight::TokenL2) },
+        ScoreParams { pool: Pool::After, pool_kernel: 127, ..ScoreParams::lava() },
     ];
     let mut seed = 1000u64;
     for scorer in scorers {
@@ -427,9 +433,9 @@ fn scores_where_exponentials_are_stored() {
                     let query_head_weights = seed.is_multiple_of(2).then_some(&weights[..]);
                     let params = ScoreParams { query_head_weights, ..params };
                     for dtypes in [[Dtype::F32, Dtype::F16, Dtype::BF16], [Dtype::BF16; 3]] {
-                        check_score(&shape, &params, dtypes, seed, false);
-                        let params = ScoreParams { attention: Attention::Max, ..params };
-                        check_score(&shape, &params, dtypes, seed, false);
+                        for attention in [Attention::Mean, Attention::Max, Attention::Norm4] {
+                            check_score(&shape, &ScoreParams { attention, ..params }, dtypes, seed, false);
+                        }
                     }
                 }
             }
@@ -1325,6 +1331,74 @@ fn faults_of_smoothing_leave_the_scores() {
     let few = score::smooth(&shape, &select, 0.5, &mut [1.0; 5]).unwrap_err();
     assert_eq!((few.kind, few.argument), (ErrorKind::BufferSize, c"scores"));
     assert_eq!(score::smooth(&Shape { n_tokens: 1, ..shape }, &select, 0.5, &mut []), Ok(()));
+}
+
+fn picked(shape: &Shape, q: &Data, n_rows: usize, n_picked: usize) -> Result<(Vec<f32>, Vec<u32>)> {
+    let (mut novelty, mut picked) = (vec![f32::NAN; n_rows], vec![u32::MAX; n_picked]);
+    pick_queries(shape, n_rows, &q.view(), &mut novelty, &mut picked).map(|()| (novelty, picked))
+}
+
+#[test]
+fn each_stretch_gives_its_most_novel_query() {
+    for (n, heads, dim) in [(1, 1, 1), (7, 2, 3), (100, 6, 24), (101, 3, 64), (64, 9, 576)] {
+        let shape = shape(1, (heads, 1), (dim, 1), 1);
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+            let q = Data::new(&mut Random(n as u64), dtype, (n, heads, dim), 2.0);
+            let want = reference::novelty(&q.values);
+            for n_picked in [1, n.div_ceil(3), n] {
+                let (novelty, rows) = picked(&shape, &q, n, n_picked).unwrap();
+                for (got, want) in novelty.iter().zip(&want) {
+                    assert!((*got as f64 - want).abs() < 1e-6 * heads as f64, "{got}, not {want}");
+                }
+                for (i, &row) in rows.iter().enumerate() {
+                    let stretch = i * n / n_picked..(i + 1) * n / n_picked;
+                    assert!(stretch.contains(&(row as usize)));
+                    assert!(stretch.clone().all(|j| novelty[j] <= novelty[row as usize]));
+                    assert!(stretch.start == row as usize || novelty[row as usize] > novelty[stretch.start]);
+                }
+            }
+        }
+    }
+}
+
+/// The one query that looks elsewhere is found; of equals the first is taken; a query of zeros looks for nothing.
+#[test]
+fn picked_queries_by_hand() {
+    let shape = shape(1, (1, 1), (2, 1), 1);
+    let rows = [[1.0, 0.0], [2.0, 0.0], [0.0, 3.0], [1.0, 0.0], [1.0, 0.0], [0.0, 0.0]];
+    let q = Data::of(Dtype::F32, &vec![rows.map(Vec::from).to_vec()], false);
+    let (novelty, rows) = picked(&shape, &q, 6, 2).unwrap();
+    // The mean is (5, 3) / 6; rows 3 and 4 are alike, and row 5 has no direction.
+    let (along, across) = (-(5.0 / 34f64.sqrt()) as f32, -(3.0 / 34f64.sqrt()) as f32);
+    assert_eq!(rows, [2, 5]);
+    for (got, want) in novelty.iter().zip([along, along, across, along, along, 0.0]) {
+        assert!((got - want).abs() < 1e-6);
+    }
+    assert_eq!(picked(&shape, &q, 5, 2).unwrap().1, [0, 2]);
+    assert_eq!(picked(&shape, &q, 5, 5).unwrap().1, [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn faults_of_picking_leave_the_rows() {
+    let shape = shape(1, (2, 1), (2, 1), 1);
+    let q = Data::new(&mut Random(1), Dtype::F32, (6, 2, 2), 1.0);
+    let fault = |shape: &Shape, q: &Data, n_rows, n_picked| {
+        let (mut novelty, mut picked) = (vec![0.0; 6], vec![7; n_picked]);
+        let error = pick_queries(shape, n_rows, &q.view(), &mut novelty, &mut picked).unwrap_err();
+        assert!(error.layer == Some(3) && picked.iter().all(|&p| p == 7));
+        (error.kind, error.argument)
+    };
+    assert_eq!(fault(&shape, &q, 0, 1), (ErrorKind::Shape, c"n_rows"));
+    assert_eq!(fault(&shape, &q, 6, 0), (ErrorKind::Argument, c"n_picked"));
+    assert_eq!(fault(&shape, &q, 4, 5), (ErrorKind::Argument, c"n_picked"));
+    assert_eq!(fault(&shape, &q, 7, 1), (ErrorKind::BufferSize, c"novelty"));
+    assert_eq!(fault(&Shape { n_q_heads: 3, ..shape }, &q, 6, 1), (ErrorKind::Shape, c"q"));
+    for bad in [f64::NAN, f64::INFINITY] {
+        let mut values = q.values.clone();
+        values[1][4][1] = bad;
+        let q = Data::of(Dtype::F32, &values, false);
+        assert_eq!(fault(&shape, &q, 6, 1), (ErrorKind::NonFinite, c"q"));
+    }
 }
 
 fn turned(shape: &Shape, rope: &Rope, position: u32, q: &Data) -> Result<Vec<f32>> {

@@ -307,7 +307,10 @@ static void refused_scores(void) {
     WRONG(LAVA_ERR_UNSUPPORTED, "sink_logits", c.params.sink_logits = sinks);
     WRONG(LAVA_ERR_UNSUPPORTED, "query_head_weights", c.params.query_head_weights = sinks);
     WRONG(LAVA_ERR_UNSUPPORTED, "attention", c.params.attention = LAVA_ATTENTION_MAX);
+    WRONG(LAVA_ERR_UNSUPPORTED, "attention", c.params.attention = LAVA_ATTENTION_NORM4);
+    WRONG(LAVA_ERR_UNSUPPORTED, "pool", c.params.pool = LAVA_POOL_AFTER);
     WRONG(LAVA_ERR_UNSUPPORTED, "value_weight", c.params.value_weight = LAVA_VALUE_TOKEN_L2);
+    WRONG(LAVA_ERR_UNSUPPORTED, "value_weight", c.params.value_weight = LAVA_VALUE_HEAD_MEAN_L2);
     WRONG(LAVA_ERR_UNSUPPORTED, "backend", c.params.backend = LAVA_BACKEND_SCALAR);
     WRONG(LAVA_ERR_OVERFLOW, "n_tokens", (b->shape = lava_shape_init(UINT32_MAX - 4094, 1, 1, 1, 1, 1)));
     WRONG(LAVA_ERR_ARGUMENT, "pool_kernel", c.params.pool_kernel = 4);

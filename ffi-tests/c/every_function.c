@@ -95,6 +95,10 @@ static void ask_again(const lava_shape *layer, float *scores) {
     lava_tensor tq = lava_tensor_head_major(LAVA_F32, after, ASKED * Q_HEADS * DK * 4, ASKED, DK);
     lava_tensor tk = lava_tensor_head_major(LAVA_F32, k, TOKENS * HEADS * DK * 4, TOKENS, DK);
     lava_tensor tv = lava_tensor_transposed(LAVA_F32, v, TOKENS * HEADS * DV * 4, TOKENS, DV);
+    float novelty[ASKED];
+    uint32_t picked[2];
+    OK(lava_pick_queries(&shape, ASKED, &tb, 2, novelty, picked, &error));
+    CHECK(picked[0] < 2 && picked[1] >= 2 && picked[1] < ASKED && novelty[picked[0]] >= novelty[1 - picked[0]]);
     OK(lava_rotate(&shape, ASKED, &tb, frequencies, TURNED, LAVA_ROPE_PAIRS, 1, TOKENS, &tq, &error));
     size_t size;
     OK(lava_score_queries_workspace_size(&shape, &params, ASKED, &size, &error));

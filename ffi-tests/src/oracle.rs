@@ -238,6 +238,7 @@ fn over_window(a: &[f64], params: &lava_score_params) -> f64 {
     match params.attention {
         LAVA_ATTENTION_MEAN => mean,
         LAVA_ATTENTION_MAX => a.iter().copied().fold(0.0, f64::max),
+        LAVA_ATTENTION_NORM4 => a.iter().map(|x| x.powi(4)).sum::<f64>().powf(0.25),
         LAVA_ATTENTION_SQUARED => a.iter().map(|x| x * x).sum::<f64>() / n,
         LAVA_ATTENTION_MEAN_VARIANCE => {
             let spread = a.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
@@ -281,7 +282,9 @@ pub fn scores_by_queries(layer: &Layer, q: &Grid) -> Vec<f64> {
 fn scores_by(layer: &Layer, q: &Grid, own: &dyn Fn(usize) -> usize) -> Vec<f64> {
     let (shape, params) = (&layer.shape, &layer.params);
     let window = shape.window.min(shape.n_tokens) as usize;
-    let (group, radius) = ((shape.n_q_heads / shape.n_kv_heads) as usize, params.pool_kernel as usize / 2);
+    let (group, kernel) = ((shape.n_q_heads / shape.n_kv_heads) as usize, params.pool_kernel as usize);
+    let (before, after) =
+        if params.pool == LAVA_POOL_AFTER { (kernel - 1, 0) } else { (kernel / 2, kernel / 2) };
     let mut scores = vec![];
     for g in 0..shape.n_kv_heads as usize {
         let rows = positions(shape, g);
@@ -290,7 +293,9 @@ fn scores_by(layer: &Layer, q: &Grid, own: &dyn Fn(usize) -> usize) -> Vec<f64> 
         let values: Vec<&[f32]> = rows.iter().map(|&p| layer.v.row(p as usize, g)).collect();
         let norm = |i: usize| values[i].iter().map(|x| x.abs() as f64).sum::<f64>();
         let span = if params.value_span == LAVA_VALUES_ALL { n_dead..rows.len() } else { live.clone() };
-        let largest = span.map(norm).fold(0.0, f64::max);
+        let l2 = |i: usize| values[i].iter().map(|&x| (x as f64).powi(2)).sum::<f64>().sqrt();
+        let largest = span.clone().map(norm).fold(0.0, f64::max);
+        let mean_l2 = span.clone().map(l2).sum::<f64>() / span.len() as f64;
         let of_head = |h: usize| -> Vec<f64> {
             let seen: Vec<_> =
                 (0..q.rows).map(|j| attention_of(layer, (q.row(j, h), own(j)), h, &rows)).collect();
@@ -304,9 +309,9 @@ fn scores_by(layer: &Layer, q: &Grid, own: &dyn Fn(usize) -> usize) -> Vec<f64> 
                 a = output_change(&a, sink, &values);
             }
             let a = &a[live.clone()];
-            let near = |i: usize| &a[i.saturating_sub(radius)..(i + radius + 1).min(a.len())];
+            let near = |i: usize| &a[i.saturating_sub(before)..(i + after + 1).min(a.len())];
             let pool = |i| match params.pool {
-                LAVA_POOL_MAX => near(i).iter().fold(0.0, |m: f64, &x| m.max(x)),
+                LAVA_POOL_MAX | LAVA_POOL_AFTER => near(i).iter().fold(0.0, |m: f64, &x| m.max(x)),
                 _ => near(i).iter().sum::<f64>() / params.pool_kernel as f64,
             };
             // SAFETY: the tests' weights have a number per query head.
@@ -323,9 +328,8 @@ fn scores_by(layer: &Layer, q: &Grid, own: &dyn Fn(usize) -> usize) -> Vec<f64> 
             let value = match params.value_weight {
                 LAVA_VALUE_HEAD_MAX => largest,
                 LAVA_VALUE_TOKEN => norm(n_dead + i),
-                LAVA_VALUE_TOKEN_L2 => {
-                    values[n_dead + i].iter().map(|&x| (x as f64).powi(2)).sum::<f64>().sqrt()
-                }
+                LAVA_VALUE_TOKEN_L2 => l2(n_dead + i),
+                LAVA_VALUE_HEAD_MEAN_L2 => mean_l2,
                 _ => 1.0,
             };
             weight

@@ -43,17 +43,24 @@ fn maximum_attention_own_norms_and_weights() {
     for (attention, value_weight) in [
         (LAVA_ATTENTION_MAX, LAVA_VALUE_TOKEN_L2),
         (LAVA_ATTENTION_MAX, LAVA_VALUE_HEAD_MAX),
+        (LAVA_ATTENTION_NORM4, LAVA_VALUE_HEAD_MEAN_L2),
         (LAVA_ATTENTION_MEAN, LAVA_VALUE_TOKEN_L2),
         (LAVA_ATTENTION_MEAN, LAVA_VALUE_OUTPUT),
         (LAVA_ATTENTION_RECENCY, LAVA_VALUE_NONE),
     ] {
-        for (pool, group_reduce) in [(LAVA_POOL_MAX, LAVA_GROUP_MAX), (LAVA_POOL_AVG, LAVA_GROUP_MAX)] {
+        for (pool, pool_kernel, group_reduce) in [
+            (LAVA_POOL_MAX, 7, LAVA_GROUP_MAX),
+            (LAVA_POOL_AVG, 7, LAVA_GROUP_MAX),
+            (LAVA_POOL_AFTER, 8, LAVA_GROUP_MAX),
+            (LAVA_POOL_AFTER, 5, LAVA_GROUP_MEAN),
+        ] {
             for weights in [std::ptr::null(), weights.as_ptr()] {
                 let mut layer = Layer::random(1, shape(140, (6, 2), (24, 10), 7));
                 layer.params = lava_score_params {
                     attention,
                     value_weight,
                     pool,
+                    pool_kernel,
                     group_reduce,
                     query_head_weights: weights,
                     ..score_params()

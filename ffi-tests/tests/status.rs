@@ -561,7 +561,7 @@ fn budget_from_ratio() {
 }
 
 const SCORE_PARAMS: [Row; 38] = [
-    ("pool 2", |w| w.at::<lava_score_params>("params").pool = 2, LAVA_ERR_ARGUMENT, "pool"),
+    ("pool 3", |w| w.at::<lava_score_params>("params").pool = 3, LAVA_ERR_ARGUMENT, "pool"),
     ("pool -1", |w| w.at::<lava_score_params>("params").pool = -1, LAVA_ERR_ARGUMENT, "pool"),
     ("group 2", |w| w.at::<lava_score_params>("params").group_reduce = 2, LAVA_ERR_ARGUMENT, "group_reduce"),
     ("span -1", |w| w.at::<lava_score_params>("params").value_span = -1, LAVA_ERR_ARGUMENT, "value_span"),
@@ -594,9 +594,9 @@ const SCORE_PARAMS: [Row; 38] = [
     ),
     ("cap negative", |w| w.at::<lava_score_params>("params").softcap = -1.0, LAVA_ERR_ARGUMENT, "softcap"),
     ("cap NaN", |w| w.at::<lava_score_params>("params").softcap = f32::NAN, LAVA_ERR_ARGUMENT, "softcap"),
-    ("attention 6", |w| w.at::<lava_score_params>("params").attention = 6, LAVA_ERR_ARGUMENT, "attention"),
+    ("attention 7", |w| w.at::<lava_score_params>("params").attention = 7, LAVA_ERR_ARGUMENT, "attention"),
     ("attention -1", |w| w.at::<lava_score_params>("params").attention = -1, LAVA_ERR_ARGUMENT, "attention"),
-    ("value 5", |w| w.at::<lava_score_params>("params").value_weight = 5, LAVA_ERR_ARGUMENT, "value_weight"),
+    ("value 6", |w| w.at::<lava_score_params>("params").value_weight = 6, LAVA_ERR_ARGUMENT, "value_weight"),
     (
         "output of what does not sum to 1",
         |w| {
@@ -1486,6 +1486,33 @@ fn smooth() {
     let world = make();
     *world.element("scores", PREFIX) = f32::INFINITY;
     blames(&world, Some(LAYER), Some(1));
+}
+
+#[test]
+fn pick_queries() {
+    let make = || {
+        let mut world = World::new("lava_pick_queries", |w, e| unsafe {
+            let (n_rows, n_picked) = (w.n("n_rows") as u32, w.n("n_picked") as u32);
+            lava_pick_queries(w.p("shape"), n_rows, w.p("q"), n_picked, w.p("novelty"), w.p("picked"), e)
+        })
+        .shape()
+        .number("n_rows", ASKED as u64)
+        .tensor("q", Tensor, (ASKED, HEADS.0, DIMS.0))
+        .number("n_picked", 2)
+        .arg("novelty", Out, &[0f32; ASKED])
+        .arg("picked", Out, &[0u32; 2]);
+        world.looks = Looks::Heads;
+        world
+    };
+    check(
+        make,
+        &["novelty"],
+        &[
+            ("no rows", |w| w.set_n("n_rows", 0), LAVA_ERR_SHAPE, "n_rows"),
+            ("none picked", |w| w.set_n("n_picked", 0), LAVA_ERR_ARGUMENT, "n_picked"),
+            ("more picked than there are", |w| w.set_n("n_picked", 1 << 20), LAVA_ERR_ARGUMENT, "n_picked"),
+        ],
+    );
 }
 
 #[test]

@@ -719,6 +719,7 @@ pub fn run(data: &[u8]) {
                 w.call("lava_smooth", |e| lava_smooth(s, params, smoothing, scores, e));
             }
             24 => rotate(w, shape),
+            25 => pick_queries(w, shape),
             _ => global_entries(w, shape, entries),
         }
         let status = lava_status_string(data.iter().fold(0, |n, &b| n << 8 | b as i32));
@@ -825,6 +826,16 @@ unsafe fn score_queries(mut w: World, shape: lava_shape, entries: u64) {
     w.call("lava_score_queries", |e| unsafe {
         lava_score_queries(s, params, n, q, k, v, part, n_parts, space, size, scores, e)
     });
+}
+
+unsafe fn pick_queries(mut w: World, shape: lava_shape) {
+    let s = w.structure(shape, May::Read);
+    let (n, n_picked) = (w.number(7) as u32, w.number(3) as u32);
+    let of_q = dtype(&mut w);
+    let q = w.tensor(&Rows::Same(n), shape.n_q_heads, shape.head_dim_k, of_q, May::Read);
+    let (novelty, picked) = (w.output(n as u64, May::WritePartly), w.output(n_picked as u64, May::Write));
+    // SAFETY: see `run`.
+    w.call("lava_pick_queries", |e| unsafe { lava_pick_queries(s, n, q, n_picked, novelty, picked, e) });
 }
 
 unsafe fn rotate(mut w: World, shape: lava_shape) {

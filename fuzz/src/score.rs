@@ -48,7 +48,7 @@ fn options(c: &mut Choices) -> ScoreParams<'static> {
     ScoreParams {
         scale: c.pick(&[None, None, Some(0.3), Some(-0.7), Some(1e-30)]),
         softcap: c.pick(&[None, None, Some(0.5), Some(30.0)]),
-        pool: c.pick(&[Pool::Max, Pool::Avg]),
+        pool: c.pick(&[Pool::Max, Pool::Avg, Pool::After]),
         pool_kernel: c.pick(&[1, 3, 7, 7, 9, 63, 127]),
         group_reduce: c.pick(&[GroupReduce::Max, GroupReduce::Mean]),
         value_span: c.pick(&[ValueSpan::Prefix, ValueSpan::All]),
@@ -70,6 +70,8 @@ fn scorer(c: &mut Choices) -> ScoreParams<'static> {
         (Attention::Max, ValueWeight::TokenL2),
         (Attention::Max, ValueWeight::None),
         (Attention::Squared, ValueWeight::TokenL2),
+        (Attention::Norm4, ValueWeight::HeadMeanL2),
+        (Attention::Mean, ValueWeight::HeadMeanL2),
     ]);
     let (gamma, decay) = (c.pick(&[0.0, 1.0, 200.0]), c.pick(&[0.3, 1.0]));
     let smoothing = c.pick(&[0.0, 0.0, 1.0]);

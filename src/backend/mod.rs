@@ -131,11 +131,15 @@ pub(crate) struct Kernels {
     pub add_exp: fn(&[f32], f32, Softmax, &mut [f32; KEY_BLOCK], &mut [f64]),
     /// `add_squares(tile, scale, rows, sums, totals)`: the same with `sums[i] += Σ_r (e[i, r] · weight[r])²`.
     pub add_squares: fn(&[f32], f32, Softmax, &mut [f32; KEY_BLOCK], &mut [f64]),
+    /// `add_fourths(tile, scale, rows, sums, totals)`: the same with `sums[i] += Σ_r (e[i, r] · weight[r])⁴`.
+    pub add_fourths: fn(&[f32], f32, Softmax, &mut [f32; KEY_BLOCK], &mut [f64]),
     /// `max_exp(tile, scale, rows, maxima, totals)`: the same with `maxima[i] = max(maxima[i], max_r e[i, r] · weight[r])`.
     pub max_exp: fn(&[f32], f32, Softmax, &mut [f32; KEY_BLOCK], &mut [f64]),
     /// `add_weighted(away, max, rows, sums)`: `sums[i] += Σ_r 2^(max[r] − shift[r]) · weight[r] · tile[i, r]`, of a
     /// stored tile.
     pub add_weighted: fn(&[u8], &[f32], Softmax, &mut [f32; KEY_BLOCK]),
+    /// `fourths_weighted(away, max, rows, sums)`: the same with the fourth powers.
+    pub fourths_weighted: fn(&[u8], &[f32], Softmax, &mut [f32; KEY_BLOCK]),
     /// `max_weighted(away, max, rows, maxima)`: the same with the largest in place of the sum.
     pub max_weighted: fn(&[u8], &[f32], Softmax, &mut [f32; KEY_BLOCK]),
     /// `spread(tile, scale, rows, spread, totals)`: mean and deviations of `a[i, r] = e[i, r] · weight[r]` over the
@@ -369,17 +373,26 @@ mod tests {
                     assert!((got / want - 1.0).abs() < 2e-6, "{:?}: {got} for {want}", kernels.name)
                 };
                 let (mut sums, mut squares) = ([0.0; KEY_BLOCK], [0.0; KEY_BLOCK]);
-                let (mut totals, mut spread) =
-                    ([vec![0.0; rows], vec![0.0; rows], vec![0.0; rows]], Spread::default());
+                let (mut fourths, mut stored) = ([0.0; KEY_BLOCK], [0.0; KEY_BLOCK]);
+                let (mut totals, mut spread) = ([(); 4].map(|_| vec![0.0; rows]), Spread::default());
                 (kernels.add_exp)(&tile, 2.0, softmax, &mut sums, &mut totals[0]);
                 (kernels.add_squares)(&tile, 2.0, softmax, &mut squares, &mut totals[1]);
                 (kernels.spread)(&mut tile.clone(), 2.0, exact, &mut spread, &mut totals[2]);
+                (kernels.add_fourths)(&tile, 2.0, softmax, &mut fourths, &mut totals[3]);
+                let (mut max, mut sum) = (vec![UNSEEN; rows], vec![0.0; rows]);
+                let mut away = vec![0; KEY_BLOCK * rows * PUT_AWAY];
+                (kernels.absorb)(&tile, 2.0, &mut max, &mut sum, &mut away);
+                (kernels.fourths_weighted)(&away, &max, softmax, &mut stored);
                 for i in 0..KEY_BLOCK {
                     let a: Vec<f64> = (0..n).map(|r| e(i, r) * weight[r]).collect();
                     let sum: f64 = a.iter().sum();
                     near(sums[i] as f64, sum);
                     near(spread.sums[i] as f64, sum);
                     near(squares[i] as f64, a.iter().map(|a| a * a).sum());
+                    // Those below 2^-124 are none; what was stored has 17 bits, and four times their error in a fourth power.
+                    let fourth: f64 = a.iter().map(|a| a.powi(4)).sum();
+                    near(fourths[i] as f64, fourth);
+                    assert!((stored[i] as f64 / fourth - 1.0).abs() < 1.7e-5, "{:?}", kernels.name);
                     near(spread.deviations[i] as f64, a.iter().map(|a| (a - sum / n as f64).powi(2)).sum());
                 }
                 for r in 0..n {

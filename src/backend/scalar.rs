@@ -20,8 +20,10 @@ pub(crate) static KERNELS: Kernels = Kernels {
     absorb_exactly,
     add_exp,
     add_squares,
+    add_fourths,
     max_exp,
     add_weighted,
+    fourths_weighted,
     max_weighted,
     spread,
     softmax_rows,
@@ -156,6 +158,22 @@ fn add_squares(tile: &[f32], scale: f32, rows: Softmax, sums: &mut [f32; KEY_BLO
     add_exp_and(of, add, LEAST_SQUARED, tile, scale, rows, sums, totals);
 }
 
+/// The same for fourth powers.
+pub(super) const LEAST_FOURTH: f32 = -31.0;
+
+fn fourth(x: f32) -> f32 {
+    let square = x * x;
+    square * square
+}
+
+fn add_fourths(tile: &[f32], scale: f32, rows: Softmax, sums: &mut [f32; KEY_BLOCK], totals: &mut [f64]) {
+    let of = |e, weight| {
+        let x: f32 = e * weight;
+        if x > exp2(LEAST_FOURTH) { fourth(x) } else { 0.0 }
+    };
+    add_exp_and(of, add, -126.0, tile, scale, rows, sums, totals);
+}
+
 /// Sums over the rows of `of(e, weight)`, where `e` is 0 below 2 to the power of `least`; `add` may be something else than a sum.
 #[expect(clippy::too_many_arguments, reason = "a kernel's arguments and three numbers of its own")]
 fn add_exp_and(
@@ -195,14 +213,20 @@ fn spread(tile: &mut [f32], scale: f32, rows: ExactSoftmax, out: &mut Spread, to
 }
 
 fn add_weighted(away: &[u8], max: &[f32], rows: Softmax, sums: &mut [f32; KEY_BLOCK]) {
-    weighted(add, away, max, rows, sums);
+    weighted(|x| x, add, away, max, rows, sums);
+}
+
+fn fourths_weighted(away: &[u8], max: &[f32], rows: Softmax, sums: &mut [f32; KEY_BLOCK]) {
+    let of = |x| if x > exp2(LEAST_FOURTH) { fourth(x) } else { 0.0 };
+    weighted(of, add, away, max, rows, sums);
 }
 
 fn max_weighted(away: &[u8], max: &[f32], rows: Softmax, maxima: &mut [f32; KEY_BLOCK]) {
-    weighted(larger, away, max, rows, maxima);
+    weighted(|x| x, larger, away, max, rows, maxima);
 }
 
 fn weighted(
+    of: impl Fn(f32) -> f32,
     add: impl Fn(f32, f32) -> f32,
     away: &[u8],
     max: &[f32],
@@ -214,7 +238,7 @@ fn weighted(
         for (i, sum) in sums.iter_mut().enumerate() {
             let (upper, lower) = put_away_at(r, i);
             let bits = u16::from_ne_bytes([away[upper], away[upper + 1]]) as u32;
-            *sum = add(*sum, weight * f32::from_bits((bits << 8 | away[lower] as u32) << 6));
+            *sum = add(*sum, of(weight * f32::from_bits((bits << 8 | away[lower] as u32) << 6)));
         }
     }
 }

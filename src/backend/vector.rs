@@ -231,8 +231,10 @@ macro_rules! kernels {
             absorb_exactly,
             add_exp,
             add_squares,
+            add_fourths,
             max_exp,
             add_weighted,
+            fourths_weighted,
             max_weighted,
             spread,
             softmax_rows,
@@ -265,6 +267,11 @@ macro_rules! kernels {
             ) -> () {
                 vector::add_exp::<$lanes, N, $e, { vector::SQUARES }>(tile, scale, rows, sums, totals)
             }
+            fn add_fourths(
+                tile: &[f32], scale: f32, rows: Softmax, sums: &mut [f32; KEY_BLOCK], totals: &mut [f64]
+            ) -> () {
+                vector::add_exp::<$lanes, N, $e, { vector::FOURTHS }>(tile, scale, rows, sums, totals)
+            }
             fn max_exp(
                 tile: &[f32], scale: f32, rows: Softmax, maxima: &mut [f32; KEY_BLOCK], totals: &mut [f64]
             ) -> () {
@@ -272,6 +279,9 @@ macro_rules! kernels {
             }
             fn add_weighted(away: &[u8], max: &[f32], rows: Softmax, sums: &mut [f32; KEY_BLOCK]) -> () {
                 vector::add_weighted::<$lanes, N, { vector::SUM }>(away, max, rows, sums)
+            }
+            fn fourths_weighted(away: &[u8], max: &[f32], rows: Softmax, sums: &mut [f32; KEY_BLOCK]) -> () {
+                vector::add_weighted::<$lanes, N, { vector::FOURTHS }>(away, max, rows, sums)
             }
             fn max_weighted(away: &[u8], max: &[f32], rows: Softmax, maxima: &mut [f32; KEY_BLOCK]) -> () {
                 vector::add_weighted::<$lanes, N, { vector::MAX }>(away, max, rows, maxima)

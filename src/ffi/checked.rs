@@ -204,6 +204,7 @@ pub(super) unsafe fn score_params<'a>(
         Attention::Exponential,
         Attention::Recency,
         Attention::Max,
+        Attention::Norm4,
     ];
     let values = [
         ValueWeight::HeadMax,
@@ -211,6 +212,7 @@ pub(super) unsafe fn score_params<'a>(
         ValueWeight::Token,
         ValueWeight::Output,
         ValueWeight::TokenL2,
+        ValueWeight::HeadMeanL2,
     ];
     let params = ScoreParams {
         scale: given(p.scale),
@@ -220,7 +222,7 @@ pub(super) unsafe fn score_params<'a>(
         // SAFETY: the caller's promise.
         query_head_weights: unsafe { optional(p.query_head_weights, n_q_heads, c"query_head_weights")? },
         lse_base: lse_base(p.lse_base)?,
-        pool: choose(p.pool, &[Pool::Max, Pool::Avg], c"pool")?,
+        pool: choose(p.pool, &[Pool::Max, Pool::Avg, Pool::After], c"pool")?,
         pool_kernel: p.pool_kernel as usize,
         group_reduce: choose(p.group_reduce, &[GroupReduce::Max, GroupReduce::Mean], c"group_reduce")?,
         value_span: choose(p.value_span, &[ValueSpan::Prefix, ValueSpan::All], c"value_span")?,

@@ -10,10 +10,18 @@ use super::types::*;
 use super::versioned::check_pointer;
 use crate::budget;
 use crate::error::{ErrorKind, ensure};
+use crate::novelty::pick_queries;
 use crate::rope::{self, Rope};
 use crate::score::{self, AttentionStats};
 use crate::view::{Rows, TensorMut};
 
+/// For pool of lava_score_params: the largest of the entry itself and the pool_kernel - 1 before it, 1 to 127, even or odd: what is looked
+/// at and what comes after it, since a model goes on where it has looked.
+pub const LAVA_POOL_AFTER: i32 = 2;
+/// For attention: the 4-norm of the queries', (sum of A^4)^(1/4), between their maximum and their sum. A below 2^-31 counts as 0.
+pub const LAVA_ATTENTION_NORM4: i32 = 6;
+/// For value_weight: attention is multiplied by the mean L2 norm of the head's values, over the rows that value_span says.
+pub const LAVA_VALUE_HEAD_MEAN_L2: i32 = 5;
 /// Elements 2i and 2i + 1 of a query are turned together: GPT-J, Llama as Meta published it, most GGUF files of Llama's kind.
 pub const LAVA_ROPE_PAIRS: i32 = 0;
 /// Elements i and i + n_rot / 2: GPT-NeoX, Qwen, all of Hugging Face's models.
@@ -221,6 +229,52 @@ pub unsafe extern "C" fn lava_score_queries(
     // SAFETY: every pointer is NULL or leads to what the comment above says: the caller's promise.
     unsafe {
         run(error, || score_by(shape, params, Some(n_queries), tensors, (part, n_parts), memory, scores))
+    }
+}
+
+/// Which of a layer's queries to ask again with: the rows are cut into n_picked stretches, equal but for one row, and each gives the row
+/// least like all others, whose queries look for what no other does; of equals the first.
+///
+///     novelty[j] = -(sum over query heads of the cosine of q[j] and the mean of all rows' q)
+///
+/// The same rows on every machine.
+///
+/// shape: n_q_heads and head_dim_k are used.
+/// n_rows: at least 1.
+/// q: [n_rows, n_q_heads, head_dim_k], before RoPE. Leave out the prompt's first 4 or so, where attention sinks stand.
+/// n_picked: 1 to n_rows (ARGUMENT). 256 do for prompts of 1k to 4k tokens.
+/// novelty: f32 [n_rows], receives each row's. On error it may be partly written.
+/// picked: u32 [n_picked], receives rows, ascending. Untouched on error.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE, DTYPE, ARGUMENT, NONFINITE. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_pick_queries(
+    shape: *const lava_shape,
+    n_rows: u32,
+    q: *const lava_tensor,
+    n_picked: u32,
+    novelty: *mut f32,
+    picked: *mut u32,
+    error: *mut lava_error,
+) -> lava_status {
+    // SAFETY: every pointer is NULL or leads to what the comment above says: the caller's promise.
+    unsafe {
+        run(error, || {
+            let shape = checked::shape_of_heads(shape)?;
+            in_layer(&shape, || {
+                let (n_rows, n_picked) = (n_rows as usize, n_picked as usize);
+                ensure(n_rows > 0, ErrorKind::Shape, c"n_rows")?;
+                ensure((1..=n_rows).contains(&n_picked), ErrorKind::Argument, c"n_picked")?;
+                let q = tensor(q, Rows::Same(n_rows), shape.n_q_heads, shape.head_dim_k, c"q")?;
+                Memory::default()
+                    .reads_tensor(&q, c"q")
+                    .writes(novelty, n_rows, c"novelty")
+                    .writes(picked, n_picked, c"picked")
+                    .check()?;
+                let novelty = slice_mut(novelty, n_rows, c"novelty")?;
+                let picked = slice_mut(picked, n_picked, c"picked")?;
+                pick_queries(&shape, n_rows, &q, novelty, picked)
+            })
+        })
     }
 }
 

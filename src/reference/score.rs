@@ -85,6 +85,7 @@ fn over_queries(a: &[f64], params: &ScoreParams) -> f64 {
             let decay = f64::from(params.decay);
             a[1..].iter().fold(a[0], |average, x| decay * x + (1.0 - decay) * average)
         }
+        Attention::Norm4 => a.iter().map(|x| x.powi(4)).sum::<f64>().powf(0.25),
         Attention::Max => a.iter().copied().fold(0.0, f64::max),
         Attention::Recency => unreachable!("is not attention"),
     }
@@ -130,7 +131,10 @@ fn scores_by(
     v: &Heads,
 ) -> Vec<Vec<f64>> {
     let group = shape.group_size();
-    let radius = params.pool_kernel / 2;
+    let (before, after) = match params.pool {
+        Pool::After => (params.pool_kernel - 1, 0),
+        _ => (params.pool_kernel / 2, params.pool_kernel / 2),
+    };
     let mut scores = vec![];
     for g in 0..shape.n_kv_heads {
         let (n, live) = (shape.rows(g), shape.live(g));
@@ -139,7 +143,8 @@ fn scores_by(
         let l1 = |i: usize| v[g][i].iter().map(|x| x.abs()).sum::<f64>();
         let l2 = |i: usize| v[g][i].iter().map(|x| x * x).sum::<f64>().sqrt();
         let span = if params.value_span == ValueSpan::All { live.start..n } else { live.clone() };
-        let vmax = span.map(l1).fold(0.0, f64::max);
+        let vmax = span.clone().map(l1).fold(0.0, f64::max);
+        let mean_l2 = span.clone().map(l2).sum::<f64>() / span.len() as f64;
         let mut pooled = vec![];
         for h in g * group..(g + 1) * group {
             // Stages 1 and 2: attention of the queries.
@@ -162,9 +167,9 @@ fn scores_by(
             pooled.push(
                 (0..n_live)
                     .map(|i| {
-                        let near = &a[i.saturating_sub(radius)..(i + radius + 1).min(n_live)];
+                        let near = &a[i.saturating_sub(before)..(i + after + 1).min(n_live)];
                         match params.pool {
-                            Pool::Max => weight * near.iter().copied().fold(0.0, f64::max),
+                            Pool::Max | Pool::After => weight * near.iter().copied().fold(0.0, f64::max),
                             Pool::Avg => weight * near.iter().sum::<f64>() / params.pool_kernel as f64,
                         }
                     })
@@ -174,6 +179,7 @@ fn scores_by(
         // Stage 5: one score per KV head.
         let value = |i: usize| match params.value_weight {
             ValueWeight::HeadMax => vmax,
+            ValueWeight::HeadMeanL2 => mean_l2,
             ValueWeight::Token => l1(live.start + i),
             ValueWeight::TokenL2 => l2(live.start + i),
             ValueWeight::None | ValueWeight::Output => 1.0,
@@ -206,6 +212,20 @@ pub fn smoothed(shape: &Shape, select: &SelectParams, smoothing: f32, scores: &[
         (0..head.len()).map(|i| head[i] + more(i)).collect()
     };
     scores.iter().enumerate().map(of_head).collect()
+}
+
+/// Novelty of each of a layer's queries `q[h][j]`: minus the sum over the heads of the cosine of it and the mean of all.
+pub fn novelty(q: &Heads) -> Vec<f64> {
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
+    let mean = |head: &Vec<Vec<f64>>| -> Vec<f64> {
+        (0..head[0].len()).map(|c| head.iter().map(|q| q[c]).sum::<f64>() / head.len() as f64).collect()
+    };
+    let means: Vec<Vec<f64>> = q.iter().map(mean).collect();
+    let cosine = |a: &[f64], b: &[f64]| match (dot(a, a) * dot(b, b)).sqrt() {
+        0.0 => 0.0,
+        length => dot(a, b) / length,
+    };
+    (0..q[0].len()).map(|j| -q.iter().zip(&means).map(|(head, m)| cosine(&head[j], m)).sum::<f64>()).collect()
 }
 
 /// One query turned to a position.

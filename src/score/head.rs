@@ -1,11 +1,13 @@
 //! One KV head's scores, stage after stage.
 
+use core::ops::Range;
+
 use super::plan::{Buffers, Plan, reduce_first};
 use super::task::Task;
 use super::{pool, value, window};
 use crate::backend::Block;
 use crate::error::{ErrorKind, Result, ensure};
-use crate::params::{Attention, GroupReduce, ValueWeight};
+use crate::params::{Attention, GroupReduce, ValueSpan, ValueWeight};
 
 /// Scores the prefix rows of the task's head. Dead ones get 0.
 pub(super) fn score(task: &Task, plan: Plan, b: &mut Buffers, out: &mut [f32]) -> Result<()> {
@@ -31,7 +33,11 @@ pub(super) fn score(task: &Task, plan: Plan, b: &mut Buffers, out: &mut [f32]) -
         _ => {}
     }
     // The values' part is last: all else is at most 1, or known.
-    let values = if params.value_weight == ValueWeight::HeadMax { b.value_max[task.head] } else { 1.0 };
+    let values = match params.value_weight {
+        ValueWeight::HeadMax => b.value_max[task.head],
+        ValueWeight::HeadMeanL2 => value::mean_l2(task.kernels, &task.inputs.v, task.head, value_rows(task)),
+        _ => 1.0,
+    };
     let factor = 1.0 / n_summed as f32;
     let mut finite = true;
     for s in out.iter_mut() {
@@ -47,6 +53,14 @@ pub(super) fn score(task: &Task, plan: Plan, b: &mut Buffers, out: &mut [f32]) -
         }
     }
     ensure(finite, ErrorKind::NonFinite, c"scores")
+}
+
+/// The rows whose values speak for the head.
+fn value_rows(task: &Task) -> Range<usize> {
+    match task.params.value_span {
+        ValueSpan::Prefix => task.live.clone(),
+        ValueSpan::All => task.live.start..task.shape.rows(task.head),
+    }
 }
 
 /// Positions for scores, the same for all query heads of the group.
@@ -102,7 +116,8 @@ fn attention(task: &Task, plan: Plan, b: &mut Buffers, out: &mut [f32]) -> Resul
     if reduce_first(shape, params) {
         pool(out);
     }
-    // Attention is a mean over the queries, unless it is their maximum, and so may be the group's.
-    let n_added = if params.attention == Attention::Max { 1 } else { task.n_queries() };
+    // Attention is a mean over the queries, unless it is their maximum or a norm, and so may be the group's.
+    let is_mean = !matches!(params.attention, Attention::Max | Attention::Norm4);
+    let n_added = if is_mean { task.n_queries() } else { 1 };
     Ok(n_added * n_reduced(task))
 }

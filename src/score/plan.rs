@@ -24,8 +24,8 @@ impl Plan {
         let layer = 2 * shape.n_rows() * (shape.head_dim_k + shape.head_dim_v) as u64;
         // Heads that are pooled one by one are computed one by one.
         let most = if reduce_first(shape, params) { shape.group_size() } else { 1 };
-        // With the log-sum-exp given there is nothing to store, and only a weighted sum or a maximum can be made of what was.
-        let of_stored = matches!(params.attention, Attention::Mean | Attention::Exponential | Attention::Max);
+        // With the log-sum-exp given there is nothing to store; squares and a variance need more bits than were stored.
+        let of_stored = !matches!(params.attention, Attention::Squared | Attention::MeanVariance);
         let may_store = !has_lse && of_stored && params.value_weight != ValueWeight::Output;
         for store in [true, false].into_iter().skip(!may_store as usize) {
             for together in divisors(most) {
@@ -49,7 +49,7 @@ impl Plan {
 pub(super) fn reduce_first(shape: &Shape, params: &ScoreParams) -> bool {
     let alike = matches!(
         (params.pool, params.group_reduce),
-        (Pool::Max, GroupReduce::Max) | (Pool::Avg, GroupReduce::Mean)
+        (Pool::Max | Pool::After, GroupReduce::Max) | (Pool::Avg, GroupReduce::Mean)
     );
     let commute = alike || shape.group_size() == 1 || params.pool_kernel == 1;
     commute && params.value_weight != ValueWeight::Output

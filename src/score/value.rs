@@ -58,6 +58,21 @@ pub(super) fn times_norms(kernels: &Kernels, v: &Tensor, head: usize, first: usi
     }
 }
 
+/// The mean of `‖v_i‖₂` over some rows, at least one.
+pub(super) fn mean_l2(kernels: &Kernels, v: &Tensor, head: usize, rows: Range<usize>) -> f32 {
+    const AT_ONCE: usize = 64;
+    let n = rows.len();
+    let mut sum = 0.0f64;
+    for first in rows.clone().step_by(AT_ONCE) {
+        let mut norms = [1.0f32; AT_ONCE];
+        let block = Block { tensor: v, head, first, n: AT_ONCE.min(rows.end - first) };
+        let norms = &mut norms[..block.n];
+        (kernels.times_l2)(&block, norms);
+        sum += norms.iter().map(|&x| x as f64).sum::<f64>();
+    }
+    (sum / n as f64) as f32
+}
+
 /// `a_i → a_i / (1 − a_i) · ‖o − v_i‖₂`, where `o = Σ_i a_i v_i`: the change of the output if entry `i` alone goes and
 /// the others take its share. Source: CAOTE, arXiv 2504.14051, theorem 3.2.
 ///

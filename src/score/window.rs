@@ -220,6 +220,10 @@ fn sums(task: &Task, b: &mut Buffers, h: usize, totals: bool) -> [f32; KEY_BLOCK
     let mut sums = [0.0f32; KEY_BLOCK];
     match task.params.attention {
         Attention::Max => (task.kernels.max_exp)(b.tile, exponent, softmax, &mut sums, totals),
+        Attention::Norm4 => {
+            (task.kernels.add_fourths)(b.tile, exponent, softmax, &mut sums, totals);
+            sums = sums.map(fourth_root);
+        }
         Attention::Squared => (task.kernels.add_squares)(b.tile, exponent, softmax, &mut sums, totals),
         Attention::MeanVariance => {
             let exact = ExactSoftmax { shift: softmax.shift, weight: &b.exact_weight[own], n: w };
@@ -234,6 +238,10 @@ fn sums(task: &Task, b: &mut Buffers, h: usize, totals: bool) -> [f32; KEY_BLOCK
     sums
 }
 
+fn fourth_root(x: f32) -> f32 {
+    libm::sqrtf(libm::sqrtf(x))
+}
+
 /// The same of the exponentials that were put away.
 fn sum_stored_columns(
     task: &Task,
@@ -245,6 +253,7 @@ fn sum_stored_columns(
 ) {
     let of_stored = match task.params.attention {
         Attention::Max => task.kernels.max_weighted,
+        Attention::Norm4 => task.kernels.fourths_weighted,
         _ => task.kernels.add_weighted,
     };
     let rows = task.padded_rows();
@@ -258,6 +267,9 @@ fn sum_stored_columns(
             let softmax = Softmax { shift: &b.shift[own.clone()], weight: &b.weight[own] };
             let mut sums = [0.0f32; KEY_BLOCK];
             of_stored(&b.exps[bytes(&away)], &b.exps_max[away], softmax, &mut sums);
+            if task.params.attention == Attention::Norm4 {
+                sums = sums.map(fourth_root);
+            }
             let weight = task.attention_weight(first + h);
             let of_block = columns.start - block.start..columns.end - block.start;
             let of_out = columns.start - wanted.start..columns.end - wanted.start;

@@ -7,6 +7,7 @@
 //! absorb         per register of query rows: maximum over the block's keys, 2 to the differences, their sum
 //! add_exp        per N keys: acc[k] += weight · 2 to the difference over the query rows; then the N sums across lanes
 //! add_weighted   per N keys: acc[k] += weight · exponential over the query rows; then the N sums across lanes
+//! add_fourths, fourths_weighted: the same with fourth powers
 //! max_exp, max_weighted: the same with maxima in place of sums
 //! spread         2 to the differences; per N keys: weighted, less the first row's, in f64; their mean;
 //!                the squares of what is left
@@ -243,7 +244,7 @@ pub(in crate::backend) unsafe fn add_exp<V: Lanes, const N: usize, const E: usiz
     }
 }
 
-/// `HOW`: the sum, that of the squares, or the largest; `TOTALS`: and each row's own sum.
+/// `HOW`: the sum, that of the squares or fourth powers, or the largest; `TOTALS`: and each row's own sum.
 #[inline(always)]
 unsafe fn add_exp_and<V: Lanes, const N: usize, const E: usize, const HOW: u8, const TOTALS: bool>(
     tile: &[f32],
@@ -279,6 +280,7 @@ unsafe fn add_exp_and<V: Lanes, const N: usize, const E: usize, const HOW: u8, c
                         acc[first + j] = match HOW {
                             MAX => e[j].mul(weight).max(acc[first + j]),
                             SQUARES => e[j].mul(e[j]).fma(weight, acc[first + j]),
+                            FOURTHS => add_fourth(e[j].mul(weight), acc[first + j]),
                             _ => e[j].fma(weight, acc[first + j]),
                         };
                         if TOTALS {
@@ -300,8 +302,26 @@ unsafe fn add_exp_and<V: Lanes, const N: usize, const E: usize, const HOW: u8, c
 pub(in crate::backend) const SUM: u8 = 0;
 /// ... that of their squares, ...
 pub(in crate::backend) const SQUARES: u8 = 1;
+/// ... that of their fourth powers, ...
+pub(in crate::backend) const FOURTHS: u8 = 3;
 /// ... or the largest.
 pub(in crate::backend) const MAX: u8 = 2;
+
+/// `sum + x⁴`, without what would be subnormal.
+#[inline(always)]
+unsafe fn add_fourth<V: Lanes>(x: V, sum: V) -> V {
+    // SAFETY: arithmetic, on the machine that the module's contract asks for.
+    unsafe {
+        let x = x.where_above(V::splat(exp2_of(scalar::LEAST_FOURTH)), x);
+        let square = x.mul(x);
+        square.fma(square, sum)
+    }
+}
+
+/// 2 to a whole power of a normal number.
+const fn exp2_of(power: f32) -> f32 {
+    f32::from_bits(((power as i32 + 127) as u32) << 23)
+}
 
 /// The lanes of each register added up, or the largest.
 #[inline(always)]
@@ -417,8 +437,11 @@ unsafe fn add_weighted_at<V: Lanes, const N: usize, const NR: usize, const HOW: 
                 for j in 0..NR {
                     let (upper, lower) = put_away_at::<V>(away, r + j * N, i + k);
                     let e = V::load_24(upper, lower);
-                    acc[k] =
-                        if HOW == MAX { weights[j].mul(e).max(acc[k]) } else { weights[j].fma(e, acc[k]) };
+                    acc[k] = match HOW {
+                        MAX => weights[j].mul(e).max(acc[k]),
+                        FOURTHS => add_fourth(weights[j].mul(e), acc[k]),
+                        _ => weights[j].fma(e, acc[k]),
+                    };
                 }
             }
             add_to::<V, HOW>(across::<V, N, HOW>(acc), &mut sums[i..i + N]);

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::backend::cuda::plan::{ScoreArgs, ScoreSequence};
-use crate::params::{Attention, ScoreParams, ValueWeight};
+use crate::params::{Attention, Pool, ScoreParams, ValueWeight};
 
 /// One sequence of lava_cuda_score. Zero what is not used.
 #[repr(C)]
@@ -133,8 +133,10 @@ pub(super) unsafe fn score_args(
 ) -> Result<ScoreArgs> {
     // SAFETY: the caller's promise.
     let params = unsafe { score_params(params, shape.n_q_heads)? };
-    supports(params.attention != Attention::Max, c"attention")?;
-    supports(params.value_weight != ValueWeight::TokenL2, c"value_weight")?;
+    supports(!matches!(params.attention, Attention::Max | Attention::Norm4), c"attention")?;
+    let of_l2 = matches!(params.value_weight, ValueWeight::TokenL2 | ValueWeight::HeadMeanL2);
+    supports(!of_l2, c"value_weight")?;
+    supports(params.pool != Pool::After, c"pool")?;
     args_of(shape, &params, n_sequences)
 }
 
