@@ -10,11 +10,11 @@ use lava::{Alike, Backend, HeadFloor, Rows, ScoreParams, SelectParams, Shape, St
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::cache::{Kept, shape, with_workspace};
+use crate::cache::{Cache, Kept, shape, with_workspace};
 use crate::lkv::Lkv;
 use crate::methods::{Kind, Layers, Method, Scorer, Ties, Weight};
 use crate::model::{LAST_QUERIES, LayerState, Model, Prefill, l2};
-use crate::published::ask::{self, Ask};
+use crate::published::ask::{self, Again, Ask};
 
 /// Scores of all layers, each `[n_kv_heads, prefix_len]`.
 pub type Scores = Vec<Vec<f32>>;
@@ -27,11 +27,13 @@ pub struct Prompt<'a> {
     known: Vec<(Scorer, Scores)>,
     /// CAKE's weights of the layers.
     preferences: Vec<(f64, Vec<f64>)>,
+    /// Queries of a pass that repeats the prompt, layer by layer, after RoPE.
+    second_pass: Vec<Vec<f32>>,
 }
 
 impl<'a> Prompt<'a> {
     pub fn new(model: &'a Model, lkv: Option<&'a Lkv>, prefill: &'a Prefill) -> Self {
-        Self { model, lkv, prefill, known: vec![], preferences: vec![] }
+        Self { model, lkv, prefill, known: vec![], preferences: vec![], second_pass: vec![] }
     }
 
     /// What each layer keeps at `budget` tokens per head on average, window included. `None` if the method's window and
@@ -122,6 +124,9 @@ impl<'a> Prompt<'a> {
         let at = match self.known.iter().position(|(s, _)| *s == scorer) {
             Some(at) => at,
             None => {
+                if matches!(scorer.kind, Kind::Asked(Ask { again: Again::SecondPass, .. })) {
+                    self.read_again()?;
+                }
                 let layers = 0..self.prefill.layers.len();
                 let scores = layers.map(|l| self.score_layer(scorer, l)).collect::<Result<_>>()?;
                 self.known.push((scorer, scores));
@@ -150,9 +155,11 @@ impl<'a> Prompt<'a> {
         };
         let params = ScoreParams { query_head_weights: weights.as_deref(), ..scorer.params };
         let inputs = inputs(&shape, layer)?;
-        with_workspace(lava::score::workspace_size(&shape, &params)?, |w| {
-            score(Backend::detect(), &shape, &params, &inputs, 0, 1, w, &mut scores)
-        })?;
+        if !matches!(scorer.kind, Kind::Asked(Ask { again: Again::SecondPass, .. })) {
+            with_workspace(lava::score::workspace_size(&shape, &params)?, |w| {
+                score(Backend::detect(), &shape, &params, &inputs, 0, 1, w, &mut scores)
+            })?;
+        }
         match scorer.kind {
             Kind::OneForAll => mean_over_heads(&shape, &mut scores)?,
             Kind::ProjectedToken | Kind::ProjectedMax => {
@@ -164,11 +171,27 @@ impl<'a> Prompt<'a> {
                 }
             }
             Kind::Asked(ask) => {
-                ask::finish(self.model, &shape, &params, layer, &inputs, ask, &mut scores)?;
+                let second = self.second_pass.get(l).map_or(&[][..], Vec::as_slice);
+                ask::finish(self.model, &shape, &params, layer, &inputs, ask, second, &mut scores)?;
             }
             Kind::AsTheyAre | Kind::Learned | Kind::Random => {}
         }
         Ok(scores)
+    }
+
+    /// Runs the prompt once more after itself, over the whole cache.
+    fn read_again(&mut self) -> Result<()> {
+        if !self.second_pass.is_empty() {
+            return Ok(());
+        }
+        let (cfg, prefill) = (&self.model.cfg, self.prefill);
+        let all = Kept::everything(cfg.n_kv_heads, prefill.n_tokens);
+        let compact = |layer| Cache::compact(cfg, layer, &all, prefill.n_tokens);
+        let mut caches: Vec<Cache> = prefill.layers.iter().map(compact).collect::<Result<_>>()?;
+        let (mut trace, tokens) = (vec![], &prefill.tokens[..]);
+        self.model.decode_many(&mut [&mut caches], prefill.n_tokens, &[(0, tokens)], Some(&mut trace))?;
+        self.second_pass = trace.into_iter().map(|layer| layer.q).collect();
+        Ok(())
     }
 
     /// `‖W_o v_i‖` of KV head `g`, root mean square over its query heads: `vᵀ (Σ_h W_hᵀ W_h / group) v`.

@@ -140,10 +140,12 @@ impl Method {
             Attention::Exponential => format!("exponential mean of attention, {}", p.decay),
             Attention::Recency => return "position".into(),
             Attention::Max => "largest attention".to_string(),
+            Attention::Norm4 => "4-norm of attention".to_string(),
         };
         let values = match (self.scorer.kind, p.value_weight) {
             (Kind::ProjectedToken, _) => " × norm of W_o v",
             (_, ValueWeight::HeadMax) => " × head's largest norm",
+            (_, ValueWeight::HeadMeanL2) => " × head's mean norm",
             (_, ValueWeight::None) => "",
             (_, ValueWeight::Token | ValueWeight::TokenL2) => " × token's norm",
             (_, ValueWeight::Output) => " → change of output",
@@ -151,6 +153,7 @@ impl Method {
         let pool = match (p.pool, p.pool_kernel) {
             (_, 1) => String::new(),
             (Pool::Max, k) => format!(", max-pool {k}"),
+            (Pool::After, k) => format!(", max-pool over {k} before"),
             (Pool::Avg, k) => format!(", average-pool {k}"),
         };
         let group = match p.group_reduce {

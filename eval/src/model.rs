@@ -64,8 +64,8 @@ pub struct Model {
 pub struct LayerState {
     /// Queries of the last tokens after RoPE, at most [`LAST_QUERIES`] of them: `[n, n_q_heads, head_dim]`.
     pub q: Vec<f32>,
-    /// Queries before RoPE of at most [`SPREAD_QUERIES`] tokens spread over the prompt: `[n, n_q_heads, head_dim]`.
-    pub spread: Vec<f32>,
+    /// Queries of all tokens before RoPE: `[n_tokens, n_q_heads, head_dim]`. Those that [`Model::decode_many`] adds have none.
+    pub before_rope: Vec<f32>,
     /// Keys after RoPE: `[n_tokens, n_kv_heads, head_dim]`.
     pub k: Vec<f16>,
     /// Values: `[n_tokens, n_kv_heads, head_dim]`.
@@ -77,17 +77,10 @@ pub struct LayerState {
 /// The longest observation window that a method may ask for.
 pub const LAST_QUERIES: usize = 64;
 
-/// Queries that are kept of all the prompt, for methods that ask again with them.
-pub const SPREAD_QUERIES: usize = 128;
-
-/// Which tokens those are: as far apart as each other, none of the first four, where attention sinks stand.
-pub fn spread(n_tokens: usize) -> impl Iterator<Item = usize> {
-    (4..n_tokens).step_by(n_tokens.div_ceil(SPREAD_QUERIES))
-}
-
 /// A prompt's cache, before anything is evicted.
 pub struct Prefill {
     pub n_tokens: usize,
+    pub tokens: Vec<u16>,
     pub layers: Vec<LayerState>,
 }
 
@@ -235,10 +228,7 @@ impl Model {
         let mut layers = Vec::with_capacity(cfg.n_layers);
         for block in &self.blocks {
             let (mut q, mut k, v) = self.qkv(block, &x);
-            let spread = spread(tokens.len())
-                .flat_map(|i| &q[i * cfg.q_width()..][..cfg.q_width()])
-                .copied()
-                .collect();
+            let before_rope = q.clone();
             self.rotate(&mut q, cfg.n_q_heads, |i| i);
             self.rotate(&mut k, cfg.n_kv_heads, |i| i);
             let out = self.causal_attention(&q, &k, &v);
@@ -246,14 +236,14 @@ impl Model {
             let norms = x[(tokens.len() - last) * cfg.n_embd..].chunks_exact(cfg.n_embd).map(l2);
             layers.push(LayerState {
                 q: q[(tokens.len() - last) * cfg.q_width()..].to_vec(),
-                spread,
+                before_rope,
                 k: to_f16(&k),
                 v: to_f16(&v),
                 residual_norm: norms.sum::<f32>() / last as f32,
             });
             self.feed_forward(block, &mut x);
         }
-        Prefill { n_tokens: tokens.len(), layers }
+        Prefill { n_tokens: tokens.len(), tokens: tokens.to_vec(), layers }
     }
 
     /// Given tokens, one after the other, over compressed caches that have room for them: logits `[n, vocab_size]`.

@@ -1,20 +1,32 @@
-//! The largest attention that any of some queries gives an entry: the window's, and those of tokens spread over the prompt, asked
-//! again from the position after it. Times the entry's own value norm, and if wanted times what its query head's output
-//! projection does over the layer's residual norm. All of it the library's: `score`, `rotate`, `score_queries`, `smooth`.
+//! What queries other than the window's find: those of the prompt's tokens, asked again from the position after it, or those of a second
+//! pass that repeats it. All of it the library's: `pick_queries`, `rotate`, `score_queries`, `smooth`.
 
 use anyhow::Result;
+use lava::novelty::pick_queries;
 use lava::rope::{Rope, RopeStyle, rotate};
 use lava::score::{ScoreInputs, queries_workspace_size, score_queries, smooth};
-use lava::{Backend, Rows, ScoreParams, SelectParams, Shape, Strides, Tensor, TensorMut};
+use lava::{Backend, Pool, Rows, ScoreParams, SelectParams, Shape, Strides, Tensor, TensorMut};
 
 use crate::cache::with_workspace;
 use crate::model::{LayerState, Model};
 
+/// Whose queries ask, beside the window's.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Again {
+    /// Nobody's.
+    No,
+    /// So many of the prompt's tokens, equally far apart, none of the first four, where attention sinks stand.
+    Spread(usize),
+    /// Of each four tokens after the first four the one whose query is least like the others', in each layer, but no more than 512.
+    Novel,
+    /// All of a second pass that repeats the prompt, and nobody's in the window: KVzip (arXiv 2505.23416).
+    SecondPass,
+}
+
 /// What is done beside scoring by the window.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Ask {
-    /// Not only the window asks, but queries spread over the prompt too.
-    pub again: bool,
+    pub again: Again,
     /// Query heads weigh what their part of the output projection does, over the layer's residual norm.
     pub projection: bool,
     /// This many times a head's mean is added to its scores; sinks have no part in the mean.
@@ -22,7 +34,45 @@ pub struct Ask {
     pub n_sink: usize,
 }
 
-/// After `score`: asks again, if that is wanted, and smooths.
+/// The first tokens, whose queries are never asked again.
+const N_FIRST: usize = 4;
+/// Tokens to one that asks again.
+const STRETCH: usize = 4;
+/// No more than so many ask again, so that what it costs grows with the prompt and not with its square.
+const MOST_QUERIES: usize = 512;
+
+/// Queries of a layer that ask again, `[n, n_q_heads, head_dim]`, turned to position `n_tokens`; none if the prompt is too short.
+fn asking(model: &Model, shape: &Shape, layer: &LayerState, again: Again) -> Result<Vec<f32>> {
+    let (heads, d) = (shape.n_q_heads, shape.head_dim_k);
+    let width = heads * d;
+    let n = (layer.before_rope.len() / width).saturating_sub(N_FIRST);
+    let after_first = &layer.before_rope[(layer.before_rope.len() / width - n) * width..];
+    let rows = Strides::token_major(heads, d);
+    let view = |x| Tensor::from_slice(x, rows, Rows::Same(n), heads, d);
+    let picked: Vec<u32> = match again {
+        Again::Spread(most) => (0..n as u32).step_by((n + N_FIRST).div_ceil(most)).collect(),
+        _ if n < STRETCH => vec![],
+        _ => {
+            let mut picked = vec![0; (n / STRETCH).min(MOST_QUERIES)];
+            pick_queries(shape, n, &view(after_first)?, &mut vec![0.0; n], &mut picked)?;
+            picked
+        }
+    };
+    let q: Vec<f32> = picked.iter().flat_map(|&j| &after_first[j as usize * width..][..width]).copied().collect();
+    if picked.is_empty() {
+        return Ok(q);
+    }
+    let frequencies: Vec<f32> = model.frequencies().iter().map(|&f| f as f32).collect();
+    let rope = Rope { frequencies: &frequencies, style: RopeStyle::Pairs, magnitude: 1.0 };
+    let mut turned = vec![0.0f32; q.len()];
+    let from = Tensor::from_slice(&q, rows, Rows::Same(picked.len()), heads, d)?;
+    let mut out = TensorMut::from_slice(&mut turned, rows, Rows::Same(picked.len()), heads, d)?;
+    rotate(shape, &rope, picked.len(), shape.n_tokens as u32, &from, &mut out)?;
+    Ok(turned)
+}
+
+/// After `score`, or without it: asks again, if that is wanted, and smooths. `second_pass`: that pass' queries, after RoPE.
+#[expect(clippy::too_many_arguments, reason = "what scoring has, and what it does not")]
 pub fn finish(
     model: &Model,
     shape: &Shape,
@@ -30,21 +80,23 @@ pub fn finish(
     layer: &LayerState,
     inputs: &ScoreInputs,
     ask: Ask,
+    second_pass: &[f32],
     scores: &mut [f32],
 ) -> Result<()> {
     let (heads, d) = (shape.n_q_heads, shape.head_dim_k);
-    let n = layer.spread.len() / (heads * d);
-    if ask.again && n > 0 {
-        let rows = Strides::token_major(heads, d);
-        let frequencies: Vec<f32> = model.frequencies().iter().map(|&f| f as f32).collect();
-        let rope = Rope { frequencies: &frequencies, style: RopeStyle::Pairs, magnitude: 1.0 };
-        let mut turned = vec![0.0f32; layer.spread.len()];
-        let q = Tensor::from_slice(&layer.spread, rows, Rows::Same(n), heads, d)?;
-        let mut out = TensorMut::from_slice(&mut turned, rows, Rows::Same(n), heads, d)?;
-        rotate(shape, &rope, n, shape.n_tokens as u32, &q, &mut out)?;
-        let again = ScoreInputs { q: Tensor::from_slice(&turned, rows, Rows::Same(n), heads, d)?, ..*inputs };
-        with_workspace(queries_workspace_size(shape, params, n)?, |w| {
-            score_queries(Backend::detect(), shape, params, n, &again, 0, 1, w, scores)
+    let turned = match ask.again {
+        Again::No => vec![],
+        Again::SecondPass => second_pass.to_vec(),
+        again => asking(model, shape, layer, again)?,
+    };
+    let n = turned.len() / (heads * d);
+    if n > 0 {
+        // What comes after a place that is looked at is the window's alone: nobody has begun to copy it.
+        let params = ScoreParams { pool: Pool::Max, pool_kernel: 1, weight: 1.0, ..*params };
+        let q = Tensor::from_slice(&turned, Strides::token_major(heads, d), Rows::Same(n), heads, d)?;
+        let inputs = ScoreInputs { q, ..*inputs };
+        with_workspace(queries_workspace_size(shape, &params, n)?, |w| {
+            score_queries(Backend::detect(), shape, &params, n, &inputs, 0, 1, w, scores)
         })?;
     }
     let sinks = SelectParams { n_sink: ask.n_sink, ..SelectParams::lava() };

@@ -239,7 +239,7 @@ pub fn facts(model: &Model, text: &Facts, methods: &[Method], budgets: &[f64]) -
     Ok(line)
 }
 
-/// The prompt and more tokens after it. The queries that are spread over it stay the shorter prompt's.
+/// The prompt and more tokens after it. The queries from before RoPE stay the shorter prompt's.
 fn extended(model: &Model, prefill: &Prefill, tokens: &[u16]) -> Result<Prefill> {
     let mut caches = compact(model, prefill, &everything(model, prefill), tokens.len())?;
     let mut trace = vec![];
@@ -248,11 +248,12 @@ fn extended(model: &Model, prefill: &Prefill, tokens: &[u16]) -> Result<Prefill>
         let q = [&layer.q[..], &new.q].concat();
         LayerState {
             q: q[q.len() - LAST_QUERIES * model.cfg.q_width()..].to_vec(),
-            spread: layer.spread.clone(),
+            before_rope: layer.before_rope.clone(),
             k: [&layer.k[..], &new.k].concat(),
             v: [&layer.v[..], &new.v].concat(),
             residual_norm: layer.residual_norm,
         }
     });
-    Ok(Prefill { n_tokens: prefill.n_tokens + tokens.len(), layers: layers.collect() })
+    let all = [&prefill.tokens[..], tokens].concat();
+    Ok(Prefill { n_tokens: all.len(), tokens: all, layers: layers.collect() })
 }
