@@ -12,7 +12,7 @@
 
 #include <math.h>
 
-enum { LAYERS = 2, Q_HEADS = 4, HEADS = 2, DIM = 32, TOKENS = 1024, WINDOW = 32, TOPICS = 8, ASKED = 128 };
+enum { LAYERS = 2, Q_HEADS = 4, HEADS = 2, DIM = 32, TOKENS = 1024, WINDOW = 8, TOPICS = 8, FIRST = 4, ASKED = 255 };
 
 static uint32_t topic_of(uint32_t token) { return token / (TOKENS / TOPICS); }
 static uint32_t fact_of(uint32_t topic) { return topic * (TOKENS / TOPICS) + TOKENS / TOPICS / 2; }
@@ -88,19 +88,12 @@ int main(void) {
     float frequencies[DIM / 2];
     for (uint32_t i = 0; i < DIM / 2; i++) frequencies[i] = powf(1e6f, -(float) i / (DIM / 2));
 
-    /* Not the mean but the largest of the queries' attention: one that needs an entry is enough. Times the entry's own
-       value, and what the query head counts in the layer: the norm of its part of the output matrix over sqrt(DIM) and
-       the norm of the residual stream, which makes layers comparable. */
+    /* What each query head counts in the layer: the norm of its part of the output matrix over sqrt(DIM) and the norm of
+       the residual stream, which makes heads and layers comparable. */
     const float head_weights[Q_HEADS] = {0.9f, 1.1f, 1.0f, 0.8f};
-    lava_score_params params = lava_score_params_lava();
-    params.attention = LAVA_ATTENTION_MAX;
-    params.value_weight = LAVA_VALUE_TOKEN_L2;
-    params.query_head_weights = head_weights;
-    params.pool_kernel = 1;
-    /* A fifth of the total in equal parts to all heads, and the first four tokens. */
-    lava_select_params select = lava_select_params_default();
-    select.alpha = 0.2;
-    select.n_sink = 4;
+    const lava_score_params ask_window = lava_score_params_ask_window(head_weights);
+    const lava_score_params ask_again = lava_score_params_ask_again(head_weights);
+    const lava_select_params select = lava_select_params_default();
 
     const uint64_t n_scores = lava_n_scores(&shape);
     float *by_window = allocate(LAYERS * n_scores * sizeof(float)), *by_all = allocate(LAYERS * n_scores * sizeof(float));
@@ -123,20 +116,27 @@ int main(void) {
         lava_tensor window = lava_tensor_token_major(LAVA_F32, turned, WINDOW * row, Q_HEADS, DIM);
         float *scores = by_all + l * n_scores;
         size_t size;
-        CHECK(lava_score_workspace_size(&shape, &params, &size, &error));
+        CHECK(lava_score_workspace_size(&shape, &ask_window, &size, &error));
         void *workspace = allocate(size);
-        CHECK(lava_score(&shape, &params, &window, &k, &v, NULL, 0, 1, workspace, size, scores, &error));
+        CHECK(lava_score(&shape, &ask_window, &window, &k, &v, NULL, 0, 1, workspace, size, scores, &error));
         free(workspace);
         memcpy(by_window + l * n_scores, scores, n_scores * sizeof(float));
 
-        /* Queries spread over the prompt, as they were before RoPE, all turned to the position after it: every eighth
-           row of the tensor. They see all keys. */
-        lava_tensor spread = lava_tensor_init(LAVA_F32, made.q, TOKENS * row, TOKENS / ASKED * Q_HEADS * DIM, DIM, 1);
+        /* Of each four tokens the query that is least like the others, as it was before RoPE, all of them turned to the
+           position after the prompt. They see all keys. */
+        float *after_first = made.q + (size_t) FIRST * Q_HEADS * DIM, *novelty = allocate((TOKENS - FIRST) * sizeof(float));
+        uint32_t picked[ASKED];
+        lava_tensor all = lava_tensor_token_major(LAVA_F32, after_first, (TOKENS - FIRST) * row, Q_HEADS, DIM);
+        CHECK(lava_pick_queries(&shape, TOKENS - FIRST, &all, ASKED, novelty, picked, &error));
+        float *before = allocate(ASKED * row);
+        for (uint32_t j = 0; j < ASKED; j++) memcpy(before + j * Q_HEADS * DIM, after_first + picked[j] * Q_HEADS * DIM, row);
+        lava_tensor from = lava_tensor_token_major(LAVA_F32, before, ASKED * row, Q_HEADS, DIM);
         lava_tensor asked = lava_tensor_token_major(LAVA_F32, turned, ASKED * row, Q_HEADS, DIM);
-        CHECK(lava_rotate(&shape, ASKED, &spread, frequencies, DIM, LAVA_ROPE_HALVES, 1, TOKENS, &asked, &error));
-        CHECK(lava_score_queries_workspace_size(&shape, &params, ASKED, &size, &error));
+        CHECK(lava_rotate(&shape, ASKED, &from, frequencies, DIM, LAVA_ROPE_HALVES, 1, TOKENS, &asked, &error));
+        free(before), free(novelty);
+        CHECK(lava_score_queries_workspace_size(&shape, &ask_again, ASKED, &size, &error));
         workspace = allocate(size);
-        CHECK(lava_score_queries(&shape, &params, ASKED, &asked, &k, &v, 0, 1, workspace, size, scores, &error));
+        CHECK(lava_score_queries(&shape, &ask_again, ASKED, &asked, &k, &v, 0, 1, workspace, size, scores, &error));
         free(workspace);
 
         /* What nobody asked about is not nothing. */

@@ -14,9 +14,9 @@
  * (lava_global_entries), or layers share by weights such as the entropies of their scores (lava_entropy, lava_layer_entries).
  * A cascade (lava_cascade_*) decides for all layers so far whenever another layer's scores arrive.
  *
- * The recommended preset is what NULL in the place of any params means, and what the functions lava_*_params_default give: squared
- * attention times each token's value norm, one sort over all layers of which a tenth is guaranteed to heads in equal parts, and the
- * first four tokens kept. LAVa as published is lava_*_params_lava. lava_methods.h has other papers' presets and statistics.
+ * The recommended preset is what NULL in the place of any params means, and what the functions lava_*_params_default give: the
+ * window's largest attention, one sort over all layers of which a fifth is guaranteed to heads in equal parts, and the first four
+ * tokens kept. LAVa as published is lava_*_params_lava. lava_methods.h has other papers' presets and statistics.
  *
  * Rules for all functions:
  *
@@ -55,6 +55,9 @@
 #define LAVA_POOL_MAX 0
 /// Pooling: the mean of the neighbourhood; positions outside of what competes count as zero.
 #define LAVA_POOL_AVG 1
+/// Pooling: the largest of the entry itself and the pool_kernel - 1 before it, 1 to 127, even or odd: what is looked at, and what
+/// comes after it, for a model goes on where it has looked. The recommended preset.
+#define LAVA_POOL_AFTER 2
 
 /// Of the query heads of a KV head: the largest.
 #define LAVA_GROUP_MAX 0
@@ -68,29 +71,15 @@
 
 /// An entry's attention: the mean over the window's queries. LAVa.
 #define LAVA_ATTENTION_MEAN 0
-/// The mean of the squares (KV-Compress, arXiv 2410.00161). The recommended preset.
-#define LAVA_ATTENTION_SQUARED 1
-/// The mean plus gamma times the variance over the window's queries, divided by window - 1 (CAKE, arXiv 2503.12491).
-#define LAVA_ATTENTION_MEAN_VARIANCE 2
-/// a[0] = A[0], a[j] = decay * A[j] + (1 - decay) * a[j - 1] over the window's queries (ReST-KV, arXiv 2605.08840). With a decay of 1
-/// the last query alone (SAGE-KV, arXiv 2503.08879).
-#define LAVA_ATTENTION_EXPONENTIAL 3
-/// None: position + 1, so that the newest win; q and k are not looked at (StreamingLLM, arXiv 2309.17453). Exact up to 2^24.
-#define LAVA_ATTENTION_RECENCY 4
-/// The largest of the queries' (DefensiveKV, arXiv 2510.13334; KVzip, arXiv 2505.23416).
+/// The largest of the queries' (DefensiveKV, arXiv 2510.13334; KVzip, arXiv 2505.23416). The recommended preset.
 #define LAVA_ATTENTION_MAX 5
 
 /// Attention is multiplied by the largest L1 norm among the head's values. LAVa.
 #define LAVA_VALUE_HEAD_MAX 0
 /// By nothing. v is not looked at, and may be NULL.
 #define LAVA_VALUE_NONE 1
-/// By the L1 norm of the entry's own value, after pooling and reduction (VATP, arXiv 2406.12335). The recommended preset.
-#define LAVA_VALUE_TOKEN 2
-/// a becomes a / (1 - a) * |o - v|, o = sum of a * v over all tokens: what evicting the entry alone does to the output, for
-/// each query head before pooling (CAOTE, arXiv 2504.14051; ReST-KV). With LAVA_ATTENTION_MEAN and _EXPONENTIAL only.
-#define LAVA_VALUE_OUTPUT 3
-/// By the L2 norm of the entry's own value, after pooling and reduction (Expected Attention, arXiv 2510.00636).
-#define LAVA_VALUE_TOKEN_L2 4
+/// By the mean L2 norm of the head's values, over the rows that value_span says. The recommended preset.
+#define LAVA_VALUE_HEAD_MEAN_L2 5
 
 /// A log-sum-exp is ln(sum(exp(logit))): FlashAttention, PyTorch.
 #define LAVA_LSE_NATURAL 0
@@ -223,13 +212,13 @@ typedef struct lava_score_params {
     int32_t attention;
     /// One of LAVA_VALUE_: what that is multiplied by.
     int32_t value_weight;
-    /// LAVA_POOL_MAX or LAVA_POOL_AVG: how attention is pooled along the tokens.
+    /// LAVA_POOL_MAX, _AVG or _AFTER: how attention is pooled along the tokens.
     int32_t pool;
-    /// Width of the pooling, odd, 1 (none) to LAVA_MAX_POOL_KERNEL.
+    /// Width of the pooling, 1 (none) to LAVA_MAX_POOL_KERNEL; odd, but for LAVA_POOL_AFTER.
     uint32_t pool_kernel;
     /// LAVA_GROUP_MAX or LAVA_GROUP_MEAN: how the query heads of a KV head become one score.
     int32_t group_reduce;
-    /// LAVA_VALUES_PREFIX or LAVA_VALUES_ALL: the tokens whose values enter LAVA_VALUE_HEAD_MAX.
+    /// LAVA_VALUES_PREFIX or LAVA_VALUES_ALL: the tokens whose values enter LAVA_VALUE_HEAD_MAX and _HEAD_MEAN_L2.
     int32_t value_span;
     /// LAVA_LSE_NATURAL or LAVA_LSE_BASE2: of the log-sum-exp that lava_score takes.
     int32_t lse_base;
@@ -815,11 +804,15 @@ static inline lava_score_params lava_score_params_lava(void) {
     return params;
 }
 
-/// The recommended preset, the same as NULL: squared attention and each token's own value norm, else as LAVa.
+/// The recommended preset, the same as NULL: the largest attention, also for the seven entries after the one that draws it, times the
+/// head's mean value norm; half a head's mean is added.
 static inline lava_score_params lava_score_params_default(void) {
     lava_score_params params = lava_score_params_lava();
-    params.attention = LAVA_ATTENTION_SQUARED;
-    params.value_weight = LAVA_VALUE_TOKEN;
+    params.attention = LAVA_ATTENTION_MAX;
+    params.value_weight = LAVA_VALUE_HEAD_MEAN_L2;
+    params.pool = LAVA_POOL_AFTER;
+    params.pool_kernel = 8;
+    params.smoothing = 0.5f;
     return params;
 }
 
@@ -838,11 +831,11 @@ static inline lava_select_params lava_select_params_equal(void) {
     return params;
 }
 
-/// The recommended preset, the same as NULL: each head is sure of a tenth of an equal part, and keeps the first four tokens.
+/// The recommended preset, the same as NULL: each head is sure of a fifth of an equal part, and keeps the first four tokens.
 static inline lava_select_params lava_select_params_default(void) {
     lava_select_params params = lava_select_params_lava();
     params.head_floor = LAVA_FLOOR_GUARANTEED;
-    params.alpha = 0.1;
+    params.alpha = 0.2;
     params.n_sink = 4;
     return params;
 }

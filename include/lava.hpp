@@ -595,7 +595,7 @@ inline void attend(const lava_shape &shape, std::uint32_t n_queries, const const
  */
 inline void score_queries(const lava_shape &shape, std::uint32_t n_queries, const const_tensor &q, const const_tensor &k,
                           const const_tensor &v, span<float> scores, workspace &scratch,
-                          const lava_score_params &params = lava_score_params_default(), part p = {}) {
+                          const lava_score_params &params = lava_score_params_ask_again(nullptr), part p = {}) {
     std::size_t size = 0;
     detail::check("lava_score_queries_workspace_size", [&](lava_error *e) {
         return lava_score_queries_workspace_size(&shape, &params, n_queries, &size, e);

@@ -50,7 +50,8 @@
  *   row_start ascends and that rows do not overlap. NULL, misaligned pointers, shapes, strides and sizes are checked as
  *   strictly as lava.h does, and so are overlaps within a sequence and with the workspace and status word. All structs
  *   are host memory, read before the call returns.
- * - params may be NULL, which is the recommended preset, as in lava.h.
+ * - params may be NULL, which is the recommended preset, as in lava.h. Its scores are refused so far, as the table above has it:
+ *   give lava_score_params_squares() or another.
  * - n_kv_heads and the number of sequences are at most LAVA_CUDA_MAX_SEQUENCES, n_tokens at most 2^32 - 4096.
  * - A lava_tensor has data and row_start in device memory here. With row_start, size is what all heads take together;
  *   only that the longest head would fit is checked.

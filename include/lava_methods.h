@@ -16,9 +16,9 @@
  *     KV-Compress     lava_score_params_kv_compress    one sort over the model: lava_global_entries
  *     VATP, CAOTE, ReST-KV, SAGE-KV: lava_score_params_ with their names, any budgets
  *
- * And one of our own, for what is asked later: the window knows only what the prompt's last lines looked at. lava_rotate turns about 128
- * of the prompt's queries to the position after it, lava_score_queries scores by these too, lava_smooth adds half a head's mean, and all
- * heads compete (lava_global_entries). examples-c/ask_again.c does so.
+ * And one of our own, for what is asked later: the window knows only what the prompt's last lines looked at. lava_pick_queries finds those
+ * of the prompt's queries that look for what no other does, lava_rotate turns them to the position after it, lava_score_queries scores by
+ * these too, lava_smooth adds half a head's mean, and all heads compete (lava_global_entries). examples-c/ask_again.c does so.
  *
  * SPDX-License-Identifier: MIT OR Apache-2.0
  */
@@ -29,15 +29,26 @@
 #include "lava.h"
 
 
-/// For pool of lava_score_params: the largest of the entry itself and the pool_kernel - 1 before it, 1 to 127, even or odd: what is looked
-/// at and what comes after it, since a model goes on where it has looked.
-#define LAVA_POOL_AFTER 2
+/// For attention of lava_score_params: the mean of the squares (KV-Compress, arXiv 2410.00161).
+#define LAVA_ATTENTION_SQUARED 1
 
+/// The mean plus gamma times the variance over the window's queries, divided by window - 1 (CAKE, arXiv 2503.12491).
+#define LAVA_ATTENTION_MEAN_VARIANCE 2
+/// a[0] = A[0], a[j] = decay * A[j] + (1 - decay) * a[j - 1] over the window's queries (ReST-KV, arXiv 2605.08840). With a decay of 1
+/// the last query alone (SAGE-KV, arXiv 2503.08879).
+#define LAVA_ATTENTION_EXPONENTIAL 3
+/// None: position + 1, so that the newest win; q and k are not looked at (StreamingLLM, arXiv 2309.17453). Exact up to 2^24.
+#define LAVA_ATTENTION_RECENCY 4
 /// For attention: the 4-norm of the queries', (sum of A^4)^(1/4), between their maximum and their sum. A below 2^-31 counts as 0.
 #define LAVA_ATTENTION_NORM4 6
 
-/// For value_weight: attention is multiplied by the mean L2 norm of the head's values, over the rows that value_span says.
-#define LAVA_VALUE_HEAD_MEAN_L2 5
+/// For value_weight: attention is multiplied by the L1 norm of the entry's own value, after pooling and reduction (VATP, arXiv 2406.12335).
+#define LAVA_VALUE_TOKEN 2
+/// a becomes a / (1 - a) * |o - v|, o = sum of a * v over all tokens: what evicting the entry alone does to the output, for
+/// each query head before pooling (CAOTE, arXiv 2504.14051; ReST-KV). With LAVA_ATTENTION_MEAN and _EXPONENTIAL only.
+#define LAVA_VALUE_OUTPUT 3
+/// By the L2 norm of the entry's own value, after pooling and reduction (Expected Attention, arXiv 2510.00636).
+#define LAVA_VALUE_TOKEN_L2 4
 
 /// Elements 2i and 2i + 1 of a query are turned together: GPT-J, Llama as Meta published it, most GGUF files of Llama's kind.
 #define LAVA_ROPE_PAIRS 0
@@ -108,7 +119,8 @@ lava_status lava_score_queries_workspace_size(const lava_shape *shape, const lav
 ///
 /// Called after lava_score, or with scores set to 0, as often as wanted; then lava_smooth, if at all.
 ///
-/// params: may be NULL; those of lava_score, so that the scores can be compared. smoothing must be 0 (ARGUMENT).
+/// params: may be NULL: lava_score_params_ask_again(NULL). Else those of lava_score, or such that their scores can be compared. smoothing
+///     must be 0 (ARGUMENT).
 /// n_queries: at least 1.
 /// q: [n_queries, n_q_heads, head_dim_k], after RoPE.
 /// k, v, part, n_parts: as in lava_score.
@@ -169,6 +181,39 @@ lava_status lava_rotate(const lava_shape *shape, uint32_t n_queries, const lava_
 #ifdef __cplusplus
 }  // extern "C"
 #endif  // __cplusplus
+
+/// Queries that ask again, for lava_score_queries: the 4-norm of their attention times the head's mean value norm. Then lava_smooth with
+/// 0.5, lava_select_params_default and a window of 8.
+///
+/// query_head_weights: NULL, or n_q_heads of them, so that heads and layers can be compared: the norm of the query head's part of the
+///     output matrix over sqrt(head_dim_v) and over the norm of the residual stream. Without, divide a layer's scores by the root of
+///     their mean.
+static inline lava_score_params lava_score_params_ask_again(const float *query_head_weights) {
+    lava_score_params params = lava_score_params_lava();
+    params.attention = LAVA_ATTENTION_NORM4;
+    params.value_weight = LAVA_VALUE_HEAD_MEAN_L2;
+    params.pool_kernel = 1;
+    params.query_head_weights = query_head_weights;
+    return params;
+}
+
+/// The window's queries beside those that ask again: the same, and for the seven entries after; they count half.
+static inline lava_score_params lava_score_params_ask_window(const float *query_head_weights) {
+    lava_score_params params = lava_score_params_ask_again(query_head_weights);
+    params.pool = LAVA_POOL_AFTER;
+    params.pool_kernel = 8;
+    params.weight = 0.5f;
+    return params;
+}
+
+/// Squared attention times the entry's own value norm, max-pooled over 7: what was recommended before a published model was at hand, and
+/// what the CUDA kernels have of it.
+static inline lava_score_params lava_score_params_squares(void) {
+    lava_score_params params = lava_score_params_lava();
+    params.attention = LAVA_ATTENTION_SQUARED;
+    params.value_weight = LAVA_VALUE_TOKEN;
+    return params;
+}
 
 /// SnapKV (arXiv 2404.14469), and with other budgets Ada-KV (2407.11550) and PyramidKV (2406.02069): no value norm.
 static inline lava_score_params lava_score_params_snapkv(void) {

@@ -437,10 +437,17 @@ pub struct ScoreParams<'a> {
 }
 
 impl Default for ScoreParams<'_> {
-    /// The recommended preset (C: `lava_score_params_default`), for one sort over all layers: squared attention, which tells sharp
-    /// heads from blurred ones, times each token's own value norm.
+    /// The recommended preset (C: `lava_score_params_default`), for one sort over all layers: the largest attention of the window's
+    /// queries, also for the seven entries after the one that draws it, times the head's mean value norm; half of a head's mean is added.
     fn default() -> Self {
-        Self { attention: Attention::Squared, value_weight: ValueWeight::Token, ..Self::lava() }
+        Self {
+            attention: Attention::Max,
+            value_weight: ValueWeight::HeadMeanL2,
+            pool: Pool::After,
+            pool_kernel: 8,
+            smoothing: 0.5,
+            ..Self::lava()
+        }
     }
 }
 
@@ -464,6 +471,28 @@ impl ScoreParams<'_> {
             smoothing: 0.0,
             weight: 1.0,
         }
+    }
+
+    /// Queries that ask again, for [`crate::score::score_queries`]: the 4-norm of their attention times the head's mean value norm. Their
+    /// scores are smoothed after they are joined ([`crate::score::smooth`]). For [`SelectParams::default`] and a window of 8.
+    pub fn ask_again() -> Self {
+        Self {
+            attention: Attention::Norm4,
+            value_weight: ValueWeight::HeadMeanL2,
+            pool_kernel: 1,
+            ..Self::lava()
+        }
+    }
+
+    /// The window's queries beside those that ask again: the same, and for the seven entries after; they count half.
+    pub fn ask_window() -> Self {
+        Self { pool: Pool::After, pool_kernel: 8, weight: 0.5, ..Self::ask_again() }
+    }
+
+    /// Squared attention times the entry's own value norm, max-pooled over 7: what was recommended before a published model was at
+    /// hand, and what the CUDA kernels have of it.
+    pub fn squares() -> Self {
+        Self { attention: Attention::Squared, value_weight: ValueWeight::Token, ..Self::lava() }
     }
 
     /// SnapKV, and with other budgets Ada-KV and PyramidKV: mean attention, max-pooled.
@@ -622,10 +651,10 @@ pub struct SelectParams<'a> {
 }
 
 impl Default for SelectParams<'_> {
-    /// The recommended preset (C: `lava_select_params_default`), for [`LayerShare::Global`]: each head is sure of its best tenth of an
+    /// The recommended preset (C: `lava_select_params_default`), for [`LayerShare::Global`]: each head is sure of its best fifth of an
     /// equal part, and keeps the first four tokens.
     fn default() -> Self {
-        Self { head_floor: HeadFloor::Guaranteed, alpha: 0.1, n_sink: 4, ..Self::lava() }
+        Self { head_floor: HeadFloor::Guaranteed, alpha: 0.2, n_sink: 4, ..Self::lava() }
     }
 }
 

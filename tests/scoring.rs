@@ -1147,7 +1147,8 @@ fn other_queries_are_asked() {
                 (largest(ValueWeight::TokenL2), 40),
                 (largest(ValueWeight::HeadMax), 16),
                 (ScoreParams::lava(), 17),
-                (ScoreParams { value_span: ValueSpan::All, ..ScoreParams::default() }, 33),
+                (ScoreParams { value_span: ValueSpan::All, ..ScoreParams::squares() }, 33),
+                (ScoreParams::ask_again(), 50),
                 (ScoreParams::cake(10.0), 5),
                 (ScoreParams::caote(), 128),
                 (ScoreParams::rest_kv(0.3), 4),
@@ -1300,7 +1301,7 @@ fn smoothing_leaves_the_protected_out_of_the_mean() {
     // With nothing protected it is what scoring does, bit by bit.
     let shape = shape(2500, (4, 2), (16, 16), 8).sliding(2300);
     let layer = Layer::random(&shape, [Dtype::F32; 3], 1);
-    let plain = ScoreParams::default();
+    let plain = ScoreParams::squares();
     let smooth = ScoreParams { smoothing: 0.7, ..plain };
     let mut got = run_score(Backend::detect(), &shape, &plain, &layer.inputs()).unwrap();
     score::smooth(&shape, &SelectParams::lava(), 0.7, &mut got).unwrap();

@@ -193,7 +193,7 @@ void contexts() {
 void prefill(const lava::cuda::context &gpu) {
     Model model;
     uint64_t *const status = model.status.data();
-    const lava_score_params scoring = lava_score_params_default();
+    const lava_score_params scoring = lava_score_params_squares();
     const lava_select_params selecting = lava_select_params_default();
     Bytes states[N] = {Bytes(lava::cuda::cascade::state_size(shape_of(0), LAYERS, TOTALS[0], selecting)),
                        Bytes(lava::cuda::cascade::state_size(shape_of(1), LAYERS, TOTALS[1], selecting))};
@@ -414,7 +414,7 @@ void decisions(const lava::cuda::context &gpu) {
 void errors(const lava::cuda::context &gpu) {
     Model model;
     uint64_t *const status = model.status.data();
-    const lava_score_params scoring = lava_score_params_default();
+    const lava_score_params scoring = lava_score_params_squares();
     const lava_shape shape = shape_of(0, 2);
     const Bytes room(gpu.score_workspace_size(shape, scoring, N));
     std::vector<lava_cuda_score_sequence> list = model.to_score(2);

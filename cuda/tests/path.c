@@ -240,8 +240,8 @@ static void scores(void) {
     c.sliding_window = 90;
     c.params.scale = 0.125f;
     check_scores(&c);
-    c = plain_score("the default preset, two sequences");
-    c.params = lava_score_params_default();
+    c = plain_score("squares, two sequences");
+    c.params = lava_score_params_squares();
     c.n_sequences = 2;
     c.lengths[1] = 400;
     check_scores(&c);
@@ -308,6 +308,7 @@ static void refused_scores(void) {
     WRONG(LAVA_ERR_UNSUPPORTED, "query_head_weights", c.params.query_head_weights = sinks);
     WRONG(LAVA_ERR_UNSUPPORTED, "attention", c.params.attention = LAVA_ATTENTION_MAX);
     WRONG(LAVA_ERR_UNSUPPORTED, "attention", c.params.attention = LAVA_ATTENTION_NORM4);
+    WRONG(LAVA_ERR_UNSUPPORTED, "attention", c.params = lava_score_params_default());
     WRONG(LAVA_ERR_UNSUPPORTED, "pool", c.params.pool = LAVA_POOL_AFTER);
     WRONG(LAVA_ERR_UNSUPPORTED, "value_weight", c.params.value_weight = LAVA_VALUE_TOKEN_L2);
     WRONG(LAVA_ERR_UNSUPPORTED, "value_weight", c.params.value_weight = LAVA_VALUE_HEAD_MEAN_L2);

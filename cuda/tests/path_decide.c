@@ -593,7 +593,8 @@ static void prefill(const char *what, const lava_select_params *params, const la
     lava_cuda_cascade cascade;
     memset(&cascade, 0, sizeof(cascade));
     cascade.struct_size = sizeof(cascade);
-    OK(lava_cuda_score_workspace_size(context, &shape, NULL, 1, &sizes[0], &error));
+    const lava_score_params scoring = lava_score_params_squares();
+    OK(lava_cuda_score_workspace_size(context, &shape, &scoring, 1, &sizes[0], &error));
     uint32_t *n_rows = numbers(HEADS, 4);
     lava_tensor q = tensor(LAVA_BF16, 1, Q_HEADS, DIM, 0.5f), out = tensor(LAVA_F32, 1, Q_HEADS, DIM, 0);
     lava_shape new_shape = lava_shape_init(1, Q_HEADS, HEADS, DIM, DIM, 1);
@@ -621,7 +622,7 @@ static void prefill(const char *what, const lava_select_params *params, const la
         s.scores = model[l].scores;
         lava_shape own = shape;
         own.layer = l;
-        OK(lava_cuda_score(context, &own, NULL, &s, 1, workspaces[0], sizes[0], status, stream, &error));
+        OK(lava_cuda_score(context, &own, &scoring, &s, 1, workspaces[0], sizes[0], status, stream, &error));
         lava_cuda_push_sequence push = push_of(&cascade, model[l].scores, weighted ? model[l].weight : NULL);
         OK(lava_cuda_cascade_push(context, &push, 1, workspaces[1], sizes[1], status, stream, &error));
         if (!evicts_after(l + 1, &how)) continue;

@@ -501,7 +501,7 @@ int main(int argc, char **argv) {
     add("the last query alone", [](Case &c) { c.params = lava_score_params_sage_kv(); });
     add("recency", [](Case &c) { c.params = lava_score_params_streaming(); });
     add("weight", [](Case &c) { c.params.weight = 0.5f; });
-    add("the default, and smoothing", [](Case &c) { c.params = lava_score_params_default(), c.params.smoothing = 1, c.lengths = {600, 8, 100}; });
+    add("squares, token norms, smoothing", [](Case &c) { c.params = lava_score_params_squares(), c.params.smoothing = 1, c.lengths = {600, 8, 100}; });
     add("smoothing alone", [](Case &c) { c.params.smoothing = 2.5f, c.lengths = {264}; });
     add("head-major", [](Case &c) { c.layout = c.layout_q = c.layout_v = HEAD_MAJOR; });
     add("queries at odd strides", [](Case &c) { c.layout_q = GAPS; });

@@ -157,7 +157,7 @@ int main(void) {
            "lanes share sectors); passes over shared memory in millions, and how many for one without bank conflicts.\n", Q_HEADS, HEADS, WINDOW);
     printf("\n  %-34s %4s %9s %7s %8s %7s %7s %9s %5s %9s %5s %9s %5s\n", "kernel", "n", "instr.", "lanes", "products", "ex2", "f64", "read", "x", "written", "x",
            "shared", "x");
-    lava_score_params published = lava_score_params_lava(), preset = lava_score_params_default();
+    lava_score_params published = lava_score_params_lava(), preset = lava_score_params_squares();
     const uint32_t dims[] = {64, 80, 96, 128, 256}, N = 32768;
     for (int i = 0; i < 5; i++) score(dims[i] == 128 ? N : N / 4, dims[i], &published, 0, "");
     score(N, 128, &published, 1, ", lse given");

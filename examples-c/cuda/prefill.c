@@ -9,6 +9,7 @@
 
 #include <cuda.h>
 #include <lava_cuda.h>
+#include <lava_methods.h>
 
 enum { WINDOW = 32 };
 
@@ -67,11 +68,14 @@ int main(void) {
     CHECK(lava_budget_from_ratio(&shape, NULL, 0.2, &budget, &error));
     CHECK(lava_total_entries(&shape, 1, n_layers, budget, &total, &error));
 
-    /* Once: memory for the longest prompt. NULL stands for the recommended preset here and below. */
+    /* The kernels do not have the recommended preset's scores yet; NULL stands for the rest of it here and below. */
+    const lava_score_params scoring = lava_score_params_squares();
+
+    /* Once: memory for the longest prompt. */
     lava_cuda_cascade cascade;
     cascade.struct_size = sizeof(cascade);
     size_t score_size, state_size, push_size, compact_size;
-    CHECK(lava_cuda_score_workspace_size(context, &shape, NULL, 1, &score_size, &error));
+    CHECK(lava_cuda_score_workspace_size(context, &shape, &scoring, 1, &score_size, &error));
     CHECK(lava_cuda_cascade_state_size(&shape, n_layers, total, NULL, NULL, &state_size, &error));
     CHECK(lava_cuda_compact_workspace_size(context, 1, &compact_size, &error));
     void *score_workspace = device_memory(score_size), *state = device_memory(state_size);
@@ -96,7 +100,7 @@ int main(void) {
         lava_cuda_score_sequence sequence = {sizeof(sequence), shape.n_tokens, &q[l], &k[l], &v[l], NULL, scores};
         lava_cuda_push_sequence push = {sizeof(push), 0, &cascade, scores, NULL};
         shape.layer = l;
-        CHECK(lava_cuda_score(context, &shape, NULL, &sequence, 1, score_workspace, score_size, status, stream,
+        CHECK(lava_cuda_score(context, &shape, &scoring, &sequence, 1, score_workspace, score_size, status, stream,
                               &error));
         CHECK(lava_cuda_cascade_push(context, &push, 1, push_workspace, push_size, status, stream, &error));
     }

@@ -148,6 +148,44 @@ fn smoothing_leaves_out_what_is_protected() {
     assert_eq!(smoothed(None), smoothed(Some(&unsafe { lava_select_params_default() })));
 }
 
+/// Cosines with the mean of all by plain f64, the most novel of each stretch, of equals the first.
+#[test]
+fn each_stretch_gives_its_most_novel_query() {
+    let (n, heads, dim) = (23, 3, 8);
+    let shape = shape(1, (heads, 1), (dim, 1), 1);
+    let mut q = Grid::random(&mut Rng(6), n, heads, dim);
+    // Rows 12 and 14 are the same, and unlike all others.
+    for (h, c) in (0..heads).flat_map(|h| (0..dim).map(move |c| (h, c))) {
+        (0..n).for_each(|j| q.set(j, h, c, q.row(j, h)[c] + 0.3));
+        [12, 14].into_iter().for_each(|j| q.set(j, h, c, -1.0));
+    }
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
+    let row = |j: usize, h: usize| q.row(j, h).iter().map(|&x| x as f64).collect::<Vec<f64>>();
+    let cosine = |j: usize, h: usize| {
+        let mean: Vec<f64> = (0..dim).map(|c| (0..n).map(|j| row(j, h)[c]).sum()).collect();
+        dot(&row(j, h), &mean) / (dot(&row(j, h), &row(j, h)) * dot(&mean, &mean)).sqrt()
+    };
+    let want: Vec<f64> = (0..n).map(|j| -(0..heads).map(|h| cosine(j, h)).sum::<f64>()).collect();
+    for n_picked in [1, 2, 5, n] {
+        let laid = q.lay();
+        let (novelty, picked) = (Memory::of(&vec![0f32; n]), Memory::of(&vec![0u32; n_picked]));
+        call(|e| unsafe {
+            let (n, n_picked) = (n as u32, n_picked as u32);
+            lava_pick_queries(&shape, n, &laid.tensor(), n_picked, novelty.ptr(), picked.ptr(), e)
+        })
+        .unwrap();
+        let novelty = novelty.to_vec::<f32>();
+        assert!(novelty.iter().zip(&want).all(|(got, want)| (*got as f64 - want).abs() < 1e-5));
+        let most = |i: usize| {
+            let stretch = i * n / n_picked..(i + 1) * n / n_picked;
+            stretch.fold(None, |m: Option<usize>, j| m.filter(|&m| novelty[m] >= novelty[j]).or(Some(j)))
+        };
+        let want: Vec<u32> = (0..n_picked).map(|i| most(i).unwrap() as u32).collect();
+        assert_eq!(picked.to_vec::<u32>(), want);
+        assert!(n_picked > 2 || want.contains(&12));
+    }
+}
+
 /// Turned by plain f64, of which only some elements have frequencies.
 #[test]
 fn queries_are_turned() {

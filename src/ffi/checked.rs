@@ -237,6 +237,21 @@ pub(super) unsafe fn score_params<'a>(
     Ok((params, backend(p.backend)?))
 }
 
+/// The same for queries that ask again, for which NULL is the preset of that name.
+///
+/// # Safety
+/// As above.
+pub(super) unsafe fn asking_params<'a>(
+    p: *const lava_score_params,
+    n_q_heads: usize,
+) -> Result<(ScoreParams<'a>, Backend)> {
+    if p.is_null() {
+        return Ok((ScoreParams::ask_again(), Backend::detect()));
+    }
+    // SAFETY: the caller's promise.
+    unsafe { score_params(p, n_q_heads) }
+}
+
 /// Which elements RoPE turns together.
 pub(super) fn rope_style(number: i32) -> Result<RopeStyle> {
     choose(number, &[RopeStyle::Pairs, RopeStyle::Halves], c"style")

@@ -15,13 +15,24 @@ use crate::rope::{self, Rope};
 use crate::score::{self, AttentionStats};
 use crate::view::{Rows, TensorMut};
 
-/// For pool of lava_score_params: the largest of the entry itself and the pool_kernel - 1 before it, 1 to 127, even or odd: what is looked
-/// at and what comes after it, since a model goes on where it has looked.
-pub const LAVA_POOL_AFTER: i32 = 2;
+/// For attention of lava_score_params: the mean of the squares (KV-Compress, arXiv 2410.00161).
+pub const LAVA_ATTENTION_SQUARED: i32 = 1;
+/// The mean plus gamma times the variance over the window's queries, divided by window - 1 (CAKE, arXiv 2503.12491).
+pub const LAVA_ATTENTION_MEAN_VARIANCE: i32 = 2;
+/// a[0] = A[0], a[j] = decay * A[j] + (1 - decay) * a[j - 1] over the window's queries (ReST-KV, arXiv 2605.08840). With a decay of 1
+/// the last query alone (SAGE-KV, arXiv 2503.08879).
+pub const LAVA_ATTENTION_EXPONENTIAL: i32 = 3;
+/// None: position + 1, so that the newest win; q and k are not looked at (StreamingLLM, arXiv 2309.17453). Exact up to 2^24.
+pub const LAVA_ATTENTION_RECENCY: i32 = 4;
 /// For attention: the 4-norm of the queries', (sum of A^4)^(1/4), between their maximum and their sum. A below 2^-31 counts as 0.
 pub const LAVA_ATTENTION_NORM4: i32 = 6;
-/// For value_weight: attention is multiplied by the mean L2 norm of the head's values, over the rows that value_span says.
-pub const LAVA_VALUE_HEAD_MEAN_L2: i32 = 5;
+/// For value_weight: attention is multiplied by the L1 norm of the entry's own value, after pooling and reduction (VATP, arXiv 2406.12335).
+pub const LAVA_VALUE_TOKEN: i32 = 2;
+/// a becomes a / (1 - a) * |o - v|, o = sum of a * v over all tokens: what evicting the entry alone does to the output, for
+/// each query head before pooling (CAOTE, arXiv 2504.14051; ReST-KV). With LAVA_ATTENTION_MEAN and _EXPONENTIAL only.
+pub const LAVA_VALUE_OUTPUT: i32 = 3;
+/// By the L2 norm of the entry's own value, after pooling and reduction (Expected Attention, arXiv 2510.00636).
+pub const LAVA_VALUE_TOKEN_L2: i32 = 4;
 /// Elements 2i and 2i + 1 of a query are turned together: GPT-J, Llama as Meta published it, most GGUF files of Llama's kind.
 pub const LAVA_ROPE_PAIRS: i32 = 0;
 /// Elements i and i + n_rot / 2: GPT-NeoX, Qwen, all of Hugging Face's models.
@@ -186,7 +197,7 @@ pub unsafe extern "C" fn lava_score_queries_workspace_size(
         run(error, || {
             let shape = checked::shape(shape)?;
             in_layer(&shape, || {
-                let (params, _) = checked::score_params(params, shape.n_q_heads)?;
+                let (params, _) = checked::asking_params(params, shape.n_q_heads)?;
                 let bytes = || score::queries_workspace_size(&shape, &params, n_queries as usize);
                 put(size, c"size", bytes)
             })
@@ -203,7 +214,8 @@ pub unsafe extern "C" fn lava_score_queries_workspace_size(
 ///
 /// Called after lava_score, or with scores set to 0, as often as wanted; then lava_smooth, if at all.
 ///
-/// params: may be NULL; those of lava_score, so that the scores can be compared. smoothing must be 0 (ARGUMENT).
+/// params: may be NULL: lava_score_params_ask_again(NULL). Else those of lava_score, or such that their scores can be compared. smoothing
+///     must be 0 (ARGUMENT).
 /// n_queries: at least 1.
 /// q: [n_queries, n_q_heads, head_dim_k], after RoPE.
 /// k, v, part, n_parts: as in lava_score.

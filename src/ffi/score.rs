@@ -106,7 +106,10 @@ pub(super) unsafe fn score_by(
     unsafe {
         let shape = checked::shape(shape)?;
         in_layer(&shape, || {
-            let (params, backend) = checked::score_params(params, shape.n_q_heads)?;
+            let (params, backend) = match n_queries {
+                None => checked::score_params(params, shape.n_q_heads)?,
+                Some(_) => checked::asking_params(params, shape.n_q_heads)?,
+            };
             let (part, n_parts) = (part as usize, n_parts as usize);
             let rows = n_queries.map_or(shape.window_rows(), |n| n as usize);
             let attention = attention_inputs(&shape, rows, q, k, lse)?;

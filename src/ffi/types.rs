@@ -70,6 +70,9 @@ pub const LAVA_BF16: lava_dtype = 2;
 pub const LAVA_POOL_MAX: i32 = 0;
 /// Pooling: the mean of the neighbourhood; positions outside of what competes count as zero.
 pub const LAVA_POOL_AVG: i32 = 1;
+/// Pooling: the largest of the entry itself and the pool_kernel - 1 before it, 1 to 127, even or odd: what is looked at, and what
+/// comes after it, for a model goes on where it has looked. The recommended preset.
+pub const LAVA_POOL_AFTER: i32 = 2;
 /// Of the query heads of a KV head: the largest.
 pub const LAVA_GROUP_MAX: i32 = 0;
 /// Of the query heads of a KV head: the mean.
@@ -80,28 +83,14 @@ pub const LAVA_VALUES_PREFIX: i32 = 0;
 pub const LAVA_VALUES_ALL: i32 = 1;
 /// An entry's attention: the mean over the window's queries. LAVa.
 pub const LAVA_ATTENTION_MEAN: i32 = 0;
-/// The mean of the squares (KV-Compress, arXiv 2410.00161). The recommended preset.
-pub const LAVA_ATTENTION_SQUARED: i32 = 1;
-/// The mean plus gamma times the variance over the window's queries, divided by window - 1 (CAKE, arXiv 2503.12491).
-pub const LAVA_ATTENTION_MEAN_VARIANCE: i32 = 2;
-/// a[0] = A[0], a[j] = decay * A[j] + (1 - decay) * a[j - 1] over the window's queries (ReST-KV, arXiv 2605.08840). With a decay of 1
-/// the last query alone (SAGE-KV, arXiv 2503.08879).
-pub const LAVA_ATTENTION_EXPONENTIAL: i32 = 3;
-/// None: position + 1, so that the newest win; q and k are not looked at (StreamingLLM, arXiv 2309.17453). Exact up to 2^24.
-pub const LAVA_ATTENTION_RECENCY: i32 = 4;
-/// The largest of the queries' (DefensiveKV, arXiv 2510.13334; KVzip, arXiv 2505.23416).
+/// The largest of the queries' (DefensiveKV, arXiv 2510.13334; KVzip, arXiv 2505.23416). The recommended preset.
 pub const LAVA_ATTENTION_MAX: i32 = 5;
 /// Attention is multiplied by the largest L1 norm among the head's values. LAVa.
 pub const LAVA_VALUE_HEAD_MAX: i32 = 0;
 /// By nothing. v is not looked at, and may be NULL.
 pub const LAVA_VALUE_NONE: i32 = 1;
-/// By the L1 norm of the entry's own value, after pooling and reduction (VATP, arXiv 2406.12335). The recommended preset.
-pub const LAVA_VALUE_TOKEN: i32 = 2;
-/// a becomes a / (1 - a) * |o - v|, o = sum of a * v over all tokens: what evicting the entry alone does to the output, for
-/// each query head before pooling (CAOTE, arXiv 2504.14051; ReST-KV). With LAVA_ATTENTION_MEAN and _EXPONENTIAL only.
-pub const LAVA_VALUE_OUTPUT: i32 = 3;
-/// By the L2 norm of the entry's own value, after pooling and reduction (Expected Attention, arXiv 2510.00636).
-pub const LAVA_VALUE_TOKEN_L2: i32 = 4;
+/// By the mean L2 norm of the head's values, over the rows that value_span says. The recommended preset.
+pub const LAVA_VALUE_HEAD_MEAN_L2: i32 = 5;
 /// A log-sum-exp is ln(sum(exp(logit))): FlashAttention, PyTorch.
 pub const LAVA_LSE_NATURAL: i32 = 0;
 /// A log-sum-exp is log2(sum(exp(logit))): FlashInfer.
@@ -230,13 +219,13 @@ pub struct lava_score_params {
     pub attention: i32,
     /// One of LAVA_VALUE_: what that is multiplied by.
     pub value_weight: i32,
-    /// LAVA_POOL_MAX or LAVA_POOL_AVG: how attention is pooled along the tokens.
+    /// LAVA_POOL_MAX, _AVG or _AFTER: how attention is pooled along the tokens.
     pub pool: i32,
-    /// Width of the pooling, odd, 1 (none) to LAVA_MAX_POOL_KERNEL.
+    /// Width of the pooling, 1 (none) to LAVA_MAX_POOL_KERNEL; odd, but for LAVA_POOL_AFTER.
     pub pool_kernel: u32,
     /// LAVA_GROUP_MAX or LAVA_GROUP_MEAN: how the query heads of a KV head become one score.
     pub group_reduce: i32,
-    /// LAVA_VALUES_PREFIX or LAVA_VALUES_ALL: the tokens whose values enter LAVA_VALUE_HEAD_MAX.
+    /// LAVA_VALUES_PREFIX or LAVA_VALUES_ALL: the tokens whose values enter LAVA_VALUE_HEAD_MAX and _HEAD_MEAN_L2.
     pub value_span: i32,
     /// LAVA_LSE_NATURAL or LAVA_LSE_BASE2: of the log-sum-exp that lava_score takes.
     pub lse_base: i32,
