@@ -6,11 +6,13 @@
 //! | `books.rs` | English text, one half of each book to choose settings on, the other to report |
 //! | `tasks.rs` | text that goes on, and facts among text |
 //! | `methods.rs` | the rows of the table |
-//! | `ask.rs` | attention's maximum, over the window and over queries that are asked again after the prompt |
+//! | `ask.rs` | queries that ask beside the window's: the prompt's, from after it, or a second pass' |
 //! | `run.rs` | one text through all methods and budgets: a line of JSON |
+//! | `cost.rs` | what scoring takes, beside prefill |
 //! | `table.rs` | lines → means with paired intervals |
 pub mod ask;
 pub mod books;
+pub mod cost;
 pub mod gguf;
 pub mod methods;
 pub mod run;

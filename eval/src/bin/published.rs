@@ -12,7 +12,7 @@ use eval::methods::Method;
 use eval::published::books::{Book, Half};
 use eval::published::gguf::Gguf;
 use eval::published::run::{self, Line};
-use eval::published::{methods, table, tasks};
+use eval::published::{cost, methods, table, tasks};
 use eval::report::between_markers;
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
@@ -45,6 +45,9 @@ struct Args {
     /// Three short texts of each task, nothing written: a look at everything in a few minutes
     #[arg(long)]
     quick: bool,
+    /// Only what scoring takes beside prefill, one text of each length
+    #[arg(long)]
+    cost: bool,
     /// Only the tables, of what has been run
     #[arg(long)]
     table: bool,
@@ -111,6 +114,9 @@ fn main() -> Result<()> {
         .filter(|m| args.methods.is_empty() || args.methods.iter().any(|n| n == m.name))
         .copied()
         .collect();
+    if args.cost {
+        return cost(&args, half, seed, &chosen);
+    }
     let mut lines = if args.quick { vec![] } else { read(&path)? };
     if !args.table {
         lines.extend(measure(&args, half, seed, &chosen, &lines, &path)?);
@@ -125,6 +131,17 @@ fn main() -> Result<()> {
         let new = between_markers(&text, "published", &page)
             .with_context(|| format!("{} lacks the marker comments", readme.display()))?;
         fs::write(readme, new)?;
+    }
+    Ok(())
+}
+
+fn cost(args: &Args, half: Half, seed: u64, methods: &[Method]) -> Result<()> {
+    let mut gguf = Gguf::open(&args.data.join("model.gguf"))?;
+    let (model, tokenizer) = (gguf.model()?, gguf.tokenizer()?);
+    let books = Book::all(&args.data.join("text"))?;
+    for &length in &args.lengths {
+        let text = tasks::goes_on(&books, &tokenizer, seed, half, length, 0)?;
+        print!("{}", cost::markdown(&model, &text.prompt, methods)?);
     }
     Ok(())
 }

@@ -58,7 +58,8 @@ fn asking(model: &Model, shape: &Shape, layer: &LayerState, again: Again) -> Res
             picked
         }
     };
-    let q: Vec<f32> = picked.iter().flat_map(|&j| &after_first[j as usize * width..][..width]).copied().collect();
+    let q: Vec<f32> =
+        picked.iter().flat_map(|&j| &after_first[j as usize * width..][..width]).copied().collect();
     if picked.is_empty() {
         return Ok(q);
     }

@@ -73,8 +73,11 @@ pub fn all() -> Vec<Method> {
     let mut random = with_sinks(equal("random, 4 sinks", ScoreParams::snapkv()));
     random.scorer.kind = Kind::Random;
     // Recommended until this table was made, and at first.
-    let squares =
-        ScoreParams { attention: Attention::Squared, value_weight: ValueWeight::Token, ..ScoreParams::lava() };
+    let squares = ScoreParams {
+        attention: Attention::Squared,
+        value_weight: ValueWeight::Token,
+        ..ScoreParams::lava()
+    };
     let window = ScoreParams {
         attention: Attention::Max,
         value_weight: ValueWeight::HeadMeanL2,
