@@ -85,7 +85,7 @@ const char *const lava_plan_kernels[] = {
 _Static_assert(sizeof(lava_plan_kernels) / sizeof(lava_plan_kernels[0]) == N_KERNELS, "a name for each number");
 _Static_assert(N_KERNELS == 61, "plan.rs: N_KERNELS");
 _Static_assert(LAVA_CUDA_PIECE == 1024, "plan.rs: entropy::PIECE");
-_Static_assert(LAVA_SCORE_SPREAD == 5, "plan.rs: SPREAD");
+_Static_assert(LAVA_SCORE_SPREAD == 64, "plan.rs: SPREAD");
 _Static_assert(LAVA_NO_HEAD == 0xfffff, "ffi/cuda/context.rs: NO_HEAD");
 _Static_assert(LAVA_CUDA_SELECT_THREADS == 256, "plan.rs: SELECT_THREADS");
 
