@@ -72,6 +72,8 @@ enum Part {
 enum Task {
     GoesOn,
     Facts,
+    InTurn,
+    Summary,
 }
 
 impl Task {
@@ -79,6 +81,8 @@ impl Task {
         match self {
             Self::GoesOn => "goes on",
             Self::Facts => "facts",
+            Self::InTurn => "in turn",
+            Self::Summary => "summary",
         }
     }
 }
@@ -204,6 +208,15 @@ fn measure(
                     Task::Facts => {
                         let of = tasks::facts(&books, &tokenizer, seed, half, length, text)?;
                         run::facts(&model, &of, methods, &args.budgets)?
+                    }
+                    Task::InTurn => {
+                        let of = tasks::facts(&books, &tokenizer, seed, half, length, text)?;
+                        run::in_turn(&model, &of, methods, &args.budgets)?
+                    }
+                    Task::Summary => {
+                        let of = tasks::goes_on(&books, &tokenizer, seed, half, length, text)?;
+                        let of = tasks::summary(&tokenizer, of)?;
+                        run::summary(&model, &of, methods, &args.budgets)?
                     }
                 };
                 let line = Line { task: task.name().into(), length, text, seed, ..line };

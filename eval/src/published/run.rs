@@ -6,7 +6,7 @@
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::tasks::{Fact, Facts, GoesOn};
+use super::tasks::{Fact, Facts, GoesOn, N_SUMMARY, Summary};
 use crate::cache::{Cache, Kept};
 use crate::keep::Prompt;
 use crate::methods::Method;
@@ -33,6 +33,9 @@ pub struct Row {
     /// Facts that come back when the question is in the window.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub known: Option<usize>,
+    /// Facts that come back when all are asked for after eviction, one after another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_turn: Option<usize>,
 }
 
 /// A line of the results.
@@ -52,6 +55,9 @@ pub struct Line {
     /// And of those, how many were asked in the window.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked_known: Option<usize>,
+    /// The same of those that are asked for one after another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_in_turn: Option<usize>,
     pub rows: Vec<Row>,
 }
 
@@ -132,28 +138,32 @@ fn first_choice(row: &[f32]) -> usize {
     (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
 }
 
-pub fn goes_on(model: &Model, text: &GoesOn, methods: &[Method], budgets: &[f64]) -> Result<Line> {
-    let prefill = model.prefill(&text.prompt);
+/// What the full cache predicts for given tokens after a prompt, from the `first`-th of them on, and how far each method is from it.
+fn distances(
+    model: &Model,
+    prefill: &Prefill,
+    (tokens, first): (&[u16], usize),
+    methods: &[Method],
+    budgets: &[f64],
+) -> Result<(Vec<Row>, f64)> {
     let (vocab, e) = (model.cfg.vocab_size, model.cfg.n_embd);
     // The last token predicts what is not there any more.
-    let n = text.next.len() - 1;
-    let targets: Vec<usize> = text.next[1..].iter().map(|&t| t as usize).collect();
+    let targets: Vec<usize> = tokens[first + 1..].iter().map(|&t| t as usize).collect();
+    let n = targets.len();
     let log_probs = |rows: &[f32]| {
-        let mut logits = model.logits(&rows[..n * e]);
+        let mut logits = model.logits(&rows[first * e..(first + n) * e]);
         log_softmax(&mut logits, vocab);
         logits
     };
     let mut full = vec![];
-    decode(model, &prefill, &[&everything(model, &prefill)], &[&text.next], |_, rows| {
-        full = log_probs(rows)
-    })?;
+    decode(model, prefill, &[&everything(model, prefill)], &[tokens], |_, rows| full = log_probs(rows))?;
     let probs: Vec<f32> = full.iter().map(|&x| exp(x)).collect();
     let choices: Vec<usize> = full.chunks_exact(vocab).map(first_choice).collect();
 
     let (mut rows, kept): (Vec<Row>, Vec<Vec<Kept>>) =
-        keep(model, &prefill, methods, budgets)?.into_iter().unzip();
+        keep(model, prefill, methods, budgets)?.into_iter().unzip();
     let kept: Vec<&[Kept]> = kept.iter().map(Vec::as_slice).collect();
-    decode(model, &prefill, &kept, &[&text.next], |i, hidden| {
+    decode(model, prefill, &kept, &[tokens], |i, hidden| {
         let ours = log_probs(hidden);
         let (mut kl, mut nll, mut agree) = (0.0, 0.0, 0);
         for (t, row) in ours.chunks_exact(vocab).enumerate() {
@@ -168,7 +178,62 @@ pub fn goes_on(model: &Model, text: &GoesOn, methods: &[Method], budgets: &[f64]
         rows[i].agree = Some(rounded(agree as f64 / n as f64));
     })?;
     let nll = full.chunks_exact(vocab).zip(&targets).map(|(row, &t)| -row[t] as f64).sum::<f64>() / n as f64;
-    Ok(Line { book: text.book.into(), nll: Some(rounded(nll)), rows, ..Line::default() })
+    Ok((rows, rounded(nll)))
+}
+
+pub fn goes_on(model: &Model, text: &GoesOn, methods: &[Method], budgets: &[f64]) -> Result<Line> {
+    let prefill = model.prefill(&text.prompt);
+    let (rows, nll) = distances(model, &prefill, (&text.next, 0), methods, budgets)?;
+    Ok(Line { book: text.book.into(), nll: Some(nll), rows, ..Line::default() })
+}
+
+/// A summary is asked for after eviction; the full cache's own, word by word its first choice, is forced.
+pub fn summary(model: &Model, text: &Summary, methods: &[Method], budgets: &[f64]) -> Result<Line> {
+    let prefill = model.prefill(&text.prompt);
+    let mut tokens = text.question.clone();
+    for _ in 0..N_SUMMARY {
+        let mut next = 0;
+        decode(model, &prefill, &[&everything(model, &prefill)], &[&tokens], |_, rows| {
+            let last = &rows[rows.len() - model.cfg.n_embd..];
+            next = first_choice(&model.logits(last)) as u16;
+        })?;
+        tokens.push(next);
+    }
+    let first = text.question.len() - 1;
+    let (rows, nll) = distances(model, &prefill, (&tokens, first), methods, budgets)?;
+    Ok(Line { book: text.book.into(), nll: Some(nll), rows, ..Line::default() })
+}
+
+/// The facts' questions one after another in one dialogue over the same compressed cache, each followed by its right answer.
+pub fn in_turn(model: &Model, text: &Facts, methods: &[Method], budgets: &[f64]) -> Result<Line> {
+    let prefill = model.prefill(&text.prompt);
+    let mut tokens = vec![];
+    let mut before = vec![];
+    for fact in &text.facts {
+        tokens.extend(&fact.question);
+        before.push(tokens.len() - 1);
+        tokens.extend(&fact.answer);
+    }
+    let right = |hidden: &[f32]| -> Vec<bool> {
+        before.iter().zip(&text.facts).map(|(&at, f)| is_right(model, hidden, at, &f.answer)).collect()
+    };
+    let mut answered = vec![];
+    decode(model, &prefill, &[&everything(model, &prefill)], &[&tokens], |_, hidden| {
+        answered = right(hidden)
+    })?;
+    let count =
+        |right: Vec<bool>| right.iter().zip(&answered).filter(|(ours, full)| **ours && **full).count();
+    let mut line =
+        Line { book: text.book.into(), asked_in_turn: Some(count(answered.clone())), ..Line::default() };
+    if line.asked_in_turn == Some(0) {
+        return Ok(line);
+    }
+    let (mut rows, kept): (Vec<Row>, Vec<Vec<Kept>>) =
+        keep(model, &prefill, methods, budgets)?.into_iter().unzip();
+    let kept: Vec<&[Kept]> = kept.iter().map(Vec::as_slice).collect();
+    decode(model, &prefill, &kept, &[&tokens], |i, hidden| rows[i].in_turn = Some(count(right(hidden))))?;
+    line.rows = rows;
+    Ok(line)
 }
 
 /// Whether the rows that stand before the answer's tokens choose them; `before` is the number of the first.

@@ -97,15 +97,17 @@ pub fn markdown(lines: &[Line], methods: &[&str]) -> String {
             Cells::new(lines.iter().filter(move |l| l.length == length && l.task == task))
         };
         let (goes_on, facts) = (of("goes on"), of("facts"));
-        let budgets: BTreeSet<u64> = goes_on.rows.keys().chain(facts.rows.keys()).map(|k| k.1).collect();
+        let (in_turn, summary) = (of("in turn"), of("summary"));
+        let all = [&goes_on, &facts, &in_turn, &summary];
+        let budgets: BTreeSet<u64> = all.iter().flat_map(|c| c.rows.keys()).map(|k| k.1).collect();
         let budgets: Vec<u64> = budgets.into_iter().rev().collect();
         let n_texts = |task: &str| {
             let texts = lines.iter().filter(|l| l.length == length && l.task == task && !l.rows.is_empty());
             texts.map(|l| l.text).collect::<BTreeSet<_>>().len()
         };
-        let asked = |count: fn(&Line) -> Option<usize>| {
+        let asked = |task: &str, count: fn(&Line) -> Option<usize>| {
             let mut seen = BTreeSet::new();
-            let own = lines.iter().filter(|l| l.length == length && l.task == "facts");
+            let own = lines.iter().filter(|l| l.length == length && l.task == task);
             own.filter(|l| seen.insert(l.text)).filter_map(count).sum::<usize>()
         };
         let _ = writeln!(
@@ -114,11 +116,14 @@ pub fn markdown(lines: &[Line], methods: &[&str]) -> String {
              window.\n",
             n_texts("goes on"),
             n_texts("facts"),
-            asked(|l| l.asked_later),
-            asked(|l| l.asked_known)
+            asked("facts", |l| l.asked_later),
+            asked("facts", |l| l.asked_known)
         );
         let percent = |b: u64| format!("{}%", b as f64 / 1e4);
         let mut table = |title: &str, cell: &dyn Fn(&str, u64) -> Option<String>| {
+            if !methods.iter().any(|m| budgets.iter().any(|&b| cell(m, b).is_some())) {
+                return;
+            }
             let head: Vec<String> = budgets.iter().map(|&b| percent(b)).collect();
             let _ = writeln!(page, "| {title} | {} |", head.join(" | "));
             let _ = writeln!(page, "|---|{}", "---:|".repeat(budgets.len()));
@@ -152,6 +157,20 @@ pub fn markdown(lines: &[Line], methods: &[&str]) -> String {
         table("question in the window, right, %", &|m, b| {
             facts.share(m, b, |l, r| Some((r.known?, l.asked_known?))).map(share)
         });
+        let n = asked("in turn", |l| l.asked_in_turn);
+        if n > 0 {
+            let title = format!("asked in turn, right, % of {n} in {} texts", n_texts("in turn"));
+            table(&title, &|m, b| {
+                in_turn.share(m, b, |l, r| Some((r.in_turn?, l.asked_in_turn?))).map(share)
+            });
+        }
+        if n_texts("summary") > 0 {
+            let title = format!("a summary's KL, as a multiple of LAVa's, {} texts", n_texts("summary"));
+            table(&title, &|m, b| {
+                let ratio = ratio(&summary.paired(m, b, |r| r.kl)?)?;
+                Some(if m == BASE { "1".into() } else { text(ratio) })
+            });
+        }
     }
     page
 }

@@ -1,6 +1,7 @@
-//! What is asked of the model: that a text goes on as with the whole cache, and that facts among text are found again.
+//! What is asked of the model: that a text goes on as with the whole cache, that it is summarised so, and that facts among text are
+//! found again.
 //!
-//! Facts are asked for `later`, after eviction only, or they are `known`: the question is the prompt's end, inside the observation
+//! Facts are asked for `later`, after eviction only, each by itself or all in turn, or they are `known`: the question is the prompt's end, inside the observation
 //! window, and its answer is decoded after eviction. In both the answer is forced, token by token, and right if every one of its
 //! tokens is the model's first choice.
 
@@ -15,6 +16,8 @@ use super::gguf::encode;
 
 /// Tokens that a text goes on for, all but the first predicted after eviction.
 pub const N_NEXT: usize = 128;
+/// Tokens of a summary.
+pub const N_SUMMARY: usize = 48;
 /// Facts in a text.
 pub const N_FACTS: usize = 8;
 
@@ -23,6 +26,14 @@ pub struct GoesOn {
     pub book: &'static str,
     pub prompt: Vec<u16>,
     pub next: Vec<u16>,
+}
+
+/// A text that is to be summarised.
+pub struct Summary {
+    pub book: &'static str,
+    pub prompt: Vec<u16>,
+    /// Asked after eviction; ends where the summary begins.
+    pub question: Vec<u16>,
 }
 
 /// A text with facts in it.
@@ -67,6 +78,15 @@ pub fn goes_on(
     prompt.truncate(length + N_NEXT);
     let next = prompt.split_off(length);
     Ok(GoesOn { book: book.name, prompt, next })
+}
+
+/// The text that goes on, as a user's.
+pub fn summary(tokenizer: &Tokenizer, text: GoesOn) -> Result<Summary> {
+    let head = encode(tokenizer, "<|im_start|>user\nRead this text.\n\n")?;
+    let body = &text.prompt[..text.prompt.len() - head.len()];
+    let ask =
+        "\n\nSummarise the text in a few sentences.<|im_end|>\n<|im_start|>assistant\nThe text is about";
+    Ok(Summary { book: text.book, prompt: [&head, body].concat(), question: encode(tokenizer, ask)? })
 }
 
 pub fn facts(
