@@ -107,7 +107,10 @@ fn main() -> Result<()> {
     };
     let seed = args.seed.unwrap_or(seed);
     let path = args.out.join(format!("{name}.jsonl"));
-    let all = methods::all();
+    let mut all = methods::all();
+    if half == Half::Choosing {
+        all.extend(methods::ablations());
+    }
     for name in &args.methods {
         if !all.iter().any(|m| m.name == name) {
             bail!("there is no {name}; see src/published/methods.rs");
@@ -132,8 +135,9 @@ fn main() -> Result<()> {
     if let Some(readme) = &args.readme {
         let text = fs::read_to_string(readme)?;
         let page = format!("{page}Seed {seed}, the {name} half of each book.\n");
-        let new = between_markers(&text, "published", &page)
-            .with_context(|| format!("{} lacks the marker comments", readme.display()))?;
+        let new =
+            between_markers(&text, if half == Half::Choosing { "choosing" } else { "published" }, &page)
+                .with_context(|| format!("{} lacks the marker comments", readme.display()))?;
         fs::write(readme, new)?;
     }
     Ok(())

@@ -17,8 +17,8 @@ pub enum Again {
     No,
     /// So many of the prompt's tokens, equally far apart, none of the first four, where attention sinks stand.
     Spread(usize),
-    /// Of each four tokens after the first four the one whose query is least like the others', in each layer, but no more than 512.
-    Novel,
+    /// Of each so many tokens after the first four the one whose query is least like the others', in each layer, but no more than 512.
+    Novel(usize),
     /// All of a second pass that repeats the prompt, and nobody's in the window: KVzip (arXiv 2505.23416).
     SecondPass,
 }
@@ -36,8 +36,6 @@ pub struct Ask {
 
 /// The first tokens, whose queries are never asked again.
 const N_FIRST: usize = 4;
-/// Tokens to one that asks again.
-const STRETCH: usize = 4;
 /// No more than so many ask again, so that what it costs grows with the prompt and not with its square.
 const MOST_QUERIES: usize = 512;
 
@@ -51,12 +49,12 @@ fn asking(model: &Model, shape: &Shape, layer: &LayerState, again: Again) -> Res
     let view = |x| Tensor::from_slice(x, rows, Rows::Same(n), heads, d);
     let picked: Vec<u32> = match again {
         Again::Spread(most) => (0..n as u32).step_by((n + N_FIRST).div_ceil(most)).collect(),
-        _ if n < STRETCH => vec![],
-        _ => {
-            let mut picked = vec![0; (n / STRETCH).min(MOST_QUERIES)];
+        Again::Novel(stretch) if n >= stretch => {
+            let mut picked = vec![0; (n / stretch).min(MOST_QUERIES)];
             pick_queries(shape, n, &view(after_first)?, &mut vec![0.0; n], &mut picked)?;
             picked
         }
+        _ => vec![],
     };
     let q: Vec<f32> =
         picked.iter().flat_map(|&j| &after_first[j as usize * width..][..width]).copied().collect();

@@ -1,7 +1,7 @@
 //! The rows of the table on a published model.
 
 use lava::params::Attention;
-use lava::{HeadFloor, Pool, ScoreParams, SelectParams, ValueWeight};
+use lava::{HeadFloor, ScoreParams, SelectParams, ValueWeight};
 
 use super::ask::{Again, Ask};
 use crate::methods::{BASE, DEFAULT, Family, Kind, Layers, Method, Scorer, Ties, WINDOW, Weight};
@@ -37,62 +37,22 @@ pub fn all() -> Vec<Method> {
         n_sink,
         ..SelectParams::lava()
     };
-    let largest = ScoreParams {
-        attention: Attention::Max,
-        value_weight: ValueWeight::TokenL2,
-        pool_kernel: 1,
-        ..ScoreParams::lava()
-    };
-    let asked = |name, again, projection| {
-        let ask = Ask { again, projection, smoothing: 0.5, n_sink: 4 };
-        let mut method = one_sort(name, largest, floor(0.2, 4));
-        method.scorer.kind = Kind::Asked(ask);
-        method
-    };
-    // This project's: few rows kept for their place alone, what comes after a place that the window looks at, novel queries.
-    let ours = |name, again, projection| {
-        let params = ScoreParams {
-            attention: Attention::Norm4,
-            value_weight: ValueWeight::HeadMeanL2,
-            pool: Pool::After,
-            pool_kernel: 8,
-            weight: 0.5,
-            ..ScoreParams::lava()
-        };
-        let mut method = asked(name, again, projection);
-        method.scorer = Scorer { params, window: 8, ..method.scorer };
-        // Without the projection and the residual, half of what makes layers unlike is taken out by their sums.
-        method.layers = Layers::Global(if projection { Weight::One } else { Weight::Mass(-0.5) });
-        method
-    };
     let mut kvzip = asked("KVzip", Again::SecondPass, false);
     let ask = Ask { again: Again::SecondPass, projection: false, smoothing: 0.0, n_sink: 4 };
-    let params = ScoreParams { value_weight: ValueWeight::None, ..largest };
+    let params = ScoreParams { value_weight: ValueWeight::None, ..LARGEST };
     kvzip.scorer = Scorer { kind: Kind::Asked(ask), params, window: 1 };
     kvzip.select = SelectParams { n_sink: 4, ..SelectParams::lava() };
     let mut random = with_sinks(equal("random, 4 sinks", ScoreParams::snapkv()));
     random.scorer.kind = Kind::Random;
     // Recommended until this table was made, and at first.
-    let squares = ScoreParams {
-        attention: Attention::Squared,
-        value_weight: ValueWeight::Token,
-        ..ScoreParams::lava()
-    };
-    let window = ScoreParams {
-        attention: Attention::Max,
-        value_weight: ValueWeight::HeadMeanL2,
-        pool: Pool::After,
-        pool_kernel: 8,
-        smoothing: 0.5,
-        ..ScoreParams::lava()
-    };
+    let squares = ScoreParams::squares();
     vec![
         random,
         with_sinks(equal("StreamingLLM", ScoreParams::streaming())),
         equal("SnapKV", ScoreParams::snapkv()),
         lava,
         one_sort("LAVa's score, one sort", ScoreParams::lava(), SelectParams::lava()),
-        one_sort(DEFAULT, window, floor(0.2, 4)),
+        one_sort(DEFAULT, ScoreParams::default(), SelectParams::default()),
         one_sort("squares", squares, floor(0.1, 4)),
         one_sort("squares, smoothed", ScoreParams { smoothing: 1.0, ..squares }, floor(0.1, 0)),
         Method {
@@ -105,7 +65,64 @@ pub fn all() -> Vec<Method> {
         asked("L, no W_O", Again::No, false),
         asked("W", Again::Spread(128), true),
         asked("W, no W_O", Again::Spread(128), false),
-        ours("Ask again", Again::Novel, true),
-        ours("Ask again, no W_O", Again::Novel, false),
+        ours("Ask again", Again::Novel(4), true),
+        ours("Ask again, no W_O", Again::Novel(4), false),
+    ]
+}
+
+/// The largest attention that the window's and other queries pay, half a head's mean added, one sort: `L` and `W`.
+const LARGEST: ScoreParams = ScoreParams {
+    attention: Attention::Max,
+    value_weight: ValueWeight::TokenL2,
+    pool_kernel: 1,
+    ..ScoreParams::lava()
+};
+
+fn asked(name: &'static str, again: Again, projection: bool) -> Method {
+    let kind = Kind::Asked(Ask { again, projection, smoothing: 0.5, n_sink: 4 });
+    Method {
+        name,
+        family: Family::Lava,
+        scorer: Scorer { params: LARGEST, window: WINDOW, kind },
+        layers: Layers::Global(Weight::One),
+        select: SelectParams {
+            head_floor: HeadFloor::Guaranteed,
+            alpha: 0.2,
+            n_sink: 4,
+            ..SelectParams::lava()
+        },
+        ties: Ties::LowerToken,
+        source: "",
+    }
+}
+
+/// This project's asking again.
+fn ours(name: &'static str, again: Again, projection: bool) -> Method {
+    let mut method = asked(name, again, projection);
+    method.scorer = Scorer { params: ScoreParams::ask_window(), window: 8, ..method.scorer };
+    // Without the projection and the residual, half of what makes layers unlike is taken out by their sums.
+    method.layers = Layers::Global(if projection { Weight::One } else { Weight::Mass(-0.5) });
+    method
+}
+
+/// Asking again with one thing as it was before: why each is as it is. Only the half for choosing has these rows.
+pub fn ablations() -> Vec<Method> {
+    let whole = ours("Ask again", Again::Novel(4), true);
+    let with = |name, change: fn(&mut Method)| {
+        let mut method = Method { name, ..whole };
+        change(&mut method);
+        method
+    };
+    let queries = |name, again| ours(name, again, true);
+    vec![
+        with("a window of 32", |m| m.scorer.window = 32),
+        with("largest attention", |m| m.scorer.params.attention = Attention::Max),
+        with("own value norms", |m| m.scorer.params.value_weight = ValueWeight::TokenL2),
+        with("window without what comes after", |m| m.scorer.params.pool_kernel = 1),
+        with("window counts whole", |m| m.scorer.params.weight = 1.0),
+        queries("every fourth query", Again::Spread(256)),
+        queries("novel of each eight", Again::Novel(8)),
+        queries("novel of each two", Again::Novel(2)),
+        queries("nobody asks again", Again::No),
     ]
 }

@@ -197,6 +197,9 @@ pub fn summary(model: &Model, text: &Summary, methods: &[Method], budgets: &[f64
             let last = &rows[rows.len() - model.cfg.n_embd..];
             next = first_choice(&model.logits(last)) as u16;
         })?;
+        if next == text.end {
+            break;
+        }
         tokens.push(next);
     }
     let first = text.question.len() - 1;
@@ -209,7 +212,10 @@ pub fn in_turn(model: &Model, text: &Facts, methods: &[Method], budgets: &[f64])
     let prefill = model.prefill(&text.prompt);
     let mut tokens = vec![];
     let mut before = vec![];
-    for fact in &text.facts {
+    for (i, fact) in text.facts.iter().enumerate() {
+        if i > 0 {
+            tokens.extend(&text.between);
+        }
         tokens.extend(&fact.question);
         before.push(tokens.len() - 1);
         tokens.extend(&fact.answer);

@@ -1,7 +1,7 @@
 //! What is asked of the model: that a text goes on as with the whole cache, that it is summarised so, and that facts among text are
 //! found again.
 //!
-//! Facts are asked for `later`, after eviction only, each by itself or all in turn, or they are `known`: the question is the prompt's end, inside the observation
+//! Facts are asked for `later`, after eviction only, each by itself or all in turn; or they are `known`: the question is the prompt's end, inside the observation
 //! window, and its answer is decoded after eviction. In both the answer is forced, token by token, and right if every one of its
 //! tokens is the model's first choice.
 
@@ -16,7 +16,8 @@ use super::gguf::encode;
 
 /// Tokens that a text goes on for, all but the first predicted after eviction.
 pub const N_NEXT: usize = 128;
-/// Tokens of a summary.
+const END_OF_ANSWER: &str = "<|im_end|>\n<|im_start|>user";
+/// Tokens of a summary, at most.
 pub const N_SUMMARY: usize = 48;
 /// Facts in a text.
 pub const N_FACTS: usize = 8;
@@ -34,6 +35,8 @@ pub struct Summary {
     pub prompt: Vec<u16>,
     /// Asked after eviction; ends where the summary begins.
     pub question: Vec<u16>,
+    /// The token that ends an answer.
+    pub end: u16,
 }
 
 /// A text with facts in it.
@@ -41,6 +44,8 @@ pub struct Facts {
     pub book: &'static str,
     pub prompt: Vec<u16>,
     pub facts: Vec<Fact>,
+    /// What stands between an answer and the next question of a dialogue.
+    pub between: Vec<u16>,
 }
 
 /// A question, and the answer's beginning, which is given, and its end.
@@ -86,7 +91,8 @@ pub fn summary(tokenizer: &Tokenizer, text: GoesOn) -> Result<Summary> {
     let body = &text.prompt[..text.prompt.len() - head.len()];
     let ask =
         "\n\nSummarise the text in a few sentences.<|im_end|>\n<|im_start|>assistant\nThe text is about";
-    Ok(Summary { book: text.book, prompt: [&head, body].concat(), question: encode(tokenizer, ask)? })
+    let end = encode(tokenizer, END_OF_ANSWER)?[0];
+    Ok(Summary { book: text.book, prompt: [&head, body].concat(), question: encode(tokenizer, ask)?, end })
 }
 
 pub fn facts(
@@ -134,7 +140,8 @@ pub fn facts(
         Ok(Fact { question: encode(tokenizer, &ask)?, answer: encode(tokenizer, &fact.answer)?, depth })
     };
     let facts = made.iter().zip(depths).map(|(fact, depth)| question(fact, depth)).collect::<Result<_>>()?;
-    Ok(Facts { book: book.name, prompt, facts })
+    let between = encode(tokenizer, END_OF_ANSWER)?;
+    Ok(Facts { book: book.name, prompt, facts, between })
 }
 
 struct Made {
