@@ -6,7 +6,7 @@ use lava::budget::{layer_entries, pyramid_weights};
 use lava::entropy::entropy;
 use lava::score::{AttentionStats, ScoreInputs, attention_stats, mean_over_heads, preference, score};
 use lava::select::select;
-use lava::{Alike, Backend, HeadFloor, Rows, ScoreParams, SelectParams, Shape, Strides, Tensor};
+use lava::{Alike, Backend, GroupReduce, HeadFloor, Rows, ScoreParams, SelectParams, Shape, Strides, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -15,6 +15,7 @@ use crate::lkv::Lkv;
 use crate::methods::{Kind, Layers, Method, Scorer, Ties, Weight};
 use crate::model::{LAST_QUERIES, LayerState, Model, Prefill, l2};
 use crate::published::ask::{self, Again, Ask};
+use crate::published::others;
 
 /// Scores of all layers, each `[n_kv_heads, prefix_len]`.
 pub type Scores = Vec<Vec<f32>>;
@@ -47,6 +48,14 @@ impl<'a> Prompt<'a> {
         let layers = Alike(shape, cfg.n_layers);
         let total = lava::params::total_entries(&layers, budget)?;
         let mut scores = self.scores(method.scorer)?.clone();
+        if method.scorer.kind == Kind::Defensive {
+            let params =
+                ScoreParams { pool_kernel: 1, group_reduce: GroupReduce::Mean, ..ScoreParams::snapkv() };
+            let mass = self.scores(Scorer { params, kind: Kind::AsTheyAre, ..method.scorer })?;
+            for (scores, mass) in scores.iter_mut().zip(mass) {
+                others::raise_mass(scores, mass, shape.prefix_len(), budget - shape.window);
+            }
+        }
         if let Layers::Global(weight) | Layers::Blend { weight, .. } = method.layers {
             for (l, layer) in scores.iter_mut().enumerate() {
                 let factor = self.layer_factor(weight, l, layer);
@@ -144,6 +153,12 @@ impl<'a> Prompt<'a> {
         if scorer.kind == Kind::Learned {
             return Ok(self.lkv()?.scores(cfg, l, layer, prefix));
         }
+        match scorer.kind {
+            Kind::Defensive => return Ok(others::defensive(self.model, l, layer, scorer.window)),
+            Kind::KeyDifference => return Ok(others::key_difference(self.model, layer, prefix)),
+            Kind::Expected => return Ok(others::expected(self.model, layer, prefix)),
+            _ => {}
+        }
         if scorer.kind == Kind::Random {
             let mut rng = ChaCha8Rng::seed_from_u64(l as u64);
             return Ok((0..cfg.n_kv_heads * prefix).map(|_| rng.random()).collect());
@@ -174,7 +189,7 @@ impl<'a> Prompt<'a> {
                 let second = self.second_pass.get(l).map_or(&[][..], Vec::as_slice);
                 ask::finish(self.model, &shape, &params, layer, &inputs, ask, second, &mut scores)?;
             }
-            Kind::AsTheyAre | Kind::Learned | Kind::Random => {}
+            _ => {}
         }
         Ok(scores)
     }

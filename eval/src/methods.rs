@@ -29,8 +29,12 @@ pub enum Kind {
     ProjectedMax,
     /// They are not asked for: chance decides.
     Random,
-    /// They are not asked for: the largest attention of any query.
+    /// They are joined with those of other queries than the window's.
     Asked(Ask),
+    /// They are not asked for: they come from outside (`published/others.rs`).
+    Defensive,
+    KeyDifference,
+    Expected,
 }
 
 pub const WINDOW: usize = 32;

@@ -105,7 +105,7 @@ fn project(x: &[f32], w: &[f32], inner: usize) -> Vec<f32> {
 }
 
 /// `y[m, n] = x[m, k] · b`, where `b[k, n]` has the strides (row, column); rows of `y` and `x` are so far apart.
-fn product(
+pub(crate) fn product(
     y: &mut [f32],
     y_row: usize,
     x: &[f32],

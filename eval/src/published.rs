@@ -7,6 +7,7 @@
 //! | `tasks.rs` | text that goes on, and facts among text |
 //! | `methods.rs` | the rows of the table |
 //! | `ask.rs` | queries that ask beside the window's: the prompt's, from after it, or a second pass' |
+//! | `others.rs` | scores that come from outside the library: DefensiveKV, KeyDiff, Expected Attention |
 //! | `run.rs` | one text through all methods and budgets: a line of JSON |
 //! | `cost.rs` | what scoring takes, beside prefill |
 //! | `table.rs` | lines → means with paired intervals |
@@ -15,6 +16,7 @@ pub mod books;
 pub mod cost;
 pub mod gguf;
 pub mod methods;
+pub mod others;
 pub mod run;
 pub mod table;
 pub mod tasks;

@@ -42,6 +42,15 @@ pub fn all() -> Vec<Method> {
     let params = ScoreParams { value_weight: ValueWeight::None, ..LARGEST };
     kvzip.scorer = Scorer { kind: Kind::Asked(ask), params, window: 1 };
     kvzip.select = SelectParams { n_sink: 4, ..SelectParams::lava() };
+    let outside = |name, kind, layers, select| Method {
+        name,
+        scorer: Scorer { params: ScoreParams::snapkv(), window: WINDOW, kind },
+        layers,
+        select,
+        ..lava
+    };
+    // Ada-KV's head budgets, and the sinks that the method keeps.
+    let ada = SelectParams { n_sink: 4, ..SelectParams::lava_released() };
     let mut random = with_sinks(equal("random, 4 sinks", ScoreParams::snapkv()));
     random.scorer.kind = Kind::Random;
     // Recommended until this table was made, and at first.
@@ -61,6 +70,9 @@ pub fn all() -> Vec<Method> {
         },
         one_sort("KV-Compress", ScoreParams::kv_compress(), SelectParams::lava()),
         kvzip,
+        outside("DefensiveKV", Kind::Defensive, Layers::Global(Weight::One), SelectParams::lava()),
+        outside("KeyDiff", Kind::KeyDifference, Layers::Equal, SelectParams::equal()),
+        outside("Expected Attention", Kind::Expected, Layers::Equal, ada),
         asked("L", Again::No, true),
         asked("L, no W_O", Again::No, false),
         asked("W", Again::Spread(128), true),
