@@ -247,7 +247,7 @@ pub unsafe extern "C" fn lava_score_queries(
 /// Which of a layer's queries to ask again with: the rows are cut into n_picked stretches, equal but for one row, and each gives the row
 /// least like all others, whose queries look for what no other does; of equals the first.
 ///
-///     novelty[j] = -(sum over query heads of the cosine of q[j] and the mean of all rows' q)
+///     novelty[j] = -(sum over query heads of the cosine of q[j] and the mean of q over all rows)
 ///
 /// The same rows on every machine.
 ///
