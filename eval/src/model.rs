@@ -80,7 +80,7 @@ pub const LAST_QUERIES: usize = 64;
 /// A prompt's cache, before anything is evicted.
 pub struct Prefill {
     pub n_tokens: usize,
-    pub tokens: Vec<u16>,
+    pub tokens: Vec<u32>,
     pub layers: Vec<LayerState>,
 }
 
@@ -221,7 +221,7 @@ impl Model {
     }
 
     /// Full causal attention over a prompt.
-    pub fn prefill(&self, tokens: &[u16]) -> Prefill {
+    pub fn prefill(&self, tokens: &[u32]) -> Prefill {
         let cfg = &self.cfg;
         let last = tokens.len().min(LAST_QUERIES);
         let mut x = self.embed(tokens);
@@ -251,7 +251,7 @@ impl Model {
         &self,
         caches: &mut [Cache],
         n_prompt: usize,
-        tokens: &[u16],
+        tokens: &[u32],
         trace: Option<&mut Vec<LayerTrace>>,
     ) -> Result<Vec<f32>> {
         Ok(self.logits(&self.decode_many(&mut [caches], n_prompt, &[(0, tokens)], trace)?))
@@ -263,7 +263,7 @@ impl Model {
         &self,
         sets: &mut [&mut [Cache]],
         n_prompt: usize,
-        sequences: &[(usize, &[u16])],
+        sequences: &[(usize, &[u32])],
         mut trace: Option<&mut Vec<LayerTrace>>,
     ) -> Result<Vec<f32>> {
         let cfg = &self.cfg;
@@ -298,7 +298,7 @@ impl Model {
         project(rows, self.output.as_ref().unwrap_or(&self.token_embd), self.cfg.n_embd)
     }
 
-    fn embed(&self, tokens: &[u16]) -> Vec<f32> {
+    fn embed(&self, tokens: &[u32]) -> Vec<f32> {
         let e = self.cfg.n_embd;
         tokens.iter().flat_map(|&t| &self.token_embd[t as usize * e..][..e]).copied().collect()
     }

@@ -117,8 +117,8 @@ impl Task {
 
 /// A prompt and what is decoded after it.
 pub struct Text {
-    pub prompt: Vec<u16>,
-    pub continuation: Vec<u16>,
+    pub prompt: Vec<u32>,
+    pub continuation: Vec<u32>,
     pub scored: Vec<Scored>,
 }
 
@@ -127,12 +127,12 @@ pub struct Text {
 pub struct Scored {
     /// Step of the continuation whose logits predict `target`.
     pub step: usize,
-    pub target: u16,
+    pub target: u32,
     /// Where in the prompt the asked fact is, from 0 to 1; in structured text nothing is asked.
     pub depth: Option<f32>,
 }
 
-const BOS: u16 = 1;
+const BOS: u32 = 1;
 /// Facts in a prompt: one for each key.
 const KEYS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
 const VALUES: &[u8] = b"abcdefghijklmnopqrstuvwxyz";
@@ -145,8 +145,8 @@ const N_NEXT: usize = 64;
 const UNKNOWN: usize = 4;
 
 /// Byte b is token b + 3.
-fn token(byte: u8) -> u16 {
-    byte as u16 + 3
+fn token(byte: u8) -> u32 {
+    byte as u32 + 3
 }
 
 fn recall(rng: &mut ChaCha8Rng, length: usize, n_questions: usize, known: bool) -> Text {
@@ -166,7 +166,7 @@ fn recall(rng: &mut ChaCha8Rng, length: usize, n_questions: usize, known: bool) 
     let body = pieces.concat();
     let questions: Vec<u8> = asked.iter().flat_map(|(k, _)| [b'?', *k, b'=']).collect();
     let answered: Vec<u8> = asked.iter().flat_map(|(k, v)| [b'?', *k, b'=', *v]).collect();
-    let mut prompt: Vec<u16> = std::iter::once(BOS).chain(body.iter().map(|&b| token(b))).collect();
+    let mut prompt: Vec<u32> = std::iter::once(BOS).chain(body.iter().map(|&b| token(b))).collect();
     if known {
         prompt.extend(questions.iter().map(|&b| token(b)));
     }
@@ -184,7 +184,7 @@ fn recall(rng: &mut ChaCha8Rng, length: usize, n_questions: usize, known: bool) 
     Text { prompt, continuation, scored }
 }
 
-fn segment(rng: &mut ChaCha8Rng, alphabet: &[u8], n: usize) -> Vec<u16> {
+fn segment(rng: &mut ChaCha8Rng, alphabet: &[u8], n: usize) -> Vec<u32> {
     (0..n).map(|_| token(*alphabet.choose(rng).unwrap())).collect()
 }
 
@@ -194,8 +194,8 @@ fn alphabet(rng: &mut ChaCha8Rng) -> Vec<u8> {
 }
 
 /// Splits `<s>` and `tokens` into a prompt and [`N_NEXT`] tokens; those with `is_known(index in tokens)` count.
-fn continued(tokens: Vec<u16>, is_known: impl Fn(usize) -> bool) -> Text {
-    let mut prompt: Vec<u16> = std::iter::once(BOS).chain(tokens).collect();
+fn continued(tokens: Vec<u32>, is_known: impl Fn(usize) -> bool) -> Text {
+    let mut prompt: Vec<u32> = std::iter::once(BOS).chain(tokens).collect();
     let all = prompt.clone();
     let n = prompt.len() - N_NEXT;
     let continuation = prompt.split_off(n);
@@ -218,13 +218,13 @@ fn copying(rng: &mut ChaCha8Rng, length: usize) -> Text {
 fn nested(rng: &mut ChaCha8Rng, length: usize) -> Text {
     let alphabet = alphabet(rng);
     let len = rng.random_range(24..=40);
-    let segments: Vec<Vec<u16>> = (0..16).map(|_| segment(rng, &alphabet, len)).collect();
+    let segments: Vec<Vec<u32>> = (0..16).map(|_| segment(rng, &alphabet, len)).collect();
     // Ends in the middle of an A; after it comes a B or C that occurred before.
     let order = |i: usize| (i + 1).trailing_zeros() as usize;
     let n = length - 1;
     let offset = rng.random_range(0..len);
     let mut first_of_level = [usize::MAX; 16];
-    let tokens: Vec<u16> = (0..n)
+    let tokens: Vec<u32> = (0..n)
         .map(|at| {
             let (i, j) = ((at + offset) / len, (at + offset) % len);
             first_of_level[order(i)] = first_of_level[order(i)].min(i);
@@ -242,7 +242,7 @@ fn periods(rng: &mut ChaCha8Rng, length: usize) -> Text {
     let alphabet = alphabet(rng);
     let len = rng.random_range(16..=24);
     let n_segments = (rng.random_range(length / 4..=length / 2 - N_NEXT) / (TIMES * len)).max(2);
-    let segments: Vec<Vec<u16>> = (0..n_segments).map(|_| segment(rng, &alphabet, len)).collect();
+    let segments: Vec<Vec<u32>> = (0..n_segments).map(|_| segment(rng, &alphabet, len)).collect();
     let offset = rng.random_range(0..len);
     let at = |i: usize| ((i + offset) / (TIMES * len) % n_segments, (i + offset) % len);
     let tokens = (0..length - 1).map(|i| segments[at(i).0][at(i).1]).collect();

@@ -19,7 +19,7 @@ fn gguf() -> Option<Gguf> {
 /// What `llama.cpp` in this folder writes.
 #[derive(Deserialize)]
 struct Golden {
-    tokens: Vec<u16>,
+    tokens: Vec<u32>,
     /// The likeliest next tokens and their log-probabilities, position by position.
     next: Vec<Vec<(usize, f64)>>,
 }

@@ -27,7 +27,7 @@ fn captured_prompts_give_the_same_numbers() {
     let get = |name: String| numbers(&file.tensor(&name).unwrap());
     assert_eq!(n_prompts, 3);
     for p in 0..n_prompts {
-        let tokens: Vec<u16> = get(format!("prompt{p}.tokens")).iter().map(|&t| t as u16).collect();
+        let tokens: Vec<u32> = get(format!("prompt{p}.tokens")).iter().map(|&t| t as u32).collect();
         let (prompt, next) = tokens.split_at(tokens.len() - n_next);
         let prefill = model.prefill(prompt);
         let mut caches: Vec<Cache> = prefill

@@ -2,7 +2,7 @@
 
 use eval::tasks::{Group, Task, Text};
 
-fn text(tokens: &[u16]) -> Vec<u8> {
+fn text(tokens: &[u32]) -> Vec<u8> {
     tokens.iter().skip(1).map(|&t| (t - 3) as u8).collect()
 }
 

@@ -23,7 +23,7 @@ fn seconds(mut work: impl FnMut() -> Result<()>) -> Result<f64> {
 }
 
 /// A table: scores of all layers by each method, in milliseconds, as a multiple of LAVa's and as a share of prefill.
-pub fn markdown(model: &Model, tokens: &[u16], methods: &[Method]) -> Result<String> {
+pub fn markdown(model: &Model, tokens: &[u32], methods: &[Method]) -> Result<String> {
     let mut prefill = None;
     let whole = seconds(|| {
         prefill = Some(model.prefill(tokens));

@@ -98,8 +98,8 @@ impl Gguf {
     }
 }
 
-/// Tokens of a text. The vocabulary's numbers fit u16.
-pub fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u16>> {
+/// Tokens of a text.
+pub fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     let encoding = tokenizer.encode_fast(text, false).map_err(anyhow::Error::from_boxed)?;
-    encoding.get_ids().iter().map(|&id| Ok(u16::try_from(id)?)).collect()
+    Ok(encoding.get_ids().to_vec())
 }

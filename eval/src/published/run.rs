@@ -105,7 +105,7 @@ fn decode(
     model: &Model,
     prefill: &Prefill,
     kept: &[&[Kept]],
-    sequences: &[&[u16]],
+    sequences: &[&[u32]],
     mut each: impl FnMut(usize, &[f32]),
 ) -> Result<()> {
     let n = sequences[0].len();
@@ -114,7 +114,7 @@ fn decode(
         let mut caches: Vec<Vec<Cache>> =
             kept.iter().map(|k| compact(model, prefill, k, n)).collect::<Result<_>>()?;
         let mut sets: Vec<&mut [Cache]> = caches.iter_mut().map(Vec::as_mut_slice).collect();
-        let all: Vec<(usize, &[u16])> =
+        let all: Vec<(usize, &[u32])> =
             (0..sets.len()).flat_map(|set| sequences.iter().map(move |s| (set, *s))).collect();
         let rows = model.decode_many(&mut sets, prefill.n_tokens, &all, None)?;
         for (i, rows) in rows.chunks_exact(sequences.len() * n * model.cfg.n_embd).enumerate() {
@@ -142,7 +142,7 @@ fn first_choice(row: &[f32]) -> usize {
 fn distances(
     model: &Model,
     prefill: &Prefill,
-    (tokens, first): (&[u16], usize),
+    (tokens, first): (&[u32], usize),
     methods: &[Method],
     budgets: &[f64],
 ) -> Result<(Vec<Row>, f64)> {
@@ -195,7 +195,7 @@ pub fn summary(model: &Model, text: &Summary, methods: &[Method], budgets: &[f64
         let mut next = 0;
         decode(model, &prefill, &[&everything(model, &prefill)], &[&tokens], |_, rows| {
             let last = &rows[rows.len() - model.cfg.n_embd..];
-            next = first_choice(&model.logits(last)) as u16;
+            next = first_choice(&model.logits(last)) as u32;
         })?;
         if next == text.end {
             break;
@@ -243,7 +243,7 @@ pub fn in_turn(model: &Model, text: &Facts, methods: &[Method], budgets: &[f64])
 }
 
 /// Whether the rows that stand before the answer's tokens choose them; `before` is the number of the first.
-fn is_right(model: &Model, hidden: &[f32], before: usize, answer: &[u16]) -> bool {
+fn is_right(model: &Model, hidden: &[f32], before: usize, answer: &[u32]) -> bool {
     let e = model.cfg.n_embd;
     let logits = model.logits(&hidden[before * e..(before + answer.len()) * e]);
     logits.chunks_exact(model.cfg.vocab_size).zip(answer).all(|(row, &t)| first_choice(row) == t as usize)
@@ -252,10 +252,10 @@ fn is_right(model: &Model, hidden: &[f32], before: usize, answer: &[u16]) -> boo
 pub fn facts(model: &Model, text: &Facts, methods: &[Method], budgets: &[f64]) -> Result<Line> {
     let prefill = model.prefill(&text.prompt);
     // All of one length: what comes after an answer changes nothing before it.
-    let padded = |facts: &[&Fact]| -> Vec<Vec<u16>> {
+    let padded = |facts: &[&Fact]| -> Vec<Vec<u32>> {
         let of = |f: &Fact| [&f.question[..], &f.answer[..f.answer.len() - 1]].concat();
         let longest = facts.iter().map(|f| f.question.len() + f.answer.len() - 1).max().unwrap_or(0);
-        let pad = |mut s: Vec<u16>| {
+        let pad = |mut s: Vec<u32>| {
             s.resize(longest, 0);
             s
         };
@@ -267,7 +267,7 @@ pub fn facts(model: &Model, text: &Facts, methods: &[Method], budgets: &[f64]) -
     };
     let all: Vec<&Fact> = text.facts.iter().collect();
     let sequences = padded(&all);
-    let sequences: Vec<&[u16]> = sequences.iter().map(Vec::as_slice).collect();
+    let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
     let mut answered = vec![];
     decode(model, &prefill, &[&everything(model, &prefill)], &sequences, |_, hidden| {
         answered = right(&all, hidden);
@@ -287,7 +287,7 @@ pub fn facts(model: &Model, text: &Facts, methods: &[Method], budgets: &[f64]) -
         keep(model, &prefill, methods, budgets)?.into_iter().unzip();
     let kept: Vec<&[Kept]> = kept.iter().map(Vec::as_slice).collect();
     let sequences = padded(&asked);
-    let sequences: Vec<&[u16]> = sequences.iter().map(Vec::as_slice).collect();
+    let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
     decode(model, &prefill, &kept, &sequences, |i, hidden| {
         rows[i].later = Some(right(&asked, hidden).into_iter().filter(|&ok| ok).count());
     })?;
@@ -311,7 +311,7 @@ pub fn facts(model: &Model, text: &Facts, methods: &[Method], budgets: &[f64]) -
 }
 
 /// The prompt and more tokens after it. The queries from before RoPE stay the shorter prompt's.
-fn extended(model: &Model, prefill: &Prefill, tokens: &[u16]) -> Result<Prefill> {
+fn extended(model: &Model, prefill: &Prefill, tokens: &[u32]) -> Result<Prefill> {
     let mut caches = compact(model, prefill, &everything(model, prefill), tokens.len())?;
     let mut trace = vec![];
     model.decode_many(&mut [&mut caches], prefill.n_tokens, &[(0, tokens)], Some(&mut trace))?;

@@ -25,34 +25,34 @@ pub const N_FACTS: usize = 8;
 /// A text that goes on.
 pub struct GoesOn {
     pub book: &'static str,
-    pub prompt: Vec<u16>,
-    pub next: Vec<u16>,
+    pub prompt: Vec<u32>,
+    pub next: Vec<u32>,
 }
 
 /// A text that is to be summarised.
 pub struct Summary {
     pub book: &'static str,
-    pub prompt: Vec<u16>,
+    pub prompt: Vec<u32>,
     /// Asked after eviction; ends where the summary begins.
-    pub question: Vec<u16>,
+    pub question: Vec<u32>,
     /// The token that ends an answer.
-    pub end: u16,
+    pub end: u32,
 }
 
 /// A text with facts in it.
 pub struct Facts {
     pub book: &'static str,
-    pub prompt: Vec<u16>,
+    pub prompt: Vec<u32>,
     pub facts: Vec<Fact>,
     /// What stands between an answer and the next question of a dialogue.
-    pub between: Vec<u16>,
+    pub between: Vec<u32>,
 }
 
 /// A question, and the answer's beginning, which is given, and its end.
 pub struct Fact {
     /// Ends where the answer begins.
-    pub question: Vec<u16>,
-    pub answer: Vec<u16>,
+    pub question: Vec<u32>,
+    pub answer: Vec<u32>,
     /// Where in the text the fact stands, from 0 to 1.
     pub depth: f64,
 }
@@ -112,7 +112,7 @@ pub fn facts(
         made.iter().map(|f| Ok(encode(tokenizer, &f.sentence)?.len())).sum::<Result<usize>>()?;
     let mut body = encode(tokenizer, &text)?;
     body.truncate(length - head.len() - facts_len);
-    let body: Vec<u32> = body.iter().map(|&t| t as u32).collect();
+    let body: Vec<u32> = body.to_vec();
     let body = tokenizer.decode(&body, false).map_err(anyhow::Error::from_boxed)?;
 
     // Each between two sentences of its own stretch of the text.
