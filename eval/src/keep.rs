@@ -1,12 +1,12 @@
 //! From a prompt's cache to what a method keeps of it.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use half::f16;
 use lava::budget::{layer_entries, pyramid_weights};
 use lava::entropy::entropy;
 use lava::score::{AttentionStats, ScoreInputs, attention_stats, mean_over_heads, preference, score};
-use lava::select::select;
-use lava::{Alike, Backend, GroupReduce, HeadFloor, Rows, ScoreParams, SelectParams, Shape, Strides, Tensor};
+use lava::select::{global_entries, global_entries_workspace_size, select};
+use lava::{Backend, GroupReduce, HeadFloor, Rows, ScoreParams, SelectParams, Shape, Strides, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -45,8 +45,17 @@ impl<'a> Prompt<'a> {
         if budget < shape.window + method.select.n_sink {
             return Ok(None);
         }
-        let layers = Alike(shape, cfg.n_layers);
-        let total = lava::params::total_entries(&layers, budget)?;
+        // A share of the tokens is the same share of what each layer would hold: a sliding window's dead rows are dropped for nothing.
+        let layers: Vec<Shape> = (self.prefill.layers.iter().enumerate())
+            .map(|(l, layer)| Shape { layer: l as u32, sliding_window: layer.sliding_window, ..shape })
+            .collect();
+        let live = |s: &Shape| s.prefix_len() - s.first_visible() + s.window;
+        let held: usize = layers.iter().map(|s| budget * live(s) / s.n_tokens).sum();
+        let Some(total) = held.checked_sub(shape.window * cfg.n_layers) else { return Ok(None) };
+        let total = (total * cfg.n_kv_heads) as u64;
+        if total < layers.iter().map(|s| method.select.layer_minimum(s)).sum() {
+            return Ok(None);
+        }
         let mut scores = self.scores(method.scorer)?.clone();
         if method.scorer.kind == Kind::Defensive {
             let params =
@@ -71,7 +80,7 @@ impl<'a> Prompt<'a> {
         };
         let ordered = ordered.as_ref().unwrap_or(&scores);
 
-        // If the heads of all layers share one total, they are treated as the heads of one large layer.
+        // LKV's heads share one total over all layers by weights of their own: they are treated as the heads of one large layer.
         let whole = Shape {
             n_kv_heads: cfg.n_kv_heads * cfg.n_layers,
             n_q_heads: cfg.n_q_heads * cfg.n_layers,
@@ -79,8 +88,7 @@ impl<'a> Prompt<'a> {
         };
         let weights = match method.layers {
             Layers::Global(_) => {
-                let kept = keep_best(&whole, &method.select, &ordered.concat(), total)?;
-                return Ok(Some(split(&kept, cfg.n_kv_heads)));
+                return one_sort(&layers, &method.select, ordered, total).map(Some);
             }
             Layers::Learned => {
                 let head_weights = Some(&self.lkv()?.head_share[..]);
@@ -102,15 +110,16 @@ impl<'a> Prompt<'a> {
             }
             Layers::Entropy | Layers::Blend { .. } => {
                 let share = if let Layers::Blend { mass, .. } = method.layers { mass } else { 0.0 };
-                let spread = scores.iter().map(|s| entropy(&shape, s));
+                let spread = scores.iter().zip(&layers).map(|(s, shape)| entropy(shape, s));
                 let weight =
                     |e: lava::entropy::LayerEntropy| e.entropy.powf(1.0 - share) * e.mass.powf(share);
                 spread.map(|e| e.map(weight)).collect::<lava::Result<_>>()?
             }
         };
         let mut entries = vec![0; cfg.n_layers];
-        layer_entries(&layers, &method.select, &weights, total, &mut entries)?;
-        let kept = ordered.iter().zip(&entries).map(|(s, &n)| keep_best(&shape, &method.select, s, n));
+        layer_entries(&layers[..], &method.select, &weights, total, &mut entries)?;
+        let each = layers.iter().zip(ordered).zip(&entries);
+        let kept = each.map(|((shape, s), &n)| keep_best(shape, &method.select, s, n));
         kept.collect::<Result<_>>().map(Some)
     }
 
@@ -148,15 +157,19 @@ impl<'a> Prompt<'a> {
     fn score_layer(&self, scorer: Scorer, l: usize) -> Result<Vec<f32>> {
         let cfg = &self.model.cfg;
         let layer = &self.prefill.layers[l];
-        let shape = Shape { layer: l as u32, ..shape(cfg, self.prefill.n_tokens, scorer.window) };
+        let sliding_window = layer.sliding_window;
+        let shape =
+            Shape { layer: l as u32, sliding_window, ..shape(cfg, self.prefill.n_tokens, scorer.window) };
         let prefix = shape.prefix_len();
         if scorer.kind == Kind::Learned {
             return Ok(self.lkv()?.scores(cfg, l, layer, prefix));
         }
+        let from_outside = matches!(scorer.kind, Kind::Defensive | Kind::KeyDifference | Kind::Expected);
+        ensure!(!from_outside || sliding_window.is_none(), "published/others.rs knows no sliding windows");
         match scorer.kind {
             Kind::Defensive => return Ok(others::defensive(self.model, l, layer, scorer.window)),
             Kind::KeyDifference => return Ok(others::key_difference(self.model, layer, prefix)),
-            Kind::Expected => return Ok(others::expected(self.model, layer, prefix)),
+            Kind::Expected => return Ok(others::expected(self.model, l, layer, prefix)),
             _ => {}
         }
         if scorer.kind == Kind::Random {
@@ -238,9 +251,10 @@ impl<'a> Prompt<'a> {
             return Ok(known.clone());
         }
         let cfg = &self.model.cfg;
-        let shape = shape(cfg, self.prefill.n_tokens, scorer.window);
+        let alike = shape(cfg, self.prefill.n_tokens, scorer.window);
         let mut weights = vec![];
         for layer in &self.prefill.layers {
+            let shape = Shape { sliding_window: layer.sliding_window, ..alike };
             let mut stats = vec![AttentionStats::default(); cfg.n_kv_heads];
             with_workspace(lava::score::workspace_size(&shape, &scorer.params)?, |w| {
                 let inputs = inputs(&shape, layer)?;
@@ -274,6 +288,22 @@ fn keep_best(shape: &Shape, params: &SelectParams, scores: &[f32], n_entries: u6
         select(shape, params, scores, n_entries, w, &mut kept.indices, &mut kept.cu, None)
     })?;
     Ok(kept)
+}
+
+/// One sort over the heads of all layers, which need not be alike.
+fn one_sort(layers: &[Shape], params: &SelectParams, scores: &Scores, total: u64) -> Result<Vec<Kept>> {
+    let heads = layers[0].n_kv_heads;
+    let (mut entries, mut counts) = (vec![0; layers.len()], vec![0.0; layers.len() * heads]);
+    with_workspace(global_entries_workspace_size(layers)?, |w| {
+        global_entries(layers, params, &scores.concat(), total, w, &mut entries, &mut counts)
+    })?;
+    let each = layers.iter().zip(scores).zip(&entries).zip(counts.chunks_exact(heads));
+    each.map(|(((shape, scores), &n), counts)| {
+        // The floors are in the counts already.
+        let params = SelectParams { head_weights: Some(counts), head_floor: HeadFloor::None, ..*params };
+        keep_best(shape, &params, scores, n)
+    })
+    .collect()
 }
 
 /// All layers' heads, one after the other → layers.

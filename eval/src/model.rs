@@ -22,9 +22,34 @@ pub struct Config {
     pub head_dim: usize,
     pub n_embd: usize,
     pub n_ff: usize,
-    pub rope_theta: f64,
     pub rms_eps: f32,
     pub vocab_size: usize,
+    pub kind: Architecture,
+}
+
+/// What differs between the architectures beside sizes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Architecture {
+    Llama {
+        rope_theta: f64,
+    },
+    /// Gemma 3 (arXiv 2503.19786): embeddings times the square root of their width, norms of queries and keys and behind attention and
+    /// feed-forward, GELU, and of each six layers the first five with a sliding window of so many keys and RoPE's base 10,000.
+    Gemma3 {
+        rope_theta: f64,
+        sliding_window: usize,
+    },
+}
+
+impl Architecture {
+    /// RoPE's base and the sliding window of layer `l`.
+    fn layer(self, l: usize) -> (f64, Option<usize>) {
+        match self {
+            Self::Llama { rope_theta } => (rope_theta, None),
+            Self::Gemma3 { sliding_window, .. } if l % 6 < 5 => (10_000.0, Some(sliding_window)),
+            Self::Gemma3 { rope_theta, .. } => (rope_theta, None),
+        }
+    }
 }
 
 impl Config {
@@ -49,6 +74,18 @@ pub struct Block {
     /// Gate and up in one product.
     gate_up: Vec<f32>,
     ffn_down: Vec<f32>,
+    more_norms: Option<MoreNorms>,
+    rope_theta: f64,
+    /// A query sees so many keys, its own among them; `None`: all.
+    pub sliding_window: Option<usize>,
+}
+
+/// Gemma's, beside a llama's.
+struct MoreNorms {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    post_attn: Vec<f32>,
+    post_ffn: Vec<f32>,
 }
 
 pub struct Model {
@@ -72,6 +109,8 @@ pub struct LayerState {
     pub v: Vec<f16>,
     /// Mean L2 norm of the residual stream at those last tokens, behind the attention.
     pub residual_norm: f32,
+    /// As its block has it.
+    pub sliding_window: Option<usize>,
 }
 
 /// The longest observation window that a method may ask for.
@@ -176,9 +215,9 @@ impl Model {
             head_dim: size("head_dim")?,
             n_embd: size("n_embd")?,
             n_ff: size("n_ff")?,
-            rope_theta: number("rope_theta")?,
             rms_eps: number("rms_eps")? as f32,
             vocab_size: size("vocab_size")?,
+            kind: Architecture::Llama { rope_theta: number("rope_theta")? },
         };
         let file = SafeTensors::deserialize(&bytes)?;
         Self::from_tensors(cfg, false, |name| Ok(numbers(&file.tensor(name)?)))
@@ -199,6 +238,16 @@ impl Model {
         let blocks = (0..cfg.n_layers)
             .map(|l| {
                 let mut read = |name: &str, n| read(format!("blk.{l}.{name}"), n);
+                let more_norms = match cfg.kind {
+                    Architecture::Llama { .. } => None,
+                    Architecture::Gemma3 { .. } => Some(MoreNorms {
+                        q: read("attn_q_norm", cfg.head_dim)?,
+                        k: read("attn_k_norm", cfg.head_dim)?,
+                        post_attn: read("post_attention_norm", e)?,
+                        post_ffn: read("post_ffw_norm", e)?,
+                    }),
+                };
+                let (rope_theta, sliding_window) = cfg.kind.layer(l);
                 Ok(Block {
                     attn_norm: read("attn_norm", e)?,
                     qkv: [
@@ -211,6 +260,9 @@ impl Model {
                     ffn_norm: read("ffn_norm", e)?,
                     gate_up: [read("ffn_gate", ff * e)?, read("ffn_up", ff * e)?].concat(),
                     ffn_down: read("ffn_down", e * ff)?,
+                    more_norms,
+                    rope_theta,
+                    sliding_window,
                 })
             })
             .collect::<Result<_>>()?;
@@ -229,9 +281,9 @@ impl Model {
         for block in &self.blocks {
             let (mut q, mut k, v) = self.qkv(block, &x);
             let before_rope = q.clone();
-            self.rotate(&mut q, cfg.n_q_heads, |i| i);
-            self.rotate(&mut k, cfg.n_kv_heads, |i| i);
-            let out = self.causal_attention(&q, &k, &v);
+            self.rotate(block, &mut q, cfg.n_q_heads, |i| i);
+            self.rotate(block, &mut k, cfg.n_kv_heads, |i| i);
+            let out = self.causal_attention(&q, &k, &v, block.sliding_window);
             self.add_attention(block, &mut x, &out);
             let norms = x[(tokens.len() - last) * cfg.n_embd..].chunks_exact(cfg.n_embd).map(l2);
             layers.push(LayerState {
@@ -240,6 +292,7 @@ impl Model {
                 k: to_f16(&k),
                 v: to_f16(&v),
                 residual_norm: norms.sum::<f32>() / last as f32,
+                sliding_window: block.sliding_window,
             });
             self.feed_forward(block, &mut x);
         }
@@ -272,8 +325,8 @@ impl Model {
         let mut x: Vec<f32> = sequences.iter().flat_map(|(_, tokens)| self.embed(tokens)).collect();
         for (l, block) in self.blocks.iter().enumerate() {
             let (mut q, mut k, v) = self.qkv(block, &x);
-            self.rotate(&mut q, cfg.n_q_heads, |i| n_prompt + i % n);
-            self.rotate(&mut k, cfg.n_kv_heads, |i| n_prompt + i % n);
+            self.rotate(block, &mut q, cfg.n_q_heads, |i| n_prompt + i % n);
+            self.rotate(block, &mut k, cfg.n_kv_heads, |i| n_prompt + i % n);
             let (k, v) = (to_f16(&k), to_f16(&v));
             let mut out = Vec::with_capacity(q.len());
             let (q_len, kv_len) = (n * cfg.q_width(), n * cfg.kv_width());
@@ -300,7 +353,11 @@ impl Model {
 
     fn embed(&self, tokens: &[u32]) -> Vec<f32> {
         let e = self.cfg.n_embd;
-        tokens.iter().flat_map(|&t| &self.token_embd[t as usize * e..][..e]).copied().collect()
+        let factor = match self.cfg.kind {
+            Architecture::Llama { .. } => 1.0,
+            Architecture::Gemma3 { .. } => (e as f32).sqrt(),
+        };
+        tokens.iter().flat_map(|&t| &self.token_embd[t as usize * e..][..e]).map(|x| x * factor).collect()
     }
 
     fn rms_norm(&self, x: &mut [f32], weight: &[f32]) {
@@ -324,13 +381,17 @@ impl Model {
             k.extend_from_slice(&row[qw..qw + kw]);
             v.extend_from_slice(&row[qw + kw..]);
         }
+        if let Some(norms) = &block.more_norms {
+            self.rms_norm(&mut q, &norms.q);
+            self.rms_norm(&mut k, &norms.k);
+        }
         (q, k, v)
     }
 
     /// RoPE on adjacent pairs of `[n, heads, head_dim]`; row `i` stands at `position(i)`.
-    pub fn rotate(&self, x: &mut [f32], heads: usize, position: impl Fn(usize) -> usize) {
+    pub fn rotate(&self, block: &Block, x: &mut [f32], heads: usize, position: impl Fn(usize) -> usize) {
         let d = self.cfg.head_dim;
-        let frequencies = self.frequencies();
+        let frequencies = self.frequencies(block);
         for (i, row) in x.chunks_exact_mut(heads * d).enumerate() {
             let rotation: Vec<(f32, f32)> = frequencies
                 .iter()
@@ -345,14 +406,14 @@ impl Model {
         }
     }
 
-    /// RoPE's radians per position.
-    pub fn frequencies(&self) -> Vec<f64> {
+    /// A layer's radians per position in RoPE.
+    pub fn frequencies(&self, block: &Block) -> Vec<f64> {
         let d = self.cfg.head_dim;
-        (0..d / 2).map(|i| self.cfg.rope_theta.powf(-2.0 * i as f64 / d as f64)).collect()
+        (0..d / 2).map(|i| block.rope_theta.powf(-2.0 * i as f64 / d as f64)).collect()
     }
 
     /// Query blocks of one KV head's whole group at a time: logits, softmax, product with V.
-    fn causal_attention(&self, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
+    fn causal_attention(&self, q: &[f32], k: &[f32], v: &[f32], sliding: Option<usize>) -> Vec<f32> {
         let cfg = &self.cfg;
         let (d, qw, kw, group) = (cfg.head_dim, cfg.q_width(), cfg.kv_width(), cfg.group_size());
         let n = q.len() / qw;
@@ -367,6 +428,9 @@ impl Model {
                 product(&mut tile, n_keys, &q[q_at..], qw, &k[kv_at..], (1, kw), (rows, n_keys, d));
                 for (i, row) in tile.chunks_exact_mut(n_keys).take(rows).enumerate() {
                     let (seen, unseen) = row.split_at_mut(first + i + 1);
+                    let too_far = sliding.map_or(0, |keys| seen.len().saturating_sub(keys));
+                    let (behind, seen) = seen.split_at_mut(too_far);
+                    behind.fill(0.0);
                     let max = lanes(seen, f32::NEG_INFINITY, |m, x| if x > m { x } else { m });
                     seen.iter_mut().for_each(|x| *x = exp((*x - max) * scale));
                     let inverse = 1.0 / lanes(seen, 0.0, |sum, x| sum + x);
@@ -380,7 +444,10 @@ impl Model {
     }
 
     fn add_attention(&self, block: &Block, x: &mut [f32], out: &[f32]) {
-        let y = project(out, &block.attn_output, self.cfg.q_width());
+        let mut y = project(out, &block.attn_output, self.cfg.q_width());
+        if let Some(norms) = &block.more_norms {
+            self.rms_norm(&mut y, &norms.post_attn);
+        }
         x.iter_mut().zip(&y).for_each(|(x, y)| *x += y);
     }
 
@@ -389,16 +456,33 @@ impl Model {
         let mut h = x.to_vec();
         self.rms_norm(&mut h, &block.ffn_norm);
         let both = project(&h, &block.gate_up, e);
+        let activation: fn(f32) -> f32 = match self.cfg.kind {
+            Architecture::Llama { .. } => silu,
+            Architecture::Gemma3 { .. } => gelu,
+        };
         let inner: Vec<f32> = both
             .chunks_exact(2 * ff)
             .flat_map(|row| {
                 let (gate, up) = row.split_at(ff);
-                gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u)
+                gate.iter().zip(up).map(move |(&g, u)| activation(g) * u)
             })
             .collect();
-        let y = project(&inner, &block.ffn_down, ff);
+        let mut y = project(&inner, &block.ffn_down, ff);
+        if let Some(norms) = &block.more_norms {
+            self.rms_norm(&mut y, &norms.post_ffn);
+        }
         x.iter_mut().zip(&y).for_each(|(x, y)| *x += y);
     }
+}
+
+fn silu(x: f32) -> f32 {
+    x / (1.0 + (-x).exp())
+}
+
+/// GELU by its approximation with tanh.
+fn gelu(x: f32) -> f32 {
+    let inner = (2.0 / std::f32::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+    0.5 * x * (1.0 + inner.tanh())
 }
 
 /// Folds sixteen streams side by side, then those, in a fixed order: the compiler may use vectors.

@@ -1,6 +1,6 @@
 // Writes what llama.cpp makes of a text: its tokens, and of the last 64 positions the 20 likeliest next tokens with their
 // log-probabilities. eval/tests/llama.json is its output for eval/tests/llama.txt and SmolLM2-135M-Instruct; eval/tests/published.rs
-// compares with that. To make it again, after `make eval-fetch` and the build of llama-lava:
+// compares with that; gemma.json is the same for gemma.txt and gemma.gguf. To make it again, after `make eval-fetch` and the build of llama-lava:
 //
 //     b=target/llama.cpp/build/llama.cpp
 //     g++ -std=c++17 -O2 -I target/llama.cpp/src/include -I target/llama.cpp/src/ggml/include eval/tests/llama.cpp -o target/llama-golden \
@@ -30,7 +30,7 @@ int main(int argc, char **argv) {
     if (!model) return 1;
     const llama_vocab *vocab = llama_model_get_vocab(model);
     std::vector<llama_token> tokens(text.size() + 8);
-    int n = llama_tokenize(vocab, text.data(), text.size(), tokens.data(), tokens.size(), false, true);
+    int n = llama_tokenize(vocab, text.data(), text.size(), tokens.data(), tokens.size(), true, true);
     if (n <= 0) return 1;
     tokens.resize(n);
 

@@ -7,10 +7,10 @@ use eval::cache::{Cache, Kept};
 use eval::published::gguf::{Gguf, encode};
 use serde::Deserialize;
 
-fn gguf() -> Option<Gguf> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/published/model.gguf");
+fn gguf(file: &str) -> Option<Gguf> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/published").join(file);
     if !path.exists() {
-        eprintln!("left out: run eval/fetch.sh for the model");
+        eprintln!("left out: run eval/fetch.sh for {file}, with the argument gemma for gemma.gguf");
         return None;
     }
     Some(Gguf::open(&path).unwrap())
@@ -28,22 +28,47 @@ fn golden() -> Golden {
     serde_json::from_str(include_str!("llama.json")).unwrap()
 }
 
+/// The same of `gemma.txt`, the beginning of the Apache licence, and gemma-3-270m.
+fn gemma_golden() -> Golden {
+    serde_json::from_str(include_str!("gemma.json")).unwrap()
+}
+
 #[test]
 fn the_tokens_are_llama_cpps_and_the_text_comes_back() {
-    let Some(gguf) = gguf() else { return };
+    let Some(gguf) = gguf("model.gguf") else { return };
     let tokenizer = gguf.tokenizer().unwrap();
     let text = include_str!("llama.txt");
     let tokens = encode(&tokenizer, text).unwrap();
     assert_eq!(tokens, golden().tokens);
-    let ids: Vec<u32> = tokens.iter().map(|&t| t as u32).collect();
-    assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
+    assert_eq!(tokenizer.decode(&tokens, false).unwrap(), text);
+}
+
+/// Texts begin with a token of their own, and are longer than the sliding window.
+#[test]
+fn gemmas_tokens_are_llama_cpps_and_the_text_comes_back() {
+    let Some(gguf) = gguf("gemma.gguf") else { return };
+    let tokenizer = gguf.tokenizer().unwrap();
+    let text = include_str!("gemma.txt");
+    let tokens = encode(&tokenizer, text).unwrap();
+    let bos = gguf.bos().unwrap().unwrap();
+    assert_eq!([&[bos], &tokens[..]].concat(), gemma_golden().tokens);
+    assert_eq!(tokenizer.decode(&tokens, false).unwrap(), text);
 }
 
 #[test]
 fn the_probabilities_are_llama_cpps() {
-    let Some(mut gguf) = gguf() else { return };
+    agrees("model.gguf", golden());
+}
+
+#[test]
+fn gemmas_probabilities_are_llama_cpps() {
+    agrees("gemma.gguf", gemma_golden());
+}
+
+fn agrees(file: &str, golden: Golden) {
+    let Some(mut gguf) = gguf(file) else { return };
     let model = gguf.model().unwrap();
-    let Golden { tokens, next } = golden();
+    let Golden { tokens, next } = golden;
     let (prompt, last) = tokens.split_at(tokens.len() - next.len());
     let prefill = model.prefill(prompt);
     let all = Kept::everything(model.cfg.n_kv_heads, prompt.len());

@@ -51,6 +51,9 @@ struct Args {
     /// Only the tables, of what has been run
     #[arg(long)]
     table: bool,
+    /// Gemma takes `--tasks goes-on` only, since the facts are asked in SmolLM2's format
+    #[arg(long, value_enum, default_value_t = Published::Smollm2)]
+    model: Published,
     /// What `eval/fetch.sh` brought
     #[arg(long, default_value = "target/published")]
     data: PathBuf,
@@ -66,6 +69,23 @@ struct Args {
 enum Part {
     Choosing,
     Reporting,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Published {
+    /// SmolLM2-135M-Instruct
+    Smollm2,
+    /// gemma-3-270m, which `eval/fetch.sh gemma` brings
+    Gemma,
+}
+
+impl Published {
+    fn file(self) -> &'static str {
+        match self {
+            Self::Smollm2 => "model.gguf",
+            Self::Gemma => "gemma.gguf",
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -106,7 +126,8 @@ fn main() -> Result<()> {
         Part::Reporting => (Half::Reporting, "reporting", 2),
     };
     let seed = args.seed.unwrap_or(seed);
-    let path = args.out.join(format!("{name}.jsonl"));
+    let suffix = if args.model == Published::Gemma { "-gemma" } else { "" };
+    let path = args.out.join(format!("{name}{suffix}.jsonl"));
     let mut all = methods::all();
     if half == Half::Choosing {
         all.extend(methods::ablations());
@@ -124,6 +145,9 @@ fn main() -> Result<()> {
     if args.cost {
         return cost(&args, half, seed, &chosen);
     }
+    if args.model == Published::Gemma && args.tasks != [Task::GoesOn] {
+        bail!("gemma-3-270m takes --tasks goes-on only");
+    }
     let mut lines = if args.quick { vec![] } else { read(&path)? };
     if !args.table {
         lines.extend(measure(&args, half, seed, &chosen, &lines, &path)?);
@@ -133,18 +157,22 @@ fn main() -> Result<()> {
     let page = table::markdown(&lines, &names);
     println!("{page}");
     if let Some(readme) = &args.readme {
+        let marker = match (args.model, half) {
+            (Published::Gemma, _) => "gemma",
+            (_, Half::Choosing) => "choosing",
+            (_, Half::Reporting) => "published",
+        };
         let text = fs::read_to_string(readme)?;
         let page = format!("{page}Seed {seed}, the {name} half of each book.\n");
-        let new =
-            between_markers(&text, if half == Half::Choosing { "choosing" } else { "published" }, &page)
-                .with_context(|| format!("{} lacks the marker comments", readme.display()))?;
+        let new = between_markers(&text, marker, &page)
+            .with_context(|| format!("{} lacks the marker comments", readme.display()))?;
         fs::write(readme, new)?;
     }
     Ok(())
 }
 
 fn cost(args: &Args, half: Half, seed: u64, methods: &[Method]) -> Result<()> {
-    let mut gguf = Gguf::open(&args.data.join("model.gguf"))?;
+    let mut gguf = Gguf::open(&args.data.join(args.model.file()))?;
     let (model, tokenizer) = (gguf.model()?, gguf.tokenizer()?);
     let books = Book::all(&args.data.join("text"))?;
     for &length in &args.lengths {
@@ -163,8 +191,8 @@ fn measure(
     known: &[Line],
     path: &PathBuf,
 ) -> Result<Vec<Line>> {
-    let mut gguf = Gguf::open(&args.data.join("model.gguf"))?;
-    let (model, tokenizer) = (gguf.model()?, gguf.tokenizer()?);
+    let mut gguf = Gguf::open(&args.data.join(args.model.file()))?;
+    let (model, tokenizer, bos) = (gguf.model()?, gguf.tokenizer()?, gguf.bos()?);
     let books = Book::all(&args.data.join("text"))?;
     // Text by text over all tasks and lengths, so that a run that is stopped has some of each.
     let mut jobs = vec![];
@@ -206,7 +234,10 @@ fn measure(
                 let (text, length) = (*text, *length);
                 let line = match task {
                     Task::GoesOn => {
-                        let of = tasks::goes_on(&books, &tokenizer, seed, half, length, text)?;
+                        let mut of = tasks::goes_on(&books, &tokenizer, seed, half, length, text)?;
+                        if let Some(bos) = bos {
+                            of.prompt[0] = bos;
+                        }
                         run::goes_on(&model, &of, methods, &args.budgets)?
                     }
                     Task::Facts => {

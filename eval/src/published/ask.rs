@@ -61,7 +61,8 @@ fn asking(model: &Model, shape: &Shape, layer: &LayerState, again: Again) -> Res
     if picked.is_empty() {
         return Ok(q);
     }
-    let frequencies: Vec<f32> = model.frequencies().iter().map(|&f| f as f32).collect();
+    let frequencies: Vec<f32> =
+        model.frequencies(&model.blocks[shape.layer as usize]).iter().map(|&f| f as f32).collect();
     let rope = Rope { frequencies: &frequencies, style: RopeStyle::Pairs, magnitude: 1.0 };
     let mut turned = vec![0.0f32; q.len()];
     let from = Tensor::from_slice(&q, rows, Rows::Same(picked.len()), heads, d)?;

@@ -106,12 +106,12 @@ const AHEAD: usize = 512;
 
 /// Expected Attention (arXiv 2510.00636): the attention that a query pays which is distributed as the prompt's are before RoPE, at the next
 /// 512 positions; mean over the group, a fiftieth added, times the value's norm.
-pub fn expected(model: &Model, layer: &LayerState, prefix: usize) -> Vec<f32> {
+pub fn expected(model: &Model, l: usize, layer: &LayerState, prefix: usize) -> Vec<f32> {
     let cfg = &model.cfg;
     let (d, qw, kw, group) = (cfg.head_dim, cfg.q_width(), cfg.kv_width(), cfg.group_size());
     let (n, rows) = (layer.k.len() / kw, layer.before_rope.len() / qw);
     // The mean rotation of each pair, over the positions to come.
-    let turns: Vec<(f64, f64)> = (model.frequencies().iter())
+    let turns: Vec<(f64, f64)> = (model.frequencies(&model.blocks[l]).iter())
         .map(|f| {
             let of = |t: usize| ((n + t) as f64 * f).sin_cos();
             let (sin, cos) = (0..AHEAD).map(of).fold((0.0, 0.0), |(a, b), (s, c)| (a + s, b + c));
