@@ -183,7 +183,7 @@ lava_status lava_rotate(const lava_shape *shape, uint32_t n_queries, const lava_
 #endif  // __cplusplus
 
 /// Queries that ask again, for lava_score_queries: the 4-norm of their attention times the head's mean value norm. Then lava_smooth with
-/// 0.5, lava_select_params_default and a window of 8.
+/// 0.5, lava_select_params_ask_again and a window of 8.
 ///
 /// query_head_weights: NULL, or n_q_heads of them, so that heads and layers can be compared: the norm of the query head's part of the
 ///     output matrix over sqrt(head_dim_v) and over the norm of the residual stream. Without, divide a layer's scores by the root of
@@ -288,6 +288,13 @@ static inline lava_score_params lava_score_params_sage_kv(void) {
     params.attention = LAVA_ATTENTION_EXPONENTIAL;
     params.decay = 1.0f;
     params.pool_kernel = 1;
+    return params;
+}
+
+/// What goes with asking again: each head is sure of a fifth of an equal part, and keeps the first four tokens.
+static inline lava_select_params lava_select_params_ask_again(void) {
+    lava_select_params params = lava_select_params_default();
+    params.alpha = 0.2;
     return params;
 }
 

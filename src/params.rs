@@ -438,13 +438,13 @@ pub struct ScoreParams<'a> {
 
 impl Default for ScoreParams<'_> {
     /// The recommended preset (C: `lava_score_params_default`), for one sort over all layers: the largest attention of the window's
-    /// queries, also for the seven entries after the one that draws it, times the head's mean value norm; half of a head's mean is added.
+    /// queries, also for the five entries after the one that draws it, times the head's mean value norm; half of a head's mean is added.
     fn default() -> Self {
         Self {
             attention: Attention::Max,
             value_weight: ValueWeight::HeadMeanL2,
             pool: Pool::After,
-            pool_kernel: 8,
+            pool_kernel: 6,
             smoothing: 0.5,
             ..Self::lava()
         }
@@ -474,7 +474,7 @@ impl ScoreParams<'_> {
     }
 
     /// Queries that ask again, for [`crate::score::score_queries`]: the 4-norm of their attention times the head's mean value norm. Their
-    /// scores are smoothed after they are joined ([`crate::score::smooth`]). For [`SelectParams::default`] and a window of 8.
+    /// scores are smoothed after they are joined ([`crate::score::smooth`]). For [`SelectParams::ask_again`] and a window of 8.
     pub fn ask_again() -> Self {
         Self {
             attention: Attention::Norm4,
@@ -651,10 +651,10 @@ pub struct SelectParams<'a> {
 }
 
 impl Default for SelectParams<'_> {
-    /// The recommended preset (C: `lava_select_params_default`), for [`LayerShare::Global`]: each head is sure of its best fifth of an
-    /// equal part, and keeps the first four tokens.
+    /// The recommended preset (C: `lava_select_params_default`), for [`LayerShare::Global`]: each head is sure of its best seven
+    /// tenths of an equal part, and keeps the first four tokens.
     fn default() -> Self {
-        Self { head_floor: HeadFloor::Guaranteed, alpha: 0.2, n_sink: 4, ..Self::lava() }
+        Self { head_floor: HeadFloor::Guaranteed, alpha: 0.7, n_sink: 4, ..Self::lava() }
     }
 }
 
@@ -674,6 +674,11 @@ impl SelectParams<'_> {
     /// LAVa as its authors' code has it: an affine floor with α = 0.2, here with exact totals.
     pub const fn lava_released() -> Self {
         Self { head_floor: HeadFloor::Affine, alpha: 0.2, ..Self::lava() }
+    }
+
+    /// What goes with [`ScoreParams::ask_again`]: each head is sure of its best fifth of an equal part, and keeps the first four tokens.
+    pub const fn ask_again() -> Self {
+        Self { head_floor: HeadFloor::Guaranteed, alpha: 0.2, n_sink: 4, ..Self::lava() }
     }
 
     /// Equal head budgets: SnapKV, PyramidKV, CAKE and all that came before Ada-KV.

@@ -93,9 +93,10 @@ fn rust_select(params: &SelectParams, scores: &[f32], n_entries: u64) -> (Vec<u3
 
 #[test]
 fn selecting_presets_are_rusts() {
-    let presets: [(&str, lava_select_params, SelectParams); 4] = unsafe {
+    let presets: [(&str, lava_select_params, SelectParams); 5] = unsafe {
         [
             ("default", lava_select_params_default(), SelectParams::default()),
+            ("ask_again", lava_select_params_ask_again(), SelectParams::ask_again()),
             ("lava", lava_select_params_lava(), SelectParams::lava()),
             ("lava_released", lava_select_params_lava_released(), SelectParams::lava_released()),
             ("equal", lava_select_params_equal(), SelectParams::equal()),
@@ -111,9 +112,9 @@ fn selecting_presets_are_rusts() {
         assert_eq!((&got.indices, &got.cu), (&want.0, &want.1), "{name}");
         kept.push(got.rest);
     }
-    assert!((1..4).all(|i| !kept[..i].contains(&kept[i])), "each keeps something different");
-    // The first four and two more make up a fifth of an equal part: the rest is head 0's.
-    let last = (n as u32 - 2..TOKENS as u32).collect::<Vec<_>>();
+    assert!((1..5).all(|i| !kept[..i].contains(&kept[i])), "each keeps something different");
+    // The first four and seventeen more make up seven tenths of an equal part: the rest is head 0's.
+    let last = (n as u32 - 17..TOKENS as u32).collect::<Vec<_>>();
     assert_eq!(kept[0].head(1), [&[0, 1, 2, 3][..], &last].concat());
 }
 
@@ -214,10 +215,10 @@ fn the_recommended_preset() {
     assert_eq!((scoring.attention, scoring.value_weight), (LAVA_ATTENTION_MAX, LAVA_VALUE_HEAD_MEAN_L2));
     assert_eq!(
         (scoring.pool, scoring.pool_kernel, scoring.group_reduce),
-        (LAVA_POOL_AFTER, 8, LAVA_GROUP_MAX)
+        (LAVA_POOL_AFTER, 6, LAVA_GROUP_MAX)
     );
     assert_eq!(scoring.smoothing, 0.5);
-    assert_eq!((selecting.head_floor, selecting.alpha, selecting.n_sink), (LAVA_FLOOR_GUARANTEED, 0.2, 4));
+    assert_eq!((selecting.head_floor, selecting.alpha, selecting.n_sink), (LAVA_FLOOR_GUARANTEED, 0.7, 4));
     assert_eq!((cascading.layers, attending.causal), (LAVA_LAYERS_GLOBAL, 1));
     let (lava, published) = (score_params(), select_params());
     assert_eq!((lava.attention, lava.value_weight), (LAVA_ATTENTION_MEAN, LAVA_VALUE_HEAD_MAX));
