@@ -97,12 +97,7 @@ fn asked(name: &'static str, again: Again, projection: bool) -> Method {
         family: Family::Lava,
         scorer: Scorer { params: LARGEST, window: WINDOW, kind },
         layers: Layers::Global(Weight::One),
-        select: SelectParams {
-            head_floor: HeadFloor::Guaranteed,
-            alpha: 0.2,
-            n_sink: 4,
-            ..SelectParams::lava()
-        },
+        select: SelectParams::ask_again(),
         ties: Ties::LowerToken,
         source: "",
     }
