@@ -60,8 +60,8 @@ int main(void) {
                (unsigned long long) by_entropy[l], entropies[l]);
 
     /* The cascade. full: K, then V of the layer that prefill has just done. arena: all K, then all V. Before the last
-       push, layers may hold what heads are guaranteed beside what wins: the preset's tenth. */
-    uint64_t n_rows = n_rows_final + total / 10;
+       push, layers may hold what heads are guaranteed beside what wins: the preset's seven tenths. */
+    uint64_t n_rows = n_rows_final + (uint64_t) (lava_select_params_default().alpha * (double) total);
     size_t full_size = in[0].k.size, arena_size = n_rows * row;
     char *full = allocate(2 * full_size), *arena = allocate(2 * arena_size);
     char *k_full_rows = full, *v_full_rows = full + full_size, *k_rows = arena, *v_rows = arena + arena_size;
