@@ -92,7 +92,7 @@ static void refusals_of_parameters() {
     refused(p, -1, "no window", "at least 1");
     p = some_params(), p.compress_above = 80;
     refused(p, -1, "compress_above that is the budget", "more than the budget");
-    lava_score_params score = lava_score_params_default();
+    lava_score_params score = lava_score_params_lava();
     score.pool_kernel = 4;
     p = some_params(), p.score = &score;
     refused(p, -1, "an even pool_kernel", "pool_kernel");
