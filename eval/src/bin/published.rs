@@ -153,7 +153,7 @@ fn main() -> Result<()> {
         lines.extend(measure(&args, half, seed, &chosen, &lines, &path)?);
     }
     lines.retain(|l| l.seed == seed);
-    let names: Vec<&str> = all.iter().map(|m| m.name).collect();
+    let names: Vec<&str> = chosen.iter().map(|m| m.name).collect();
     let page = table::markdown(&lines, &names);
     println!("{page}");
     if let Some(readme) = &args.readme {
