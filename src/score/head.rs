@@ -1,13 +1,11 @@
 //! One KV head's scores, stage after stage.
 
-use core::ops::Range;
-
 use super::plan::{Buffers, Plan, reduce_first};
 use super::task::Task;
 use super::{pool, value, window};
 use crate::backend::Block;
 use crate::error::{ErrorKind, Result, ensure};
-use crate::params::{Attention, GroupReduce, ValueSpan, ValueWeight};
+use crate::params::{Attention, GroupReduce, ValueWeight};
 
 /// Scores the prefix rows of the task's head. Dead ones get 0.
 pub(super) fn score(task: &Task, plan: Plan, b: &mut Buffers, out: &mut [f32]) -> Result<()> {
@@ -34,8 +32,7 @@ pub(super) fn score(task: &Task, plan: Plan, b: &mut Buffers, out: &mut [f32]) -
     }
     // The values' part is last: all else is at most 1, or known.
     let values = match params.value_weight {
-        ValueWeight::HeadMax => b.value_max[task.head],
-        ValueWeight::HeadMeanL2 => value::mean_l2(task.kernels, &task.inputs.v, task.head, value_rows(task)),
+        ValueWeight::HeadMax | ValueWeight::HeadMeanL2 => b.head_value[task.head] as f32,
         _ => 1.0,
     };
     let factor = 1.0 / n_summed as f32;
@@ -53,14 +50,6 @@ pub(super) fn score(task: &Task, plan: Plan, b: &mut Buffers, out: &mut [f32]) -
         }
     }
     ensure(finite, ErrorKind::NonFinite, c"scores")
-}
-
-/// The rows whose values speak for the head.
-fn value_rows(task: &Task) -> Range<usize> {
-    match task.params.value_span {
-        ValueSpan::Prefix => task.live.clone(),
-        ValueSpan::All => task.live.start..task.shape.rows(task.head),
-    }
 }
 
 /// Positions for scores, the same for all query heads of the group.

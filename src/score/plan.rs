@@ -82,7 +82,7 @@ pub(super) struct Buffers<'a> {
     /// Per query row, its sum so far, and after the last key the weight of `backend::Softmax`: `[together, rows]`.
     pub exact_weight: &'a mut [f64],
     /// Stage 4's result: `[n_kv_heads]`, of which the part's own are used.
-    pub value_max: &'a mut [f32],
+    pub head_value: &'a mut [f64],
     /// One query head's attention, only where each head must be pooled by itself, `[live rows]`, or where its output is
     /// wanted, `[seen rows]`.
     pub head_row: &'a mut [f32],
@@ -119,7 +119,7 @@ impl<'a> Buffers<'a> {
             tile: c.take(rows.saturating_mul(KEY_BLOCK))?,
             shift: c.take(all)?,
             exact_weight: c.take(all)?,
-            value_max: c.take(any * shape.n_kv_heads)?,
+            head_value: c.take(any * shape.n_kv_heads)?,
             head_row: c.take(match params.value_weight {
                 ValueWeight::Output => any * most(shape, |h| queries.seen_rows(shape, h).len()),
                 _ if reduce_first(shape, params) => 0,

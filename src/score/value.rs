@@ -8,47 +8,68 @@ use crate::error::{ErrorKind, Result, ensure};
 use crate::params::{MAX_HEAD_DIM, Shape, ValueSpan, ValueWeight};
 use crate::view::Tensor;
 
-/// Stage 4: `max ‖V[i]‖₁` over the live prefix rows, or over those and the window's, into `out[head]`. All of these
-/// rows are read, so that every NaN among them is found; where the output is wanted, so are dead rows that a query sees.
+/// Stage 4: `max ‖V[i]‖₁` over the live prefix rows, or over those and the window's, into `out[head]`; or the mean of `‖V[i]‖₂`
+/// over the same. All of these rows are read, once, so that every NaN among them is found; where the output is wanted, so are dead rows
+/// that a query sees.
 ///
 /// Not head by head where the heads of a token are neighbours: then they are read together, in the order of memory.
-pub(super) fn maxima(
+pub(super) fn of_heads(
     kernels: &Kernels,
     shape: &Shape,
     queries: Queries,
     (weight, span): (ValueWeight, ValueSpan),
     v: &Tensor,
     heads: Range<usize>,
-    out: &mut [f32],
+    out: &mut [f64],
 ) -> Result<()> {
     let side_by_side = shape.ragged.is_none() && v.is_token_major();
     let (batch, step) = if side_by_side { (heads.len().max(1), 1) } else { (1, 256) };
+    let add_rows = if weight == ValueWeight::HeadMeanL2 { add_l2 } else { larger_l1 };
     for first_head in heads.clone().step_by(batch) {
         let live = shape.live(first_head);
         if live.is_empty() {
             continue;
         }
+        let together = first_head..(first_head + batch).min(heads.end);
         let dead = if weight == ValueWeight::Output {
             queries.seen_rows(shape, first_head).start
         } else {
             live.start
         };
         let window = live.end..shape.rows(first_head);
-        let runs = [(dead..live.start, false), (live, true), (window, span == ValueSpan::All)];
+        let with_window = span == ValueSpan::All;
+        let runs = [(dead..live.start, false), (live.clone(), true), (window.clone(), with_window)];
         for (rows, counts) in runs {
             for first in rows.clone().step_by(step) {
-                for head in first_head..(first_head + batch).min(heads.end) {
+                for head in together.clone() {
                     let block = Block { tensor: v, head, first, n: step.min(rows.end - first) };
-                    let norm = (kernels.max_l1)(&block);
-                    ensure(norm.is_finite(), ErrorKind::NonFinite, c"v").map_err(|e| e.at_head(head))?;
-                    if counts && norm > out[head] {
-                        out[head] = norm;
+                    let all = add_rows(kernels, &block, if counts { out[head] } else { 0.0 });
+                    ensure(all.is_finite(), ErrorKind::NonFinite, c"v").map_err(|e| e.at_head(head))?;
+                    if counts {
+                        out[head] = all;
                     }
                 }
             }
         }
+        if weight == ValueWeight::HeadMeanL2 {
+            let n = live.len() + if with_window { window.len() } else { 0 };
+            out[together].iter_mut().for_each(|sum| *sum /= n as f64);
+        }
     }
     Ok(())
+}
+
+fn larger_l1(kernels: &Kernels, rows: &Block, so_far: f64) -> f64 {
+    let norm = (kernels.max_l1)(rows) as f64;
+    if norm <= so_far { so_far } else { norm }
+}
+
+/// Row by row, so that the sum does not depend on how many are read at once.
+fn add_l2(kernels: &Kernels, rows: &Block, so_far: f64) -> f64 {
+    let mut norms = [1.0f32; 256];
+    let norms = &mut norms[..rows.n];
+    (kernels.times_l2)(rows, norms);
+    norms.iter().fold(so_far, |sum, &norm| sum + norm as f64)
 }
 
 /// `s_i · ‖v_i‖₁`, of the rows from `first` on.
@@ -56,21 +77,6 @@ pub(super) fn times_norms(kernels: &Kernels, v: &Tensor, head: usize, first: usi
     for (i, s) in scores.iter_mut().enumerate() {
         *s *= (kernels.max_l1)(&Block { tensor: v, head, first: first + i, n: 1 });
     }
-}
-
-/// The mean of `‖v_i‖₂` over some rows, at least one.
-pub(super) fn mean_l2(kernels: &Kernels, v: &Tensor, head: usize, rows: Range<usize>) -> f32 {
-    const AT_ONCE: usize = 64;
-    let n = rows.len();
-    let mut sum = 0.0f64;
-    for first in rows.clone().step_by(AT_ONCE) {
-        let mut norms = [1.0f32; AT_ONCE];
-        let block = Block { tensor: v, head, first, n: AT_ONCE.min(rows.end - first) };
-        let norms = &mut norms[..block.n];
-        (kernels.times_l2)(&block, norms);
-        sum += norms.iter().map(|&x| x as f64).sum::<f64>();
-    }
-    (sum / n as f64) as f32
 }
 
 /// `a_i → a_i / (1 − a_i) · ‖o − v_i‖₂`, where `o = Σ_i a_i v_i`: the change of the output if entry `i` alone goes and
