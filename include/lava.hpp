@@ -616,6 +616,25 @@ inline void smooth(const lava_shape &shape, float smoothing, span<float> scores,
                   [&](lava_error *e) { return lava_smooth(&shape, &params, smoothing, scores.data(), e); });
 }
 
+/** lava_clamp: raises a head's scores to share times its mean; what params protects is left out of the mean. */
+inline void clamp(const lava_shape &shape, float share, span<float> scores,
+                  const lava_select_params &params = lava_select_params_default()) {
+    detail::want_size("lava_clamp", "scores", scores.size(), n_scores(shape), shape.layer);
+    detail::check("lava_clamp", [&](lava_error *e) { return lava_clamp(&shape, &params, share, scores.data(), e); });
+}
+
+/** lava_raise: of each head the first by another score get the largest. most: one number a KV head, or empty. */
+inline void raise(const lava_shape &shape, span<const float> by, double share, span<float> scores,
+                  span<const std::uint32_t> most = {}) {
+    detail::want_size("lava_raise", "by", by.size(), n_scores(shape), shape.layer);
+    detail::want_size("lava_raise", "scores", scores.size(), n_scores(shape), shape.layer);
+    if (most.size() != 0) detail::want_size("lava_raise", "most", most.size(), shape.n_kv_heads, shape.layer);
+    const std::uint32_t *at_most = most.size() != 0 ? most.data() : nullptr;
+    detail::check("lava_raise", [&](lava_error *e) {
+        return lava_raise(&shape, by.data(), share, at_most, scores.data(), e);
+    });
+}
+
 /** How a model turns its queries and keys. */
 struct rope {
     span<const float> frequencies;            /**< radians per position, one for two elements of a query */

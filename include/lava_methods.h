@@ -59,14 +59,6 @@
 extern "C" {
 #endif // __cplusplus
 
-/// Gives all heads the mean of their scores, in place. With equal head budgets (lava_select_params_equal) they then keep the same
-/// tokens: TOVA's one set for all heads (arXiv 2401.06104).
-///
-/// shape: without cu_rows, since heads must have the same tokens (UNSUPPORTED).
-/// scores: f32 [n_kv_heads, n_tokens - window], finite.
-/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ALIGNMENT, NONFINITE, UNSUPPORTED. Untouched on error. Any thread.
-lava_status lava_mean_over_heads(const lava_shape *shape, float *scores, lava_error *error);
-
 /// How the window looks at the prefix, two numbers per KV head: what lava_preference makes a layer's weight of.
 ///
 ///     entropy  = sum over heads, window and prefix of -A ln A
@@ -148,17 +140,6 @@ lava_status lava_score_queries(const lava_shape *shape, const lava_score_params 
 lava_status lava_pick_queries(const lava_shape *shape, uint32_t n_rows, const lava_tensor *q, uint32_t n_picked,
     float *novelty, uint32_t *picked, lava_error *error);
 
-/// Adds smoothing times a head's mean score to all its scores: what nobody asked about is not nothing. As smoothing of
-/// lava_score_params, but after scores were joined, and with what is protected left out of the mean: the first tokens draw so much
-/// attention that they would be most of it.
-///
-/// params: may be NULL; of these n_sink and protected_mask are used: what will be selected with.
-/// smoothing: finite, not negative.
-/// scores: f32, lava_n_scores(shape) of them, as in lava_score, finite; read and written. Untouched on error.
-/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ALIGNMENT, ARGUMENT, OVERLAP, NONFINITE (naming the head). Any thread.
-lava_status lava_smooth(const lava_shape *shape, const lava_select_params *params, float smoothing, float *scores,
-    lava_error *error);
-
 /// Turns queries from before RoPE to one position, for lava_score_queries: that position is the shape's n_tokens, or a later one.
 ///
 /// Of each pair (x, y) of a query's first n_rot elements x cos - y sin and x sin + y cos are written, times magnitude, the angle being
@@ -177,6 +158,48 @@ lava_status lava_smooth(const lava_shape *shape, const lava_select_params *param
 ///     NaN in out, which lava_score_queries finds). Any thread.
 lava_status lava_rotate(const lava_shape *shape, uint32_t n_queries, const lava_tensor *q, const float *frequencies,
     uint32_t n_rot, int32_t style, float magnitude, uint32_t position, const lava_tensor *out, lava_error *error);
+
+/// Gives all heads the mean of their scores, in place. With equal head budgets (lava_select_params_equal) they then keep the same
+/// tokens: TOVA's one set for all heads (arXiv 2401.06104).
+///
+/// shape: without cu_rows, since heads must have the same tokens (UNSUPPORTED).
+/// scores: f32 [n_kv_heads, n_tokens - window], finite.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ALIGNMENT, NONFINITE, UNSUPPORTED. Untouched on error. Any thread.
+lava_status lava_mean_over_heads(const lava_shape *shape, float *scores, lava_error *error);
+
+/// Adds smoothing times a head's mean score to all its scores: what nobody asked about is not nothing. As smoothing of
+/// lava_score_params, but after scores were joined, and with what is protected left out of the mean: the first tokens draw so much
+/// attention that they would be most of it.
+///
+/// params: may be NULL; of these n_sink and protected_mask are used: what will be selected with.
+/// smoothing: finite, not negative.
+/// scores: f32, lava_n_scores(shape) of them, as in lava_score, finite; read and written. Untouched on error.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ALIGNMENT, ARGUMENT, OVERLAP, NONFINITE (naming the head). Any thread.
+lava_status lava_smooth(const lava_shape *shape, const lava_select_params *params, float smoothing, float *scores,
+    lava_error *error);
+
+/// Raises a head's scores to share times its mean score where they are less: what the window did not look at is not nothing
+/// (DefensiveKV, arXiv 2510.13334: a share of 1, the mean over all entries, so params with n_sink 0).
+///
+/// params: may be NULL; as in lava_smooth.
+/// share: finite, not negative.
+/// scores, errors: as in lava_smooth. Untouched on error. Any thread.
+lava_status lava_clamp(const lava_shape *shape, const lava_select_params *params, float share, float *scores,
+    lava_error *error);
+
+/// Gives the first entries of each head by another score the layer's largest score, so that selection takes them before all others: the
+/// fewest, the largest first, that hold share of the head's sum of by, but no more than most[head]. Of equals the first.
+///
+/// Two papers select in two stages. DefensiveKV (arXiv 2510.13334): by is attention's mean, share 0.9. CriticalKV (arXiv 2502.03805): by is
+/// any score, most half of each head's budget, and scores are by's times the norms of what the output matrix makes of the values.
+///
+/// by: f32, lava_n_scores(shape) of them, as in lava_score: finite, not negative (ARGUMENT).
+/// share: above 0. 1 or more: most alone counts.
+/// most: u32 [n_kv_heads]; may be NULL: share alone counts.
+/// scores: f32, lava_n_scores(shape) of them, as in lava_score, finite; read and written. Untouched on error.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ALIGNMENT, ARGUMENT, OVERLAP, NONFINITE (naming the head). Any thread.
+lava_status lava_raise(const lava_shape *shape, const float *by, double share, const uint32_t *most, float *scores,
+    lava_error *error);
 
 #ifdef __cplusplus
 }  // extern "C"

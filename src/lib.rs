@@ -9,6 +9,7 @@
 //! | look at a caller's buffer | [`view`] | pointer, element type, strides → rows of f32 |
 //! | layers and options | [`params`] | what a layer is, what is asked for → checked numbers |
 //! | window attention, pooling, value norm, group reduction | [`score`] | Q, K, V → scores |
+//! | changes to scores: smoothing, clamps, two stages | [`adjust`] | scores → scores |
 //! | entropy | [`entropy`] | scores → one number per layer |
 //! | budgets | [`budget`] | weights of the layers, total → integers that sum exactly |
 //! | selection | [`select`] | scores, entries to keep → `kept_indices`, `cu_kept`, `rows` |
@@ -37,6 +38,8 @@
 #![allow(clippy::needless_range_loop)]
 #![deny(missing_docs, unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks, clippy::missing_safety_doc)]
 
+#[forbid(unsafe_code)]
+pub mod adjust;
 #[forbid(unsafe_code)]
 pub mod attend;
 pub mod backend;

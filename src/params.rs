@@ -474,7 +474,7 @@ impl ScoreParams<'_> {
     }
 
     /// Queries that ask again, for [`crate::score::score_queries`]: the 4-norm of their attention times the head's mean value norm. Their
-    /// scores are smoothed after they are joined ([`crate::score::smooth`]). For [`SelectParams::ask_again`] and a window of 8.
+    /// scores are smoothed after they are joined ([`crate::adjust::smooth`]). For [`SelectParams::ask_again`] and a window of 8.
     pub fn ask_again() -> Self {
         Self {
             attention: Attention::Norm4,
@@ -512,7 +512,7 @@ impl ScoreParams<'_> {
         }
     }
 
-    /// TOVA: the mean over all heads of the last query's attention. For a window of 1; `score::mean_over_heads` does the rest.
+    /// TOVA: the mean over all heads of the last query's attention. For a window of 1; `adjust::mean_over_heads` does the rest.
     pub fn tova() -> Self {
         Self { pool_kernel: 1, group_reduce: GroupReduce::Mean, ..Self::snapkv() }
     }

@@ -41,7 +41,7 @@ use core::ops::Range;
 
 use crate::backend::Backend;
 use crate::error::{ErrorKind, Result, ensure};
-use crate::params::{Attention, ScoreParams, SelectParams, Shape, ValueWeight, split};
+use crate::params::{Attention, ScoreParams, Shape, ValueWeight, split};
 use crate::view::{Dtype, Tensor};
 use crate::workspace::{Carver, size_of_carve};
 use plan::{Buffers, Plan};
@@ -115,7 +115,7 @@ pub fn score(
 /// `inputs.q` is `[n_queries, n_q_heads, head_dim_k]`, after RoPE. Each query sees what one at position `n_tokens` would: every row of
 /// the cache, the window's too, as far as a sliding window reaches. So these may be the prompt's own queries, turned to that position
 /// ([`crate::rope::rotate`]), in any order and in instalments. All else is as in [`score`]; `scores` holds what that left there, or
-/// zeros. `smoothing` must be 0: [`smooth`] does that after the last of them.
+/// zeros. `smoothing` must be 0: [`crate::adjust::smooth`] does that after the last of them.
 ///
 /// On an error `scores` may be partly joined.
 #[expect(clippy::too_many_arguments, reason = "the C function's arguments, one to one")]
@@ -160,7 +160,7 @@ fn score_by(
     if params.value_weight != ValueWeight::None {
         let of_values = (params.value_weight, params.value_span);
         let kernels = backend.kernels;
-        value::maxima(kernels, shape, queries, of_values, &inputs.v, heads.clone(), buffers.value_max)
+        value::of_heads(kernels, shape, queries, of_values, &inputs.v, heads.clone(), buffers.head_value)
             .map_err(at_layer)?;
     }
     let kernels = backend.kernels.for_product(&inputs.q, &inputs.k);
@@ -191,56 +191,6 @@ fn join(more: &[f32], scores: &mut [f32]) -> Result<()> {
         *s = if x > *s { x } else { *s };
     }
     ensure(finite, ErrorKind::NonFinite, c"scores")
-}
-
-/// Adds `smoothing` times a head's mean score to all its live scores: what nobody asked about is not nothing.
-///
-/// The same as [`ScoreParams::smoothing`], but after scores have been joined, and with what `select` protects left out of the mean: the
-/// first tokens hold so much attention that they would be most of it. Of `select` only that is used. `scores` are as [`score`] leaves
-/// them, of all heads, finite. On an error they are untouched.
-pub fn smooth(shape: &Shape, select: &SelectParams, smoothing: f32, scores: &mut [f32]) -> Result<()> {
-    shape.validate()?;
-    let at_layer = |e: crate::Error| e.at_layer(shape.layer);
-    SelectParams { head_weights: None, ..*select }.validate(0, shape.prefix_len()).map_err(at_layer)?;
-    let valid = smoothing.is_finite() && smoothing >= 0.0;
-    ensure(valid, ErrorKind::Argument, c"smoothing").map_err(at_layer)?;
-    ensure(scores.len() as u64 >= shape.n_scores(), ErrorKind::BufferSize, c"scores").map_err(at_layer)?;
-    crate::entropy::check_finite(shape, scores)?;
-    if shape.n_scores() == 0 {
-        return Ok(());
-    }
-    // First whether all goes well.
-    for dry in [true, false] {
-        for h in 0..shape.n_kv_heads {
-            let (first, live) = (shape.first_score(h), shape.live(h));
-            let head = &mut scores[first + live.start..first + live.end];
-            let more = (smoothing as f64 * mean_of_unprotected(shape, h, select, head)) as f32;
-            match dry {
-                true => ensure(head.iter().all(|s| (s + more).is_finite()), ErrorKind::NonFinite, c"scores")
-                    .map_err(|e| at_layer(e.at_head(h)))?,
-                false => head.iter_mut().for_each(|s| *s += more),
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The mean of a head's live scores without those that are kept whatever they are; 0 where there is none.
-fn mean_of_unprotected(shape: &Shape, h: usize, select: &SelectParams, live: &[f32]) -> f64 {
-    let n_protected = select.n_protected(shape, h);
-    if n_protected == live.len() {
-        return 0.0;
-    }
-    let sum = match select.protected_mask {
-        // Sinks come first.
-        None => crate::entropy::total(&live[n_protected..]),
-        Some(_) => {
-            let rows = shape.live(h).zip(live);
-            let unprotected = rows.filter(|(row, _)| !select.protects(shape.position(h, *row)));
-            unprotected.fold(0.0, |sum, (_, &s)| sum + s as f64)
-        }
-    };
-    sum / (live.len() - n_protected) as f64
 }
 
 /// Statistics of the KV heads of one part, `stats[0]` being the part's first head's, over their live prefix rows.
@@ -289,30 +239,4 @@ fn check_inputs(shape: &Shape, params: &ScoreParams, queries: Queries, inputs: &
     let Some(lse) = &inputs.lse else { return Ok(()) };
     ensure(lse.dtype() == Dtype::F32, ErrorKind::Dtype, c"lse")?;
     ensure(fits(lse, shape.n_q_heads, 1, &n_queries), ErrorKind::Shape, c"lse")
-}
-
-/// Gives all heads the mean of their scores, so that they keep the same tokens under equal head budgets: TOVA's one set
-/// for all.
-///
-/// `scores` is `[n_kv_heads, prefix_len]`: heads of unlike rows have no mean. The mean of the group means is the mean
-/// over all query heads.
-pub fn mean_over_heads(shape: &Shape, scores: &mut [f32]) -> Result<()> {
-    shape.validate()?;
-    let at_layer = |e: crate::Error| e.at_layer(shape.layer);
-    ensure(shape.ragged.is_none(), ErrorKind::Unsupported, c"cu_rows").map_err(at_layer)?;
-    let (n_kv_heads, prefix_len) = (shape.n_kv_heads, shape.prefix_len());
-    let n = n_kv_heads * prefix_len;
-    ensure(scores.len() >= n, ErrorKind::BufferSize, c"scores").map_err(at_layer)?;
-    let scores = &mut scores[..n];
-    for (h, head) in scores.chunks_exact(prefix_len.max(1)).enumerate() {
-        ensure(head.iter().all(|s| s.is_finite()), ErrorKind::NonFinite, c"scores")
-            .map_err(|e| at_layer(e.at_head(h)))?;
-    }
-    for i in 0..prefix_len {
-        let column = scores.iter().skip(i).step_by(prefix_len);
-        scores[i] = (column.map(|&s| s as f64).sum::<f64>() / n_kv_heads as f64) as f32;
-    }
-    let (mean, rest) = scores.split_at_mut(prefix_len);
-    rest.chunks_exact_mut(prefix_len.max(1)).for_each(|head| head.copy_from_slice(mean));
-    Ok(())
 }

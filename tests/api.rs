@@ -1,6 +1,7 @@
 //! The Rust side with arguments that make no sense: an error or the plain answer, never a panic.
 
-use lava::score::{AttentionStats, mean_over_heads, part_heads, preference};
+use lava::adjust::mean_over_heads;
+use lava::score::{AttentionStats, part_heads, preference};
 use lava::{ErrorKind, Rows, SelectParams, Shape, Strides, Tensor};
 
 /// What a call was refused for.

@@ -5,6 +5,7 @@ mod common;
 
 use common::{Random, aligned, carver, shape};
 use half::{bf16, f16};
+use lava::adjust;
 use lava::attend::{AttendInputs, AttendParams, Positions};
 use lava::novelty::pick_queries;
 use lava::reference::{self, Heads};
@@ -399,15 +400,15 @@ fn attention_stats_agree_with_the_reference() {
 fn one_set_for_all_heads() {
     let heads = |n: usize, prefix: usize| shape(prefix + 1, (n, n), (1, 1), 1);
     let mut scores = [1.0, 2.0, 4.0, 0.5, 3.0, 0.0, 0.0, 0.25, 8.0];
-    score::mean_over_heads(&heads(3, 3), &mut scores).unwrap();
+    adjust::mean_over_heads(&heads(3, 3), &mut scores).unwrap();
     let mean = [1.5 / 3.0, 5.25 / 3.0, 12.0 / 3.0];
     assert_eq!(scores.chunks(3).collect::<Vec<_>>(), [mean; 3]);
-    let error = score::mean_over_heads(&heads(2, 1), &mut [1.0, f32::NAN]).unwrap_err();
+    let error = adjust::mean_over_heads(&heads(2, 1), &mut [1.0, f32::NAN]).unwrap_err();
     assert_eq!((error.kind, error.head, error.layer), (ErrorKind::NonFinite, Some(1), Some(3)));
-    assert!(score::mean_over_heads(&heads(2, 0), &mut []).is_ok());
-    assert!(score::mean_over_heads(&heads(0, 5), &mut []).is_err_and(|e| e.kind == ErrorKind::Shape));
+    assert!(adjust::mean_over_heads(&heads(2, 0), &mut []).is_ok());
+    assert!(adjust::mean_over_heads(&heads(0, 5), &mut []).is_err_and(|e| e.kind == ErrorKind::Shape));
     let ragged = heads(2, 1).with_rows(&[0, 2, 3], &[0, 1, 1]);
-    let error = score::mean_over_heads(&ragged, &mut [1.0]).unwrap_err();
+    let error = adjust::mean_over_heads(&ragged, &mut [1.0]).unwrap_err();
     assert_eq!((error.kind, error.argument), (ErrorKind::Unsupported, c"cu_rows"));
 }
 
@@ -1271,7 +1272,7 @@ fn l2_norms_of_any_size() {
 }
 
 #[test]
-fn smoothing_leaves_the_protected_out_of_the_mean() {
+fn smoothing_and_clamps_leave_the_protected_out_of_the_mean() {
     let (n, w, heads) = (300, 5, 3);
     let mut mask: Vec<u8> = (0..n - w).map(|p| (p % 11 == 3) as u8).collect();
     let (cu, positions) = holes(n, w, heads, |h, p| h == 0 || !(p * 7 + h).is_multiple_of(3));
@@ -1292,10 +1293,16 @@ fn smoothing_leaves_the_protected_out_of_the_mean() {
         for (n_sink, mask) in [0, 4, 1000].into_iter().flat_map(|n| masks.iter().map(move |mask| (n, mask))) {
             let select = SelectParams { n_sink, protected_mask: mask.as_deref(), ..SelectParams::lava() };
             let exact: Vec<Vec<f64>> = scores.iter().map(|s| s.iter().map(|&x| x.into()).collect()).collect();
+            let what = format!("{shape:?} {select:?}");
             let want = reference::smoothed(&shape, &select, 0.5, &exact).concat();
             let mut got = scores.concat();
-            score::smooth(&shape, &select, 0.5, &mut got).unwrap();
-            assert_scores(Backend::detect(), &got, &want, 1e-7, &format!("{shape:?} {select:?}"));
+            adjust::smooth(&shape, &select, 0.5, &mut got).unwrap();
+            assert_scores(Backend::detect(), &got, &want, 1e-7, &what);
+
+            let want = reference::clamped(&shape, &select, 0.75, &exact).concat();
+            let mut got = scores.concat();
+            adjust::clamp(&shape, &select, 0.75, &mut got).unwrap();
+            assert_scores(Backend::detect(), &got, &want, 1e-7, &what);
         }
     }
     // With nothing protected it is what scoring does, bit by bit.
@@ -1304,7 +1311,7 @@ fn smoothing_leaves_the_protected_out_of_the_mean() {
     let plain = ScoreParams::squares();
     let smooth = ScoreParams { smoothing: 0.7, ..plain };
     let mut got = run_score(Backend::detect(), &shape, &plain, &layer.inputs()).unwrap();
-    score::smooth(&shape, &SelectParams::lava(), 0.7, &mut got).unwrap();
+    adjust::smooth(&shape, &SelectParams::lava(), 0.7, &mut got).unwrap();
     assert!(got == run_score(Backend::detect(), &shape, &smooth, &layer.inputs()).unwrap());
 }
 
@@ -1314,7 +1321,7 @@ fn faults_of_smoothing_leave_the_scores() {
     let select = SelectParams::default();
     let fault = |select: &SelectParams, smoothing: f32, scores: [f32; 6]| {
         let mut own = scores;
-        let error = score::smooth(&shape, select, smoothing, &mut own).unwrap_err();
+        let error = adjust::smooth(&shape, select, smoothing, &mut own).unwrap_err();
         assert_eq!(error.layer, Some(3));
         assert_eq!(own.map(f32::to_bits), scores.map(f32::to_bits));
         (error.kind, error.argument, error.head)
@@ -1329,9 +1336,74 @@ fn faults_of_smoothing_leave_the_scores() {
     assert_eq!(fault(&none, 0.5, large), (ErrorKind::NonFinite, c"scores", Some(1)));
     let short = SelectParams { protected_mask: Some(&[1, 1]), ..select };
     assert_eq!(fault(&short, 0.5, [1.0; 6]), (ErrorKind::BufferSize, c"protected_mask", None));
-    let few = score::smooth(&shape, &select, 0.5, &mut [1.0; 5]).unwrap_err();
+    let few = adjust::smooth(&shape, &select, 0.5, &mut [1.0; 5]).unwrap_err();
     assert_eq!((few.kind, few.argument), (ErrorKind::BufferSize, c"scores"));
-    assert_eq!(score::smooth(&Shape { n_tokens: 1, ..shape }, &select, 0.5, &mut []), Ok(()));
+    assert_eq!(adjust::smooth(&Shape { n_tokens: 1, ..shape }, &select, 0.5, &mut []), Ok(()));
+}
+
+/// Scores and what they are raised by, which have many equals so that ties matter; dead rows have none.
+fn scores_with_ties(shape: &Shape, seed: u64) -> Vec<Vec<f32>> {
+    let mut random = Random(seed);
+    let mut of_row = |live: bool| if live { (random.real().abs() * 8.0).floor() as f32 / 4.0 } else { 0.0 };
+    (0..shape.n_kv_heads)
+        .map(|h| (0..shape.prefix_rows(h)).map(|i| of_row(shape.live(h).contains(&i))).collect())
+        .collect()
+}
+
+#[test]
+fn the_first_by_another_score_get_the_largest() {
+    let (n, w, heads) = (120, 5, 3);
+    let (cu, positions) = holes(n, w, heads, |h, p| h == 0 || !(p * 7 + h).is_multiple_of(3));
+    for (sliding_window, ragged) in [(None, false), (Some(40), false), (None, true), (Some(40), true)] {
+        let shape = Shape { sliding_window, ..shape(n, (heads, heads), (1, 1), w) };
+        let shape = if ragged { shape.with_rows(&cu, &positions) } else { shape };
+        let (scores, by) = (scores_with_ties(&shape, 1), scores_with_ties(&shape, 2));
+        let largest = scores.concat().iter().fold(0.0f32, |m, &s| m.max(s));
+        for share in [1e-9, 0.3, 0.9, 1.0, f64::INFINITY] {
+            for most in [None, Some([0u32, 1, 9]), Some([30, u32::MAX, 2])] {
+                let mut got = scores.concat();
+                adjust::raise(&shape, &by.concat(), share, most.as_ref().map(|m| &m[..]), &mut got).unwrap();
+                let mut want = scores.clone();
+                for h in 0..heads {
+                    let exact: Vec<f64> = by[h].iter().map(|&x| x.into()).collect();
+                    let most = most.map_or(usize::MAX, |most| most[h] as usize);
+                    for i in reference::first_rows(&shape, h, &exact, share, most) {
+                        want[h][i] = largest;
+                    }
+                }
+                assert_eq!(got, want.concat(), "{share} {most:?} {shape:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn faults_of_raising_leave_the_scores() {
+    let shape = shape(4, (2, 2), (1, 1), 1);
+    let fault = |by: &[f32], share: f64, most: Option<&[u32]>| {
+        let mut own = [1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0];
+        let error = adjust::raise(&shape, by, share, most, &mut own).unwrap_err();
+        assert_eq!((error.layer, own), (Some(3), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]));
+        (error.kind, error.argument, error.head)
+    };
+    for share in [0.0, -1.0, f64::NAN] {
+        assert_eq!(fault(&[1.0; 6], share, None), (ErrorKind::Argument, c"share", None));
+    }
+    assert_eq!(fault(&[1.0; 5], 0.5, None), (ErrorKind::BufferSize, c"by", None));
+    assert_eq!(fault(&[1.0; 6], 0.5, Some(&[1])), (ErrorKind::BufferSize, c"most", None));
+    let nan = [1.0, 1.0, 1.0, 1.0, f32::NAN, 1.0];
+    assert_eq!(fault(&nan, 0.5, None), (ErrorKind::NonFinite, c"by", Some(1)));
+    assert_eq!(fault(&[0.0, -0.5, 1.0, 1.0, 1.0, 1.0], 0.5, None), (ErrorKind::Argument, c"by", Some(0)));
+    let mut own = [1.0, 2.0, f32::NAN, 4.0, 5.0, 6.0];
+    let error = adjust::raise(&shape, &[1.0; 6], 0.5, None, &mut own).unwrap_err();
+    assert_eq!((error.kind, error.argument, error.head), (ErrorKind::NonFinite, c"scores", Some(0)));
+    assert_eq!(adjust::raise(&Shape { n_tokens: 1, ..shape }, &[], 0.5, None, &mut []), Ok(()));
+    // Nothing holds a share of nothing; minus zero is zero.
+    let mut own = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+    adjust::raise(&shape, &[0.0, -0.0, 0.0, 0.0, 0.0, 0.0], 0.5, None, &mut own).unwrap();
+    assert_eq!(own, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    adjust::raise(&shape, &[0.0, -0.0, 0.0, -0.0, 0.0, 0.0], 1.0, Some(&[1, 1]), &mut own).unwrap();
+    assert_eq!(own, [6.0, 2.0, 3.0, 6.0, 5.0, 6.0]);
 }
 
 fn picked(shape: &Shape, q: &Data, n_rows: usize, n_picked: usize) -> Result<(Vec<f32>, Vec<u32>)> {

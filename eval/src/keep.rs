@@ -2,9 +2,10 @@
 
 use anyhow::{Context, Result, ensure};
 use half::f16;
+use lava::adjust::mean_over_heads;
 use lava::budget::{layer_entries, pyramid_weights};
 use lava::entropy::entropy;
-use lava::score::{AttentionStats, ScoreInputs, attention_stats, mean_over_heads, preference, score};
+use lava::score::{AttentionStats, ScoreInputs, attention_stats, preference, score};
 use lava::select::{global_entries, global_entries_workspace_size, select};
 use lava::{Backend, GroupReduce, HeadFloor, Rows, ScoreParams, SelectParams, Shape, Strides, Tensor};
 use rand::{Rng, SeedableRng};

@@ -111,6 +111,16 @@ static void ask_again(const lava_shape *layer, float *scores) {
     first = scores[0];
     OK(lava_smooth(&shape, NULL, 0.5f, scores, &error));
     CHECK(scores[0] > first);
+    first = scores[0];
+    OK(lava_clamp(&shape, NULL, 100, scores, &error));
+    CHECK(scores[0] > first);
+    const uint32_t most[HEADS] = {1};
+    float *others = allocate(ENTRIES * 4), sum = 0;
+    for (int i = 0; i < ENTRIES; i++) others[i] = i < ENTRIES - 1 ? 0 : 2;
+    OK(lava_raise(&shape, scores, 1, most, others, &error));
+    for (int i = 0; i < PREFIX; i++) sum += others[i];
+    CHECK(sum == 2);
+    free(others);
     free(frequencies), free(after), free(v), free(k), free(before);
 }
 

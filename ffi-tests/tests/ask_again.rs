@@ -148,6 +148,35 @@ fn smoothing_leaves_out_what_is_protected() {
     assert_eq!(smoothed(None), smoothed(Some(&unsafe { lava_select_params_default() })));
 }
 
+#[test]
+fn clamps_and_two_stages() {
+    let shape = shape(9, (2, 2), (1, 1), 3);
+    let scores = [8.0f32, 1.0, 2.0, 3.0, 0.0, 4.0, 0.0, 0.0, 0.0, 0.0, 0.0, 6.0];
+    let clamped = |n_sink| {
+        let own = Memory::of(&scores);
+        let params = lava_select_params { n_sink, ..select_params() };
+        call(|e| unsafe { lava_clamp(&shape, &params, 1.0, own.ptr(), e) }).unwrap();
+        own.to_vec::<f32>()
+    };
+    assert_eq!(clamped(0), [8.0, 3.0, 3.0, 3.0, 3.0, 4.0, 1.0, 1.0, 1.0, 1.0, 1.0, 6.0]);
+    assert_eq!(clamped(1), [8.0, 2.0, 2.0, 3.0, 2.0, 4.0, 1.2, 1.2, 1.2, 1.2, 1.2, 6.0]);
+
+    // By another score: half of a head's sum, of equals the first; and no more than so many.
+    let by = Memory::of(&[1.0f32, 3.0, 1.0, 3.0, 1.0, 1.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0]);
+    let raised = |share, most: Option<[u32; 2]>| {
+        let own = Memory::of(&scores);
+        let most = most.map(|most| Memory::of(&most));
+        let at = most.as_ref().map_or(std::ptr::null(), |m| m.ptr::<u32>());
+        call(|e| unsafe { lava_raise(&shape, by.ptr(), share, at, own.ptr(), e) }).unwrap();
+        let all = own.to_vec::<f32>();
+        (0..12).filter(|&i| all[i] != scores[i]).map(|i| (i, all[i])).collect::<Vec<_>>()
+    };
+    assert_eq!(raised(0.5, None), [(1, 8.0), (3, 8.0), (8, 8.0)]);
+    assert_eq!(raised(0.2, None), [(1, 8.0), (8, 8.0)]);
+    assert_eq!(raised(0.5, Some([1, 0])), [(1, 8.0)]);
+    assert_eq!(raised(1.0, Some([3, 2])), [(1, 8.0), (3, 8.0), (6, 8.0), (8, 8.0)]);
+}
+
 /// Cosines with the mean of all by plain f64, the most novel of each stretch, of equals the first.
 #[test]
 fn each_stretch_gives_its_most_novel_query() {

@@ -219,6 +219,7 @@ fn the_header_answers() {
         "lava_cascade_push weight",
         "lava_compact cu_rows",
         "lava_entropy mass",
+        "lava_raise most",
         "lava_score lse",
         "lava_select rows",
         "lava_select selection",

@@ -1489,6 +1489,82 @@ fn smooth() {
 }
 
 #[test]
+fn clamp() {
+    let make = || {
+        World::new("lava_clamp", |w, e| unsafe {
+            lava_clamp(w.p("shape"), w.p("params"), f32::from_bits(w.n("share") as u32), w.p("scores"), e)
+        })
+        .shape()
+        .arg("params", Struct, &[select_params()])
+        .number("share", 0.5f32.to_bits() as u64)
+        .arg("scores", Out, &[0.25f32; PREFIX * HEADS.1])
+    };
+    check(
+        make,
+        &[],
+        &[
+            ("a score is NaN", |w| *w.element("scores", 3) = f32::NAN, LAVA_ERR_NONFINITE, "scores"),
+            ("share 0", |w| w.set_n("share", 0), LAVA_OK, ""),
+            ("share negative", |w| w.set_n("share", (-0.5f32).to_bits() as u64), LAVA_ERR_ARGUMENT, "share"),
+            ("share NaN", |w| w.set_n("share", f32::NAN.to_bits() as u64), LAVA_ERR_ARGUMENT, "share"),
+            ("all sinks", |w| w.at::<lava_select_params>("params").n_sink = u32::MAX, LAVA_OK, ""),
+            (
+                "floor 3",
+                |w| w.at::<lava_select_params>("params").head_floor = 3,
+                LAVA_ERR_ARGUMENT,
+                "head_floor",
+            ),
+            // Weights of heads have no part in it: not even looked at.
+            (
+                "head weights",
+                |w| w.at::<lava_select_params>("params").head_weights = std::ptr::dangling(),
+                LAVA_OK,
+                "",
+            ),
+            (
+                "the mask is the scores",
+                |w| w.at::<lava_select_params>("params").protected_mask = w.p("scores"),
+                LAVA_ERR_OVERLAP,
+                "scores",
+            ),
+        ],
+    );
+    let world = make();
+    *world.element("scores", PREFIX) = f32::INFINITY;
+    blames(&world, Some(LAYER), Some(1));
+}
+
+#[test]
+fn raise() {
+    let make = || {
+        World::new("lava_raise", |w, e| unsafe {
+            let share = f64::from_bits(w.n("share"));
+            lava_raise(w.p("shape"), w.p("by"), share, w.p("most"), w.p("scores"), e)
+        })
+        .shape()
+        .arg("by", In, &[0.25f32; PREFIX * HEADS.1])
+        .arg("most", In, &[1u32; HEADS.1])
+        .number("share", 0.5f64.to_bits())
+        .arg("scores", Out, &[0.25f32; PREFIX * HEADS.1])
+    };
+    check(
+        make,
+        &[],
+        &[
+            ("a score is NaN", |w| *w.element("scores", 3) = f32::NAN, LAVA_ERR_NONFINITE, "scores"),
+            ("by is NaN", |w| *w.element("by", 3) = f32::NAN, LAVA_ERR_NONFINITE, "by"),
+            ("by is negative", |w| *w.element("by", 3) = -1f32, LAVA_ERR_ARGUMENT, "by"),
+            ("share 0", |w| w.set_n("share", 0), LAVA_ERR_ARGUMENT, "share"),
+            ("share NaN", |w| w.set_n("share", f64::NAN.to_bits()), LAVA_ERR_ARGUMENT, "share"),
+            ("all", |w| w.set_n("share", 1f64.to_bits()), LAVA_OK, ""),
+        ],
+    );
+    let world = make();
+    *world.element("by", PREFIX) = f32::INFINITY;
+    blames(&world, Some(LAYER), Some(1));
+}
+
+#[test]
 fn pick_queries() {
     let make = || {
         let mut world = World::new("lava_pick_queries", |w, e| unsafe {

@@ -597,7 +597,7 @@ fn size_of_call(call: impl FnOnce(*mut usize) -> lava_status) -> usize {
 /// A case: what to call, and with what.
 pub fn run(data: &[u8]) {
     let c = &mut Choices::new(data);
-    let function = c.below(27);
+    let function = c.below(29);
     let rarity = c.pick(&[0, 64, 24, 8]);
     let mut w = World { c, blocks: vec![], regions: vec![], strange: false, rarity };
     let shape = w.shape();
@@ -719,6 +719,22 @@ pub fn run(data: &[u8]) {
                 w.call("lava_smooth", |e| lava_smooth(s, params, smoothing, scores, e));
             }
             24 => rotate(w, shape),
+            26 => {
+                let s = w.structure(shape, May::Read);
+                let params = w.select_params(shape.n_tokens.saturating_sub(shape.window), 0);
+                let share = w.float(0.5) as f32;
+                let scores = own_scores(&mut w, entries, May::Write);
+                w.call("lava_clamp", |e| lava_clamp(s, params, share, scores, e));
+            }
+            27 => {
+                let s = w.structure(shape, May::Read);
+                let (by, share) = (scores(&mut w, entries), w.float(0.5));
+                let heads = shape.n_kv_heads as u64;
+                let most: Vec<u32> = (0..heads.min(MOST)).map(|i| i as u32).collect();
+                let most = if w.c.once_in(3) { null_mut() } else { w.array(heads, May::Read, &most) };
+                let scores = own_scores(&mut w, entries, May::Write);
+                w.call("lava_raise", |e| lava_raise(s, by, share, most, scores, e));
+            }
             25 => pick_queries(w, shape),
             _ => global_entries(w, shape, entries),
         }

@@ -2,7 +2,6 @@
 
 use core::ffi::c_void;
 
-use super::budgets::reads_params;
 use super::call::*;
 use super::checked;
 use super::score::{attention_inputs, reads_inputs, score_by};
@@ -37,32 +36,6 @@ pub const LAVA_VALUE_TOKEN_L2: i32 = 4;
 pub const LAVA_ROPE_PAIRS: i32 = 0;
 /// Elements i and i + n_rot / 2: GPT-NeoX, Qwen, all of Hugging Face's models.
 pub const LAVA_ROPE_HALVES: i32 = 1;
-
-/// Gives all heads the mean of their scores, in place. With equal head budgets (lava_select_params_equal) they then keep the same
-/// tokens: TOVA's one set for all heads (arXiv 2401.06104).
-///
-/// shape: without cu_rows, since heads must have the same tokens (UNSUPPORTED).
-/// scores: f32 [n_kv_heads, n_tokens - window], finite.
-/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ALIGNMENT, NONFINITE, UNSUPPORTED. Untouched on error. Any thread.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn lava_mean_over_heads(
-    shape: *const lava_shape,
-    scores: *mut f32,
-    error: *mut lava_error,
-) -> lava_status {
-    // SAFETY: shape, scores and error are NULL or lead to what the comment above says: the caller's promise.
-    unsafe {
-        run(error, || {
-            let shape = checked::shape(shape)?;
-            in_layer(&shape, || {
-                ensure(shape.ragged.is_none(), ErrorKind::Unsupported, c"cu_rows")?;
-                let n = shape.n_scores() as usize;
-                let scores = if n == 0 { &mut [] } else { slice_mut(scores, n, c"scores")? };
-                score::mean_over_heads(&shape, scores)
-            })
-        })
-    }
-}
 
 /// How the window looks at the prefix, two numbers per KV head: what lava_preference makes a layer's weight of.
 ///
@@ -285,41 +258,6 @@ pub unsafe extern "C" fn lava_pick_queries(
                 let novelty = slice_mut(novelty, n_rows, c"novelty")?;
                 let picked = slice_mut(picked, n_picked, c"picked")?;
                 pick_queries(&shape, n_rows, &q, novelty, picked)
-            })
-        })
-    }
-}
-
-/// Adds smoothing times a head's mean score to all its scores: what nobody asked about is not nothing. As smoothing of
-/// lava_score_params, but after scores were joined, and with what is protected left out of the mean: the first tokens draw so much
-/// attention that they would be most of it.
-///
-/// params: may be NULL; of these n_sink and protected_mask are used: what will be selected with.
-/// smoothing: finite, not negative.
-/// scores: f32, lava_n_scores(shape) of them, as in lava_score, finite; read and written. Untouched on error.
-/// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ALIGNMENT, ARGUMENT, OVERLAP, NONFINITE (naming the head). Any thread.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn lava_smooth(
-    shape: *const lava_shape,
-    params: *const lava_select_params,
-    smoothing: f32,
-    scores: *mut f32,
-    error: *mut lava_error,
-) -> lava_status {
-    // SAFETY: every pointer is NULL or leads to what the comment above says: the caller's promise. Of head_weights nothing is read.
-    unsafe {
-        run(error, || {
-            let shape = checked::shape(shape)?;
-            in_layer(&shape, || {
-                let prefix_len = shape.prefix_len();
-                let params = checked::select_params(params, 0, prefix_len)?;
-                let n = shape.n_scores() as usize;
-                reads_params(&params, (0, prefix_len))
-                    .reads_rows(&shape)
-                    .writes(scores, n, c"scores")
-                    .check()?;
-                let scores = if n == 0 { &mut [] } else { slice_mut(scores, n, c"scores")? };
-                score::smooth(&shape, &params, smoothing, scores)
             })
         })
     }

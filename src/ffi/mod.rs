@@ -10,7 +10,8 @@
 //! | `call.rs` | slices, tensors, overlaps, the status |
 //! | `library.rs` | version, names |
 //! | `score.rs`, `budgets.rs`, `select.rs`, `compact.rs`, `cascade.rs`, `attend.rs` | the functions of `lava.h`, one file per family |
-//! | `methods.rs` | those of `lava_methods.h` |
+//! | `adjust.rs` | what is done to scores: in `lava_methods.h` |
+//! | `methods.rs` | what else is in `lava_methods.h` |
 //! | `cuda.rs`, `cuda/` | those of `lava_cuda.h` |
 //!
 //! Every function here is `unsafe` for one reason, stated once in the header: pointers must be NULL or lead to as much memory as the
@@ -18,6 +19,7 @@
 #![allow(clippy::missing_safety_doc, reason = "the comments are the header's, and its rule is the one above")]
 #![allow(rustdoc::broken_intra_doc_links, reason = "brackets in these comments are C shapes and indices")]
 
+mod adjust;
 mod attend;
 mod budgets;
 mod call;
@@ -35,6 +37,7 @@ mod select;
 mod types;
 mod versioned;
 
+pub use adjust::*;
 pub use attend::*;
 pub use budgets::*;
 pub use cascade::*;

@@ -203,15 +203,44 @@ fn scores_by(
 
 /// Adds `smoothing` times each head's mean to its live scores; what is protected has no part in the mean.
 pub fn smoothed(shape: &Shape, select: &SelectParams, smoothing: f32, scores: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    by_means(shape, select, smoothing, scores, |score, more| score + more)
+}
+
+/// Raises live scores to `share` times their head's mean; what is protected has no part in the mean.
+pub fn clamped(shape: &Shape, select: &SelectParams, share: f32, scores: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    by_means(shape, select, share, scores, f64::max)
+}
+
+fn by_means(
+    shape: &Shape,
+    select: &SelectParams,
+    factor: f32,
+    scores: &[Vec<f64>],
+    change: fn(f64, f64) -> f64,
+) -> Vec<Vec<f64>> {
     let of_head = |(g, head): (usize, &Vec<f64>)| {
         let live = shape.live(g);
         let counts = |i: &usize| !select.protects(shape.position(g, *i));
         let counted: Vec<f64> = live.clone().filter(counts).map(|i| head[i]).collect();
         let mean = counted.iter().sum::<f64>() / counted.len().max(1) as f64;
-        let more = |i: usize| if live.contains(&i) { f64::from(smoothing) * mean } else { 0.0 };
-        (0..head.len()).map(|i| head[i] + more(i)).collect()
+        let changed = |i: usize| change(head[i], f64::from(factor) * mean);
+        (0..head.len()).map(|i| if live.contains(&i) { changed(i) } else { head[i] }).collect()
     };
     scores.iter().enumerate().map(of_head).collect()
+}
+
+/// Live rows of a head that come first by another score, `by`: the fewest that hold `share` of its sum, no more than `most`.
+pub fn first_rows(shape: &Shape, head: usize, by: &[f64], share: f64, most: usize) -> Vec<usize> {
+    let mut rows: Vec<usize> = shape.live(head).collect();
+    let all: f64 = rows.iter().map(|&i| by[i]).sum();
+    rows.sort_by(|&a, &b| by[b].total_cmp(&by[a]).then(a.cmp(&b)));
+    let mut so_far = 0.0;
+    let before = |&&i: &&usize| {
+        let more = share >= 1.0 || so_far < share * all;
+        so_far += by[i];
+        more
+    };
+    rows.iter().take(most).take_while(before).copied().collect()
 }
 
 /// Novelty of each of a layer's queries `q[h][j]`: minus the sum over the heads of the cosine of it and the mean of all.

@@ -2,9 +2,10 @@
 //! pass that repeats it. All of it the library's: `pick_queries`, `rotate`, `score_queries`, `smooth`.
 
 use anyhow::Result;
+use lava::adjust::smooth;
 use lava::novelty::pick_queries;
 use lava::rope::{Rope, RopeStyle, rotate};
-use lava::score::{ScoreInputs, queries_workspace_size, score_queries, smooth};
+use lava::score::{ScoreInputs, queries_workspace_size, score_queries};
 use lava::{Backend, Pool, Rows, ScoreParams, SelectParams, Shape, Strides, Tensor, TensorMut};
 
 use crate::cache::with_workspace;
