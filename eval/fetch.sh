@@ -5,6 +5,7 @@
 #   text/jargon.txt    the Jargon File, from Debian's jargon-text
 #   text/anarchism/    An Anarchist FAQ, from Debian's anarchism
 #   text/handbook/     The Debian Administrator's Handbook, from Debian's debian-handbook
+#   text/networkx/     the Python of networkx 3.1 (BSD-3-Clause), from PyPI, its sum checked
 #
 # With the argument gemma also a second model, for `published --model gemma --tasks goes-on`:
 #
@@ -77,5 +78,16 @@ package() {
 [ -e "$home/text/handbook" ] || {
     package debian-handbook
     mv "$home/debian-handbook/usr/share/doc/debian-handbook/html/en-US" "$home/text/handbook"
+}
+code=4f33f68cb2afcf86f28a45f43efc27a9386b535d567d2127f8f61d51dec58d36
+[ -e "$home/text/networkx" ] || {
+    say "fetching networkx 3.1 from PyPI (2 MB)"
+    rm -rf "$home/wheel"
+    python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest "$home/wheel" networkx==3.1 >&2 ||
+        fail "pip could not download networkx; is there pip, and a network?"
+    has_sum "$home/wheel/networkx-3.1-py3-none-any.whl" "$code" || fail "networkx 3.1 is not what results were made with"
+    python3 -m zipfile -e "$home"/wheel/*.whl "$home/wheel/unpacked"
+    mv "$home/wheel/unpacked/networkx" "$home/text/networkx"
+    rm -rf "$home/wheel"
 }
 rm -rf "$home/jargon-text" "$home/anarchism" "$home/debian-handbook"

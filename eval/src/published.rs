@@ -3,8 +3,9 @@
 //! | file | |
 //! |---|---|
 //! | `gguf.rs` | weights and tokenizer out of the GGUF file |
-//! | `books.rs` | English text, one half of each book to choose settings on, the other to report |
-//! | `tasks.rs` | text that goes on, and facts among text |
+//! | `books.rs` | English text and code, one half of each book to choose settings on, the other to report |
+//! | `tasks.rs` | text that goes on, is summarised, questioned, quoted; facts among text |
+//! | `ruler.rs` | tasks of RULER: several values of a key, chains of variables, common words |
 //! | `methods.rs` | the rows of the table |
 //! | `ask.rs` | queries that ask beside the window's: the prompt's, from after it, or a second pass' |
 //! | `others.rs` | scores that come from outside the library: DefensiveKV, KeyDiff, Expected Attention |
@@ -17,6 +18,7 @@ pub mod cost;
 pub mod gguf;
 pub mod methods;
 pub mod others;
+pub mod ruler;
 pub mod run;
 pub mod table;
 pub mod tasks;

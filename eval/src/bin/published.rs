@@ -12,10 +12,12 @@ use eval::methods::Method;
 use eval::published::books::{Book, Half};
 use eval::published::gguf::Gguf;
 use eval::published::run::{self, Line};
-use eval::published::{cost, methods, table, tasks};
+use eval::published::tasks::Facts;
+use eval::published::{cost, methods, ruler, table, tasks};
 use eval::report::between_markers;
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
+use tokenizers::Tokenizer;
 
 #[derive(Parser)]
 #[command(about = "What KV-cache eviction methods lose on SmolLM2-135M-Instruct, at equal bytes")]
@@ -51,7 +53,7 @@ struct Args {
     /// Only the tables, of what has been run
     #[arg(long)]
     table: bool,
-    /// Gemma takes `--tasks goes-on` only, since the facts are asked in SmolLM2's format
+    /// Gemma takes `--tasks goes-on,code` only, since the facts are asked in SmolLM2's format
     #[arg(long, value_enum, default_value_t = Published::Smollm2)]
     model: Published,
     /// What `eval/fetch.sh` brought
@@ -91,18 +93,30 @@ impl Published {
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Task {
     GoesOn,
+    Code,
     Facts,
     InTurn,
+    Cloze,
+    Values,
+    Chains,
     Summary,
+    Question,
+    Words,
 }
 
 impl Task {
     fn name(self) -> &'static str {
         match self {
             Self::GoesOn => "goes on",
+            Self::Code => "code",
             Self::Facts => "facts",
             Self::InTurn => "in turn",
+            Self::Cloze => "cloze",
+            Self::Values => "values",
+            Self::Chains => "chains",
             Self::Summary => "summary",
+            Self::Question => "question",
+            Self::Words => "words",
         }
     }
 }
@@ -145,8 +159,8 @@ fn main() -> Result<()> {
     if args.cost {
         return cost(&args, half, seed, &chosen);
     }
-    if args.model == Published::Gemma && args.tasks != [Task::GoesOn] {
-        bail!("gemma-3-270m takes --tasks goes-on only");
+    if args.model == Published::Gemma && args.tasks.iter().any(|t| !matches!(t, Task::GoesOn | Task::Code)) {
+        bail!("gemma-3-270m takes --tasks goes-on,code only");
     }
     let mut lines = if args.quick { vec![] } else { read(&path)? };
     if !args.table {
@@ -194,6 +208,7 @@ fn measure(
     let mut gguf = Gguf::open(&args.data.join(args.model.file()))?;
     let (model, tokenizer, bos) = (gguf.model()?, gguf.tokenizer()?, gguf.bos()?);
     let books = Book::all(&args.data.join("text"))?;
+    let code = if args.tasks.contains(&Task::Code) { Book::code(&args.data.join("text"))? } else { vec![] };
     // Text by text over all tasks and lengths, so that a run that is stopped has some of each.
     let mut jobs = vec![];
     for text in 0..args.texts {
@@ -232,27 +247,36 @@ fn measure(
             .par_bridge()
             .map(|(text, length, task, methods)| {
                 let (text, length) = (*text, *length);
+                let books = if *task == Task::Code { &code } else { &books };
+                let goes_on = || tasks::goes_on(books, &tokenizer, seed, half, length, text);
+                let told = |of| run::told(&model, &of, methods, &args.budgets);
+                let found = |make: MakeFacts| {
+                    run::facts(
+                        &model,
+                        &make(books, &tokenizer, seed, half, length, text)?,
+                        methods,
+                        &args.budgets,
+                    )
+                };
                 let line = match task {
-                    Task::GoesOn => {
-                        let mut of = tasks::goes_on(&books, &tokenizer, seed, half, length, text)?;
+                    Task::GoesOn | Task::Code => {
+                        let mut of = goes_on()?;
                         if let Some(bos) = bos {
                             of.prompt[0] = bos;
                         }
                         run::goes_on(&model, &of, methods, &args.budgets)?
                     }
-                    Task::Facts => {
-                        let of = tasks::facts(&books, &tokenizer, seed, half, length, text)?;
-                        run::facts(&model, &of, methods, &args.budgets)?
-                    }
+                    Task::Facts => found(tasks::facts)?,
+                    Task::Cloze => found(tasks::cloze)?,
+                    Task::Values => found(ruler::values)?,
+                    Task::Chains => found(ruler::chains)?,
                     Task::InTurn => {
-                        let of = tasks::facts(&books, &tokenizer, seed, half, length, text)?;
+                        let of = tasks::facts(books, &tokenizer, seed, half, length, text)?;
                         run::in_turn(&model, &of, methods, &args.budgets)?
                     }
-                    Task::Summary => {
-                        let of = tasks::goes_on(&books, &tokenizer, seed, half, length, text)?;
-                        let of = tasks::summary(&tokenizer, of)?;
-                        run::summary(&model, &of, methods, &args.budgets)?
-                    }
+                    Task::Summary => told(tasks::summary(&tokenizer, goes_on()?)?)?,
+                    Task::Question => told(tasks::question(&tokenizer, goes_on()?)?)?,
+                    Task::Words => told(ruler::words(books, &tokenizer, seed, half, length, text)?)?,
                 };
                 let line = Line { task: task.name().into(), length, text, seed, ..line };
                 if let Some(file) = &file {
@@ -267,6 +291,8 @@ fn measure(
             .collect::<Result<Vec<Line>>>()
     })
 }
+
+type MakeFacts = fn(&[Book], &Tokenizer, u64, Half, usize, usize) -> Result<Facts>;
 
 /// One write a line, so that a run that is stopped leaves whole lines.
 fn append(file: &Mutex<File>, line: &Line) -> Result<()> {

@@ -1,4 +1,4 @@
-//! English text. Settings are chosen on the first half of each book and reported on the second: no passage is in both.
+//! English text, and code. Settings are chosen on the first half of each book and reported on the second: no passage is in both.
 
 use std::path::Path;
 
@@ -14,6 +14,9 @@ pub enum Half {
     /// Only the reported table is made of them.
     Reporting,
 }
+
+/// The name of the book that is code.
+pub const CODE: &str = "networkx";
 
 pub struct Book {
     pub name: &'static str,
@@ -31,6 +34,21 @@ impl Book {
             Self { name: "handbook", paragraphs: pages(&folder.join("handbook"), "")? },
             Self { name: "jargon", paragraphs: jargon },
         ])
+    }
+
+    /// Python, as a book whose paragraphs are what empty lines part.
+    pub fn code(folder: &Path) -> Result<Vec<Self>> {
+        let mut paths = vec![];
+        sources(&folder.join("networkx"), &mut paths)
+            .context("the code is not there: run eval/fetch.sh, which `make eval` does")?;
+        paths.sort();
+        let mut paragraphs = vec![];
+        for path in paths {
+            let text = std::fs::read_to_string(&path)?;
+            let blocks = text.split("\n\n").map(|block| block.trim_matches('\n').to_string());
+            paragraphs.extend(blocks.filter(|block| !block.is_empty()));
+        }
+        Ok(vec![Self { name: CODE, paragraphs }])
     }
 
     /// Whole paragraphs from a random one on, at least so many characters.
@@ -54,6 +72,19 @@ impl Book {
         });
         take.map(String::as_str).collect()
     }
+}
+
+/// All Python files under a folder, tests left out.
+fn sources(folder: &Path, found: &mut Vec<std::path::PathBuf>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() && path.file_name().is_some_and(|name| name != "tests") {
+            sources(&path, found)?;
+        } else if path.extension().is_some_and(|e| e == "py") {
+            found.push(path);
+        }
+    }
+    Ok(())
 }
 
 /// Paragraphs of all pages of a book whose names begin so, in the order of their names.

@@ -187,8 +187,8 @@ pub fn goes_on(model: &Model, text: &GoesOn, methods: &[Method], budgets: &[f64]
     Ok(Line { book: text.book.into(), nll: Some(nll), rows, ..Line::default() })
 }
 
-/// A summary is asked for after eviction; the full cache's own, word by word its first choice, is forced.
-pub fn summary(model: &Model, text: &Summary, methods: &[Method], budgets: &[f64]) -> Result<Line> {
+/// Something is asked for after eviction; the full cache's own answer, word by word its first choice, is forced.
+pub fn told(model: &Model, text: &Summary, methods: &[Method], budgets: &[f64]) -> Result<Line> {
     let prefill = model.prefill(&text.prompt);
     let mut tokens = text.question.clone();
     for _ in 0..N_SUMMARY {

@@ -88,6 +88,22 @@ impl<'a> Cells<'a> {
     }
 }
 
+/// Tasks by how far distributions move, and their names in the tables.
+const DISTANCES: [(&str, &str); 5] = [
+    ("goes on", "text that goes on"),
+    ("code", "code that goes on"),
+    ("summary", "a summary"),
+    ("question", "a question about the text"),
+    ("words", "common words of a list"),
+];
+/// Tasks by right answers.
+const ANSWERS: [(&str, &str); 4] = [
+    ("facts", "facts"),
+    ("values", "several values of a key"),
+    ("chains", "chains of variables"),
+    ("cloze", "the next word of a sentence"),
+];
+
 /// The tables of all lengths in Markdown.
 pub fn markdown(lines: &[Line], methods: &[&str]) -> String {
     let mut page = String::new();
@@ -96,10 +112,12 @@ pub fn markdown(lines: &[Line], methods: &[&str]) -> String {
         let of = |task: &'static str| {
             Cells::new(lines.iter().filter(move |l| l.length == length && l.task == task))
         };
-        let (goes_on, facts) = (of("goes on"), of("facts"));
-        let (in_turn, summary) = (of("in turn"), of("summary"));
-        let all = [&goes_on, &facts, &in_turn, &summary];
-        let budgets: BTreeSet<u64> = all.iter().flat_map(|c| c.rows.keys()).map(|k| k.1).collect();
+        let goes_on = of("goes on");
+        let distances = DISTANCES.map(|(task, title)| (task, title, of(task)));
+        let answers = ANSWERS.map(|(task, title)| (task, title, of(task)));
+        let in_turn = of("in turn");
+        let all = distances.iter().chain(&answers).map(|(.., cells)| cells).chain([&in_turn]);
+        let budgets: BTreeSet<u64> = all.flat_map(|c| c.rows.keys()).map(|k| k.1).collect();
         let budgets: Vec<u64> = budgets.into_iter().rev().collect();
         let n_texts = |task: &str| {
             let texts = lines.iter().filter(|l| l.length == length && l.task == task && !l.rows.is_empty());
@@ -110,15 +128,7 @@ pub fn markdown(lines: &[Line], methods: &[&str]) -> String {
             let own = lines.iter().filter(|l| l.length == length && l.task == task);
             own.filter(|l| seen.insert(l.text)).filter_map(count).sum::<usize>()
         };
-        let _ = writeln!(
-            page,
-            "**{length} tokens**: {} texts that go on; {} texts with facts, of which the full cache answers {}, {} of them asked in the \
-             window.\n",
-            n_texts("goes on"),
-            n_texts("facts"),
-            asked("facts", |l| l.asked_later),
-            asked("facts", |l| l.asked_known)
-        );
+        let _ = writeln!(page, "**{length} tokens**\n");
         let percent = |b: u64| format!("{}%", b as f64 / 1e4);
         let mut table = |title: &str, cell: &dyn Fn(&str, u64) -> Option<String>| {
             if !methods.iter().any(|m| budgets.iter().any(|&b| cell(m, b).is_some())) {
@@ -137,40 +147,34 @@ pub fn markdown(lines: &[Line], methods: &[&str]) -> String {
             page.push('\n');
         };
         let text = |r: Ratio| format!("{:.2} ({:.2}–{:.2})", r.value, r.low, r.high);
-        table("KL, as a multiple of LAVa's", &|m, b| {
-            let ratio = ratio(&goes_on.paired(m, b, |r| r.kl)?)?;
-            Some(if m == BASE { "1".into() } else { text(ratio) })
-        });
+        for (task, title, cells) in &distances {
+            let title = format!("{title}: KL, as a multiple of LAVa's; {} texts", n_texts(task));
+            table(&title, &|m, b| {
+                let ratio = ratio(&cells.paired(m, b, |r| r.kl)?)?;
+                Some(if m == BASE { "1".into() } else { text(ratio) })
+            });
+        }
         let mean = |pick: fn(&Row) -> Option<f64>, m: &str, b: u64| {
             let pairs: Vec<_> =
                 goes_on.rows.get(&(m, b))?.values().filter_map(|(_, r)| Some((pick(r)?, 1.0))).collect();
             ratio(&pairs)
         };
-        table("KL / growth of the NLL, nats / agreement, %", &|m, b| {
+        table("text that goes on: KL / growth of the NLL, nats / agreement, %", &|m, b| {
             let (kl, nll, agree) = (mean(|r| r.kl, m, b)?, mean(|r| r.nll, m, b)?, mean(|r| r.agree, m, b)?);
             Some(format!("{:.3} / {:.3} / {:.0}", kl.value, nll.value, agree.value * 100.0))
         });
         let share = |r: Ratio| format!("{:.0} ({:.0}–{:.0})", r.value * 100.0, r.low * 100.0, r.high * 100.0);
-        table("asked later, right, %", &|m, b| {
-            facts.share(m, b, |l, r| Some((r.later?, l.asked_later?))).map(share)
-        });
-        table("question in the window, right, %", &|m, b| {
-            facts.share(m, b, |l, r| Some((r.known?, l.asked_known?))).map(share)
-        });
+        for (task, title, cells) in &answers {
+            let (n, in_window) = (asked(task, |l| l.asked_later), asked(task, |l| l.asked_known));
+            let later = format!("{title}, asked later: right, % of {n} in {} texts", n_texts(task));
+            table(&later, &|m, b| cells.share(m, b, |l, r| Some((r.later?, l.asked_later?))).map(share));
+            table(&format!("{title}, question in the window: right, % of {in_window}"), &|m, b| {
+                cells.share(m, b, |l, r| Some((r.known?, l.asked_known?))).map(share)
+            });
+        }
         let n = asked("in turn", |l| l.asked_in_turn);
-        if n > 0 {
-            let title = format!("asked in turn, right, % of {n} in {} texts", n_texts("in turn"));
-            table(&title, &|m, b| {
-                in_turn.share(m, b, |l, r| Some((r.in_turn?, l.asked_in_turn?))).map(share)
-            });
-        }
-        if n_texts("summary") > 0 {
-            let title = format!("a summary's KL, as a multiple of LAVa's, {} texts", n_texts("summary"));
-            table(&title, &|m, b| {
-                let ratio = ratio(&summary.paired(m, b, |r| r.kl)?)?;
-                Some(if m == BASE { "1".into() } else { text(ratio) })
-            });
-        }
+        let title = format!("facts, asked in turn: right, % of {n} in {} texts", n_texts("in turn"));
+        table(&title, &|m, b| in_turn.share(m, b, |l, r| Some((r.in_turn?, l.asked_in_turn?))).map(share));
     }
     page
 }
@@ -191,7 +195,8 @@ mod tests {
         let lines: Vec<Line> = (1..=8).map(|i| line(i, [i as f64, i as f64 / 2.0])).collect();
         let page = markdown(&lines, &[BASE, "W"]);
         assert!(page.contains("| W | 0.50 (0.50–0.50) |"), "{page}");
-        assert!(page.contains("8 texts that go on; 0 texts with facts"), "{page}");
+        assert!(page.contains("| text that goes on: KL, as a multiple of LAVa's; 8 texts | 20% |"), "{page}");
+        assert!(!page.contains("facts"), "{page}");
     }
 
     #[test]
