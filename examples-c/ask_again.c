@@ -93,7 +93,7 @@ int main(void) {
     const float head_weights[Q_HEADS] = {0.9f, 1.1f, 1.0f, 0.8f};
     const lava_score_params ask_window = lava_score_params_ask_window(head_weights);
     const lava_score_params ask_again = lava_score_params_ask_again(head_weights);
-    const lava_select_params select = lava_select_params_ask_again();
+    const lava_select_params select = lava_select_params_default();
 
     const uint64_t n_scores = lava_n_scores(&shape);
     float *by_window = allocate(LAYERS * n_scores * sizeof(float)), *by_all = allocate(LAYERS * n_scores * sizeof(float));

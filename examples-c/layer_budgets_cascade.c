@@ -60,7 +60,7 @@ int main(void) {
                (unsigned long long) by_entropy[l], entropies[l]);
 
     /* The cascade. full: K, then V of the layer that prefill has just done. arena: all K, then all V. Before the last
-       push, layers may hold what heads are guaranteed beside what wins: the preset's seven tenths. */
+       push, layers may hold what heads are guaranteed beside what wins: the preset's fifth. */
     uint64_t n_rows = n_rows_final + (uint64_t) (lava_select_params_default().alpha * (double) total);
     size_t full_size = in[0].k.size, arena_size = n_rows * row;
     char *full = allocate(2 * full_size), *arena = allocate(2 * arena_size);

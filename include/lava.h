@@ -15,7 +15,7 @@
  * A cascade (lava_cascade_*) decides for all layers so far whenever another layer's scores arrive.
  *
  * The recommended preset is what NULL in the place of any params means, and what the functions lava_*_params_default give: the
- * window's largest attention, one sort over all layers of which seven tenths are guaranteed to heads in equal parts, and the first
+ * window's largest attention, one sort over all layers of which a fifth is guaranteed to heads in equal parts, and the first
  * four tokens kept. LAVa as published is lava_*_params_lava. lava_methods.h has other papers' presets and statistics.
  *
  * Rules for all functions:
@@ -804,12 +804,12 @@ static inline lava_score_params lava_score_params_lava(void) {
     return params;
 }
 
-/// The recommended preset, the same as NULL: the largest attention, also for the five entries after the one that draws it, times the
-/// head's mean value norm; half a head's mean is added.
+/// The recommended preset, the same as NULL: the largest attention, also for the five entries after the one that draws it; half a head's
+/// mean is added. V is not read. lava_methods.h has the same with weights of the query heads.
 static inline lava_score_params lava_score_params_default(void) {
     lava_score_params params = lava_score_params_lava();
     params.attention = LAVA_ATTENTION_MAX;
-    params.value_weight = LAVA_VALUE_HEAD_MEAN_L2;
+    params.value_weight = LAVA_VALUE_NONE;
     params.pool = LAVA_POOL_AFTER;
     params.pool_kernel = 6;
     params.smoothing = 0.5f;
@@ -831,12 +831,12 @@ static inline lava_select_params lava_select_params_equal(void) {
     return params;
 }
 
-/// The recommended preset, the same as NULL: each head is sure of seven tenths of an equal part, and keeps the first four
+/// The recommended preset, the same as NULL: each head is sure of a fifth of an equal part, and keeps the first four
 /// tokens.
 static inline lava_select_params lava_select_params_default(void) {
     lava_select_params params = lava_select_params_lava();
     params.head_floor = LAVA_FLOOR_GUARANTEED;
-    params.alpha = 0.7;
+    params.alpha = 0.2;
     params.n_sink = 4;
     return params;
 }

@@ -205,18 +205,28 @@ lava_status lava_raise(const lava_shape *shape, const float *by, double share, c
 }  // extern "C"
 #endif  // __cplusplus
 
-/// Queries that ask again, for lava_score_queries: the 4-norm of their attention times the head's mean value norm. Then lava_smooth with
-/// 0.5, lava_select_params_ask_again and a window of 8.
+/// The recommended preset where an engine can say what each query head's output counts: times that, and times the head's mean value norm.
 ///
-/// query_head_weights: NULL, or n_q_heads of them, so that heads and layers can be compared: the norm of the query head's part of the
-///     output matrix over sqrt(head_dim_v) and over the norm of the residual stream. Without, divide a layer's scores by the root of
-///     their mean.
-static inline lava_score_params lava_score_params_ask_again(const float *query_head_weights) {
-    lava_score_params params = lava_score_params_lava();
-    params.attention = LAVA_ATTENTION_NORM4;
-    params.value_weight = LAVA_VALUE_HEAD_MEAN_L2;
-    params.pool_kernel = 1;
+/// query_head_weights: NULL, which is lava_score_params_default, or n_q_heads of a layer: the norm of the query head's part of the output
+///     matrix over sqrt(head_dim_v) and over the norm of the residual stream that it is added to. Where the model normalises what the
+///     matrix makes of the heads (Gemma), the norm's gains are part of the matrix, and the norm that it divides by is divided by.
+static inline lava_score_params lava_score_params_weighted(const float *query_head_weights) {
+    lava_score_params params = lava_score_params_default();
+    params.value_weight = query_head_weights ? LAVA_VALUE_HEAD_MEAN_L2 : LAVA_VALUE_NONE;
     params.query_head_weights = query_head_weights;
+    return params;
+}
+
+/// Queries that ask again, for lava_score_queries: the 4-norm of their attention; with weights, times these and the head's mean value
+/// norm. For a window of 8; then lava_smooth with 0.5.
+///
+/// query_head_weights: as in lava_score_params_weighted.
+static inline lava_score_params lava_score_params_ask_again(const float *query_head_weights) {
+    lava_score_params params = lava_score_params_weighted(query_head_weights);
+    params.attention = LAVA_ATTENTION_NORM4;
+    params.pool = LAVA_POOL_MAX;
+    params.pool_kernel = 1;
+    params.smoothing = 0;
     return params;
 }
 
@@ -311,13 +321,6 @@ static inline lava_score_params lava_score_params_sage_kv(void) {
     params.attention = LAVA_ATTENTION_EXPONENTIAL;
     params.decay = 1.0f;
     params.pool_kernel = 1;
-    return params;
-}
-
-/// What goes with asking again: each head is sure of a fifth of an equal part, and keeps the first four tokens.
-static inline lava_select_params lava_select_params_ask_again(void) {
-    lava_select_params params = lava_select_params_default();
-    params.alpha = 0.2;
     return params;
 }
 

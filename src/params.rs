@@ -409,7 +409,8 @@ pub struct ScoreParams<'a> {
     /// Learned attention sinks: one logit per query head, neither scaled nor capped, that is part of the softmax's denominator.
     pub sink_logits: Option<&'a [f32]>,
     /// One factor per query head on its attention, before the group becomes one score; finite, not negative. What a head's output counts
-    /// in the residual stream, say: `‖W_O of the head‖_F / sqrt(head_dim_v)` over the norm of the layer's residual. `None`: all 1.
+    /// in the residual stream, say: `‖W_O of the head‖_F / sqrt(head_dim_v)` over the norm of the layer's residual. Where the model
+    /// normalises what the projection makes, its gains are part of `W_O`, and what it divides by is divided by. `None`: all 1.
     pub query_head_weights: Option<&'a [f32]>,
     /// The base of a log-sum-exp that comes with the inputs.
     pub lse_base: LseBase,
@@ -438,11 +439,11 @@ pub struct ScoreParams<'a> {
 
 impl Default for ScoreParams<'_> {
     /// The recommended preset (C: `lava_score_params_default`), for one sort over all layers: the largest attention of the window's
-    /// queries, also for the five entries after the one that draws it, times the head's mean value norm; half of a head's mean is added.
+    /// queries, also for the five entries after the one that draws it; half of a head's mean is added. Values are not read.
     fn default() -> Self {
         Self {
             attention: Attention::Max,
-            value_weight: ValueWeight::HeadMeanL2,
+            value_weight: ValueWeight::None,
             pool: Pool::After,
             pool_kernel: 6,
             smoothing: 0.5,
@@ -451,7 +452,7 @@ impl Default for ScoreParams<'_> {
     }
 }
 
-impl ScoreParams<'_> {
+impl<'a> ScoreParams<'a> {
     /// LAVa as published: mean attention, max-pooled over 7, times the head's largest value norm.
     pub const fn lava() -> Self {
         Self {
@@ -473,20 +474,29 @@ impl ScoreParams<'_> {
         }
     }
 
-    /// Queries that ask again, for [`crate::score::score_queries`]: the 4-norm of their attention times the head's mean value norm. Their
-    /// scores are smoothed after they are joined ([`crate::adjust::smooth`]). For [`SelectParams::ask_again`] and a window of 8.
-    pub fn ask_again() -> Self {
-        Self {
-            attention: Attention::Norm4,
-            value_weight: ValueWeight::HeadMeanL2,
-            pool_kernel: 1,
-            ..Self::lava()
-        }
+    /// The recommended preset where an engine can say what each query head's output counts
+    /// ([`query_head_weights`](Self::query_head_weights)): times that, and times the head's mean value norm.
+    pub fn weighted(query_head_weights: &'a [f32]) -> Self {
+        Self::default().and_weights(Some(query_head_weights))
+    }
+
+    /// Queries that ask again, for [`crate::score::score_queries`]: the 4-norm of their attention; with weights, times these and the head's
+    /// mean value norm. Their scores are smoothed after they are joined ([`crate::adjust::smooth`]). For a window of 8.
+    pub fn ask_again(query_head_weights: Option<&'a [f32]>) -> Self {
+        let attention = Self { attention: Attention::Norm4, pool_kernel: 1, ..Self::snapkv() };
+        attention.and_weights(query_head_weights)
     }
 
     /// The window's queries beside those that ask again: the same, and for the seven entries after; they count half.
-    pub fn ask_window() -> Self {
-        Self { pool: Pool::After, pool_kernel: 8, weight: 0.5, ..Self::ask_again() }
+    pub fn ask_window(query_head_weights: Option<&'a [f32]>) -> Self {
+        Self { pool: Pool::After, pool_kernel: 8, weight: 0.5, ..Self::ask_again(query_head_weights) }
+    }
+
+    /// The values' norms are comparable only with what the output projection does to them: both, or neither.
+    fn and_weights(self, query_head_weights: Option<&'a [f32]>) -> Self {
+        let value_weight =
+            if query_head_weights.is_some() { ValueWeight::HeadMeanL2 } else { ValueWeight::None };
+        Self { value_weight, query_head_weights, ..self }
     }
 
     /// Squared attention times the entry's own value norm, max-pooled over 7: what was recommended before a published model was at
@@ -651,10 +661,10 @@ pub struct SelectParams<'a> {
 }
 
 impl Default for SelectParams<'_> {
-    /// The recommended preset (C: `lava_select_params_default`), for [`LayerShare::Global`]: each head is sure of its best seven
-    /// tenths of an equal part, and keeps the first four tokens.
+    /// The recommended preset (C: `lava_select_params_default`), for [`LayerShare::Global`]: each head is sure of its best fifth of
+    /// an equal part, and keeps the first four tokens.
     fn default() -> Self {
-        Self { head_floor: HeadFloor::Guaranteed, alpha: 0.7, n_sink: 4, ..Self::lava() }
+        Self { head_floor: HeadFloor::Guaranteed, alpha: 0.2, n_sink: 4, ..Self::lava() }
     }
 }
 
@@ -674,11 +684,6 @@ impl SelectParams<'_> {
     /// LAVa as its authors' code has it: an affine floor with α = 0.2, here with exact totals.
     pub const fn lava_released() -> Self {
         Self { head_floor: HeadFloor::Affine, alpha: 0.2, ..Self::lava() }
-    }
-
-    /// What goes with [`ScoreParams::ask_again`]: each head is sure of its best fifth of an equal part, and keeps the first four tokens.
-    pub const fn ask_again() -> Self {
-        Self { head_floor: HeadFloor::Guaranteed, alpha: 0.2, n_sink: 4, ..Self::lava() }
     }
 
     /// Equal head budgets: SnapKV, PyramidKV, CAKE and all that came before Ada-KV.

@@ -1149,7 +1149,7 @@ fn other_queries_are_asked() {
                 (largest(ValueWeight::HeadMax), 16),
                 (ScoreParams::lava(), 17),
                 (ScoreParams { value_span: ValueSpan::All, ..ScoreParams::squares() }, 33),
-                (ScoreParams::ask_again(), 50),
+                (ScoreParams::ask_again(None), 50),
                 (ScoreParams::cake(10.0), 5),
                 (ScoreParams::caote(), 128),
                 (ScoreParams::rest_kv(0.3), 4),

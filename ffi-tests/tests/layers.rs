@@ -335,7 +335,7 @@ fn check_gemma(shapes: &[lava_shape], scores: &[Vec<f32>], first_live: u32) {
     for total in [total, total / 2, 200] {
         let params = unsafe { lava_select_params_default() };
         let whole = Rule::of(shapes, &scores.concat(), &params);
-        let counts = whole.guaranteed(total as usize, 700_000_000);
+        let counts = whole.guaranteed(total as usize, 200_000_000);
         let (entries, heads) = global_entries(shapes, None, &scores.concat(), total).unwrap();
         assert_eq!(heads.iter().map(|&n| n as usize).collect::<Vec<_>>(), counts);
         assert_eq!(entries.iter().sum::<u64>(), total);

@@ -56,12 +56,24 @@ fn rust_score(params: &ScoreParams) -> Vec<f32> {
 
 #[test]
 fn scoring_presets_are_rusts() {
-    let presets: [(&str, lava_score_params, ScoreParams); 14] = unsafe {
+    let weights: Vec<f32> = (0..HEADS.0).map(|h| 0.5 + h as f32).collect();
+    let presets: [(&str, lava_score_params, ScoreParams); 17] = unsafe {
         [
             ("default", lava_score_params_default(), ScoreParams::default()),
             ("lava", lava_score_params_lava(), ScoreParams::lava()),
-            ("ask_again", lava_score_params_ask_again(std::ptr::null()), ScoreParams::ask_again()),
-            ("ask_window", lava_score_params_ask_window(std::ptr::null()), ScoreParams::ask_window()),
+            ("ask_again", lava_score_params_ask_again(std::ptr::null()), ScoreParams::ask_again(None)),
+            ("ask_window", lava_score_params_ask_window(std::ptr::null()), ScoreParams::ask_window(None)),
+            ("weighted", lava_score_params_weighted(weights.as_ptr()), ScoreParams::weighted(&weights)),
+            (
+                "ask_again, weighted",
+                lava_score_params_ask_again(weights.as_ptr()),
+                ScoreParams::ask_again(Some(&weights)),
+            ),
+            (
+                "ask_window, weighted",
+                lava_score_params_ask_window(weights.as_ptr()),
+                ScoreParams::ask_window(Some(&weights)),
+            ),
             ("squares", lava_score_params_squares(), ScoreParams::squares()),
             ("snapkv", lava_score_params_snapkv(), ScoreParams::snapkv()),
             ("cake", lava_score_params_cake(200.0), ScoreParams::cake(200.0)),
@@ -78,6 +90,10 @@ fn scoring_presets_are_rusts() {
         let got = Layer { params: c, ..layer() }.score().unwrap();
         assert_eq!(bits(&got), bits(&rust_score(&rust)), "{name}");
     }
+    let scored = |params| bits(&Layer { params, ..layer() }.score().unwrap()).to_vec();
+    let [unweighted, default] =
+        unsafe { [lava_score_params_weighted(std::ptr::null()), lava_score_params_default()] };
+    assert_eq!(scored(unweighted), scored(default));
 }
 
 /// What a selection keeps by a Rust preset.
@@ -93,10 +109,9 @@ fn rust_select(params: &SelectParams, scores: &[f32], n_entries: u64) -> (Vec<u3
 
 #[test]
 fn selecting_presets_are_rusts() {
-    let presets: [(&str, lava_select_params, SelectParams); 5] = unsafe {
+    let presets: [(&str, lava_select_params, SelectParams); 4] = unsafe {
         [
             ("default", lava_select_params_default(), SelectParams::default()),
-            ("ask_again", lava_select_params_ask_again(), SelectParams::ask_again()),
             ("lava", lava_select_params_lava(), SelectParams::lava()),
             ("lava_released", lava_select_params_lava_released(), SelectParams::lava_released()),
             ("equal", lava_select_params_equal(), SelectParams::equal()),
@@ -112,9 +127,9 @@ fn selecting_presets_are_rusts() {
         assert_eq!((&got.indices, &got.cu), (&want.0, &want.1), "{name}");
         kept.push(got.rest);
     }
-    assert!((1..5).all(|i| !kept[..i].contains(&kept[i])), "each keeps something different");
-    // The first four and seventeen more make up seven tenths of an equal part: the rest is head 0's.
-    let last = (n as u32 - 17..TOKENS as u32).collect::<Vec<_>>();
+    assert!((1..4).all(|i| !kept[..i].contains(&kept[i])), "each keeps something different");
+    // The first four and two more make up a fifth of an equal part: the rest is head 0's.
+    let last = (n as u32 - 2..TOKENS as u32).collect::<Vec<_>>();
     assert_eq!(kept[0].head(1), [&[0, 1, 2, 3][..], &last].concat());
 }
 
@@ -212,13 +227,13 @@ fn null_is_the_default() {
 #[test]
 fn the_recommended_preset() {
     let (scoring, selecting, cascading, attending) = defaults();
-    assert_eq!((scoring.attention, scoring.value_weight), (LAVA_ATTENTION_MAX, LAVA_VALUE_HEAD_MEAN_L2));
+    assert_eq!((scoring.attention, scoring.value_weight), (LAVA_ATTENTION_MAX, LAVA_VALUE_NONE));
     assert_eq!(
         (scoring.pool, scoring.pool_kernel, scoring.group_reduce),
         (LAVA_POOL_AFTER, 6, LAVA_GROUP_MAX)
     );
     assert_eq!(scoring.smoothing, 0.5);
-    assert_eq!((selecting.head_floor, selecting.alpha, selecting.n_sink), (LAVA_FLOOR_GUARANTEED, 0.7, 4));
+    assert_eq!((selecting.head_floor, selecting.alpha, selecting.n_sink), (LAVA_FLOOR_GUARANTEED, 0.2, 4));
     assert_eq!((cascading.layers, attending.causal), (LAVA_LAYERS_GLOBAL, 1));
     let (lava, published) = (score_params(), select_params());
     assert_eq!((lava.attention, lava.value_weight), (LAVA_ATTENTION_MEAN, LAVA_VALUE_HEAD_MAX));

@@ -246,7 +246,7 @@ pub(super) unsafe fn asking_params<'a>(
     n_q_heads: usize,
 ) -> Result<(ScoreParams<'a>, Backend)> {
     if p.is_null() {
-        return Ok((ScoreParams::ask_again(), Backend::detect()));
+        return Ok((ScoreParams::ask_again(None), Backend::detect()));
     }
     // SAFETY: the caller's promise.
     unsafe { score_params(p, n_q_heads) }
