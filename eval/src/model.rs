@@ -109,6 +109,8 @@ pub struct LayerState {
     pub v: Vec<f16>,
     /// Mean L2 norm of the residual stream at those last tokens, behind the attention.
     pub residual_norm: f32,
+    /// Mean root mean square of what the output projection made at those last tokens, which a norm behind it divides by; 1 without one.
+    pub output_rms: f32,
     /// As its block has it.
     pub sliding_window: Option<usize>,
 }
@@ -284,7 +286,7 @@ impl Model {
             self.rotate(block, &mut q, cfg.n_q_heads, |i| i);
             self.rotate(block, &mut k, cfg.n_kv_heads, |i| i);
             let out = self.causal_attention(&q, &k, &v, block.sliding_window);
-            self.add_attention(block, &mut x, &out);
+            let output_rms = self.add_attention(block, &mut x, &out, last);
             let norms = x[(tokens.len() - last) * cfg.n_embd..].chunks_exact(cfg.n_embd).map(l2);
             layers.push(LayerState {
                 q: q[(tokens.len() - last) * cfg.q_width()..].to_vec(),
@@ -292,6 +294,7 @@ impl Model {
                 k: to_f16(&k),
                 v: to_f16(&v),
                 residual_norm: norms.sum::<f32>() / last as f32,
+                output_rms,
                 sliding_window: block.sliding_window,
             });
             self.feed_forward(block, &mut x);
@@ -336,7 +339,7 @@ impl Model {
                 cache.set_new(&k[own.clone()], &v[own]);
                 out.extend(cache.attend(cfg, &q[i * q_len..(i + 1) * q_len])?);
             }
-            self.add_attention(block, &mut x, &out);
+            self.add_attention(block, &mut x, &out, n);
             if let Some(trace) = &mut trace {
                 trace.push(LayerTrace { q, k, v, out });
             }
@@ -443,12 +446,23 @@ impl Model {
         out
     }
 
-    fn add_attention(&self, block: &Block, x: &mut [f32], out: &[f32]) {
+    /// Returns the mean root mean square, over the `last` tokens, of what a norm behind the projection divides by; 1 without one.
+    fn add_attention(&self, block: &Block, x: &mut [f32], out: &[f32], last: usize) -> f32 {
+        let e = self.cfg.n_embd;
         let mut y = project(out, &block.attn_output, self.cfg.q_width());
+        let mut rms = 1.0;
         if let Some(norms) = &block.more_norms {
+            let rows = y[y.len() - last * e..].chunks_exact(e);
+            rms = rows.map(|row| l2(row) / (e as f32).sqrt()).sum::<f32>() / last as f32;
             self.rms_norm(&mut y, &norms.post_attn);
         }
         x.iter_mut().zip(&y).for_each(|(x, y)| *x += y);
+        rms
+    }
+
+    /// What element `i` of the output projection's result is multiplied by in the norm behind it; 1 without one.
+    pub fn output_gain(&self, l: usize, i: usize) -> f32 {
+        self.blocks[l].more_norms.as_ref().map_or(1.0, |norms| norms.post_attn[i])
     }
 
     fn feed_forward(&self, block: &Block, x: &mut [f32]) {

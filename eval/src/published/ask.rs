@@ -104,13 +104,17 @@ pub fn finish(
     Ok(smooth(shape, &sinks, ask.smoothing, scores)?)
 }
 
-/// What the output projection does to each query head's output, in the size of the residual stream that it is added to.
+/// What the output projection, and a norm behind it, do to each query head's output, in the size of the residual stream that it is
+/// added to.
 pub fn head_weights(model: &Model, l: usize, layer: &LayerState) -> Vec<f32> {
     let cfg = &model.cfg;
     let d = cfg.head_dim;
     let size = |h: usize| {
         let rows = model.blocks[l].attn_output.chunks_exact(cfg.q_width());
-        rows.map(|row| row[h * d..][..d].iter().map(|w| w * w).sum::<f32>()).sum::<f32>().sqrt()
+        let square = |(i, row): (usize, &[f32])| {
+            model.output_gain(l, i).powi(2) * row[h * d..][..d].iter().map(|w| w * w).sum::<f32>()
+        };
+        rows.enumerate().map(square).sum::<f32>().sqrt() / layer.output_rms
     };
     (0..cfg.n_q_heads).map(|h| size(h) / (d as f32).sqrt() / layer.residual_norm).collect()
 }

@@ -6,6 +6,9 @@ use lava::{HeadFloor, ScoreParams, SelectParams, ValueWeight};
 use super::ask::{Again, Ask};
 use crate::methods::{BASE, DEFAULT, Family, Kind, Layers, Method, Scorer, Ties, WINDOW, Weight};
 
+/// The recommended preset, with what each query head's output counts.
+const WEIGHTED: &str = "recommended, weights";
+
 pub fn all() -> Vec<Method> {
     let lava = Method {
         name: BASE,
@@ -53,6 +56,11 @@ pub fn all() -> Vec<Method> {
     let ada = SelectParams { n_sink: 4, ..SelectParams::lava_released() };
     let mut random = with_sinks(equal("random, 4 sinks", ScoreParams::snapkv()));
     random.scorer.kind = Kind::Random;
+    // The default with weights of the query heads; its own smoothing is in its params.
+    let ask = Ask { again: Again::No, projection: true, smoothing: 0.0, n_sink: 4 };
+    let mut weighted = one_sort(WEIGHTED, ScoreParams::default(), SelectParams::default());
+    weighted.scorer.params.value_weight = ValueWeight::HeadMeanL2;
+    weighted.scorer.kind = Kind::Asked(ask);
     // Recommended until this table was made, and at first.
     let squares = ScoreParams::squares();
     vec![
@@ -62,6 +70,7 @@ pub fn all() -> Vec<Method> {
         lava,
         one_sort("LAVa's score, one sort", ScoreParams::lava(), SelectParams::lava()),
         one_sort(DEFAULT, ScoreParams::default(), SelectParams::default()),
+        weighted,
         one_sort("squares", squares, floor(0.1, 4)),
         one_sort("squares, smoothed", ScoreParams { smoothing: 1.0, ..squares }, floor(0.1, 0)),
         Method {
@@ -97,18 +106,18 @@ fn asked(name: &'static str, again: Again, projection: bool) -> Method {
         family: Family::Lava,
         scorer: Scorer { params: LARGEST, window: WINDOW, kind },
         layers: Layers::Global(Weight::One),
-        select: SelectParams::ask_again(),
+        select: SelectParams::default(),
         ties: Ties::LowerToken,
         source: "",
     }
 }
 
-/// This project's asking again.
-fn ours(name: &'static str, again: Again, projection: bool) -> Method {
-    let mut method = asked(name, again, projection);
-    method.scorer = Scorer { params: ScoreParams::ask_window(), window: 8, ..method.scorer };
-    // Without the projection and the residual, half of what makes layers unlike is taken out by their sums.
-    method.layers = Layers::Global(if projection { Weight::One } else { Weight::Mass(-0.5) });
+/// This project's asking again. With weights, the values' norms count too.
+fn ours(name: &'static str, again: Again, weights: bool) -> Method {
+    let mut method = asked(name, again, weights);
+    let value_weight = if weights { ValueWeight::HeadMeanL2 } else { ValueWeight::None };
+    let params = ScoreParams { value_weight, ..ScoreParams::ask_window(None) };
+    method.scorer = Scorer { params, window: 8, ..method.scorer };
     method
 }
 

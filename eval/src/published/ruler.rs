@@ -2,7 +2,6 @@
 //! (its multi-value and multi-key needles in one), chains of variables, and the commonest words of a list.
 
 use anyhow::Result;
-use rand::Rng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use tokenizers::Tokenizer;

@@ -323,6 +323,7 @@ fn extended(model: &Model, prefill: &Prefill, tokens: &[u32]) -> Result<Prefill>
             k: [&layer.k[..], &new.k].concat(),
             v: [&layer.v[..], &new.v].concat(),
             residual_norm: layer.residual_norm,
+            output_rms: layer.output_rms,
             sliding_window: layer.sliding_window,
         }
     });
