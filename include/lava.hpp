@@ -664,6 +664,53 @@ inline void rotate(const lava_shape &shape, std::uint32_t n_queries, const const
     });
 }
 
+/** lava_score_keys: a part's scores by its keys alone (KeyDiff). scores: n_scores(shape) of them. */
+inline void score_keys(const lava_shape &shape, const const_tensor &k, span<float> scores, part p = {}) {
+    detail::want_size("lava_score_keys", "scores", scores.size(), n_scores(shape), shape.layer);
+    detail::check("lava_score_keys", [&](lava_error *e) {
+        return lava_score_keys(&shape, &k.c, p.index, p.count, scores.data(), e);
+    });
+}
+
+/** lava_value_norms: norms of a part's values, for weights of your own. gram and centre: NULL, or as the C function has them. */
+inline void value_norms(const lava_shape &shape, const const_tensor &v, span<float> norms, const float *gram = nullptr,
+                        const float *centre = nullptr, part p = {}) {
+    detail::want_size("lava_value_norms", "norms", norms.size(), n_scores(shape), shape.layer);
+    detail::check("lava_value_norms", [&](lava_error *e) {
+        return lava_value_norms(&shape, gram, centre, &v.c, p.index, p.count, norms.data(), e);
+    });
+}
+
+/** What a layer's queries are like on the whole. */
+struct statistics {
+    std::vector<double> mean;       /**< [n_q_heads, head_dim_k] */
+    std::vector<double> covariance; /**< [n_q_heads, head_dim_k, head_dim_k] */
+};
+
+/** lava_query_statistics: of q, [n_rows, n_q_heads, head_dim_k] before RoPE, turned to n_ahead positions from one on. */
+inline statistics query_statistics(const lava_shape &shape, std::uint32_t n_rows, const const_tensor &q, const rope &how,
+                                   std::uint32_t position, std::uint32_t n_ahead = 512) {
+    std::size_t most = LAVA_MAX_HEAD_DIM, n = how.frequencies.size() < most ? how.frequencies.size() : most;
+    std::size_t mean = std::size_t(shape.n_q_heads) * shape.head_dim_k;
+    statistics out{std::vector<double>(mean), std::vector<double>(mean * shape.head_dim_k)};
+    detail::check("lava_query_statistics", [&](lava_error *e) {
+        return lava_query_statistics(&shape, n_rows, &q.c, how.frequencies.data(), static_cast<std::uint32_t>(2 * n),
+                                     how.style, how.magnitude, position, n_ahead, out.mean.data(), out.covariance.data(), e);
+    });
+    return out;
+}
+
+/** lava_score_expected: a part's scores by the attention that such queries are expected to pay (Expected Attention). */
+inline void score_expected(const lava_shape &shape, const statistics &queries, const const_tensor &k, span<float> scores,
+                           float scale = 0, part p = {}) {
+    detail::want_size("lava_score_expected", "scores", scores.size(), n_scores(shape), shape.layer);
+    std::vector<double> logits(shape.n_tokens);
+    detail::check("lava_score_expected", [&](lava_error *e) {
+        return lava_score_expected(&shape, scale, queries.mean.data(), queries.covariance.data(), &k.c, p.index, p.count,
+                                   logits.data(), scores.data(), e);
+    });
+}
+
 /** lava_mean_over_heads: all heads get the mean of their scores, n_scores(shape) of them. */
 inline void mean_over_heads(const lava_shape &shape, span<float> scores) {
     detail::want_size("lava_mean_over_heads", "scores", scores.size(), n_scores(shape), shape.layer);

@@ -183,7 +183,8 @@ lava_status lava_smooth(const lava_shape *shape, const lava_select_params *param
 ///
 /// params: may be NULL; as in lava_smooth.
 /// share: finite, not negative.
-/// scores, errors: as in lava_smooth. Untouched on error. Any thread.
+/// scores: as in lava_smooth. Untouched on error.
+/// Errors: as lava_smooth. Any thread.
 lava_status lava_clamp(const lava_shape *shape, const lava_select_params *params, float share, float *scores,
     lava_error *error);
 
@@ -200,6 +201,63 @@ lava_status lava_clamp(const lava_shape *shape, const lava_select_params *params
 /// Errors: NULL, STRUCT_SIZE, SHAPE, OVERFLOW, INDICES, ALIGNMENT, ARGUMENT, OVERLAP, NONFINITE (naming the head). Any thread.
 lava_status lava_raise(const lava_shape *shape, const float *by, double share, const uint32_t *most, float *scores,
     lava_error *error);
+
+/// Scores a layer's prefix by its keys alone: those that are unlike the others are kept (KeyDiff, arXiv 2504.15364). Published with equal
+/// heads and layers.
+///
+///     scores[i] = 1 - cos(k[i], sum over the live prefix of k[j] / |k[j]|)
+///
+/// k, part, n_parts: as in lava_score.
+/// scores: as in lava_score, from 0 to 2; of dead rows, and keys of zeros, 0. On error the part's own may be partly written.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, STRIDE, OVERFLOW, INDICES, ALIGNMENT, OVERLAP, BUFFER_SIZE, DTYPE, ARGUMENT, NONFINITE (naming the
+///     head). Any thread.
+lava_status lava_score_keys(const lava_shape *shape, const lava_tensor *k, uint32_t part, uint32_t n_parts,
+    float *scores, lava_error *error);
+
+/// Norms of values as they meet the residual stream, for weights of your own: multiply a score by its entry's norm before you select.
+///
+///     norms[i] = sqrt((v[i] - o)' G (v[i] - o))      which is |(v[i] - o) W| if G = W W'
+///
+/// gram: f32 [n_kv_heads, head_dim_v, head_dim_v], symmetric, the mean of W W' over the group's query heads, W [head_dim_v, n_embd] being
+///     the query head's rows of the output matrix: computed once for a model. May be NULL: the unit matrix, so the L2 norm of v[i] - o.
+/// centre: f32 [n_kv_heads, head_dim_v], o: the attention's mean output, say, so that what is like it counts for nothing. May be NULL: 0.
+/// v, part, n_parts: as in lava_score.
+/// norms: f32, lava_n_scores(shape) of them, laid out as scores; of dead rows 0. On error the part's own may be partly written.
+/// Errors: as lava_score_keys. Any thread.
+lava_status lava_value_norms(const lava_shape *shape, const float *gram, const float *centre, const lava_tensor *v,
+    uint32_t part, uint32_t n_parts, float *norms, lava_error *error);
+
+/// What a layer's queries are like on the whole, turned to positions to come: their mean and their covariance, for lava_score_expected
+/// (Expected Attention, arXiv 2510.00636).
+///
+/// shape: n_q_heads and head_dim_k are used.
+/// n_rows: at least 1.
+/// q: [n_rows, n_q_heads, head_dim_k], before RoPE. Leave out the prompt's first 4 or so, where attention sinks stand.
+/// frequencies, n_rot, style, magnitude: as in lava_rotate.
+/// position, n_ahead: the mean rotation is that of so many positions from this one on, usually n_tokens; published: 512. At least 1
+///     (ARGUMENT).
+/// mean: f64 [n_q_heads, head_dim_k]. On error it may be partly written.
+/// covariance: f64 [n_q_heads, head_dim_k, head_dim_k]. On error it may be partly written.
+/// Errors: NULL, STRUCT_SIZE, SHAPE, STRIDE, ALIGNMENT, OVERLAP, BUFFER_SIZE, DTYPE, OVERFLOW, ARGUMENT, NONFINITE. Any thread.
+lava_status lava_query_statistics(const lava_shape *shape, uint32_t n_rows, const lava_tensor *q,
+    const float *frequencies, uint32_t n_rot, int32_t style, float magnitude, uint32_t position, uint32_t n_ahead,
+    double *mean, double *covariance, lava_error *error);
+
+/// Scores a layer's prefix by the attention that queries are expected to pay which are normally distributed (Expected Attention, arXiv
+/// 2510.00636; there 0.02 is added and the sum multiplied by lava_value_norms' L2 norm, and 4 sinks are kept).
+///
+///     z[h, i]      = s * mean[h] . k[i] + s^2 / 2 * k[i]' covariance[h] k[i]
+///     scores[g, i] = mean over the group's query heads of softmax over the live prefix of z[h]
+///
+/// scale: s, above 0; 0 means 1 / sqrt(head_dim_k).
+/// mean: f64 [n_q_heads, head_dim_k], from lava_query_statistics.
+/// covariance: f64 [n_q_heads, head_dim_k, head_dim_k]; may be NULL: the attention of the mean query.
+/// k, part, n_parts: as in lava_score.
+/// logits: f64, as many as the head with the most rows has in the prefix; scratch memory, each part's own.
+/// scores: as in lava_score; of dead rows 0. On error the part's own may be partly written.
+/// Errors: as lava_score_keys. Any thread.
+lava_status lava_score_expected(const lava_shape *shape, float scale, const double *mean, const double *covariance,
+    const lava_tensor *k, uint32_t part, uint32_t n_parts, double *logits, float *scores, lava_error *error);
 
 #ifdef __cplusplus
 }  // extern "C"

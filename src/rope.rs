@@ -24,6 +24,16 @@ pub enum RopeStyle {
     Halves = 1,
 }
 
+impl RopeStyle {
+    /// The elements of pair `i`.
+    pub(crate) fn pair(self, i: usize, n_pairs: usize) -> (usize, usize) {
+        match self {
+            Self::Pairs => (2 * i, 2 * i + 1),
+            Self::Halves => (i, i + n_pairs),
+        }
+    }
+}
+
 /// How queries are turned.
 #[derive(Clone, Copy, Debug)]
 pub struct Rope<'a> {
@@ -33,6 +43,15 @@ pub struct Rope<'a> {
     pub style: RopeStyle,
     /// What the model multiplies sines and cosines by, finite and above 0: YaRN's attention factor, else 1.
     pub magnitude: f32,
+}
+
+impl Rope<'_> {
+    /// For queries of `dim` elements.
+    pub(crate) fn validate(&self, dim: usize) -> Result<()> {
+        ensure(2 * self.frequencies.len() <= dim, ErrorKind::Shape, c"n_rot")?;
+        ensure(self.frequencies.iter().all(|f| f.is_finite()), ErrorKind::NonFinite, c"frequencies")?;
+        ensure(self.magnitude.is_finite() && self.magnitude > 0.0, ErrorKind::Argument, c"magnitude")
+    }
 }
 
 /// Turns `n_queries` queries of every query head to `position`.
@@ -63,10 +82,7 @@ pub fn rotate(
         for j in 0..n_queries {
             q.widen(h, j, row);
             for (i, &(cos, sin)) in turns.iter().enumerate() {
-                let (a, b) = match rope.style {
-                    RopeStyle::Pairs => (2 * i, 2 * i + 1),
-                    RopeStyle::Halves => (i, i + n_pairs),
-                };
+                let (a, b) = rope.style.pair(i, n_pairs);
                 let (x, y) = (row[a], row[b]);
                 (row[a], row[b]) = (x * cos - y * sin, x * sin + y * cos);
             }
@@ -78,9 +94,7 @@ pub fn rotate(
 
 fn check(shape: &Shape, rope: &Rope, n_queries: usize, q: &Tensor, out: &TensorMut) -> Result<()> {
     ensure(n_queries > 0, ErrorKind::Shape, c"n_queries")?;
-    ensure(2 * rope.frequencies.len() <= shape.head_dim_k, ErrorKind::Shape, c"n_rot")?;
-    ensure(rope.frequencies.iter().all(|f| f.is_finite()), ErrorKind::NonFinite, c"frequencies")?;
-    ensure(rope.magnitude.is_finite() && rope.magnitude > 0.0, ErrorKind::Argument, c"magnitude")?;
+    rope.validate(shape.head_dim_k)?;
     let fits = |t: &Tensor| {
         let heads = shape.n_q_heads;
         t.n_heads() == heads && t.dim() == shape.head_dim_k && (0..heads).all(|h| t.rows(h) >= n_queries)

@@ -24,12 +24,14 @@
 //! | `score/window.rs` | attention of the window, summed for each key |
 //! | `score/pool.rs` | pooling along the tokens, and the reduction over the group |
 //! | `score/value.rs` | what the values have to say |
+//! | `score/keys.rs` | scores without queries: KeyDiff, Expected Attention; norms of values for weights of the caller's |
 //! | `score/stats.rs` | entropy and variance of the attention: CAKE's layer preference |
 //!
 //! Source: arXiv 2509.09754, section 4.1. The work of one KV head touches nobody else's, so heads are the unit of
 //! `(part, n_parts)`.
 
 mod head;
+mod keys;
 mod plan;
 mod pool;
 mod stats;
@@ -47,6 +49,7 @@ use crate::workspace::{Carver, size_of_carve};
 use plan::{Buffers, Plan};
 use task::{Queries, Task};
 
+pub use keys::{QueryStatistics, query_statistics, score_expected, score_keys, value_norms};
 #[cfg(feature = "cuda")]
 pub(crate) use stats::check_tau;
 pub use stats::{AttentionStats, preference};

@@ -87,7 +87,7 @@ fn lava_h() {
 
 #[test]
 fn lava_methods_h() {
-    is_fresh("lava_methods.h", "cbindgen_methods.toml", &["methods.rs", "adjust.rs"]);
+    is_fresh("lava_methods.h", "cbindgen_methods.toml", &["methods.rs", "adjust.rs", "keys.rs"]);
 }
 
 #[test]

@@ -1341,6 +1341,151 @@ fn faults_of_smoothing_leave_the_scores() {
     assert_eq!(adjust::smooth(&Shape { n_tokens: 1, ..shape }, &select, 0.5, &mut []), Ok(()));
 }
 
+/// A form for each head that is a product with its transpose, and so not negative.
+fn grams(random: &mut Random, n_heads: usize, dim: usize) -> Vec<Vec<f64>> {
+    let of_head = |_| {
+        let w: Vec<Vec<f64>> = (0..dim).map(|_| random.reals(dim + 3, 1.0)).collect();
+        let product = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
+        (0..dim * dim).map(|i| (product(&w[i / dim], &w[i % dim]) as f32).into()).collect()
+    };
+    (0..n_heads).map(of_head).collect()
+}
+
+#[test]
+fn scores_without_queries_agree_with_the_reference() {
+    let (n, w, heads, dims) = (140, 5, (6, 3), (22, 17));
+    let (cu, positions) = holes(n, w, heads.1, |h, p| h == 0 || !(p * 7 + h).is_multiple_of(3));
+    let mut random = Random(9);
+    let gram = grams(&mut random, heads.1, dims.1);
+    let centre: Vec<Vec<f64>> = (0..heads.1).map(|_| random.reals(dims.1, 1.0)).collect();
+    let centre: Vec<Vec<f64>> =
+        centre.iter().map(|o| o.iter().map(|&x| (x as f32).into()).collect()).collect();
+    let asked = Data::new(&mut random, Dtype::F32, (60, heads.0, dims.0), 2.0);
+    let frequencies: Vec<f32> = (0..9).map(|i| 0.6f32.powi(i)).collect();
+    let narrow = |all: &[Vec<f64>]| all.concat().iter().map(|&x| x as f32).collect::<Vec<f32>>();
+    for (style, sliding_window, ragged) in [
+        (RopeStyle::Pairs, None, false),
+        (RopeStyle::Halves, Some(40), false),
+        (RopeStyle::Pairs, None, true),
+        (RopeStyle::Halves, Some(40), true),
+    ] {
+        let shape = Shape { sliding_window, ..shape(n, heads, dims, w) };
+        let shape = if ragged { shape.with_rows(&cu, &positions) } else { shape };
+        let rope = Rope { frequencies: &frequencies, style, magnitude: 1.1 };
+        let (mut mean, mut covariance) = (vec![0.0; 6 * 22], vec![0.0; 6 * 22 * 22]);
+        let mut out = score::QueryStatistics { mean: &mut mean, covariance: &mut covariance };
+        score::query_statistics(&shape, &rope, 60, &asked.view(), 140, 31, &mut out).unwrap();
+        let statistics = reference::query_statistics(&rope, 140..171, &asked.values);
+        for (h, (of_mean, of_covariance)) in statistics.iter().enumerate() {
+            let near = |got: &[f64], want: &[f64]| got.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-12);
+            assert!(near(&mean[h * 22..], of_mean) && near(&covariance[h * 22 * 22..], of_covariance));
+        }
+        for dtype in [Dtype::F32, Dtype::F16] {
+            let layer = Layer::random(&shape, [dtype; 3], 4);
+            let (k, v) = (layer.k.view(), layer.v.view());
+            let n_scores = shape.n_scores() as usize;
+            for n_parts in [1, 2, 5] {
+                let parts = |f: &mut dyn FnMut(usize, &mut [f32]) -> Result<()>| {
+                    let mut all = vec![f32::NAN; n_scores];
+                    for part in 0..n_parts {
+                        let first =
+                            shape.first_score(score::part_heads(&shape, part, n_parts).unwrap().start);
+                        f(part, &mut all[first..]).unwrap();
+                    }
+                    all
+                };
+                let what = format!("{style:?} {sliding_window:?} {ragged} {dtype:?}");
+                let got = parts(&mut |part, out| score::score_keys(&shape, &k, part, n_parts, out));
+                let want = reference::key_differences(&shape, &layer.k.values).concat();
+                assert_near(&got, &want, 1e-6, &what);
+
+                let (g, o) = (narrow(&gram), narrow(&centre));
+                let got = parts(&mut |part, out| {
+                    score::value_norms(&shape, Some(&g), Some(&o), &v, part, n_parts, out)
+                });
+                let want = reference::value_norms(&shape, &gram, &centre, &layer.v.values).concat();
+                assert_near(&got, &want, 1e-4, &what);
+                let got =
+                    parts(&mut |part, out| score::value_norms(&shape, None, None, &v, part, n_parts, out));
+                let unit: Vec<f64> = (0..17 * 17).map(|i| (i % 18 == 0) as u8 as f64).collect();
+                let (unit, zero) = (vec![unit; heads.1], vec![vec![0.0; 17]; heads.1]);
+                let want = reference::value_norms(&shape, &unit, &zero, &layer.v.values).concat();
+                assert_near(&got, &want, 1e-5, &what);
+
+                for (scale, scatter) in [(None, true), (Some(0.1), true), (None, false)] {
+                    let mut logits = vec![0.0; n];
+                    let scatters = scatter.then_some(&covariance[..]);
+                    let got = parts(&mut |part, out| {
+                        score::score_expected(
+                            &shape,
+                            scale,
+                            &mean,
+                            scatters,
+                            &k,
+                            part,
+                            n_parts,
+                            &mut logits,
+                            out,
+                        )
+                    });
+                    let known: Vec<_> = (statistics.iter().cloned())
+                        .map(|(mean, c)| (mean, if scatter { c } else { vec![0.0; 22 * 22] }))
+                        .collect();
+                    let want = reference::expected_attention(&shape, scale, &known, &layer.k.values).concat();
+                    assert_near(&got, &want, 1e-7, &what);
+                }
+            }
+        }
+    }
+}
+
+/// The largest difference is at most so much.
+fn assert_near(got: &[f32], want: &[f64], bound: f64, what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        assert!((*got as f64 - want).abs() <= bound, "{what}: {i} is {got}, not {want}");
+    }
+}
+
+#[test]
+fn faults_of_scores_without_queries() {
+    let shape = shape(6, (2, 2), (2, 2), 1);
+    let kind = |outcome: Result<()>| {
+        let error = outcome.unwrap_err();
+        assert_eq!(error.layer, Some(3));
+        (error.kind, error.argument, error.head)
+    };
+    let mut layer = Layer::random(&shape, [Dtype::F32; 3], 1);
+    let mut out = [0.0; 10];
+    let (mean, mut logits) = ([1.0; 4], [0.0; 5]);
+    {
+        let (k, v) = (layer.k.view(), layer.v.view());
+        let few = &mut [0.0; 9];
+        let small = (ErrorKind::BufferSize, c"scores", None);
+        assert_eq!(kind(score::score_keys(&shape, &k, 0, 1, few)), small);
+        let gram = |n| vec![1.0f32; n];
+        let norms =
+            |gram: &[f32], out: &mut [f32]| kind(score::value_norms(&shape, Some(gram), None, &v, 0, 1, out));
+        assert_eq!(norms(&gram(7), &mut out), (ErrorKind::BufferSize, c"gram", Some(0)));
+        assert_eq!(norms(&[1.0, 0.0, 0.0, 1.0, f32::NAN, 0.0, 0.0, 1.0], &mut out).2, Some(1));
+        let mut expect = |scale, mean: &[f64], logits: &mut [f64]| {
+            kind(score::score_expected(&shape, scale, mean, None, &k, 0, 1, logits, &mut out))
+        };
+        for scale in [0.0, -1.0, f32::NAN] {
+            assert_eq!(expect(Some(scale), &mean, &mut logits).0, ErrorKind::Argument);
+        }
+        assert_eq!(expect(None, &mean[1..], &mut logits), (ErrorKind::BufferSize, c"mean", Some(0)));
+        assert_eq!(expect(None, &mean, &mut [0.0; 4]), (ErrorKind::BufferSize, c"logits", Some(0)));
+        assert_eq!(expect(None, &[1.0, f64::INFINITY, 1.0, 1.0], &mut logits).1, c"mean");
+    }
+    // Token-major: row 2 of head 1.
+    layer.k.f32[(2 * 2 + 1) * 2] = f32::NAN;
+    let k = layer.k.view();
+    assert_eq!(kind(score::score_keys(&shape, &k, 0, 1, &mut out)), (ErrorKind::NonFinite, c"k", Some(1)));
+    let asked = score::score_expected(&shape, None, &mean, None, &k, 0, 1, &mut logits, &mut out);
+    assert_eq!(kind(asked), (ErrorKind::NonFinite, c"k", Some(1)));
+}
+
 /// Scores and what they are raised by, which have many equals so that ties matter; dead rows have none.
 fn scores_with_ties(shape: &Shape, seed: u64) -> Vec<Vec<f32>> {
     let mut random = Random(seed);

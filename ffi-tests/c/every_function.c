@@ -120,6 +120,14 @@ static void ask_again(const lava_shape *layer, float *scores) {
     OK(lava_raise(&shape, scores, 1, most, others, &error));
     for (int i = 0; i < PREFIX; i++) sum += others[i];
     CHECK(sum == 2);
+    OK(lava_score_keys(&shape, &tk, 0, 1, others, &error));
+    OK(lava_value_norms(&shape, NULL, NULL, &tv, 0, 1, others, &error));
+    CHECK(others[0] > 0);
+    double *mean = allocate(Q_HEADS * DK * 8), *covariance = allocate(Q_HEADS * DK * DK * 8), *logits = allocate(PREFIX * 8);
+    OK(lava_query_statistics(&shape, ASKED, &tb, frequencies, TURNED, LAVA_ROPE_PAIRS, 1, TOKENS, 9, mean, covariance, &error));
+    OK(lava_score_expected(&shape, 0, mean, covariance, &tk, 0, 1, logits, others, &error));
+    CHECK(others[0] > 0 && others[0] < 1);
+    free(logits), free(covariance), free(mean);
     free(others);
     free(frequencies), free(after), free(v), free(k), free(before);
 }

@@ -221,8 +221,11 @@ fn the_header_answers() {
         "lava_entropy mass",
         "lava_raise most",
         "lava_score lse",
+        "lava_score_expected covariance",
         "lava_select rows",
         "lava_select selection",
+        "lava_value_norms centre",
+        "lava_value_norms gram",
     ];
     assert_eq!(optional, want);
     assert!(!function("lava_score").may_be_null("v"), "only without a value weight");

@@ -1655,6 +1655,150 @@ fn rotate() {
 }
 
 #[test]
+fn score_keys() {
+    let make = || {
+        World::new("lava_score_keys", |w, e| unsafe {
+            let (part, n_parts) = (w.n("part") as u32, w.n("n_parts") as u32);
+            lava_score_keys(w.p("shape"), w.p("k"), part, n_parts, w.p("scores"), e)
+        })
+        .shape()
+        .tensor("k", Tensor, (TOKENS, HEADS.1, DIMS.0))
+        .number("part", 0)
+        .number("n_parts", 1)
+        .arg("scores", Out, &[0.5f32; PREFIX * HEADS.1])
+    };
+    check(make, &["scores"], &[]);
+    let world = make();
+    *world.element("k data", DIMS.0) = f32::NAN;
+    blames(&world, Some(LAYER), Some(1));
+}
+
+#[test]
+fn value_norms() {
+    let make = || {
+        World::new("lava_value_norms", |w, e| unsafe {
+            let (part, n_parts) = (w.n("part") as u32, w.n("n_parts") as u32);
+            let (gram, centre) = (w.p("gram"), w.p("centre"));
+            lava_value_norms(w.p("shape"), gram, centre, w.p("v"), part, n_parts, w.p("norms"), e)
+        })
+        .shape()
+        .arg("gram", In, &[0.5f32; HEADS.1 * DIMS.1 * DIMS.1])
+        .arg("centre", In, &[0.5f32; HEADS.1 * DIMS.1])
+        .tensor("v", Tensor, (TOKENS, HEADS.1, DIMS.1))
+        .number("part", 0)
+        .number("n_parts", 1)
+        .arg("norms", Out, &[0.5f32; PREFIX * HEADS.1])
+    };
+    check(
+        make,
+        &["norms"],
+        &[
+            ("the form is NaN", |w| *w.element("gram", 1) = f32::NAN, LAVA_ERR_NONFINITE, "gram"),
+            ("the centre is NaN", |w| *w.element("centre", 1) = f32::NAN, LAVA_ERR_NONFINITE, "centre"),
+        ],
+    );
+    let world = make();
+    *world.element("v data", DIMS.1) = f32::NAN;
+    blames(&world, Some(LAYER), Some(1));
+}
+
+#[test]
+fn query_statistics() {
+    let make = || {
+        let mut world = World::new("lava_query_statistics", |w, e| unsafe {
+            lava_query_statistics(
+                w.p("shape"),
+                w.n("n_rows") as u32,
+                w.p("q"),
+                w.p("frequencies"),
+                w.n("n_rot") as u32,
+                0,
+                0.0,
+                12,
+                w.n("n_ahead") as u32,
+                w.p("mean"),
+                w.p("covariance"),
+                e,
+            )
+        })
+        .shape()
+        .number("n_rows", ASKED as u64)
+        .tensor("q", Tensor, (ASKED, HEADS.0, DIMS.0))
+        .arg("frequencies", In, &[1f32, 0.1])
+        .number("n_rot", 4)
+        .number("n_ahead", 3)
+        .arg("mean", Out, &[0.5f64; HEADS.0 * DIMS.0])
+        .arg("covariance", Out, &[0.5f64; HEADS.0 * DIMS.0 * DIMS.0]);
+        world.looks = Looks::Heads;
+        world.find("frequencies").null = LAVA_ERR_NULL;
+        world
+    };
+    check(
+        make,
+        &["mean", "covariance"],
+        &[
+            ("no rows", |w| w.set_n("n_rows", 0), LAVA_ERR_SHAPE, "n_rows"),
+            ("nothing ahead", |w| w.set_n("n_ahead", 0), LAVA_ERR_ARGUMENT, "n_ahead"),
+            ("n_rot odd", |w| w.set_n("n_rot", 3), LAVA_ERR_ARGUMENT, "n_rot"),
+            ("n_rot above the head", |w| w.set_n("n_rot", 8), LAVA_ERR_SHAPE, "n_rot"),
+            (
+                "a frequency is NaN",
+                |w| *w.element("frequencies", 1) = f32::NAN,
+                LAVA_ERR_NONFINITE,
+                "frequencies",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn score_expected() {
+    let make = || {
+        World::new("lava_score_expected", |w, e| unsafe {
+            lava_score_expected(
+                w.p("shape"),
+                f32::from_bits(w.n("scale") as u32),
+                w.p("mean"),
+                w.p("covariance"),
+                w.p("k"),
+                w.n("part") as u32,
+                w.n("n_parts") as u32,
+                w.p("logits"),
+                w.p("scores"),
+                e,
+            )
+        })
+        .shape()
+        .number("scale", 0)
+        .arg("mean", In, &[0.5f64; HEADS.0 * DIMS.0])
+        .arg("covariance", In, &[0.5f64; HEADS.0 * DIMS.0 * DIMS.0])
+        .tensor("k", Tensor, (TOKENS, HEADS.1, DIMS.0))
+        .number("part", 0)
+        .number("n_parts", 1)
+        .arg("logits", Out, &[0.5f64; PREFIX])
+        .arg("scores", Out, &[0.5f32; PREFIX * HEADS.1])
+    };
+    check(
+        make,
+        &["scores", "logits"],
+        &[
+            ("a scale", |w| w.set_n("scale", 0.5f32.to_bits() as u64), LAVA_OK, ""),
+            ("scale negative", |w| w.set_n("scale", (-0.5f32).to_bits() as u64), LAVA_ERR_ARGUMENT, "scale"),
+            ("the mean is NaN", |w| *w.element("mean", 1) = f64::NAN, LAVA_ERR_NONFINITE, "mean"),
+            (
+                "the covariance is NaN",
+                |w| *w.element("covariance", 1) = f64::NAN,
+                LAVA_ERR_NONFINITE,
+                "covariance",
+            ),
+        ],
+    );
+    let world = make();
+    *world.element("k data", DIMS.0) = f32::NAN;
+    blames(&world, Some(LAYER), Some(1));
+}
+
+#[test]
 fn mean_over_heads() {
     let make = || {
         World::new("lava_mean_over_heads", |w, e| unsafe {

@@ -597,7 +597,7 @@ fn size_of_call(call: impl FnOnce(*mut usize) -> lava_status) -> usize {
 /// A case: what to call, and with what.
 pub fn run(data: &[u8]) {
     let c = &mut Choices::new(data);
-    let function = c.below(29);
+    let function = c.below(33);
     let rarity = c.pick(&[0, 64, 24, 8]);
     let mut w = World { c, blocks: vec![], regions: vec![], strange: false, rarity };
     let shape = w.shape();
@@ -719,6 +719,10 @@ pub fn run(data: &[u8]) {
                 w.call("lava_smooth", |e| lava_smooth(s, params, smoothing, scores, e));
             }
             24 => rotate(w, shape),
+            28 => score_keys(w, shape, entries),
+            29 => value_norms(w, shape, entries),
+            30 => query_statistics(w, shape),
+            31 => score_expected(w, shape, entries),
             26 => {
                 let s = w.structure(shape, May::Read);
                 let params = w.select_params(shape.n_tokens.saturating_sub(shape.window), 0);
@@ -868,6 +872,73 @@ unsafe fn rotate(mut w: World, shape: lava_shape) {
     // SAFETY: see `run`.
     w.call("lava_rotate", |e| unsafe {
         lava_rotate(s, n, q, frequencies, n_rot, style, magnitude, position, out, e)
+    });
+}
+
+unsafe fn score_keys(mut w: World, shape: lava_shape, entries: u64) {
+    let s = w.structure(shape, May::Read);
+    let of_k = dtype(&mut w);
+    let k = w.tensor(&cache_rows(&shape), shape.n_kv_heads, shape.head_dim_k, of_k, May::Read);
+    let ((part, n_parts), scores) = (w.split(), w.output(entries, May::WritePartly));
+    // SAFETY: see `run`.
+    w.call("lava_score_keys", |e| unsafe { lava_score_keys(s, k, part, n_parts, scores, e) });
+}
+
+/// Of each of so many heads so many numbers, or NULL.
+fn of_heads<T: Copy>(w: &mut World, heads: u32, each: u64, number: fn(f64) -> T) -> *mut T {
+    if w.c.once_in(4) {
+        return null_mut();
+    }
+    let n = (heads as u64).saturating_mul(each);
+    let values: Vec<T> = (0..n.min(MOST)).map(|i| number(w.float(i as f64 / 8.0))).collect();
+    w.array(n, May::Read, &values)
+}
+
+unsafe fn value_norms(mut w: World, shape: lava_shape, entries: u64) {
+    let s = w.structure(shape, May::Read);
+    let (heads, d) = (shape.n_kv_heads, shape.head_dim_v as u64);
+    let gram = of_heads(&mut w, heads, d.saturating_mul(d), |x| x as f32);
+    let centre = of_heads(&mut w, heads, d, |x| x as f32);
+    let of_v = dtype(&mut w);
+    let v = w.tensor(&cache_rows(&shape), heads, shape.head_dim_v, of_v, May::Read);
+    let ((part, n_parts), norms) = (w.split(), w.output(entries, May::WritePartly));
+    // SAFETY: see `run`.
+    w.call("lava_value_norms", |e| unsafe {
+        lava_value_norms(s, gram, centre, v, part, n_parts, norms, e)
+    });
+}
+
+unsafe fn query_statistics(mut w: World, shape: lava_shape) {
+    let s = w.structure(shape, May::Read);
+    let n_rot = w.number(shape.head_dim_k as u64 / 2 * 2) as u32;
+    let frequencies: Vec<f32> =
+        (0..n_rot.min(64) / 2).map(|i| w.float(1.0 / (1 + i) as f64) as f32).collect();
+    let frequencies = w.array(n_rot as u64 / 2, May::Read, &frequencies);
+    let (n, ahead, of_q) = (w.number(3) as u32, w.number(9).min(99) as u32, dtype(&mut w));
+    let q = w.tensor(&Rows::Same(n), shape.n_q_heads, shape.head_dim_k, of_q, May::Read);
+    let (heads, d) = (shape.n_q_heads as u64, shape.head_dim_k as u64);
+    let mean = w.output::<f64>(heads.saturating_mul(d), May::WritePartly);
+    let covariance = w.output::<f64>(heads.saturating_mul(d).saturating_mul(d), May::WritePartly);
+    // SAFETY: see `run`.
+    w.call("lava_query_statistics", |e| unsafe {
+        lava_query_statistics(s, n, q, frequencies, n_rot, 0, 1.0, 7, ahead, mean, covariance, e)
+    });
+}
+
+unsafe fn score_expected(mut w: World, shape: lava_shape, entries: u64) {
+    let s = w.structure(shape, May::Read);
+    let (heads, d) = (shape.n_q_heads, shape.head_dim_k as u64);
+    let mean = of_heads(&mut w, heads, d, |x| x);
+    w.strange |= mean.is_null();
+    let covariance = of_heads(&mut w, heads, d.saturating_mul(d), |x| x);
+    let (scale, of_k) = (w.float(0.0) as f32, dtype(&mut w));
+    let k = w.tensor(&cache_rows(&shape), shape.n_kv_heads, shape.head_dim_k, of_k, May::Read);
+    let (part, n_parts) = w.split();
+    let logits = w.output::<f64>(shape.n_tokens as u64, May::Scratch);
+    let scores = w.output(entries, May::WritePartly);
+    // SAFETY: see `run`.
+    w.call("lava_score_expected", |e| unsafe {
+        lava_score_expected(s, scale, mean, covariance, k, part, n_parts, logits, scores, e)
     });
 }
 

@@ -61,7 +61,8 @@ pub unsafe extern "C" fn lava_smooth(
 ///
 /// params: may be NULL; as in lava_smooth.
 /// share: finite, not negative.
-/// scores, errors: as in lava_smooth. Untouched on error. Any thread.
+/// scores: as in lava_smooth. Untouched on error.
+/// Errors: as lava_smooth. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_clamp(
     shape: *const lava_shape,

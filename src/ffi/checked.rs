@@ -13,7 +13,7 @@ use crate::params::{
     Attention, GroupReduce, HeadFloor, LayerShare, Layers, LseBase, Pool, RaggedRows, ScoreParams,
     SelectParams, Shape, ValueSpan, ValueWeight,
 };
-use crate::rope::RopeStyle;
+use crate::rope::{Rope, RopeStyle};
 use crate::view::Dtype;
 
 /// 0 stands for "not given".
@@ -252,9 +252,25 @@ pub(super) unsafe fn asking_params<'a>(
     unsafe { score_params(p, n_q_heads) }
 }
 
-/// Which elements RoPE turns together.
-pub(super) fn rope_style(number: i32) -> Result<RopeStyle> {
-    choose(number, &[RopeStyle::Pairs, RopeStyle::Halves], c"style")
+/// How a model turns its queries.
+///
+/// # Safety
+/// `frequencies` must be NULL or readable over `n_rot / 2` numbers for `'a`.
+pub(super) unsafe fn rope<'a>(
+    shape: &Shape,
+    frequencies: *const f32,
+    n_rot: u32,
+    style: i32,
+    magnitude: f32,
+) -> Result<Rope<'a>> {
+    let n_rot = n_rot as usize;
+    ensure(n_rot.is_multiple_of(2), ErrorKind::Argument, c"n_rot")?;
+    ensure(n_rot <= shape.head_dim_k, ErrorKind::Shape, c"n_rot")?;
+    // SAFETY: the caller's promise.
+    let frequencies =
+        if n_rot == 0 { &[] } else { unsafe { slice(frequencies, n_rot / 2, c"frequencies")? } };
+    let style = choose(style, &[RopeStyle::Pairs, RopeStyle::Halves], c"style")?;
+    Ok(Rope { frequencies, style, magnitude: if magnitude == 0.0 { 1.0 } else { magnitude } })
 }
 
 fn lse_base(number: i32) -> Result<LseBase> {

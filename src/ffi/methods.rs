@@ -10,7 +10,7 @@ use super::versioned::check_pointer;
 use crate::budget;
 use crate::error::{ErrorKind, ensure};
 use crate::novelty::pick_queries;
-use crate::rope::{self, Rope};
+use crate::rope;
 use crate::score::{self, AttentionStats};
 use crate::view::{Rows, TensorMut};
 
@@ -297,25 +297,13 @@ pub unsafe extern "C" fn lava_rotate(
         run(error, || {
             let shape = checked::shape_of_heads(shape)?;
             in_layer(&shape, || {
-                let n_rot = n_rot as usize;
-                ensure(n_rot.is_multiple_of(2), ErrorKind::Argument, c"n_rot")?;
-                ensure(n_rot <= shape.head_dim_k, ErrorKind::Shape, c"n_rot")?;
-                let n_pairs = n_rot / 2;
-                let rope = Rope {
-                    frequencies: if n_pairs == 0 {
-                        &[]
-                    } else {
-                        slice(frequencies, n_pairs, c"frequencies")?
-                    },
-                    style: checked::rope_style(style)?,
-                    magnitude: if magnitude == 0.0 { 1.0 } else { magnitude },
-                };
+                let rope = checked::rope(&shape, frequencies, n_rot, style, magnitude)?;
                 let rows = Rows::Same(n_queries as usize);
                 let q = tensor(q, rows, shape.n_q_heads, shape.head_dim_k, c"q")?;
                 let out = tensor(out, rows, shape.n_q_heads, shape.head_dim_k, c"out")?;
                 Memory::default()
                     .reads_tensor(&q, c"q")
-                    .reads(rope.frequencies.as_ptr(), n_pairs, c"frequencies")
+                    .reads(rope.frequencies.as_ptr(), rope.frequencies.len(), c"frequencies")
                     .writes_tensor(&out, c"out")
                     .check()?;
                 let mut out = TensorMut::from_tensor(out);

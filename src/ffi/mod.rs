@@ -11,6 +11,7 @@
 //! | `library.rs` | version, names |
 //! | `score.rs`, `budgets.rs`, `select.rs`, `compact.rs`, `cascade.rs`, `attend.rs` | the functions of `lava.h`, one file per family |
 //! | `adjust.rs` | what is done to scores: in `lava_methods.h` |
+//! | `keys.rs` | scores without queries, norms of values: in `lava_methods.h` |
 //! | `methods.rs` | what else is in `lava_methods.h` |
 //! | `cuda.rs`, `cuda/` | those of `lava_cuda.h` |
 //!
@@ -28,6 +29,7 @@ mod checked;
 mod compact;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod keys;
 mod library;
 mod methods;
 #[cfg(all(feature = "ffi-panic-handler", not(feature = "std"), not(test)))]
@@ -44,6 +46,7 @@ pub use cascade::*;
 pub use compact::*;
 #[cfg(feature = "cuda")]
 pub use cuda::*;
+pub use keys::*;
 pub use library::*;
 pub use methods::*;
 pub use score::*;

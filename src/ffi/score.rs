@@ -1,6 +1,7 @@
 //! Scores: window attention, values, pooling, the group.
 
 use core::ffi::c_void;
+use core::ops::Range;
 
 use super::call::*;
 use super::checked;
@@ -131,14 +132,7 @@ pub(super) unsafe fn score_by(
                 .check()?;
             let mut carver = super::call::workspace(workspace, workspace_size)?;
             let memory = &mut carver;
-            let own = if n_scores == 0 {
-                &mut []
-            } else {
-                check_pointer(scores, c"scores")?;
-                // Other parts write the other heads at the same time: the slice covers this part's only.
-                let (first, end) = (shape.first_score(heads.start), shape.first_score(heads.end));
-                slice_mut(scores.add(first), end - first, c"scores")?
-            };
+            let own = own_scores(&shape, heads, scores, c"scores")?;
             match n_queries {
                 None => score::score(backend, &shape, &params, &inputs, part, n_parts, memory, own),
                 Some(n) => {
@@ -148,6 +142,25 @@ pub(super) unsafe fn score_by(
             }
         })
     }
+}
+
+/// The scores of some heads, or what is laid out like them. Other parts write the other heads at the same time.
+///
+/// # Safety
+/// `all` must be NULL or writable over the layer's scores for `'a`.
+pub(super) unsafe fn own_scores<'a>(
+    shape: &Shape,
+    heads: Range<usize>,
+    all: *mut f32,
+    name: &'static core::ffi::CStr,
+) -> Result<&'a mut [f32]> {
+    if shape.n_scores() == 0 {
+        return Ok(&mut []);
+    }
+    check_pointer(all, name)?;
+    let (first, end) = (shape.first_score(heads.start), shape.first_score(heads.end));
+    // SAFETY: the caller's promise.
+    unsafe { slice_mut(all.add(first), end - first, name) }
 }
 
 /// How many rows each head of the layer's cache has.

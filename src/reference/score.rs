@@ -269,6 +269,95 @@ pub fn rotated(rope: &Rope, position: u32, q: &[f64]) -> Vec<f64> {
     out
 }
 
+/// KeyDiff's scores of the live rows: `1 − cos(k_i, Σ_j k_j / ‖k_j‖)`.
+pub fn key_differences(shape: &Shape, k: &Heads) -> Vec<Vec<f64>> {
+    let length = |k: &[f64]| k.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let of_head = |g: usize| {
+        let keys = &k[g][shape.live(g)];
+        let sum: Vec<f64> =
+            (0..shape.head_dim_k).map(|c| keys.iter().map(|k| k[c] / length(k)).sum()).collect();
+        let dot = |k: &[f64]| k.iter().zip(&sum).map(|(a, b)| a * b).sum::<f64>();
+        let own = keys.iter().map(|k| 1.0 - dot(k) / (length(k) * length(&sum)));
+        std::iter::repeat_n(0.0, shape.live(g).start).chain(own).collect()
+    };
+    (0..shape.n_kv_heads).map(of_head).collect()
+}
+
+/// `xᵀ G x`, `G` line by line.
+fn form(x: &[f64], gram: &[f64]) -> f64 {
+    let line = |line: &[f64]| line.iter().zip(x).map(|(g, y)| g * y).sum::<f64>();
+    x.iter().zip(gram.chunks_exact(x.len())).map(|(a, g)| a * line(g)).sum()
+}
+
+/// Norms of the live rows' values less their head's centre, by a form for each head.
+pub fn value_norms(shape: &Shape, gram: &[Vec<f64>], centre: &[Vec<f64>], v: &Heads) -> Vec<Vec<f64>> {
+    let of_row = |g: usize, i: usize| {
+        let x: Vec<f64> = v[g][i].iter().zip(&centre[g]).map(|(x, o)| x - o).collect();
+        form(&x, &gram[g]).sqrt()
+    };
+    let of_head = |g: usize| {
+        let rows = 0..shape.live(g).end;
+        rows.map(|i| if shape.live(g).contains(&i) { of_row(g, i) } else { 0.0 }).collect()
+    };
+    (0..shape.n_kv_heads).map(of_head).collect()
+}
+
+/// Mean and covariance of each query head's queries `q[h][j]`, turned by the mean rotation of some positions.
+pub fn query_statistics(
+    rope: &Rope,
+    positions: std::ops::Range<u32>,
+    q: &Heads,
+) -> Vec<(Vec<f64>, Vec<f64>)> {
+    let n = positions.len() as f64;
+    // A rotation is linear, and so is the mean of rotations.
+    let turned = |x: &[f64]| {
+        let mut mean = vec![0.0; x.len()];
+        for position in positions.clone() {
+            let one = rotated(rope, position, x);
+            mean[..2 * rope.frequencies.len()].iter_mut().zip(&one).for_each(|(m, y)| *m += y / n);
+        }
+        mean[2 * rope.frequencies.len()..].copy_from_slice(&x[2 * rope.frequencies.len()..]);
+        mean
+    };
+    let of_head = |q: &Vec<Vec<f64>>| {
+        let d = q[0].len();
+        let q: Vec<Vec<f64>> = q.iter().map(|q| turned(q)).collect();
+        let n = q.len() as f64;
+        let mean: Vec<f64> = (0..d).map(|c| q.iter().map(|q| q[c]).sum::<f64>() / n).collect();
+        let product =
+            |a: usize, b: usize| q.iter().map(|q| (q[a] - mean[a]) * (q[b] - mean[b])).sum::<f64>() / n;
+        let covariance = (0..d * d).map(|i| product(i / d, i % d)).collect();
+        (mean, covariance)
+    };
+    q.iter().map(of_head).collect()
+}
+
+/// Expected Attention's scores of the live rows, by each query head's mean and covariance.
+pub fn expected_attention(
+    shape: &Shape,
+    scale: Option<f32>,
+    statistics: &[(Vec<f64>, Vec<f64>)],
+    k: &Heads,
+) -> Vec<Vec<f64>> {
+    let scale = scale.map_or(1.0 / (shape.head_dim_k as f64).sqrt(), f64::from);
+    let group = shape.group_size();
+    let of_head = |g: usize| {
+        let mut scores = vec![0.0; shape.live(g).end];
+        for (mean, covariance) in &statistics[g * group..(g + 1) * group] {
+            let z = |i: usize| {
+                let dot: f64 = mean.iter().zip(&k[g][i]).map(|(a, b)| a * b).sum();
+                scale * dot + scale * scale / 2.0 * form(&k[g][i], covariance)
+            };
+            let logits: Vec<Option<f64>> =
+                (0..scores.len()).map(|i| shape.live(g).contains(&i).then(|| z(i))).collect();
+            let attention = softmax(&logits, None).keys;
+            scores.iter_mut().zip(attention).for_each(|(s, a)| *s += a / group as f64);
+        }
+        scores
+    };
+    (0..shape.n_kv_heads).map(of_head).collect()
+}
+
 /// CAKE's two numbers per KV head: `(entropy, variance)` of the attention that the window pays the live prefix.
 pub fn attention_stats(shape: &Shape, params: &ScoreParams, q: &Heads, k: &Heads) -> Vec<(f64, f64)> {
     let (positions, group) = (window_positions(shape), shape.group_size());
