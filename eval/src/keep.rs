@@ -5,7 +5,7 @@ use half::f16;
 use lava::adjust::mean_over_heads;
 use lava::budget::{layer_entries, pyramid_weights};
 use lava::entropy::entropy;
-use lava::score::{AttentionStats, ScoreInputs, attention_stats, preference, score};
+use lava::score::{AttentionStats, ScoreInputs, attention_stats, preference, score, score_keys};
 use lava::select::{global_entries, global_entries_workspace_size, select};
 use lava::{Backend, GroupReduce, HeadFloor, Rows, ScoreParams, SelectParams, Shape, Strides, Tensor};
 use rand::{Rng, SeedableRng};
@@ -63,7 +63,14 @@ impl<'a> Prompt<'a> {
                 ScoreParams { pool_kernel: 1, group_reduce: GroupReduce::Mean, ..ScoreParams::snapkv() };
             let mass = self.scores(Scorer { params, kind: Kind::AsTheyAre, ..method.scorer })?;
             for (scores, mass) in scores.iter_mut().zip(mass) {
-                others::raise_mass(scores, mass, shape.prefix_len(), budget - shape.window);
+                others::raise_mass(&shape, scores, mass, budget - shape.window)?;
+            }
+        }
+        if method.scorer.kind == Kind::Critical {
+            let entries = (budget - shape.window) * cfg.n_kv_heads;
+            for (l, scores) in scores.iter_mut().enumerate() {
+                let layer = &self.prefill.layers[l];
+                *scores = others::critical(self.model, l, layer, &shape, scores, entries)?;
             }
         }
         if let Layers::Global(weight) | Layers::Blend { weight, .. } = method.layers {
@@ -165,12 +172,17 @@ impl<'a> Prompt<'a> {
         if scorer.kind == Kind::Learned {
             return Ok(self.lkv()?.scores(cfg, l, layer, prefix));
         }
-        let from_outside = matches!(scorer.kind, Kind::Defensive | Kind::KeyDifference | Kind::Expected);
+        let from_outside =
+            matches!(scorer.kind, Kind::Defensive | Kind::Critical | Kind::KeyDifference | Kind::Expected);
         ensure!(!from_outside || sliding_window.is_none(), "published/others.rs knows no sliding windows");
         match scorer.kind {
-            Kind::Defensive => return Ok(others::defensive(self.model, l, layer, scorer.window)),
-            Kind::KeyDifference => return Ok(others::key_difference(self.model, layer, prefix)),
-            Kind::Expected => return Ok(others::expected(self.model, l, layer, prefix)),
+            Kind::Defensive => return others::defensive(self.model, l, layer, scorer.window),
+            Kind::KeyDifference => {
+                let mut scores = vec![0.0; cfg.n_kv_heads * prefix];
+                score_keys(&shape, &inputs(&shape, layer)?.k, 0, 1, &mut scores)?;
+                return Ok(scores);
+            }
+            Kind::Expected => return others::expected(self.model, &shape, layer),
             _ => {}
         }
         if scorer.kind == Kind::Random {
@@ -280,7 +292,12 @@ fn inputs<'a>(shape: &Shape, layer: &'a LayerState) -> lava::Result<ScoreInputs<
     })
 }
 
-fn keep_best(shape: &Shape, params: &SelectParams, scores: &[f32], n_entries: u64) -> Result<Kept> {
+pub(crate) fn keep_best(
+    shape: &Shape,
+    params: &SelectParams,
+    scores: &[f32],
+    n_entries: u64,
+) -> Result<Kept> {
     let mut kept = Kept {
         indices: vec![0; lava::select::n_kept(shape, n_entries)? as usize],
         cu: vec![0; shape.n_kv_heads + 1],

@@ -31,6 +31,8 @@ pub enum Kind {
     Random,
     /// They are joined with those of other queries than the window's.
     Asked(Ask),
+    /// They are only the first stage's (`published/others.rs`).
+    Critical,
     /// They are not asked for: they come from outside (`published/others.rs`).
     Defensive,
     KeyDifference,

@@ -62,14 +62,18 @@ fn asking(model: &Model, shape: &Shape, layer: &LayerState, again: Again) -> Res
     if picked.is_empty() {
         return Ok(q);
     }
-    let frequencies: Vec<f32> =
-        model.frequencies(&model.blocks[shape.layer as usize]).iter().map(|&f| f as f32).collect();
+    let frequencies = frequencies(model, shape.layer as usize);
     let rope = Rope { frequencies: &frequencies, style: RopeStyle::Pairs, magnitude: 1.0 };
     let mut turned = vec![0.0f32; q.len()];
     let from = Tensor::from_slice(&q, rows, Rows::Same(picked.len()), heads, d)?;
     let mut out = TensorMut::from_slice(&mut turned, rows, Rows::Same(picked.len()), heads, d)?;
     rotate(shape, &rope, picked.len(), shape.n_tokens as u32, &from, &mut out)?;
     Ok(turned)
+}
+
+/// RoPE's, of layer `l`.
+pub(super) fn frequencies(model: &Model, l: usize) -> Vec<f32> {
+    model.frequencies(&model.blocks[l]).iter().map(|&f| f as f32).collect()
 }
 
 /// After `score`, or without it: asks again, if that is wanted, and smooths. `second_pass`: that pass' queries, after RoPE.

@@ -80,6 +80,7 @@ pub fn all() -> Vec<Method> {
         one_sort("KV-Compress", ScoreParams::kv_compress(), SelectParams::lava()),
         kvzip,
         outside("DefensiveKV", Kind::Defensive, Layers::Global(Weight::One), SelectParams::lava()),
+        outside("CriticalKV", Kind::Critical, Layers::Equal, SelectParams::lava_released()),
         outside("KeyDiff", Kind::KeyDifference, Layers::Equal, SelectParams::equal()),
         outside("Expected Attention", Kind::Expected, Layers::Equal, ada),
         asked("L", Again::No, true),
