@@ -30,6 +30,9 @@ pub struct Row {
     /// Facts that come back when they are asked for only after eviction.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub later: Option<usize>,
+    /// Which facts those are, in the order of `Line::depths`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub came_back: Vec<bool>,
     /// Facts that come back when the question is in the window.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub known: Option<usize>,
@@ -52,6 +55,9 @@ pub struct Line {
     /// Facts that the full cache answers: those that count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked_later: Option<usize>,
+    /// Where in the text those facts stand, from 0 to 1. Lines that were made before this was kept have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub depths: Vec<f64>,
     /// And of those, how many were asked in the window.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked_known: Option<usize>,
@@ -59,6 +65,24 @@ pub struct Line {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked_in_turn: Option<usize>,
     pub rows: Vec<Row>,
+}
+
+/// How many entries each head keeps of one text.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct KeptCounts {
+    pub length: usize,
+    pub seed: u64,
+    pub book: String,
+    /// Share of the tokens that is kept, window included.
+    pub budget: f64,
+    pub methods: Vec<MethodCounts>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct MethodCounts {
+    pub method: String,
+    /// Of each layer, of each head.
+    pub layers: Vec<Vec<usize>>,
 }
 
 /// Facts of a text whose question is put into the window: each needs scores of its own.
@@ -187,6 +211,23 @@ pub fn goes_on(model: &Model, text: &GoesOn, methods: &[Method], budgets: &[f64]
     Ok(Line { book: text.book.into(), nll: Some(nll), rows, ..Line::default() })
 }
 
+/// How many entries each head keeps, window included.
+pub fn kept_counts(model: &Model, text: &GoesOn, methods: &[Method], budget: f64) -> Result<KeptCounts> {
+    let prefill = model.prefill(&text.prompt);
+    let counts = |kept: &Kept| (1..kept.cu.len()).map(|h| kept.head(h - 1).len()).collect();
+    let sets = keep(model, &prefill, methods, &[budget])?;
+    let each = sets
+        .into_iter()
+        .map(|(row, kept)| MethodCounts { method: row.method, layers: kept.iter().map(counts).collect() });
+    Ok(KeptCounts {
+        length: prefill.n_tokens,
+        book: text.book.into(),
+        budget,
+        methods: each.collect(),
+        ..KeptCounts::default()
+    })
+}
+
 /// Something is asked for after eviction; the full cache's own answer, word by word its first choice, is forced.
 pub fn told(model: &Model, text: &Summary, methods: &[Method], budgets: &[f64]) -> Result<Line> {
     let prefill = model.prefill(&text.prompt);
@@ -251,6 +292,26 @@ fn is_right(model: &Model, hidden: &[f32], before: usize, answer: &[u32]) -> boo
 
 pub fn facts(model: &Model, text: &Facts, methods: &[Method], budgets: &[f64]) -> Result<Line> {
     let prefill = model.prefill(&text.prompt);
+    let (mut line, asked) = later(model, &prefill, text, methods, budgets)?;
+    let asked = &asked[..asked.len().min(N_KNOWN)];
+    line.asked_known = Some(asked.len());
+    known(model, &prefill, asked, methods, budgets, &mut line.rows)?;
+    Ok(line)
+}
+
+/// The facts asked later alone. It takes a fraction of the time, and is enough to see which depths come back.
+pub fn needles(model: &Model, text: &Facts, methods: &[Method], budgets: &[f64]) -> Result<Line> {
+    Ok(later(model, &model.prefill(&text.prompt), text, methods, budgets)?.0)
+}
+
+/// Asks for every fact after eviction. Also gives back those that the full cache answers.
+fn later<'a>(
+    model: &Model,
+    prefill: &Prefill,
+    text: &'a Facts,
+    methods: &[Method],
+    budgets: &[f64],
+) -> Result<(Line, Vec<&'a Fact>)> {
     // All of one length: what comes after an answer changes nothing before it.
     let padded = |facts: &[&Fact]| -> Vec<Vec<u32>> {
         let of = |f: &Fact| [&f.question[..], &f.answer[..f.answer.len() - 1]].concat();
@@ -269,33 +330,46 @@ pub fn facts(model: &Model, text: &Facts, methods: &[Method], budgets: &[f64]) -
     let sequences = padded(&all);
     let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
     let mut answered = vec![];
-    decode(model, &prefill, &[&everything(model, &prefill)], &sequences, |_, hidden| {
+    decode(model, prefill, &[&everything(model, prefill)], &sequences, |_, hidden| {
         answered = right(&all, hidden);
     })?;
     let asked: Vec<&Fact> = all.into_iter().zip(answered).filter(|(_, ok)| *ok).map(|(f, _)| f).collect();
     let mut line = Line {
         book: text.book.into(),
         asked_later: Some(asked.len()),
-        asked_known: Some(asked.len().min(N_KNOWN)),
+        depths: asked.iter().map(|f| rounded(f.depth)).collect(),
         ..Line::default()
     };
     if asked.is_empty() {
-        return Ok(line);
+        return Ok((line, asked));
     }
 
     let (mut rows, kept): (Vec<Row>, Vec<Vec<Kept>>) =
-        keep(model, &prefill, methods, budgets)?.into_iter().unzip();
+        keep(model, prefill, methods, budgets)?.into_iter().unzip();
     let kept: Vec<&[Kept]> = kept.iter().map(Vec::as_slice).collect();
     let sequences = padded(&asked);
     let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
-    decode(model, &prefill, &kept, &sequences, |i, hidden| {
-        rows[i].later = Some(right(&asked, hidden).into_iter().filter(|&ok| ok).count());
+    decode(model, prefill, &kept, &sequences, |i, hidden| {
+        rows[i].came_back = right(&asked, hidden);
+        rows[i].later = Some(rows[i].came_back.iter().filter(|&&ok| ok).count());
     })?;
+    line.rows = rows;
+    Ok((line, asked))
+}
 
-    for fact in &asked[..asked.len().min(N_KNOWN)] {
+/// Asks for each fact in the window, and adds what comes back to the rows.
+fn known(
+    model: &Model,
+    prefill: &Prefill,
+    asked: &[&Fact],
+    methods: &[Method],
+    budgets: &[f64],
+    rows: &mut [Row],
+) -> Result<()> {
+    for fact in asked {
         // The question's last token is decoded after eviction, so that all of the answer is.
         let (last, question) = fact.question.split_last().expect("a question");
-        let prompt = extended(model, &prefill, question)?;
+        let prompt = extended(model, prefill, question)?;
         let sequence = [&[*last], &fact.answer[..fact.answer.len() - 1]].concat();
         let (at, kept): (Vec<Row>, Vec<Vec<Kept>>) =
             keep(model, &prompt, methods, budgets)?.into_iter().unzip();
@@ -306,8 +380,7 @@ pub fn facts(model: &Model, text: &Facts, methods: &[Method], budgets: &[f64]) -
             *row.known.get_or_insert(0) += is_right(model, hidden, 0, &fact.answer) as usize;
         })?;
     }
-    line.rows = rows;
-    Ok(line)
+    Ok(())
 }
 
 /// The prompt and more tokens after it. The queries from before RoPE stay the shorter prompt's.
