@@ -6,8 +6,10 @@
 //! | `model.rs` | the model: prefill with full attention, decoding over compacted caches |
 //! | `cache.rs` | one layer's compacted cache |
 //! | `published/` | the same on a published model: what advice rests on |
+//! | `colours.rs` | a method's colour in all pictures |
 //! | `tasks.rs` | prompts and what is asked of them |
 pub mod cache;
+pub mod colours;
 pub mod keep;
 pub mod lkv;
 pub mod measure;

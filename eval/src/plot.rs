@@ -5,27 +5,24 @@ use std::path::Path;
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 
+use crate::colours::{self, Colour, heat};
 use crate::report::Run;
 use crate::statistics::{Cell, Estimate};
 use crate::tasks::{Group, Task};
 
-/// Methods that the plots show; the rest is in the tables. Colours that can be told apart with poor colour vision too.
-pub const SHOWN: [(&str, RGBColor); 8] = [
-    ("LAVa", RGBColor(0, 0, 0)),
-    (crate::methods::DEFAULT, RGBColor(213, 94, 0)),
-    ("SnapKV", RGBColor(86, 180, 233)),
-    ("CAKE", RGBColor(0, 114, 178)),
-    ("KV-Compress", RGBColor(0, 158, 115)),
-    ("TOVA", RGBColor(204, 121, 167)),
-    ("StreamingLLM", RGBColor(150, 150, 150)),
-    ("LKV", RGBColor(200, 170, 0)),
-];
+/// Methods that the plots show; the rest is in the tables.
+const SHOWN: [&str; 8] =
+    ["LAVa", crate::methods::DEFAULT, "SnapKV", "CAKE", "KV-Compress", "TOVA", "StreamingLLM", "LKV"];
 
 const FONT: &str = "sans-serif";
 
+fn rgb((r, g, b): Colour) -> RGBColor {
+    RGBColor(r, g, b)
+}
+
 fn shown(run: &Run) -> Vec<(usize, &'static str, RGBColor)> {
     let find = |name: &str| run.methods.iter().position(|m| m.name == name);
-    SHOWN.iter().filter_map(|&(name, colour)| Some((find(name)?, name, colour))).collect()
+    SHOWN.iter().filter_map(|&name| Some((find(name)?, name, rgb(colours::of(name))))).collect()
 }
 
 /// One panel per task: percent right, mean over lengths, against the share of the whole cache's bytes that is kept.
@@ -111,15 +108,11 @@ pub fn needles(run: &Run, group: Group, ratio: f64, path: &Path) -> Result<()> {
             for depth in 0..DEPTHS {
                 let x = x0 + width * depth as i32;
                 let found = found(run.group(group).filter(|c| c.length == length), method, ratio, depth);
-                let (colour, text) = match found {
-                    None => (RGBColor(235, 235, 235), "–".to_string()),
-                    Some(share) => {
-                        let fade = |to: f64| (255.0 + (to - 255.0) * share) as u8;
-                        (RGBColor(fade(0.0), fade(114.0), fade(178.0)), format!("{:.0}", 100.0 * share))
-                    }
-                };
+                let (colour, white) = found.map_or(((235, 235, 235), false), heat);
+                let text = found.map_or("–".to_string(), |share| format!("{:.0}", 100.0 * share));
+                let colour = rgb(colour);
                 root.draw(&Rectangle::new([(x, y), (x + width - 2, y + height - 2)], colour.filled()))?;
-                let ink = if found.is_some_and(|s| s > 0.6) { WHITE } else { BLACK };
+                let ink = if white { WHITE } else { BLACK };
                 root.draw(&Text::new(text, (x + 10, y + 9), (FONT, 14).into_font().color(&ink)))?;
             }
         }
