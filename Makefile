@@ -142,10 +142,11 @@ bench: check-tools
 	$(CARGO) run --release --quiet --manifest-path benches/Cargo.toml -- --python $(PYTHON) $(if $(RECORD),--record $(RECORD))
 
 # What eviction methods lose on a published model, at equal bytes. What is missing of model and texts is fetched first; results that are
-# in eval/results/published are not made again, and the tables go into docs/evaluation.md. ARGS="--quick" for a look that changes no file.
+# in eval/results/published are not made again, the tables go into docs/evaluation.md, and pictures beside the results. ARGS="--quick" for
+# a look that changes no file.
 EVAL := $(CARGO) run --release --quiet --manifest-path eval/Cargo.toml --bin
 eval: check-tools eval-fetch
-	$(EVAL) published -- $(if $(ARGS),$(ARGS),--readme docs/evaluation.md)
+	$(EVAL) published -- $(if $(ARGS),$(ARGS),--readme docs/evaluation.md --pictures eval/results/published)
 eval-fetch:
 	@eval/fetch.sh
 

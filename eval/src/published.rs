@@ -12,12 +12,14 @@
 //! | `run.rs` | one text through all methods and budgets: a line of JSON |
 //! | `cost.rs` | what scoring takes, beside prefill |
 //! | `table.rs` | lines → means with paired intervals |
+//! | `picture.rs` | lines → pictures, and how many entries each head keeps |
 pub mod ask;
 pub mod books;
 pub mod cost;
 pub mod gguf;
 pub mod methods;
 pub mod others;
+pub mod picture;
 pub mod ruler;
 pub mod run;
 pub mod table;

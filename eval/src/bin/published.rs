@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail};
@@ -11,9 +11,9 @@ use clap::{Parser, ValueEnum};
 use eval::methods::Method;
 use eval::published::books::{Book, Half};
 use eval::published::gguf::Gguf;
-use eval::published::run::{self, Line};
+use eval::published::run::{self, KeptCounts, Line};
 use eval::published::tasks::Facts;
-use eval::published::{cost, methods, ruler, table, tasks};
+use eval::published::{cost, methods, picture, ruler, table, tasks};
 use eval::report::between_markers;
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
@@ -53,6 +53,12 @@ struct Args {
     /// Only the tables, of what has been run
     #[arg(long)]
     table: bool,
+    /// Only how many entries each head keeps of one text at a fifth: into kept.json, for a picture
+    #[arg(long)]
+    kept: bool,
+    /// Put the pictures of what has been run into this folder
+    #[arg(long)]
+    pictures: Option<PathBuf>,
     /// Gemma takes `--tasks goes-on,code` only, since the facts are asked in SmolLM2's format
     #[arg(long, value_enum, default_value_t = Published::Smollm2)]
     model: Published,
@@ -66,6 +72,9 @@ struct Args {
     #[arg(long)]
     readme: Option<PathBuf>,
 }
+
+const NEEDLES: &str = "needles.jsonl";
+const KEPT: &str = "kept.json";
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
@@ -102,6 +111,8 @@ enum Task {
     Summary,
     Question,
     Words,
+    /// The facts asked later alone, for the picture of depths: into a file of its own, needles.jsonl
+    Needles,
 }
 
 impl Task {
@@ -117,12 +128,13 @@ impl Task {
             Self::Summary => "summary",
             Self::Question => "question",
             Self::Words => "words",
+            Self::Needles => "needles",
         }
     }
 }
 
 /// Results so far. A line that was cut off when a run was stopped is left out.
-fn read(path: &PathBuf) -> Result<Vec<Line>> {
+fn read(path: &Path) -> Result<Vec<Line>> {
     if !path.exists() {
         return Ok(vec![]);
     }
@@ -141,7 +153,12 @@ fn main() -> Result<()> {
     };
     let seed = args.seed.unwrap_or(seed);
     let suffix = if args.model == Published::Gemma { "-gemma" } else { "" };
-    let path = args.out.join(format!("{name}{suffix}.jsonl"));
+    let needles = args.tasks == [Task::Needles];
+    if !needles && args.tasks.contains(&Task::Needles) {
+        bail!("needles go into a file of their own, without other tasks");
+    }
+    let file = if needles { NEEDLES.into() } else { format!("{name}{suffix}.jsonl") };
+    let path = args.out.join(file);
     let mut all = methods::all();
     if half == Half::Choosing {
         all.extend(methods::ablations());
@@ -159,6 +176,9 @@ fn main() -> Result<()> {
     if args.cost {
         return cost(&args, half, seed, &chosen);
     }
+    if args.kept {
+        return kept(&args, half, seed, &all);
+    }
     if args.model == Published::Gemma && args.tasks.iter().any(|t| !matches!(t, Task::GoesOn | Task::Code)) {
         bail!("gemma-3-270m takes --tasks goes-on,code only");
     }
@@ -166,10 +186,19 @@ fn main() -> Result<()> {
     if !args.table {
         lines.extend(measure(&args, half, seed, &chosen, &lines, &path)?);
     }
+    if needles {
+        return Ok(());
+    }
     lines.retain(|l| l.seed == seed);
     let names: Vec<&str> = chosen.iter().map(|m| m.name).collect();
     let page = table::markdown(&lines, &names);
     println!("{page}");
+    if let Some(folder) = &args.pictures {
+        if args.model == Published::Gemma || half == Half::Choosing {
+            bail!("the pictures are of SmolLM2's reported half");
+        }
+        pictures(&args, seed, &lines, folder)?;
+    }
     if let Some(readme) = &args.readme {
         let marker = match (args.model, half) {
             (Published::Gemma, _) => "gemma",
@@ -192,6 +221,36 @@ fn cost(args: &Args, half: Half, seed: u64, methods: &[Method]) -> Result<()> {
     for &length in &args.lengths {
         let text = tasks::goes_on(&books, &tokenizer, seed, half, length, 0)?;
         print!("{}", cost::markdown(&model, &text.prompt, methods)?);
+    }
+    Ok(())
+}
+
+fn kept(args: &Args, half: Half, seed: u64, all: &[Method]) -> Result<()> {
+    let mut gguf = Gguf::open(&args.data.join(args.model.file()))?;
+    let (model, tokenizer) = (gguf.model()?, gguf.tokenizer()?);
+    let books = Book::all(&args.data.join("text"))?;
+    let text = tasks::goes_on(&books, &tokenizer, seed, half, 1024, 0)?;
+    let methods: Vec<Method> = all.iter().filter(|m| picture::KEPT.contains(&m.name)).copied().collect();
+    let counts = KeptCounts { seed, ..run::kept_counts(&model, &text, &methods, 0.2)? };
+    fs::create_dir_all(&args.out)?;
+    Ok(fs::write(args.out.join(KEPT), serde_json::to_string(&counts)? + "\n")?)
+}
+
+/// A picture whose results are not there is left as it is.
+fn pictures(args: &Args, seed: u64, lines: &[Line], folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    fs::write(folder.join("accuracy.svg"), picture::accuracy(lines))?;
+    let own = read(&args.out.join(NEEDLES))?.into_iter().filter(|l| l.seed == seed);
+    let with_depths: Vec<Line> = lines.iter().cloned().chain(own).collect();
+    match picture::needles(&with_depths) {
+        Some(svg) => fs::write(folder.join("needles.svg"), svg)?,
+        None => eprintln!("needles.svg needs --tasks needles"),
+    }
+    let counts = fs::read_to_string(args.out.join(KEPT)).ok();
+    let counts = counts.map(|t| serde_json::from_str::<KeptCounts>(&t)).transpose()?;
+    match counts.as_ref().and_then(picture::who_keeps_what) {
+        Some(svg) => fs::write(folder.join("who-keeps-what.svg"), svg)?,
+        None => eprintln!("who-keeps-what.svg needs --kept"),
     }
     Ok(())
 }
@@ -270,6 +329,10 @@ fn measure(
                     Task::Cloze => found(tasks::cloze)?,
                     Task::Values => found(ruler::values)?,
                     Task::Chains => found(ruler::chains)?,
+                    Task::Needles => {
+                        let of = tasks::facts(books, &tokenizer, seed, half, length, text)?;
+                        run::needles(&model, &of, methods, &args.budgets)?
+                    }
                     Task::InTurn => {
                         let of = tasks::facts(books, &tokenizer, seed, half, length, text)?;
                         run::in_turn(&model, &of, methods, &args.budgets)?

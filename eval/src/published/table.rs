@@ -13,13 +13,13 @@ use crate::methods::BASE;
 const REPLICATES: usize = 2000;
 
 /// A sum over a sum, with its 95% interval over draws of the texts.
-struct Ratio {
-    value: f64,
-    low: f64,
-    high: f64,
+pub(super) struct Ratio {
+    pub value: f64,
+    pub low: f64,
+    pub high: f64,
 }
 
-fn ratio(pairs: &[(f64, f64)]) -> Option<Ratio> {
+pub(super) fn ratio(pairs: &[(f64, f64)]) -> Option<Ratio> {
     let of = |draw: &mut dyn Iterator<Item = (f64, f64)>| {
         let (a, b) = draw.fold((0.0, 0.0), |(a, b), (x, y)| (a + x, b + y));
         (b != 0.0).then(|| a / b)
@@ -36,11 +36,11 @@ fn ratio(pairs: &[(f64, f64)]) -> Option<Ratio> {
 }
 
 /// What each text showed of one method and budget, by the text's number.
-type Texts<'a> = BTreeMap<usize, (&'a Line, &'a Row)>;
+pub(super) type Texts<'a> = BTreeMap<usize, (&'a Line, &'a Row)>;
 
 /// All rows of a task and length, by method and budget.
-struct Cells<'a> {
-    rows: BTreeMap<(&'a str, u64), Texts<'a>>,
+pub(super) struct Cells<'a> {
+    pub rows: BTreeMap<(&'a str, u64), Texts<'a>>,
 }
 
 /// A budget as a key.
@@ -49,7 +49,7 @@ fn key(budget: f64) -> u64 {
 }
 
 impl<'a> Cells<'a> {
-    fn new(lines: impl Iterator<Item = &'a Line>) -> Self {
+    pub fn new(lines: impl Iterator<Item = &'a Line>) -> Self {
         let mut rows: BTreeMap<_, Texts> = BTreeMap::new();
         for line in lines {
             for row in &line.rows {
@@ -61,7 +61,7 @@ impl<'a> Cells<'a> {
     }
 
     /// Pairs over the texts that both the method and LAVa saw.
-    fn paired(
+    pub fn paired(
         &self,
         method: &str,
         budget: u64,
@@ -72,7 +72,7 @@ impl<'a> Cells<'a> {
         Some(ours.iter().filter_map(pair).collect())
     }
 
-    fn share(
+    pub fn share(
         &self,
         method: &str,
         budget: u64,
@@ -103,6 +103,12 @@ const ANSWERS: [(&str, &str); 4] = [
     ("chains", "chains of variables"),
     ("cloze", "the next word of a sentence"),
 ];
+/// Facts of a task that count, each text once however many lines it has.
+pub(super) fn asked(lines: &[Line], length: usize, task: &str, count: fn(&Line) -> Option<usize>) -> usize {
+    let mut seen = BTreeSet::new();
+    let own = lines.iter().filter(|l| l.length == length && l.task == task);
+    own.filter(|l| seen.insert(l.text)).filter_map(count).sum()
+}
 
 /// The tables of all lengths in Markdown.
 pub fn markdown(lines: &[Line], methods: &[&str]) -> String {
@@ -123,11 +129,7 @@ pub fn markdown(lines: &[Line], methods: &[&str]) -> String {
             let texts = lines.iter().filter(|l| l.length == length && l.task == task && !l.rows.is_empty());
             texts.map(|l| l.text).collect::<BTreeSet<_>>().len()
         };
-        let asked = |task: &str, count: fn(&Line) -> Option<usize>| {
-            let mut seen = BTreeSet::new();
-            let own = lines.iter().filter(|l| l.length == length && l.task == task);
-            own.filter(|l| seen.insert(l.text)).filter_map(count).sum::<usize>()
-        };
+        let asked = |task: &str, count| asked(lines, length, task, count);
         let _ = writeln!(page, "**{length} tokens**\n");
         let percent = |b: u64| format!("{}%", b as f64 / 1e4);
         let mut table = |title: &str, cell: &dyn Fn(&str, u64) -> Option<String>| {
