@@ -903,9 +903,7 @@ unsafe fn value_norms(mut w: World, shape: lava_shape, entries: u64) {
     let v = w.tensor(&cache_rows(&shape), heads, shape.head_dim_v, of_v, May::Read);
     let ((part, n_parts), norms) = (w.split(), w.output(entries, May::WritePartly));
     // SAFETY: see `run`.
-    w.call("lava_value_norms", |e| unsafe {
-        lava_value_norms(s, gram, centre, v, part, n_parts, norms, e)
-    });
+    w.call("lava_value_norms", |e| unsafe { lava_value_norms(s, gram, centre, v, part, n_parts, norms, e) });
 }
 
 unsafe fn query_statistics(mut w: World, shape: lava_shape) {

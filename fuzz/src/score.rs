@@ -139,6 +139,20 @@ impl Case {
         Ok(scores.to_vec())
     }
 
+    /// Those scores joined with what the same queries find from behind the prompt, all heads at once.
+    fn joined(&self, backend: Backend, side: Side, scores: &[f32]) -> Result<Vec<f32>> {
+        let (shape, params) = (&self.shape(), &self.params());
+        let of_cache = shape.ragged.map_or(Rows::Same(shape.n_tokens), |rows| Rows::Cu(rows.cu_rows));
+        let n = shape.window;
+        let [q, k, v] = [self.q.view(Rows::Same(n)), self.k.view(of_cache), self.v.view(of_cache)];
+        let inputs = ScoreInputs { q, k, v, lse: None };
+        let workspace = Block::new(score::queries_workspace_size(shape, params, n)?, side);
+        let scores = Block::of(scores, side);
+        let mut carver = Carver::over(workspace.slice_mut())?;
+        score::score_queries(backend, shape, params, n, &inputs, 0, 1, &mut carver, scores.slice_mut())?;
+        Ok(scores.to_vec())
+    }
+
     /// By the C function, in parts from the last to the first or the other way round.
     fn by_c(&self, c: &mut Choices, n_parts: u32) -> (lava_status, lava_error, Vec<f32>) {
         let shape = c_shape(&self.shape());
@@ -228,6 +242,19 @@ impl Case {
                 backend.name(),
                 params
             );
+        }
+        if params.smoothing == 0.0 {
+            let values = [&self.q.values, &self.k.values, &self.v.values];
+            let asked = reference::scores_by_queries(shape, params, values[0], values[1], values[2]).concat();
+            let joined = self.joined(backend, side(c), &got).expect("valid input");
+            let largest = asked.iter().copied().fold(largest, f64::max);
+            for (i, (&joined, (asked, want))) in joined.iter().zip(asked.iter().zip(&want)).enumerate() {
+                assert!(
+                    (joined as f64 - asked.max(*want)).abs() <= error * largest + least + 1e-35,
+                    "{} entry {i}, joined: {joined} for {asked} and {want}, {shape:?} {params:?}",
+                    backend.name()
+                );
+            }
         }
         if !is_best(backend) {
             return;
