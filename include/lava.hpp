@@ -608,6 +608,23 @@ inline void score_queries(const lava_shape &shape, std::uint32_t n_queries, cons
     });
 }
 
+/** lava_score_queries_at: the same by queries that see what queries at these ascending positions would, one for each query. */
+inline void score_queries_at(const lava_shape &shape, span<const std::uint32_t> positions, const const_tensor &q,
+                             const const_tensor &k, const const_tensor &v, span<float> scores, workspace &scratch,
+                             const lava_score_params &params = lava_score_params_ask_again(nullptr), part p = {}) {
+    std::size_t size = 0;
+    // More than 32 bits hold are more than any tensor's rows: refused.
+    const std::uint32_t n = static_cast<std::uint32_t>(positions.size() < UINT32_MAX ? positions.size() : UINT32_MAX);
+    detail::check("lava_score_queries_workspace_size",
+                  [&](lava_error *e) { return lava_score_queries_workspace_size(&shape, &params, n, &size, e); });
+    detail::want_size("lava_score_queries_at", "scores", scores.size(), n_scores(shape), shape.layer);
+    void *memory = scratch.reserve(size);
+    detail::check("lava_score_queries_at", [&](lava_error *e) {
+        return lava_score_queries_at(&shape, &params, n, positions.data(), &q.c, &k.c, &v.c, p.index, p.count, memory, size,
+                                     scores.data(), e);
+    });
+}
+
 /** lava_smooth: adds so many times a head's mean to its scores; what params protects is left out of the mean. */
 inline void smooth(const lava_shape &shape, float smoothing, span<float> scores,
                    const lava_select_params &params = lava_select_params_default()) {

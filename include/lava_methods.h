@@ -123,6 +123,18 @@ lava_status lava_score_queries(const lava_shape *shape, const lava_score_params 
     const lava_tensor *q, const lava_tensor *k, const lava_tensor *v, uint32_t part, uint32_t n_parts, void *workspace,
     size_t workspace_size, float *scores, lava_error *error);
 
+/// The same by queries that see what queries at positions of their own would: tokens that only ask and are not kept, or all of a prompt's
+/// queries, where each sees what is before it, in instalments as they come.
+///
+/// positions: u32 [n_queries], ascending, at most n_tokens (ARGUMENT). Each query sees the rows up to its position, as far back as a sliding
+///     window reaches, and must see one of each head (ARGUMENT).
+/// All else, the workspace's size too: as in lava_score_queries.
+/// params: may be NULL.
+/// Errors: as lava_score. Any thread.
+lava_status lava_score_queries_at(const lava_shape *shape, const lava_score_params *params, uint32_t n_queries,
+    const uint32_t *positions, const lava_tensor *q, const lava_tensor *k, const lava_tensor *v, uint32_t part,
+    uint32_t n_parts, void *workspace, size_t workspace_size, float *scores, lava_error *error);
+
 /// Which of a layer's queries to ask again with: the rows are cut into n_picked stretches, equal but for one row, and each gives the row
 /// least like all others, whose queries look for what no other does; of equals the first.
 ///

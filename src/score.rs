@@ -79,7 +79,11 @@ fn check_options(shape: &Shape, params: &ScoreParams, queries: Queries) -> Resul
     shape.validate()?;
     let at_layer = |e: crate::Error| e.at_layer(shape.layer);
     params.validate(shape.n_q_heads).map_err(at_layer)?;
-    let Queries::After(n) = queries else { return Ok(()) };
+    let n = match queries {
+        Queries::Window => return Ok(()),
+        Queries::After(n) => n,
+        Queries::At(positions) => positions.len(),
+    };
     ensure(n > 0, ErrorKind::Shape, c"n_queries").map_err(at_layer)?;
     let rows = (n as u64).checked_mul(shape.n_q_heads as u64);
     ensure(rows.is_some_and(|n| n <= u32::MAX as u64), ErrorKind::Overflow, c"n_queries")
@@ -136,7 +140,37 @@ pub fn score_queries(
     score_by(Queries::After(n_queries), backend, shape, params, inputs, part, n_parts, workspace, scores)
 }
 
-#[expect(clippy::too_many_arguments, reason = "those of the two functions above")]
+/// The same by queries that see what queries at these positions would, one position for each, ascending, at most `n_tokens`: tokens that
+/// only ask, or those of a prompt whose prefix is scored piece by piece. A row that stands after a query is not seen by it.
+///
+/// Each query must see a row of each head of the part, or it is an error of [`ErrorKind::Argument`].
+#[expect(clippy::too_many_arguments, reason = "the C function's arguments, one to one")]
+pub fn score_queries_at(
+    backend: Backend,
+    shape: &Shape,
+    params: &ScoreParams,
+    positions: &[u32],
+    inputs: &ScoreInputs,
+    part: usize,
+    n_parts: usize,
+    workspace: &mut Carver,
+    scores: &mut [f32],
+) -> Result<()> {
+    score_by(Queries::At(positions), backend, shape, params, inputs, part, n_parts, workspace, scores)
+}
+
+/// That positions ascend, and that each query sees a row of a head.
+fn check_positions(shape: &Shape, positions: &[u32], head: usize) -> Result<()> {
+    let sees = |&p: &u32| {
+        let oldest = shape.sliding_window.map_or(0, |keys| (p as usize + 1).saturating_sub(keys));
+        let row = shape.first_row_at(head, oldest);
+        row < shape.rows(head) && shape.position(head, row) <= p as usize
+    };
+    let ascend = positions.is_sorted() && positions.last().is_none_or(|&p| p as usize <= shape.n_tokens);
+    ensure(ascend && positions.iter().all(sees), ErrorKind::Argument, c"positions")
+}
+
+#[expect(clippy::too_many_arguments, reason = "those of the functions above")]
 fn score_by(
     queries: Queries,
     backend: Backend,
@@ -152,6 +186,11 @@ fn score_by(
     let heads = part_heads(shape, part, n_parts)?;
     let at_layer = |e: crate::Error| e.at_layer(shape.layer);
     check_inputs(shape, params, queries, inputs).map_err(at_layer)?;
+    if let Queries::At(positions) = queries {
+        for head in heads.clone() {
+            check_positions(shape, positions, head).map_err(|e| at_layer(e.at_head(head)))?;
+        }
+    }
     let first = shape.first_score(heads.start);
     let fits = scores.len() >= shape.first_score(heads.end) - first;
     ensure(fits, ErrorKind::BufferSize, c"scores").map_err(at_layer)?;
@@ -172,7 +211,7 @@ fn score_by(
         let task = Task::new(kernels, shape, params, inputs, head, queries);
         let done = match queries {
             Queries::Window => head::score(&task, plan, &mut buffers, out),
-            Queries::After(_) => {
+            Queries::After(_) | Queries::At(_) => {
                 let joining = core::mem::take(&mut buffers.joining);
                 let more = &mut joining[..out.len()];
                 let done = head::score(&task, plan, &mut buffers, more);

@@ -1134,6 +1134,26 @@ fn ask(
     Ok(())
 }
 
+/// The same by queries at positions of their own.
+fn ask_at(
+    backend: Backend,
+    shape: &Shape,
+    params: &ScoreParams,
+    inputs: &ScoreInputs,
+    at: &[u32],
+    n_parts: usize,
+    scores: &mut [f32],
+) -> Result<()> {
+    for part in 0..n_parts {
+        let heads = score::part_heads(shape, part, n_parts)?;
+        let own = &mut scores[shape.first_score(heads.start)..shape.first_score(heads.end)];
+        let mut workspace = aligned(score::queries_workspace_size(shape, params, at.len())?);
+        let memory = &mut carver(&mut workspace);
+        score::score_queries_at(backend, shape, params, at, inputs, part, n_parts, memory, own)?;
+    }
+    Ok(())
+}
+
 /// Queries that are not in the cache see all that one at position N does: against the reference, and as the window of a longer prompt.
 #[test]
 fn other_queries_are_asked() {
@@ -1189,10 +1209,49 @@ fn other_queries_are_asked() {
                     assert!(joined == scores, "{what}");
                     ask(backend, &shape, &params, &inputs, n_queries, 2, &mut scores).unwrap();
                     assert!(joined == scores, "{what}");
+
+                    // Each at a position of its own, some of them the same; a window's query sees all heads' rows.
+                    let first = if ragged { n - w } else { 0 };
+                    let at = |j: usize| (first + (j / 2 * 7) % (n - first)) as u32;
+                    let mut at: Vec<u32> = (0..n_queries).map(at).collect();
+                    at.sort_unstable();
+                    let own: Vec<usize> = at.iter().map(|&p| p as usize).collect();
+                    let (q, k, v) = (&q.values, &layer.k.values, &layer.v.values);
+                    let want = reference::scores_by(&shape, &params, &own, q, k, v).concat();
+                    let mut alone = vec![0.0; scores.len()];
+                    ask_at(backend, &shape, &params, &inputs, &at, 2, &mut alone).unwrap();
+                    assert_scores(backend, &alone, &want, 2e-5, &what);
+                    // Behind everything they are the others.
+                    let (mut alone, behind) = (vec![0.0; scores.len()], vec![n as u32; n_queries]);
+                    ask_at(backend, &shape, &params, &inputs, &behind, 1, &mut alone).unwrap();
+                    assert_scores(backend, &alone, &by_queries.concat(), 2e-5, &what);
                 }
             }
         }
     }
+}
+
+#[test]
+fn positions_of_queries_ascend_and_see_something() {
+    let shape = shape(20, (2, 2), (8, 8), 2);
+    let layer = Layer::random(&shape, [Dtype::F32; 3], 1);
+    let q = Data::new(&mut Random(2), Dtype::F32, (2, 2, 8), 2.0);
+    let (cu, positions) = holes(20, 2, 2, |h, p| h == 0 || p > 9);
+    let evicted = shape.with_rows(&cu, &positions);
+    let of_evicted = Layer::random(&evicted, [Dtype::F32; 3], 1);
+    let mut scores = vec![0.0; shape.n_scores() as usize];
+    let mut fault = |shape: &Shape, layer: &Layer, at: [u32; 2]| {
+        let inputs = ScoreInputs { q: q.view(), ..layer.inputs() };
+        ask_at(Backend::detect(), shape, &ScoreParams::lava(), &inputs, &at, 1, &mut scores)
+            .err()
+            .map(|e| (e.kind, e.argument, e.head))
+    };
+    let refused = |head| Some((ErrorKind::Argument, c"positions", Some(head)));
+    assert_eq!(fault(&shape, &layer, [0, 20]), None);
+    assert_eq!(fault(&shape, &layer, [3, 2]), refused(0));
+    assert_eq!(fault(&shape, &layer, [3, 21]), refused(0));
+    assert_eq!(fault(&evicted, &of_evicted, [9, 10]), refused(1));
+    assert_eq!(fault(&evicted, &of_evicted, [10, 10]), None);
 }
 
 /// A maximum over queries is the maximum over instalments of them, bit by bit.

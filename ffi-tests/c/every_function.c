@@ -109,6 +109,12 @@ static void ask_again(const lava_shape *layer, float *scores) {
     }
     CHECK(scores[0] >= first);
     first = scores[0];
+    const uint32_t positions[ASKED] = {0, 1, 2, 3, TOKENS};
+    void *space = allocate(size);
+    OK(lava_score_queries_at(&shape, &params, ASKED, positions, &tq, &tk, &tv, 0, 1, space, size, scores, &error));
+    free(space);
+    CHECK(scores[0] >= first);
+    first = scores[0];
     OK(lava_smooth(&shape, NULL, 0.5f, scores, &error));
     CHECK(scores[0] > first);
     first = scores[0];

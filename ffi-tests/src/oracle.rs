@@ -279,7 +279,7 @@ pub fn scores_by_queries(layer: &Layer, q: &Grid) -> Vec<f64> {
 }
 
 /// By these queries, each at its own position.
-fn scores_by(layer: &Layer, q: &Grid, own: &dyn Fn(usize) -> usize) -> Vec<f64> {
+pub fn scores_by(layer: &Layer, q: &Grid, own: &dyn Fn(usize) -> usize) -> Vec<f64> {
     let (shape, params) = (&layer.shape, &layer.params);
     let window = shape.window.min(shape.n_tokens) as usize;
     let (group, kernel) = ((shape.n_q_heads / shape.n_kv_heads) as usize, params.pool_kernel as usize);

@@ -1,7 +1,7 @@
 //! Asking again: further queries joined by maximum, smoothing after that, queries turned to a position; and what of it keeps a fact that
 //! the window does not look at.
 
-use ffi_tests::oracle::{check_scores, scores, scores_by_queries};
+use ffi_tests::oracle::{check_scores, scores, scores_by, scores_by_queries};
 use ffi_tests::*;
 
 /// Attention's maximum times the value's own norm, not pooled.
@@ -102,6 +102,49 @@ fn further_queries_are_joined_by_maximum() {
                 ask(&evicted.shape, &params, n, tensors, split, &got).unwrap();
                 check_scores(&format!("{n} queries, evicted"), &got.to_vec::<f32>(), &want_evicted);
             }
+        }
+    }
+}
+
+/// Queries that stand inside the prompt see what is before them; those of the window's own positions are the window.
+#[test]
+fn further_queries_at_positions_of_their_own() {
+    for (at, sliding_window) in [(vec![0u32, 7, 7, 90, 149], 0), (vec![60, 61, 150], 50)] {
+        for params in [largest(), score_params()] {
+            let mut layer = Layer::random(2, sliding(shape(150, (6, 2), (24, 10), 7), sliding_window));
+            layer.params = params;
+            let q = Grid::random(&mut Rng(9), at.len(), 6, 24);
+            let asked = q.lay();
+            let (k, v) = (layer.k.lay(), layer.v.lay());
+            let by = |q: &Laid, at: &[u32], split: Split| {
+                let scores = Memory::of(&vec![0f32; n_scores(&layer.shape)]);
+                let positions = Memory::of(at);
+                let n = at.len() as u32;
+                let size = number(|to, e| unsafe {
+                    lava_score_queries_workspace_size(&layer.shape, &params, n, to, e)
+                })
+                .unwrap();
+                in_parts(split.0, split.1, |part| {
+                    let workspace = Memory::new(size);
+                    let (to, tensors) = (scores.ptr(), [q.tensor(), k.tensor(), v.tensor()]);
+                    call(|e| unsafe {
+                        let (shape, at, space) = (&layer.shape, positions.ptr(), workspace.ptr());
+                        let [q, k, v] = &tensors;
+                        lava_score_queries_at(
+                            shape, &params, n, at, q, k, v, part, split.0, space, size, to, e,
+                        )
+                    })
+                })
+                .unwrap();
+                scores.to_vec::<f32>()
+            };
+            for split in [WHOLE, (2, true)] {
+                let want = scores_by(&layer, &q, &|j| at[j] as usize);
+                check_scores(&format!("{at:?}"), &by(&asked, &at, split), &want);
+            }
+            let window: Vec<u32> = (143..150).collect();
+            let own = by(&layer.q.lay(), &window, WHOLE);
+            check_scores("the window's", &own, &scores(&layer));
         }
     }
 }

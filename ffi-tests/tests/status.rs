@@ -1421,6 +1421,62 @@ fn score_queries() {
 }
 
 #[test]
+fn score_queries_at() {
+    let make = || {
+        let bytes = workspace(|size, e| unsafe {
+            lava_score_queries_workspace_size(&valid_shape(), &score_params(), ASKED as u32, size, e)
+        });
+        World::new("lava_score_queries_at", |w, e| unsafe {
+            lava_score_queries_at(
+                w.p("shape"),
+                w.p("params"),
+                w.n("n_queries") as u32,
+                w.p("positions"),
+                w.p("q"),
+                w.p("k"),
+                w.p("v"),
+                w.n("part") as u32,
+                w.n("n_parts") as u32,
+                w.p("workspace"),
+                w.n("workspace_size") as usize,
+                w.p("scores"),
+                e,
+            )
+        })
+        .shape()
+        .arg("params", Struct, &[score_params()])
+        .number("n_queries", ASKED as u64)
+        .arg("positions", In, &[TOKENS as u32; ASKED])
+        .tensor("q", Tensor, (ASKED, HEADS.0, DIMS.0))
+        .tensor("k", Tensor, (TOKENS, HEADS.1, DIMS.0))
+        .tensor("v", Tensor, (TOKENS, HEADS.1, DIMS.1))
+        .number("part", 0)
+        .number("n_parts", 1)
+        .scratch("workspace", "workspace_size", bytes)
+        .arg("scores", Out, &[0.25f32; PREFIX * HEADS.1])
+    };
+    check(make, &["scores"], &SCORE_PARAMS);
+    check(make, &["scores"], &ASK_PARAMS);
+    let more: [Row; 4] = [
+        (
+            "a position too far",
+            |w| *w.element("positions", 0) = TOKENS as u32 + 1,
+            LAVA_ERR_ARGUMENT,
+            "positions",
+        ),
+        ("positions fall", |w| *w.element("positions", 1) = 1u32, LAVA_ERR_ARGUMENT, "positions"),
+        ("a score is NaN", |w| *w.element("scores", 3) = f32::NAN, LAVA_ERR_NONFINITE, "scores"),
+        ("more queries than rows", |w| w.set_n("n_queries", ASKED as u64 - 1), LAVA_OK, ""),
+    ];
+    check(make, &["scores"], &more);
+    for (name, at, head) in [("q", 2 * DIMS.0, 1), ("k", DIMS.0, 1), ("v", 0, 0)] {
+        let world = make();
+        *world.element(&format!("{name} data"), at) = f32::NAN;
+        blames(&world, Some(LAYER), Some(head));
+    }
+}
+
+#[test]
 fn smooth() {
     let make = || {
         World::new("lava_smooth", |w, e| unsafe {

@@ -597,7 +597,7 @@ fn size_of_call(call: impl FnOnce(*mut usize) -> lava_status) -> usize {
 /// A case: what to call, and with what.
 pub fn run(data: &[u8]) {
     let c = &mut Choices::new(data);
-    let function = c.below(33);
+    let function = c.below(34);
     let rarity = c.pick(&[0, 64, 24, 8]);
     let mut w = World { c, blocks: vec![], regions: vec![], strange: false, rarity };
     let shape = w.shape();
@@ -710,7 +710,8 @@ pub fn run(data: &[u8]) {
                 let name = "lava_score_queries_workspace_size";
                 w.call(name, |e| lava_score_queries_workspace_size(s, params, n, size, e));
             }
-            22 => score_queries(w, shape, entries),
+            22 => score_queries(w, shape, entries, false),
+            32 => score_queries(w, shape, entries, true),
             23 => {
                 let s = w.structure(shape, May::Read);
                 let params = w.select_params(shape.n_tokens.saturating_sub(shape.window), 0);
@@ -828,7 +829,7 @@ unsafe fn score(mut w: World, shape: lava_shape, entries: u64) {
     });
 }
 
-unsafe fn score_queries(mut w: World, shape: lava_shape, entries: u64) {
+unsafe fn score_queries(mut w: World, shape: lava_shape, entries: u64, at_own: bool) {
     let (s, params) = (w.structure(shape, May::Read), w.score_params(&shape));
     let n = w.number(3) as u32;
     let (rows, queries) = (cache_rows(&shape), Rows::Same(n));
@@ -842,9 +843,20 @@ unsafe fn score_queries(mut w: World, shape: lava_shape, entries: u64) {
     let (space, size) = w.workspace(needed, May::Scratch);
     let (part, n_parts) = w.split();
     let scores = own_scores(&mut w, entries, May::WritePartly);
+    if !at_own {
+        // SAFETY: see `run`.
+        w.call("lava_score_queries", |e| unsafe {
+            lava_score_queries(s, params, n, q, k, v, part, n_parts, space, size, scores, e)
+        });
+        return;
+    }
+    // They may see nothing of a cache that has lost rows.
+    w.strange |= !shape.cu_rows.is_null();
+    let at: Vec<u32> = (0..n.min(64)).map(|j| shape.n_tokens.saturating_sub(n.saturating_sub(j))).collect();
+    let at = w.array(n as u64, May::Read, &at);
     // SAFETY: see `run`.
-    w.call("lava_score_queries", |e| unsafe {
-        lava_score_queries(s, params, n, q, k, v, part, n_parts, space, size, scores, e)
+    w.call("lava_score_queries_at", |e| unsafe {
+        lava_score_queries_at(s, params, n, at, q, k, v, part, n_parts, space, size, scores, e)
     });
 }
 

@@ -4,7 +4,7 @@ use core::ffi::c_void;
 
 use super::call::*;
 use super::checked;
-use super::score::{attention_inputs, reads_inputs, score_by};
+use super::score::{Asked, attention_inputs, reads_inputs, score_by};
 use super::types::*;
 use super::versioned::check_pointer;
 use crate::budget;
@@ -213,8 +213,40 @@ pub unsafe extern "C" fn lava_score_queries(
     let (tensors, memory) = ([q, k, v, core::ptr::null()], (workspace, workspace_size));
     // SAFETY: every pointer is NULL or leads to what the comment above says: the caller's promise.
     unsafe {
-        run(error, || score_by(shape, params, Some(n_queries), tensors, (part, n_parts), memory, scores))
+        run(error, || {
+            score_by(shape, params, Asked::After(n_queries), tensors, (part, n_parts), memory, scores)
+        })
     }
+}
+
+/// The same by queries that see what queries at positions of their own would: tokens that only ask and are not kept, or all of a prompt's
+/// queries, where each sees what is before it, in instalments as they come.
+///
+/// positions: u32 [n_queries], ascending, at most n_tokens (ARGUMENT). Each query sees the rows up to its position, as far back as a sliding
+///     window reaches, and must see one of each head (ARGUMENT).
+/// All else, the workspace's size too: as in lava_score_queries.
+/// params: may be NULL.
+/// Errors: as lava_score. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lava_score_queries_at(
+    shape: *const lava_shape,
+    params: *const lava_score_params,
+    n_queries: u32,
+    positions: *const u32,
+    q: *const lava_tensor,
+    k: *const lava_tensor,
+    v: *const lava_tensor,
+    part: u32,
+    n_parts: u32,
+    workspace: *mut c_void,
+    workspace_size: usize,
+    scores: *mut f32,
+    error: *mut lava_error,
+) -> lava_status {
+    let (tensors, memory) = ([q, k, v, core::ptr::null()], (workspace, workspace_size));
+    let asked = Asked::At(positions, n_queries);
+    // SAFETY: every pointer is NULL or leads to what the comment above says: the caller's promise.
+    unsafe { run(error, || score_by(shape, params, asked, tensors, (part, n_parts), memory, scores)) }
 }
 
 /// Which of a layer's queries to ask again with: the rows are cut into n_picked stretches, equal but for one row, and each gives the row

@@ -80,7 +80,7 @@ pub unsafe extern "C" fn lava_score(
             score_by(
                 shape,
                 params,
-                None,
+                Asked::ByWindow,
                 [q, k, v, lse],
                 (part, n_parts),
                 (workspace, workspace_size),
@@ -90,14 +90,24 @@ pub unsafe extern "C" fn lava_score(
     }
 }
 
-/// Scores by the window's queries, or joins those by `n_queries` others.
+/// Whose queries score.
+#[derive(Clone, Copy)]
+pub(super) enum Asked {
+    ByWindow,
+    /// So many others, from behind the prompt.
+    After(u32),
+    /// So many others, at positions of their own.
+    At(*const u32, u32),
+}
+
+/// Scores by the window's queries, or joins those by others.
 ///
 /// # Safety
 /// Every pointer must be NULL or lead to what the header says of lava_score and lava_score_queries.
 pub(super) unsafe fn score_by(
     shape: *const lava_shape,
     params: *const lava_score_params,
-    n_queries: Option<u32>,
+    asked: Asked,
     [q, k, v, lse]: [*const lava_tensor; 4],
     (part, n_parts): (u32, u32),
     (workspace, workspace_size): (*mut c_void, usize),
@@ -107,12 +117,19 @@ pub(super) unsafe fn score_by(
     unsafe {
         let shape = checked::shape(shape)?;
         in_layer(&shape, || {
-            let (params, backend) = match n_queries {
-                None => checked::score_params(params, shape.n_q_heads)?,
-                Some(_) => checked::asking_params(params, shape.n_q_heads)?,
+            let (params, backend) = match asked {
+                Asked::ByWindow => checked::score_params(params, shape.n_q_heads)?,
+                Asked::After(_) | Asked::At(..) => checked::asking_params(params, shape.n_q_heads)?,
             };
             let (part, n_parts) = (part as usize, n_parts as usize);
-            let rows = n_queries.map_or(shape.window_rows(), |n| n as usize);
+            let positions = match asked {
+                Asked::At(positions, n) if n > 0 => slice(positions, n as usize, c"positions")?,
+                _ => &[],
+            };
+            let rows = match asked {
+                Asked::ByWindow => shape.window_rows(),
+                Asked::After(n) | Asked::At(_, n) => n as usize,
+            };
             let attention = attention_inputs(&shape, rows, q, k, lse)?;
             let inputs = match params.value_weight {
                 ValueWeight::None => attention,
@@ -127,17 +144,24 @@ pub(super) unsafe fn score_by(
             reads_inputs(&shape, &inputs)
                 .reads(per_query_head(params.sink_logits), shape.n_q_heads, c"sink_logits")
                 .reads(per_query_head(params.query_head_weights), shape.n_q_heads, c"query_head_weights")
+                .reads(positions.as_ptr(), positions.len(), c"positions")
                 .writes(workspace as *mut u8, workspace_size, c"workspace")
                 .writes(scores, n_scores, c"scores")
                 .check()?;
             let mut carver = super::call::workspace(workspace, workspace_size)?;
             let memory = &mut carver;
             let own = own_scores(&shape, heads, scores, c"scores")?;
-            match n_queries {
-                None => score::score(backend, &shape, &params, &inputs, part, n_parts, memory, own),
-                Some(n) => {
+            match asked {
+                Asked::ByWindow => {
+                    score::score(backend, &shape, &params, &inputs, part, n_parts, memory, own)
+                }
+                Asked::After(n) => {
                     let n = n as usize;
                     score::score_queries(backend, &shape, &params, n, &inputs, part, n_parts, memory, own)
+                }
+                Asked::At(..) => {
+                    let at = positions;
+                    score::score_queries_at(backend, &shape, &params, at, &inputs, part, n_parts, memory, own)
                 }
             }
         })

@@ -121,8 +121,8 @@ pub fn scores_by_queries(
     scores_by(shape, params, &vec![shape.n_tokens; q[0].len()], q, k, v)
 }
 
-/// By queries that stand at these positions.
-fn scores_by(
+/// By queries that see what queries at these positions see.
+pub fn scores_by(
     shape: &Shape,
     params: &ScoreParams,
     positions: &[usize],

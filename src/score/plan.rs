@@ -121,7 +121,11 @@ impl<'a> Buffers<'a> {
             exact_weight: c.take(all)?,
             head_value: c.take(any * shape.n_kv_heads)?,
             head_row: c.take(match params.value_weight {
-                ValueWeight::Output => any * most(shape, |h| queries.seen_rows(shape, h).len()),
+                // What queries at other positions see is not known yet when the size is asked for.
+                ValueWeight::Output => match queries {
+                    Queries::Window => any * most(shape, |h| queries.seen_rows(shape, h).len()),
+                    Queries::After(_) | Queries::At(_) => any * most(shape, |h| shape.rows(h)),
+                },
                 _ if reduce_first(shape, params) => 0,
                 _ => most(shape, |h| shape.live(h).len()),
             })?,
@@ -131,7 +135,7 @@ impl<'a> Buffers<'a> {
             totals: c.take(all)?,
             joining: c.take(match queries {
                 Queries::Window => 0,
-                Queries::After(_) => most(shape, |h| shape.prefix_rows(h)),
+                Queries::After(_) | Queries::At(_) => most(shape, |h| shape.prefix_rows(h)),
             })?,
         })
     }

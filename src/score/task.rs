@@ -8,19 +8,22 @@ use crate::view::Tensor;
 
 /// Whose attention is scored.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Queries {
+pub(super) enum Queries<'a> {
     /// The window's: the cache's last rows, of which each sees itself and what is before it.
     Window,
     /// So many that are not in the cache: each sees what a query at position N sees.
     After(usize),
+    /// Those that are not in the cache either, and see what queries at these positions see, which ascend.
+    At(&'a [u32]),
 }
 
-impl Queries {
+impl Queries<'_> {
     /// How many there are.
     pub fn n(self, shape: &Shape) -> usize {
         match self {
             Self::Window => shape.window,
             Self::After(n) => n,
+            Self::At(positions) => positions.len(),
         }
     }
 
@@ -36,6 +39,10 @@ impl Queries {
                 shape.sliding_window.map_or(0, |keys| (shape.prefix_len() + 1).saturating_sub(keys))
             }
             Self::After(_) => shape.first_visible(),
+            Self::At(positions) => {
+                let first = positions.first().map_or(0, |&p| p as usize);
+                shape.sliding_window.map_or(0, |keys| (first + 1).saturating_sub(keys))
+            }
         };
         shape.first_row_at(head, oldest)..shape.rows(head)
     }
@@ -63,8 +70,8 @@ pub(super) struct Task<'a> {
     pub params: &'a ScoreParams<'a>,
     pub inputs: &'a ScoreInputs<'a>,
     pub head: usize,
-    pub queries: Queries,
-    /// The rows that some query sees, the window's own among them. No other is read.
+    pub queries: Queries<'a>,
+    /// The rows that some query may see, the window's own among them. No other is read.
     pub seen: Range<usize>,
     /// The prefix rows that compete: those that a later query can see. They are among `seen`.
     pub live: Range<usize>,
@@ -78,7 +85,7 @@ impl<'a> Task<'a> {
         params: &'a ScoreParams<'a>,
         inputs: &'a ScoreInputs<'a>,
         head: usize,
-        queries: Queries,
+        queries: Queries<'a>,
     ) -> Self {
         let (seen, live) = (queries.seen_rows(shape, head), shape.live(head));
         let scale = Scale::new(params.scale, shape.head_dim_k);
@@ -123,8 +130,15 @@ impl<'a> Task<'a> {
 
     /// The queries that see a row of `seen`: the window's from its own position on, as far as the sliding window reaches.
     pub fn seen_by(&self, row: usize) -> Range<usize> {
-        if let Queries::After(n) = self.queries {
-            return 0..n;
+        match self.queries {
+            Queries::After(n) => return 0..n,
+            Queries::At(positions) => {
+                let row = self.shape.position(self.head, row);
+                let before = |position: usize| positions.partition_point(|&p| (p as usize) < position);
+                let end = self.shape.sliding_window.map(|keys| before(row.saturating_add(keys)));
+                return before(row)..end.unwrap_or(positions.len());
+            }
+            Queries::Window => {}
         }
         let (prefix, w) = (self.shape.prefix_len(), self.shape.window);
         let position = self.shape.position(self.head, row);
