@@ -122,8 +122,15 @@ fn ours(name: &'static str, again: Again, weights: bool) -> Method {
     method
 }
 
-/// Asking again with one thing as it was before: why each is as it is. Only the half for choosing has these rows.
+/// The recommended preset, and asking again, with one thing as it was before: why each is as it is. Only the half for choosing has these
+/// rows.
 pub fn ablations() -> Vec<Method> {
+    let of_default = |name, change: fn(&mut Method)| {
+        let default = all().into_iter().find(|m| m.name == DEFAULT);
+        let mut method = Method { name, ..default.expect("the default has a row") };
+        change(&mut method);
+        method
+    };
     let whole = ours("Ask again", Again::Novel(4), true);
     let with = |name, change: fn(&mut Method)| {
         let mut method = Method { name, ..whole };
@@ -132,6 +139,13 @@ pub fn ablations() -> Vec<Method> {
     };
     let queries = |name, again| ours(name, again, true);
     vec![
+        of_default("recommended, times value norms", |m| {
+            m.scorer.params.value_weight = ValueWeight::HeadMeanL2;
+        }),
+        of_default("recommended, seven tenths sure", |m| m.select.alpha = 0.7),
+        of_default("recommended, nothing added", |m| m.scorer.params.smoothing = 0.0),
+        of_default("recommended, three after", |m| m.scorer.params.pool_kernel = 4),
+        of_default("recommended, mean attention", |m| m.scorer.params.attention = Attention::Mean),
         with("a window of 32", |m| m.scorer.window = 32),
         with("largest attention", |m| m.scorer.params.attention = Attention::Max),
         with("own value norms", |m| m.scorer.params.value_weight = ValueWeight::TokenL2),
