@@ -40,15 +40,24 @@ pub fn entropy(shape: &Shape, scores: &[f32]) -> Result<LayerEntropy> {
         return Ok(LayerEntropy { entropy: 0.0, mass: 0.0 });
     }
     check_not_negative(shape, scores)?;
+    Ok(of_sums(n, heads(shape).map(|h| head_sums(live(shape, scores, h)))))
+}
+
+/// ΣS·ln S and ΣS of a head's live scores, none of them negative.
+pub(crate) fn head_sums(head: &[f32]) -> [f64; 2] {
     // 0 · ln 0 = 0.
-    let weighted = sum(shape, scores, |s| s * ln(if s > 0.0 { s } else { 1.0 }));
-    let mass = mass(shape, scores, 0.0);
-    if n == 1 || mass == 0.0 {
-        return Ok(LayerEntropy { entropy: 0.0, mass });
+    [lane_sum(head, |s| s * ln(if s > 0.0 { s } else { 1.0 })), lane_sum(head, |s| s)]
+}
+
+/// The entropy of `n` live entries, from their heads' sums in order.
+pub(crate) fn of_sums(n: u64, sums: impl Iterator<Item = [f64; 2]>) -> LayerEntropy {
+    let [weighted, mass] = sums.fold([0.0; 2], |[w, m], [weighted, mass]| [w + weighted, m + mass]);
+    if n <= 1 || mass == 0.0 {
+        return LayerEntropy { entropy: 0.0, mass };
     }
     let entropy = (ln(mass) - weighted / mass) / ln(n as f64);
     // One score holding everything, or all the same, may miss 0 and 1 by a rounding error.
-    Ok(LayerEntropy { entropy: entropy.clamp(0.0, 1.0), mass })
+    LayerEntropy { entropy: entropy.clamp(0.0, 1.0), mass }
 }
 
 /// Checks that live scores are numbers. Returns the smallest, or 0 if none is negative.
@@ -64,7 +73,7 @@ pub(crate) fn check_finite(shape: &Shape, scores: &[f32]) -> Result<f32> {
 
 /// The smallest of a head's scores, or 0 if none is negative; and whether all are finite. Several at a time and without leaving the
 /// loop early, so that it vectorises.
-fn smallest_of(head: &[f32]) -> (f32, bool) {
+pub(crate) fn smallest_of(head: &[f32]) -> (f32, bool) {
     let (mut low, mut zero) = ([0.0f32; LANES], [0.0f32; LANES]);
     let mut look = |lane: usize, score: f32| {
         low[lane] = if score < low[lane] { score } else { low[lane] };

@@ -17,7 +17,7 @@ mod plan;
 mod share;
 
 pub(crate) use entries::{Entries, Head, Positions, Scored, entry_key};
-pub(crate) use plan::{Buffers, plan};
+pub(crate) use plan::{Buffers, Cut, Promise, Search, best, count_left, least, mix, plan, stand, win};
 pub use share::{entries_for_share, entries_for_share_workspace_size};
 
 use crate::budget::Rounding;

@@ -56,6 +56,10 @@ impl<'a> Head<'a> {
         Self { scores, capacity, positions, n_sinks, mask: params.protected_mask }
     }
 
+    /// A head whose entries another rank has.
+    pub const ELSEWHERE: Self =
+        Self { scores: &[], capacity: 0, positions: Positions::From(0), n_sinks: 0, mask: None };
+
     /// Head `h` of a layer with these scores.
     pub fn of(shape: &Shape<'a>, h: usize, scores: &'a [f32], params: &SelectParams<'a>) -> Self {
         let live = shape.live(h);

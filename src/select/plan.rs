@@ -4,6 +4,8 @@
 //! to the threshold the first are taken: lower head first, then lower token. Head floors only change how many entries a head
 //! keeps; every head always keeps its own best.
 
+use core::ops::Range;
+
 use super::entries::{Entries, Head};
 use crate::budget::{self, Bounds, Rounding};
 use crate::error::Result;
@@ -16,13 +18,13 @@ pub(super) const BUCKETS: usize = 1 << DIGIT_BITS;
 
 /// Which entries of a head are kept: those with a key above `key`, and the first `ties` with that key.
 #[derive(Clone, Copy, Debug)]
-struct Cut {
+pub(crate) struct Cut {
     key: u32,
     ties: u64,
 }
 
 impl Cut {
-    const NOTHING: Self = Self { key: u32::MAX, ties: 0 };
+    pub const NOTHING: Self = Self { key: u32::MAX, ties: 0 };
 
     /// A filter for a head's keys in token order.
     #[inline(always)]
@@ -47,16 +49,17 @@ impl Cut {
 
 /// Memory of a selection: a histogram and a few numbers per head.
 pub(crate) struct Buffers<'a> {
-    histogram: &'a mut [u32],
+    pub histogram: &'a mut [u32],
     cut_key: &'a mut [u32],
     cut_ties: &'a mut [u64],
     /// How many entries each head keeps.
     pub counts: &'a mut [u64],
     /// What it keeps before any compete, and what it can keep.
-    least: &'a mut [u64],
-    most: &'a mut [u64],
-    spare: &'a mut [u64],
-    equal: &'a mut [u64],
+    pub least: &'a mut [u64],
+    pub most: &'a mut [u64],
+    /// While heads compete: entries beyond the threshold, and at it.
+    pub spare: &'a mut [u64],
+    pub equal: &'a mut [u64],
 }
 
 impl<'a> Buffers<'a> {
@@ -73,25 +76,30 @@ impl<'a> Buffers<'a> {
         })
     }
 
-    /// The part for the first `n_heads`: a cascade has memory for its largest layer, or for all layers' heads.
-    fn first(&mut self, n_heads: usize) -> Buffers<'_> {
+    /// The part for these heads: a cascade has memory for its largest layer, or for all layers' heads; ranks decide layer by layer.
+    pub fn of(&mut self, heads: Range<usize>) -> Buffers<'_> {
         Buffers {
             histogram: self.histogram,
-            cut_key: &mut self.cut_key[..n_heads],
-            cut_ties: &mut self.cut_ties[..n_heads],
-            counts: &mut self.counts[..n_heads],
-            least: &mut self.least[..n_heads],
-            most: &mut self.most[..n_heads],
-            spare: &mut self.spare[..n_heads],
-            equal: &mut self.equal[..n_heads],
+            cut_key: &mut self.cut_key[heads.clone()],
+            cut_ties: &mut self.cut_ties[heads.clone()],
+            counts: &mut self.counts[heads.clone()],
+            least: &mut self.least[heads.clone()],
+            most: &mut self.most[heads.clone()],
+            spare: &mut self.spare[heads.clone()],
+            equal: &mut self.equal[heads],
         }
+    }
+
+    /// What heads keep before any compete, and what they can keep.
+    pub fn bounds(&self) -> Bounds<'_> {
+        Bounds { least: self.least, most: self.most }
     }
 
     fn cut(&self, head: usize) -> Cut {
         Cut { key: self.cut_key[head], ties: self.cut_ties[head] }
     }
 
-    fn set_cut(&mut self, head: usize, cut: Cut) {
+    pub(crate) fn set_cut(&mut self, head: usize, cut: Cut) {
         (self.cut_key[head], self.cut_ties[head]) = (cut.key, cut.ties);
     }
 
@@ -145,34 +153,74 @@ impl<E: Entries> Keys for Left<'_, E> {
     }
 }
 
-/// The `k`-th largest of `keys`, as a cut that keeps exactly `k` of them. `k ≥ 1` and at most their
-/// number.
-fn kth_largest(k: u64, histogram: &mut [u32], keys: impl Keys) -> Cut {
-    let mut wanted = k;
-    let (mut prefix, mut fixed_bits) = (0u32, 0u32);
-    while fixed_bits < 32 {
-        let bits = DIGIT_BITS.min(32 - fixed_bits);
+/// A search for the `wanted`-th largest key, digit by digit from the top: count the keys that are still in question by their next digit,
+/// settle that digit. Counts of several places may be summed in between, which is how ranks agree on a threshold.
+#[derive(Clone, Copy)]
+pub(crate) struct Search {
+    pub wanted: u64,
+    pub prefix: u32,
+    pub fixed_bits: u32,
+}
+
+impl Search {
+    /// For the `k`-th largest of keys of which there are as many.
+    pub fn new(k: u64) -> Self {
+        Self { wanted: k, prefix: 0, fixed_bits: 0 }
+    }
+
+    /// Counts keys by their next digit, of `bits` bits.
+    #[inline(always)]
+    fn count(self, bits: u32, keys: &impl Keys, histogram: &mut [u32]) {
+        let Self { prefix, fixed_bits, .. } = self;
         let shift = 32 - fixed_bits - bits;
-        histogram.fill(0);
         let mask = (1u32 << bits) - 1;
+        let histogram = &mut histogram[..1 << bits];
+        histogram.fill(0);
         keys.for_each(|key| {
             let is_candidate = fixed_bits == 0 || key >> (32 - fixed_bits) == prefix;
             histogram[(key >> shift & mask) as usize] += is_candidate as u32;
         });
-        let mut bucket = mask as usize;
-        while (histogram[bucket] as u64) < wanted {
-            wanted -= histogram[bucket] as u64;
-            bucket -= 1;
-        }
-        prefix = if fixed_bits == 0 { 0 } else { prefix << bits } | bucket as u32;
-        fixed_bits += bits;
     }
-    Cut { key: prefix, ties: wanted }
+
+    /// Settles that digit by the counts. Nothing where they are fewer keys than are wanted, which only counts from elsewhere can be.
+    pub fn settle(self, bits: u32, count: impl Fn(usize) -> u64) -> Option<Self> {
+        let mut wanted = self.wanted;
+        for bucket in (0..1usize << bits).rev() {
+            let here = count(bucket);
+            if here >= wanted {
+                let prefix = if self.fixed_bits == 0 { 0 } else { self.prefix << bits } | bucket as u32;
+                return Some(Self { wanted, prefix, fixed_bits: self.fixed_bits + bits });
+            }
+            wanted -= here;
+        }
+        None
+    }
+
+    /// A cut that keeps exactly as many, once all digits are settled.
+    pub fn cut(self) -> Cut {
+        Cut { key: self.prefix, ties: self.wanted }
+    }
+}
+
+/// The `k`-th largest of `keys`, as a cut that keeps exactly `k` of them. `k ≥ 1` and at most their
+/// number.
+fn kth_largest(k: u64, histogram: &mut [u32], keys: &impl Keys) -> Cut {
+    let mut search = Search::new(k);
+    while search.fixed_bits < 32 {
+        let bits = DIGIT_BITS.min(32 - search.fixed_bits);
+        search.count(bits, keys, histogram);
+        let Some(next) = search.settle(bits, |bucket| histogram[bucket] as u64) else {
+            debug_assert!(false, "more are wanted than there are");
+            break;
+        };
+        search = next;
+    }
+    search.cut()
 }
 
 /// A head's best `n`.
-fn best(head: &Head, n: u64, histogram: &mut [u32]) -> Cut {
-    if n == 0 { Cut::NOTHING } else { kth_largest(n, histogram, *head) }
+pub(crate) fn best(head: &Head, n: u64, histogram: &mut [u32]) -> Cut {
+    if n == 0 { Cut::NOTHING } else { kth_largest(n, histogram, head) }
 }
 
 /// Decides how many entries each head keeps and where its cut is. `n_entries` is at most the number of entries, and not less than
@@ -187,34 +235,61 @@ pub(crate) fn plan<E: Entries>(
     rounding: Rounding,
     b: &mut Buffers,
 ) {
-    let b = &mut b.first(entries.n_heads());
+    let b = &mut b.of(0..entries.n_heads());
     for (h, head) in entries.heads().enumerate() {
-        b.least[h] = head.n_protected().max(params.head_min.min(head.capacity)) as u64;
+        b.least[h] = least(&head, params);
         b.most[h] = head.capacity as u64;
     }
-    let bounds = Bounds { least: b.least, most: b.most };
     match params.head_weights {
         Some(weights) => {
-            budget::water_fill(|h| weights[h], bounds, n_entries, rounding, b.counts);
+            budget::water_fill(
+                |h| weights[h],
+                Bounds { least: b.least, most: b.most },
+                n_entries,
+                rounding,
+                b.counts,
+            );
         }
         None => {
             compete(entries, params, n_entries, rounding, b);
             if params.head_floor != HeadFloor::Affine {
                 return;
             }
-            let bounds = Bounds { least: b.least, most: b.most };
-            b.spare.copy_from_slice(b.counts);
-            budget::affine_counts(params.alpha, b.spare, bounds, n_entries, rounding, b.equal, b.counts);
-            if rounding == Rounding::Up {
-                // The counts of a later, smaller number start from free competition again.
-                b.counts.iter_mut().zip(&*b.spare).for_each(|(count, &free)| *count = (*count).max(free));
-            }
+            mix(params, n_entries, rounding, b);
         }
     }
     for (h, head) in entries.heads().enumerate() {
         b.counts[h] = b.counts[h].min(head.scores.len() as u64);
         let cut = best(&head, b.counts[h], b.histogram);
         b.set_cut(h, cut);
+    }
+}
+
+/// What a head keeps before any compete.
+pub(crate) fn least(head: &Head, params: &SelectParams) -> u64 {
+    head.n_protected().max(params.head_min.min(head.capacity)) as u64
+}
+
+/// What heads are promised before their entries compete.
+#[derive(Clone, Copy)]
+pub(crate) struct Promise {
+    floor: u64,
+    /// Whether anything is. What is protected wins anyway.
+    pub any: bool,
+}
+
+impl Promise {
+    pub fn new(params: &SelectParams, n_entries: u64, bounds: Bounds) -> Self {
+        let floor = match params.head_floor {
+            HeadFloor::Guaranteed => budget::guaranteed_floor(params.alpha, n_entries, bounds),
+            _ => 0,
+        };
+        Self { floor, any: floor > 0 || params.head_min > 0 }
+    }
+
+    /// Of a head that must keep `least` and has `n` entries.
+    pub fn of(self, least: u64, n: u64) -> u64 {
+        if self.any { least.max(self.floor).min(n) } else { 0 }
     }
 }
 
@@ -226,22 +301,13 @@ fn compete<E: Entries>(
     rounding: Rounding,
     b: &mut Buffers,
 ) {
-    let floor = match params.head_floor {
-        HeadFloor::Guaranteed => {
-            budget::guaranteed_floor(params.alpha, n_entries, Bounds { least: b.least, most: b.most })
-        }
-        _ => 0,
-    };
-    // What is protected wins anyway.
-    let any = floor > 0 || params.head_min > 0;
-    let promised = |least: u64, len: usize| if any { least.max(floor).min(len as u64) } else { 0 };
-
+    let promise = Promise::new(params, n_entries, b.bounds());
     b.cut_key.fill(Cut::NOTHING.key);
     b.cut_ties.fill(Cut::NOTHING.ties);
     b.counts.fill(0);
-    if any && rounding == Rounding::Exact {
+    if promise.any && rounding == Rounding::Exact {
         for (h, head) in entries.heads().enumerate() {
-            b.counts[h] = promised(b.least[h], head.scores.len());
+            b.counts[h] = promise.of(b.least[h], head.scores.len() as u64);
             let cut = best(&head, b.counts[h], b.histogram);
             b.set_cut(h, cut);
         }
@@ -249,17 +315,17 @@ fn compete<E: Entries>(
     let left = n_entries.saturating_sub(b.counts.iter().sum());
     if left > 0 {
         let threshold = if b.counts.iter().all(|&count| count == 0) {
-            kth_largest(left, b.histogram, All(entries))
+            kth_largest(left, b.histogram, &All(entries))
         } else {
-            let competing = Left { entries, cut_key: b.cut_key, cut_ties: b.cut_ties };
-            kth_largest(left, b.histogram, competing)
+            kth_largest(left, b.histogram, &Left { entries, cut_key: b.cut_key, cut_ties: b.cut_ties })
         };
-        win(entries, threshold, b);
+        stand(entries, threshold, b);
+        win(threshold, b);
     }
     // Promises of a cascade's later pushes are smaller, but what is left for competition may be more.
-    if any && rounding == Rounding::Up {
+    if promise.any && rounding == Rounding::Up {
         for (h, head) in entries.heads().enumerate() {
-            let promised = promised(b.least[h], head.scores.len());
+            let promised = promise.of(b.least[h], head.scores.len() as u64);
             if b.counts[h] < promised {
                 b.counts[h] = promised;
                 let cut = best(&head, promised, b.histogram);
@@ -269,9 +335,17 @@ fn compete<E: Entries>(
     }
 }
 
-/// Gives each head its entries beyond the threshold of those that are left. Ties go to the lower head.
-fn win<E: Entries>(entries: &E, threshold: Cut, b: &mut Buffers) {
-    let mut ties = threshold.ties;
+/// Counts keys that no promise has taken by a search's next digit, into the first buckets of the histogram.
+pub(crate) fn count_left<E: Entries>(entries: &E, search: Search, bits: u32, b: &mut Buffers) {
+    if b.counts.iter().all(|&count| count == 0) {
+        search.count(bits, &All(entries), b.histogram);
+    } else {
+        search.count(bits, &Left { entries, cut_key: b.cut_key, cut_ties: b.cut_ties }, b.histogram);
+    }
+}
+
+/// Counts each head's entries beyond the threshold of those that are left, and at it.
+pub(crate) fn stand<E: Entries>(entries: &E, threshold: Cut, b: &mut Buffers) {
     for (h, head) in entries.heads().enumerate() {
         let mut taken = b.cut(h).keeper();
         let (mut above, mut equal) = (0u64, 0u64);
@@ -280,10 +354,30 @@ fn win<E: Entries>(entries: &E, threshold: Cut, b: &mut Buffers) {
             above += (is_left && key > threshold.key) as u64;
             equal += (is_left && key == threshold.key) as u64;
         });
+        (b.spare[h], b.equal[h]) = (above, equal);
+    }
+}
+
+/// Gives each head its entries beyond the threshold, and of those at it as many as are wanted. Ties go to the lower head.
+pub(crate) fn win(threshold: Cut, b: &mut Buffers) {
+    let mut ties = threshold.ties;
+    for h in 0..b.counts.len() {
+        let (above, equal) = (b.spare[h], b.equal[h]);
         let won = equal.min(ties);
         ties -= won;
         b.counts[h] += above + won;
         let cut = b.cut(h).and(Cut { key: threshold.key, ties: won });
         b.set_cut(h, cut);
+    }
+}
+
+/// The affine floor: from the counts of free competition to those that are kept.
+pub(crate) fn mix(params: &SelectParams, n_entries: u64, rounding: Rounding, b: &mut Buffers) {
+    let bounds = Bounds { least: b.least, most: b.most };
+    b.spare.copy_from_slice(b.counts);
+    budget::affine_counts(params.alpha, b.spare, bounds, n_entries, rounding, b.equal, b.counts);
+    if rounding == Rounding::Up {
+        // The counts of a later, smaller number start from free competition again.
+        b.counts.iter_mut().zip(&*b.spare).for_each(|(count, &free)| *count = (*count).max(free));
     }
 }
