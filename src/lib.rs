@@ -15,6 +15,7 @@
 //! | selection | [`select`] | scores, entries to keep → `kept_indices`, `cu_kept`, `rows` |
 //! | eviction | [`compact`] | cache, kept rows → smaller cache |
 //! | the same while prefilling | [`cascade`] | each layer's scores as it arrives → all layers' kept rows |
+//! | the same over tensor- and pipeline-parallel ranks | [`ranks`] | each rank's scores, sums of all ranks' counts → entries of layers and heads |
 //! | which of the prompt's queries to ask again | [`novelty`] | pre-RoPE Q → rows of it |
 //! | queries from before RoPE, turned to another position, to ask again | [`rope`] | pre-RoPE Q → Q |
 //! | decoding | [`attend`] | new queries, compressed cache → attention output |
@@ -26,7 +27,7 @@
 //! make other papers' methods. `Default` is the recommended preset; LAVa as published is `lava()`.
 //!
 //! Around them: [`backend`] (SIMD and other CPU kernels), [`workspace`] (the caller's scratch memory),
-//! `ffi` (the C ABI: `include/lava.h`, `lava_methods.h`, `lava_cuda.h`), and `reference` (the whole method in plain f64 loops, the oracle
+//! `ffi` (the C ABI: `include/lava.h`, `lava_methods.h`, `lava_ranks.h`, `lava_cuda.h`), and `reference` (the whole method in plain f64 loops, the oracle
 //! of the tests).
 //!
 //! Features: `std` (default; panics are caught at the C boundary, `half` uses the CPU's conversions), `capi` (default;
@@ -62,6 +63,8 @@ pub mod novelty;
 pub mod parallel;
 #[forbid(unsafe_code)]
 pub mod params;
+#[forbid(unsafe_code)]
+pub mod ranks;
 #[cfg(feature = "std")]
 #[forbid(unsafe_code)]
 pub mod reference;
