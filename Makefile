@@ -22,7 +22,7 @@ run: $(BIN)/quickstart
 	@$(BIN)/quickstart target/budget-map.svg
 
 # Every program of examples-c, built against the static library.
-$(BIN)/%: examples-c/%.c examples-c/*.h include/lava.h include/lava_methods.h lib
+$(BIN)/%: examples-c/%.c examples-c/*.h include/lava.h include/lava_methods.h include/lava_ranks.h lib
 	@mkdir -p $(BIN)
 	$(CC) $(CFLAGS) -I include $< $(LIB) $(LIBS) -o $@
 

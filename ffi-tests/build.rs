@@ -1,4 +1,4 @@
-//! Bindings of `include/lava.h` and `include/lava_methods.h`, inline functions included: tests see what a C program sees.
+//! Bindings of `include/lava.h`, `lava_methods.h` and `lava_ranks.h`, inline functions included: tests see what a C program sees.
 
 use std::env;
 use std::path::PathBuf;
@@ -7,9 +7,9 @@ use std::process::Command;
 fn main() {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap());
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap());
-    // It includes lava.h.
-    let header = root.join("../include/lava_methods.h");
-    println!("cargo:rerun-if-changed={}", header.display());
+    // They include lava.h.
+    let headers = ["lava_methods.h", "lava_ranks.h"].map(|name| root.join("../include").join(name));
+    headers.iter().for_each(|header| println!("cargo:rerun-if-changed={}", header.display()));
     println!("cargo:rerun-if-changed={}", root.join("../include/lava.h").display());
     println!("cargo:rerun-if-changed=libclang.sh");
     println!("cargo:rerun-if-env-changed=LIBCLANG_PATH");
@@ -21,7 +21,7 @@ fn main() {
 
     let shim = out.join("static_functions.c");
     let mut bindings = bindgen::Builder::default()
-        .header(header.to_str().unwrap())
+        .headers(headers.iter().map(|header| header.to_str().unwrap()))
         .allowlist_item("(lava|LAVA)_.*")
         .default_macro_constant_type(bindgen::MacroTypeVariation::Signed)
         .layout_tests(true)
@@ -32,7 +32,7 @@ fn main() {
     if let Some(gcc) = first_line(Command::new("gcc").arg("-print-file-name=include")) {
         bindings = bindings.clang_arg(format!("-idirafter{gcc}"));
     }
-    let bindings = bindings.generate().expect("include/lava_methods.h");
+    let bindings = bindings.generate().expect("the headers in include/");
     bindings.write_to_file(out.join("bindings.rs")).unwrap();
     cc::Build::new().file(shim).include(root.join("../include")).compile("lava_static_functions");
 }

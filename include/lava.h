@@ -16,7 +16,8 @@
  *
  * The recommended preset is what NULL in the place of any params means, and what the functions lava_*_params_default give: the
  * window's largest attention, one sort over all layers of which a fifth is guaranteed to heads in equal parts, and the first
- * four tokens kept. LAVa as published is lava_*_params_lava. lava_methods.h has other papers' presets and statistics.
+ * four tokens kept. LAVa as published is lava_*_params_lava. lava_methods.h has other papers' presets and statistics,
+ * lava_ranks.h one decision over many ranks.
  *
  * Rules for all functions:
  *

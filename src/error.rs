@@ -35,7 +35,8 @@ pub enum ErrorKind {
     NonFinite = -13,
     /// Row indices or positions that are not strictly ascending or lie outside the cache; prefix sums that decrease.
     Indices = -14,
-    /// A cascade that was not initialised, is already complete, or has no such layer yet.
+    /// A cascade that was not initialised, is already complete, or has no such layer yet. A decision over ranks that was not started or
+    /// has ended; sums that are not its.
     State = -15,
     /// A bug in this library, caught at the boundary. Please report it.
     Internal = -16,
@@ -71,7 +72,7 @@ impl ErrorKind {
             Self::Budget => c"the budget is smaller than the window or the protected entries",
             Self::NonFinite => c"NaN or infinity in the input, or a score overflowed",
             Self::Indices => c"rows and positions must be strictly ascending per head and inside the cache",
-            Self::State => c"the cascade is not initialised, complete, or has no such layer yet",
+            Self::State => c"the state is not started, is complete, or has no such layer yet",
             Self::Internal => c"internal error in lava; please report it",
             Self::Driver => c"libcuda is missing, too old, without a device, or does not take the kernels",
             Self::Context => c"the CUDA context that lava_cuda_init saw is not current on this thread",

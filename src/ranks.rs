@@ -74,15 +74,6 @@ pub struct Ranks<'a> {
     entropies: &'a mut [f64],
 }
 
-/// What a layer keeps over all ranks.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RanksLayer {
-    /// Prefix entries.
-    pub n_entries: u64,
-    /// Normalised entropy of its scores, under [`LayerShare::Entropy`]; else 0.
-    pub entropy: f64,
-}
-
 /// Bytes of state that a decision needs.
 pub fn state_size<L: Layers + ?Sized>(part: &Part<L>) -> Result<usize> {
     part.validate()?;
@@ -261,16 +252,22 @@ impl<'a> Ranks<'a> {
         Ok(())
     }
 
-    /// What layer `l` keeps over all ranks.
-    pub fn layer<L: Layers + ?Sized>(&self, part: &Part<L>, l: usize) -> Result<RanksLayer> {
+    /// What each layer keeps over all ranks, and the normalised entropy of its scores under [`LayerShare::Entropy`], else 0. As many as
+    /// `entries` and `entropies` have room for.
+    pub fn layers<L: Layers + ?Sized>(
+        &self,
+        part: &Part<L>,
+        entries: &mut [u64],
+        entropies: &mut [f64],
+    ) -> Result<()> {
         ensure(self.header[PHASE] == DECIDED, ErrorKind::State, c"state")?;
         self.check(part)?;
-        ensure(l < part.n_layers(), ErrorKind::State, c"layer")?;
-        let first = part.n_kv_heads[..l].iter().map(|&n| n as usize).sum::<usize>();
-        let heads = first..first + part.n_kv_heads[l] as usize;
-        let n_entries =
-            if part.is_global() { self.buffers.counts[heads].iter().sum() } else { self.asked[l] };
-        Ok(RanksLayer { n_entries, entropy: self.entropies[l] })
+        for ((l, layer), entries) in part.runs(1).enumerate().zip(entries) {
+            let counts = &self.buffers.counts[layer.heads];
+            *entries = if part.is_global() { counts.iter().sum() } else { self.asked[l] };
+        }
+        entropies.iter_mut().zip(&*self.entropies).for_each(|(out, &entropy)| *out = entropy);
+        Ok(())
     }
 
     /// That the part is the one that this was started with.

@@ -91,6 +91,11 @@ fn lava_methods_h() {
 }
 
 #[test]
+fn lava_ranks_h() {
+    is_fresh("lava_ranks.h", "cbindgen_ranks.toml", &["ranks.rs"]);
+}
+
+#[test]
 fn lava_cuda_h() {
     is_fresh(
         "lava_cuda.h",

@@ -122,8 +122,8 @@ struct Rules<'a> {
     more_layers: bool,
 }
 
-/// What each rank gets: its layers' entries, its heads' counts, all layers' outcomes; words and exchanges.
-type Outcome = (Vec<u64>, Vec<f64>, Vec<ranks::RanksLayer>);
+/// What each rank gets: its layers' entries, its heads' counts, all layers' entries and entropies.
+type Outcome = (Vec<u64>, Vec<f64>, (Vec<u64>, Vec<f64>));
 
 fn decide(model: &[Layer], split: &Split, rules: Rules, order: &mut Random) -> Vec<Result<Outcome>> {
     decide_with(model, split, |_| rules, order, |_, _, _| {})
@@ -193,7 +193,8 @@ fn decide_with<'r>(
                 let mut entries = vec![u64::MAX; model.len()];
                 let mut weights = vec![f64::NAN; split[rank].iter().map(|heads| heads.len()).sum()];
                 state.entries(part, &mut entries, &mut weights)?;
-                let layers = (0..model.len()).map(|l| state.layer(part, l).unwrap()).collect();
+                let mut layers = (vec![u64::MAX; model.len()], vec![f64::NAN; model.len()]);
+                state.layers(part, &mut layers.0, &mut layers.1)?;
                 Ok((entries, weights, layers))
             })
             .collect();
@@ -291,9 +292,9 @@ fn check_same(model: &[Layer], split: &Split, rules: Rules, order: &mut Random) 
         let held = Held::new(model, |l| own[l].clone());
         let (shapes, mut weights, mut scores) = (held.shapes(), &weights[..], &held.scores[..]);
         for (l, shape) in shapes.iter().enumerate() {
-            assert_eq!(layers[l].n_entries, want.0[l], "layer {l}");
+            assert_eq!(layers.0[l], want.0[l], "layer {l}");
             if rules.share == LayerShare::Entropy {
-                assert_eq!(layers[l].entropy.to_bits(), want.1[l].to_bits(), "layer {l}");
+                assert_eq!(layers.1[l].to_bits(), want.1[l].to_bits(), "layer {l}");
             }
             if shape.n_kv_heads == 0 {
                 assert_eq!(entries[l], 0);
@@ -654,7 +655,6 @@ fn a_part_and_a_state_belong_together() {
     }
     assert_eq!(state.count(&part, exchange).unwrap_err().kind, ErrorKind::State);
     assert_eq!(state.round(&part, exchange).unwrap_err().kind, ErrorKind::State);
-    assert_eq!(state.layer(&part, 2).unwrap_err().kind, ErrorKind::State);
     assert_eq!(state.entries(&part, &mut [0; 2], &mut [0.0; 15]).unwrap_err().kind, ErrorKind::BufferSize);
     state.entries(&part, &mut [0; 2], &mut [0.0; 16]).unwrap();
 }

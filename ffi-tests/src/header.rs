@@ -15,7 +15,7 @@ pub struct Function {
     parameters: Vec<String>,
 }
 
-/// All functions of lava.h and lava_methods.h except the inline ones.
+/// All functions of lava.h, lava_methods.h and lava_ranks.h except the inline ones.
 pub fn functions() -> &'static [Function] {
     static FUNCTIONS: OnceLock<Vec<Function>> = OnceLock::new();
     FUNCTIONS.get_or_init(parse)
@@ -23,7 +23,7 @@ pub fn functions() -> &'static [Function] {
 
 fn parse() -> Vec<Function> {
     let read = |name| std::fs::read_to_string(root().join("include").join(name)).unwrap();
-    let text = ["lava.h", "lava_methods.h"].map(read).concat();
+    let text = ["lava.h", "lava_methods.h", "lava_ranks.h"].map(read).concat();
     let mut functions = vec![];
     for block in text.split("\n\n") {
         let (comment, code): (Vec<_>, Vec<_>) = block.lines().partition(|line| line.starts_with("///"));

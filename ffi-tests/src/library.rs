@@ -49,7 +49,7 @@ fn build(crate_type: &str, profile: &str, more: &[&str]) -> PathBuf {
 /// Names that the headers declare as functions of the library. Their inline functions are `static`.
 pub fn declared() -> BTreeSet<String> {
     let read = |name| std::fs::read_to_string(root().join("include").join(name)).unwrap();
-    let header = ["lava.h", "lava_methods.h"].map(read).concat();
+    let header = ["lava.h", "lava_methods.h", "lava_ranks.h"].map(read).concat();
     let starts = |line: &&str| line.contains('(') && !line.starts_with([' ', '/', '*', '#']);
     let declarations = header.lines().filter(starts).filter(|line| !line.starts_with("static"));
     let name = |line: &str| line.split('(').next().unwrap().rsplit([' ', '*']).next().unwrap().to_owned();

@@ -49,7 +49,7 @@ fn every_status_has_its_row() {
 /// Every name of ours in the texts exists.
 #[test]
 fn names_exist() {
-    let headers = ["lava.h", "lava_methods.h", "lava.hpp", "lava_cuda.h", "lava_cuda.hpp"];
+    let headers = ["lava.h", "lava_methods.h", "lava_ranks.h", "lava.hpp", "lava_cuda.h", "lava_cuda.hpp"];
     let headers = headers.map(|name| read(&format!("include/{name}"))).concat();
     for text in ["include/GUIDE.md", "README.md", "SECURITY.md", "CONTRIBUTING.md"] {
         for name in read(text).split(|c: char| !c.is_ascii_alphanumeric() && c != '_') {

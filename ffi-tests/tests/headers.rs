@@ -54,7 +54,7 @@ fn each_header_compiles_alone() {
 /// Prints what C makes of a struct, and what the bindings make of it, field by field.
 macro_rules! layouts {
     ($($type:ident { $($field:ident),* })*) => {{
-        let mut program = String::from("#include <lava.h>\n#include <stdio.h>\nint main(void) {\n");
+        let mut program = String::from("#include <lava_ranks.h>\n#include <stdio.h>\nint main(void) {\n");
         let mut bindings = String::new();
         let mut line = |what: &str, c: &str, rust: usize| {
             program += &format!("printf(\"{what} %zu\\n\", {c});\n");
@@ -97,6 +97,10 @@ fn layouts_in_c_are_those_of_the_bindings() {
         }
         lava_attend_params {
             struct_size, causal, scale, softcap, n_base, lse_base, backend, reserved, kept_indices, cu_kept, sink_logits
+        }
+        lava_rank {
+            struct_size, n_layers, n_shapes, layers, total, more_layers, reserved, shapes, n_kv_heads, first_head, scores,
+            params, weights
         }
     };
     let folder = scratch("layouts");
@@ -141,6 +145,13 @@ fn initialised_structs() {
     assert_eq!(sizes, [80, 40, 16, 56]);
     let reports = unsafe { (lava_selection_init(), lava_cascade_layer_init(), lava_error_init()) };
     assert_eq!([reports.0.struct_size, reports.1.struct_size, reports.2.struct_size], [40, 72, 32]);
+    let (shapes, counts, scores) = ([shape; 2], [3u32, 3, 0, 1], [0f32; 1]);
+    let rank = unsafe { lava_rank_init(2, &shapes[0], &counts[0], &counts[2], &scores[0], 9) };
+    assert_eq!((rank.struct_size, rank.n_layers, rank.n_shapes, rank.total), (80, 2, 2, 9));
+    assert_eq!((rank.layers, rank.more_layers, rank.reserved), (LAVA_LAYERS_GLOBAL, 0, 0));
+    assert_eq!((rank.shapes, rank.scores), (shapes.as_ptr(), scores.as_ptr()));
+    assert_eq!((rank.n_kv_heads, rank.first_head), (&raw const counts[0], &raw const counts[2]));
+    assert!(rank.params.is_null() && rank.weights.is_null());
     let mut start = [0u32, 3];
     let data = start.as_mut_ptr() as *mut std::ffi::c_void;
     let strides = |t: lava_tensor| [t.stride_token, t.stride_head, t.stride_dim];
@@ -220,6 +231,8 @@ fn the_header_answers() {
         "lava_compact cu_rows",
         "lava_entropy mass",
         "lava_raise most",
+        "lava_ranks_entries entropies",
+        "lava_ranks_entries layer_entries",
         "lava_score lse",
         "lava_score_expected covariance",
         "lava_select rows",

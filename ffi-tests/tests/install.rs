@@ -32,6 +32,7 @@ fn expected(libdir: &str) -> BTreeSet<String> {
         "include/lava.h",
         "include/lava.hpp",
         "include/lava_methods.h",
+        "include/lava_ranks.h",
         "share/doc/lava/LICENSE-APACHE",
         "share/doc/lava/LICENSE-MIT",
     ]

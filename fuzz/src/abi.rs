@@ -546,7 +546,11 @@ fn documented(name: &str) -> &'static [lava_status] {
     static ALL: OnceLock<HashMap<String, Vec<lava_status>>> = OnceLock::new();
     let all = ALL.get_or_init(|| {
         let mut all: HashMap<String, Vec<lava_status>> = HashMap::new();
-        let headers = [include_str!("../../include/lava.h"), include_str!("../../include/lava_methods.h")];
+        let headers = [
+            include_str!("../../include/lava.h"),
+            include_str!("../../include/lava_methods.h"),
+            include_str!("../../include/lava_ranks.h"),
+        ];
         // Blocks of a comment and a declaration, with empty lines between them.
         for block in headers.iter().flat_map(|header| header.split("\n\n")) {
             let comment = |line: &&str| line.starts_with("///");

@@ -84,6 +84,7 @@ fill() {
 
 put 644 include/lava.h "$includedir"
 put 644 include/lava_methods.h "$includedir"
+put 644 include/lava_ranks.h "$includedir"
 put 644 include/lava.hpp "$includedir"
 # Their functions exist with this feature only.
 case "$task ${FEATURES:-}" in

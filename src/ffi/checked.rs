@@ -28,7 +28,7 @@ fn choose<T: Copy>(number: i32, of: &[T], argument: &'static CStr) -> Result<T> 
 }
 
 /// That a field which means nothing yet is 0, as what follows a struct that this library knows.
-fn unused(field: u32) -> Result<()> {
+pub(super) fn unused(field: u32) -> Result<()> {
     ensure(field == 0, ErrorKind::StructSize, c"reserved")
 }
 
@@ -281,7 +281,7 @@ fn lse_base(number: i32) -> Result<LseBase> {
 ///
 /// # Safety
 /// `p` must be NULL or readable over `n` elements for `'a`.
-unsafe fn optional<'a, T>(p: *const T, n: usize, name: &'static CStr) -> Result<Option<&'a [T]>> {
+pub(super) unsafe fn optional<'a, T>(p: *const T, n: usize, name: &'static CStr) -> Result<Option<&'a [T]>> {
     // SAFETY: the caller's promise.
     if p.is_null() { Ok(None) } else { unsafe { slice(p, n, name).map(Some) } }
 }
@@ -320,8 +320,13 @@ pub(super) unsafe fn cascade_params(p: *const lava_cascade_params) -> Result<Cas
     // SAFETY: the caller's promise.
     let Some(p) = (unsafe { read_option(p, c"cascade")? }) else { return Ok(CascadeParams::default()) };
     unused(p.reserved)?;
+    Ok(CascadeParams { layers: layer_share(p.layers)?, evict_every: p.evict_every as usize })
+}
+
+/// How layers share a total.
+pub(super) fn layer_share(number: i32) -> Result<LayerShare> {
     let all = [LayerShare::Entropy, LayerShare::Equal, LayerShare::Weights, LayerShare::Global];
-    Ok(CascadeParams { layers: choose(p.layers, &all, c"layers")?, evict_every: p.evict_every as usize })
+    choose(number, &all, c"layers")
 }
 
 /// Options of attention, and the kernels that are asked for.

@@ -13,6 +13,7 @@
 //! | `adjust.rs` | what is done to scores: in `lava_methods.h` |
 //! | `keys.rs` | scores without queries, norms of values: in `lava_methods.h` |
 //! | `methods.rs` | what else is in `lava_methods.h` |
+//! | `ranks.rs` | those of `lava_ranks.h` |
 //! | `cuda.rs`, `cuda/` | those of `lava_cuda.h` |
 //!
 //! Every function here is `unsafe` for one reason, stated once in the header: pointers must be NULL or lead to as much memory as the
@@ -34,6 +35,7 @@ mod library;
 mod methods;
 #[cfg(all(feature = "ffi-panic-handler", not(feature = "std"), not(test)))]
 mod no_runtime;
+mod ranks;
 mod score;
 mod select;
 mod types;
@@ -49,6 +51,7 @@ pub use cuda::*;
 pub use keys::*;
 pub use library::*;
 pub use methods::*;
+pub use ranks::*;
 pub use score::*;
 pub use select::*;
 pub use types::*;

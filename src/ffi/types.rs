@@ -403,7 +403,6 @@ macro_rules! layout {
     };
 }
 
-#[cfg(feature = "cuda")]
 pub(super) use layout;
 
 // 64-bit pointers; the header asserts the same. The second number is the size of the struct's first version.
