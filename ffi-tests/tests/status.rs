@@ -23,8 +23,10 @@ enum Kind {
     Out,
     /// A workspace: may be written even on an error.
     Scratch,
-    /// A cascade's state, which an error leaves alone.
+    /// A cascade's or a decision's state, which an error leaves alone.
     State,
+    /// An array that an error may be written to, for others to read.
+    Told,
 }
 use Kind::*;
 
@@ -236,7 +238,7 @@ fn general_cases(world: &World) -> Vec<Case> {
         if matches!(arg.kind, Tensor | Result) {
             cases.extend(tensor_cases(name, world.t(name)));
         }
-        if matches!(arg.kind, Out | Scratch | Result) {
+        if matches!(arg.kind, Out | Scratch | Result | Told) {
             cases.extend(overlap_cases(world, arg));
         }
     }
@@ -346,7 +348,8 @@ fn overlap_cases(world: &World, arg: &Arg) -> Vec<Case> {
     let own = if arg.kind == Result { format!("{name} data") } else { name.into() };
     // A cache compacted onto itself is in place, which is allowed.
     let source = own.replace("_dst", "_src");
-    let is_memory = |r: &&Region| matches!(r.kind, In | Out | Scratch) && r.name != own && r.name != source;
+    let is_memory =
+        |r: &&Region| matches!(r.kind, In | Out | Scratch | Told) && r.name != own && r.name != source;
     let on = |r: &Region| {
         let at = r.at;
         case(format!("{own} on {}", r.name), &[LAVA_ERR_OVERLAP], "", move |w| {
@@ -466,10 +469,10 @@ fn run_case(world: &World, case: &Case, may_write: &[&str]) -> std::result::Resu
     for i in touched {
         let region = world.regions.iter().find(|r| (r.at..r.at + r.bytes).contains(&i));
         let allowed = region.is_some_and(|r| match status {
-            LAVA_OK => matches!(r.kind, Out | Report | Scratch | State),
+            LAVA_OK => matches!(r.kind, Out | Report | Scratch | State | Told),
             _ => {
                 let partly = status == LAVA_ERR_NONFINITE || late;
-                r.kind == Scratch || (partly && may_write.contains(&r.name.as_str()))
+                matches!(r.kind, Scratch | Told) || (partly && may_write.contains(&r.name.as_str()))
             }
         });
         if !allowed {
@@ -2042,6 +2045,302 @@ fn cascade_get() {
     );
     for (what, pushes) in [("nothing pushed", 0), ("not initialised", UNTOUCHED)] {
         run_case(&make(pushes), &case(what, &[LAVA_ERR_STATE], "", |_| {}), &[]).unwrap();
+    }
+}
+
+/// A decision of one rank that has both layers of a model, after so many exchanges; [`UNTOUCHED`]: not started.
+fn ranks_world(name: &'static str, function: Function, state: Kind, exchanges: usize) -> World {
+    let mut world = World::new(name, function);
+    world.region("mask".into(), Struct, &[1u8; PREFIX]);
+    let params = world.region("params".into(), Struct, &[select_params()]);
+    let shapes = world.region("shapes".into(), In, &[valid_shape(); 2]);
+    let n_kv_heads = world.region("n_kv_heads".into(), In, &[HEADS.1 as u32; 2]);
+    let first_head = world.region("first_head".into(), In, &[0u32; 2]);
+    let scores = world.region("scores".into(), In, &[0.5f32; 2 * PREFIX * HEADS.1]);
+    // Not looked at until a case says so.
+    world.region("weights".into(), Struct, &[1f64, 2.0]);
+    let mut rank = unsafe {
+        let (shapes, scores) = (shapes as *const lava_shape, scores as *const f32);
+        lava_rank_init(2, shapes, n_kv_heads as *const u32, first_head as *const u32, scores, 20)
+    };
+    rank.params = params as *const lava_select_params;
+    let (mut size, mut words) = (0, 0);
+    call(|e| unsafe { lava_ranks_size(&rank, &mut size, &mut words, e) }).unwrap();
+    let world = world.arg("rank", Struct, &[rank]);
+    if name == "lava_ranks_size" {
+        return world;
+    }
+    let world = world.arg("state", state, &vec![POISON; size]).number("state_size", size as u64);
+    if exchanges == UNTOUCHED {
+        return world;
+    }
+    call(|e| unsafe { lava_ranks_start(&rank, world.p("state"), size, e) }).unwrap();
+    for _ in 0..exchanges {
+        let mut exchange = vec![0u64; words as usize];
+        let (state, of) = (world.p("state"), exchange.as_mut_ptr());
+        let n = number(|n, e| unsafe { lava_ranks_count(&rank, state, size, of, words, n, e) }).unwrap();
+        number(|done, e| unsafe { lava_ranks_round(&rank, state, size, of, n, done, e) }).unwrap();
+    }
+    world
+}
+
+/// Exchanges of a decision in which heads compete.
+const EXCHANGES: usize = 7;
+
+fn rank(w: &World) -> &mut lava_rank {
+    w.at("rank")
+}
+
+const RANK: [Row; 22] = [
+    ("no layers", |w| rank(w).n_layers = 0, LAVA_ERR_SHAPE, "n_layers"),
+    ("too many layers", |w| rank(w).n_layers = LAVA_MAX_LAYERS as u32 + 1, LAVA_ERR_SHAPE, "n_layers"),
+    ("three shapes", |w| rank(w).n_shapes = 3, LAVA_ERR_SHAPE, "n_shapes"),
+    ("layers 4", |w| rank(w).layers = 4, LAVA_ERR_ARGUMENT, "layers"),
+    ("layers -1", |w| rank(w).layers = -1, LAVA_ERR_ARGUMENT, "layers"),
+    ("more layers 2", |w| rank(w).more_layers = 2, LAVA_ERR_ARGUMENT, "more_layers"),
+    ("reserved", |w| rank(w).reserved = 1, LAVA_ERR_STRUCT_SIZE, "reserved"),
+    ("shapes NULL", |w| rank(w).shapes = std::ptr::null(), LAVA_ERR_NULL, "shapes"),
+    ("n_kv_heads NULL", |w| rank(w).n_kv_heads = std::ptr::null(), LAVA_ERR_NULL, "n_kv_heads"),
+    ("first_head NULL", |w| rank(w).first_head = std::ptr::null(), LAVA_ERR_NULL, "first_head"),
+    ("scores NULL", |w| rank(w).scores = std::ptr::null(), LAVA_ERR_NULL, "scores"),
+    (
+        "scores misaligned",
+        |w| rank(w).scores = rank(w).scores.wrapping_byte_add(2),
+        LAVA_ERR_ALIGNMENT,
+        "scores",
+    ),
+    (
+        "n_kv_heads misaligned",
+        |w| rank(w).n_kv_heads = rank(w).n_kv_heads.wrapping_byte_add(1),
+        LAVA_ERR_ALIGNMENT,
+        "n_kv_heads",
+    ),
+    (
+        "params misaligned",
+        |w| rank(w).params = rank(w).params.wrapping_byte_add(4),
+        LAVA_ERR_ALIGNMENT,
+        "params",
+    ),
+    (
+        "affine in one sort",
+        |w| w.element::<lava_select_params>("params", 0).head_floor = LAVA_FLOOR_AFFINE,
+        LAVA_ERR_ARGUMENT,
+        "head_floor",
+    ),
+    (
+        "weights where none are used",
+        |w| rank(w).weights = w.element("weights", 0),
+        LAVA_ERR_ARGUMENT,
+        "weights",
+    ),
+    ("no weights", |w| rank(w).layers = LAVA_LAYERS_WEIGHTS, LAVA_ERR_ARGUMENT, "weights"),
+    (
+        "weight NaN",
+        |w| {
+            *w.element("weights", 1) = f64::NAN;
+            (rank(w).layers, rank(w).weights) = (LAVA_LAYERS_WEIGHTS, w.element("weights", 0));
+        },
+        LAVA_ERR_NONFINITE,
+        "weights",
+    ),
+    ("more heads than there are", |w| *w.element("n_kv_heads", 1) = 1u32, LAVA_ERR_SHAPE, "first_head"),
+    ("heads after the last", |w| *w.element("first_head", 0) = u32::MAX, LAVA_ERR_SHAPE, "first_head"),
+    ("no tokens", |w| w.element::<lava_shape>("shapes", 1).n_tokens = 0, LAVA_ERR_SHAPE, "n_tokens"),
+    (
+        "shapes of two versions",
+        |w| w.element::<lava_shape>("shapes", 1).struct_size += 8,
+        LAVA_ERR_STRUCT_SIZE,
+        "shapes",
+    ),
+];
+
+#[test]
+fn ranks_size() {
+    let make = || {
+        let size: Function =
+            |w, e| unsafe { lava_ranks_size(w.p("rank"), w.p("state_size"), w.p("n_words"), e) };
+        let world = ranks_world("lava_ranks_size", size, State, UNTOUCHED);
+        world.arg("state_size", Out, &[9usize]).arg("n_words", Out, &[9u32])
+    };
+    check(make, &[], &RANK);
+    check(
+        make,
+        &[],
+        &[
+            ("one shape for both layers", |w| rank(w).n_shapes = 1, LAVA_OK, ""),
+            ("total above all", |w| rank(w).total = u64::MAX, LAVA_OK, ""),
+            // Told by what all ranks have, in the second exchange.
+            ("more protected than the total", |w| rank(w).total = 0, LAVA_OK, ""),
+            ("no params", |w| rank(w).params = std::ptr::null(), LAVA_OK, ""),
+            (
+                "no heads here",
+                |w| {
+                    (0..2).for_each(|l| w.element::<lava_shape>("shapes", l).n_kv_heads = 0);
+                    rank(w).scores = std::ptr::null();
+                    *w.element("first_head", 0) = u32::MAX;
+                },
+                LAVA_OK,
+                "",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn ranks_start() {
+    let make = || {
+        let start: Function =
+            |w, e| unsafe { lava_ranks_start(w.p("rank"), w.p("state"), w.n("state_size") as usize, e) };
+        ranks_world("lava_ranks_start", start, Scratch, UNTOUCHED)
+    };
+    check(make, &[], &RANK);
+}
+
+/// What every call on a state refuses of it.
+const RANKS_STATE: [Row; 3] = [
+    ("the state is something else", |w| *w.element("state", 0) = 1u64, LAVA_ERR_STATE, "state"),
+    ("another total", |w| rank(w).total += 1, LAVA_ERR_STATE, "rank"),
+    ("another layer", |w| w.element::<lava_shape>("shapes", 1).window -= 1, LAVA_ERR_STATE, "rank"),
+];
+
+#[test]
+fn ranks_count() {
+    let count: Function = |w, e| unsafe {
+        let (state, size) = (w.p("state"), w.n("state_size") as usize);
+        let (exchange, capacity) = (w.p("exchange"), w.n("capacity") as u32);
+        lava_ranks_count(w.p("rank"), state, size, exchange, capacity, w.p("n_words"), e)
+    };
+    let make = |exchanges| {
+        let world = ranks_world("lava_ranks_count", count, State, exchanges);
+        let world = world.arg("exchange", Told, &[9u64; 32 + 256]).number("capacity", 32 + 256);
+        world.arg("n_words", Told, &[9u32])
+    };
+    for exchanges in [0, 1, 2, 5, 6] {
+        check(|| make(exchanges), &[], &RANK);
+        check(|| make(exchanges), &[], &RANKS_STATE);
+        check(
+            || make(exchanges),
+            &[],
+            &[
+                ("no room", |w| w.set_n("capacity", 0), LAVA_ERR_BUFFER_SIZE, "exchange"),
+                ("a word short", |w| w.set_n("capacity", 32), LAVA_ERR_BUFFER_SIZE, "exchange"),
+                ("a score is NaN", |w| *w.element("scores", 3) = f32::NAN, LAVA_OK, ""),
+            ],
+        );
+    }
+    for exchanges in [UNTOUCHED, EXCHANGES] {
+        let world = make(exchanges);
+        run_case(&world, &case("not started, or ended", &[LAVA_ERR_STATE], "state", |_| {}), &[]).unwrap();
+        assert_eq!((*world.at::<u32>("n_words"), *world.element::<u64>("exchange", 0)), (9, 9));
+    }
+    // Where n_words was not written, the exchange was not.
+    let untouched: [(Change, lava_status); 3] = [
+        (|w| w.set_n("capacity", 32), LAVA_ERR_BUFFER_SIZE),
+        (|w| w.find("state").pointer = nothing(), LAVA_ERR_NULL),
+        (|w| rank(w).weights = w.p::<f64>("exchange"), LAVA_ERR_OVERLAP),
+    ];
+    for (change, status) in untouched {
+        let mut world = make(1);
+        // What the last of them needs to come as far as that.
+        (rank(&world).layers, *world.element("exchange", 1)) = (LAVA_LAYERS_WEIGHTS, 1f64);
+        *world.element("exchange", 0) = 1f64;
+        change(&mut world);
+        let exchange =
+            |world: &World| (0..288).map(|i| *world.element::<u64>("exchange", i)).collect::<Vec<_>>();
+        let before = exchange(&world);
+        assert_eq!(call(|e| count(&world, e)).unwrap_err().status, status);
+        assert_eq!((exchange(&world), *world.at::<u32>("n_words")), (before, 9));
+    }
+    // Else it holds the report: one rank, one error of this number.
+    let world = make(1);
+    rank(&world).reserved = 1;
+    call(|e| count(&world, e)).unwrap_err();
+    let n = *world.at::<u32>("n_words") as usize;
+    let words: Vec<u64> = (0..n).map(|i| *world.element("exchange", i)).collect();
+    let want = |i: usize| (i == 0 || i == -LAVA_ERR_STRUCT_SIZE as usize) as u64;
+    assert_eq!((n, words), (32 + 3 * 4, (0..n).map(want).collect()));
+}
+
+#[test]
+fn ranks_round() {
+    let round: Function = |w, e| unsafe {
+        let (state, size) = (w.p("state"), w.n("state_size") as usize);
+        let (exchange, n) = (w.p("exchange"), w.n("n_words") as u32);
+        lava_ranks_round(w.p("rank"), state, size, exchange, n, w.p("is_done"), e)
+    };
+    let make = |exchanges: usize| {
+        let world = ranks_world("lava_ranks_round", round, State, exchanges);
+        let mut words = vec![0u64; 32 + 256];
+        let (state, size) = (world.p("state"), world.n("state_size") as usize);
+        let (rank, of) = (world.p("rank"), words.as_mut_ptr());
+        let n = number(|n, e| unsafe { lava_ranks_count(rank, state, size, of, 288, n, e) });
+        let n = n.map_or(97, |n| n as usize);
+        world.arg("exchange", In, &words[..n]).number("n_words", n as u64).arg("is_done", Out, &[9u32])
+    };
+    for exchanges in 0..EXCHANGES {
+        check(|| make(exchanges), &[], &RANK);
+        check(|| make(exchanges), &[], &RANKS_STATE);
+        let short: [Row; 2] = [
+            ("no words", |w| w.set_n("n_words", 0), LAVA_ERR_BUFFER_SIZE, "exchange"),
+            ("a word short", |w| w.set_n("n_words", w.n("n_words") - 1), LAVA_ERR_BUFFER_SIZE, "exchange"),
+        ];
+        check(|| make(exchanges), &[], &short);
+        let world = make(exchanges);
+        call(|e| round(&world, e)).unwrap();
+        assert_eq!(*world.at::<u32>("is_done"), (exchanges + 1 == EXCHANGES) as u32);
+    }
+    run_case(&make(EXCHANGES), &case("ended", &[LAVA_ERR_STATE], "state", |_| {}), &[]).unwrap();
+    // is_done is untouched where what ranks have counted is refused, which ends the decision.
+    let world = make(1);
+    (0..2).for_each(|word| *world.element::<u64>("exchange", 32 + word) += 1);
+    assert_eq!(call(|e| round(&world, e)).unwrap_err().argument, "first_head");
+    assert_eq!(*world.at::<u32>("is_done"), 9);
+    assert_eq!(call(|e| round(&world, e)).unwrap_err().status, LAVA_ERR_STATE);
+}
+
+#[test]
+fn ranks_refuse() {
+    let refuse: Function =
+        |w, e| unsafe { lava_ranks_refuse(w.n("status") as i32, w.p("exchange"), w.n("n_words") as u32, e) };
+    let make = || {
+        let world = World::new("lava_ranks_refuse", refuse).number("status", LAVA_ERR_DRIVER as u64);
+        world.arg("exchange", Out, &[9u64; 97]).number("n_words", 97)
+    };
+    check(
+        make,
+        &[],
+        &[
+            ("no error", |w| w.set_n("status", 0), LAVA_ERR_ARGUMENT, "status"),
+            ("unknown error", |w| w.set_n("status", -21i64 as u64), LAVA_ERR_ARGUMENT, "status"),
+            ("positive error", |w| w.set_n("status", 5), LAVA_ERR_ARGUMENT, "status"),
+            ("lowest number", |w| w.set_n("status", i32::MIN as u64), LAVA_ERR_ARGUMENT, "status"),
+            ("no room", |w| w.set_n("n_words", 31), LAVA_ERR_BUFFER_SIZE, "exchange"),
+            ("a header's words", |w| w.set_n("n_words", 32), LAVA_OK, ""),
+        ],
+    );
+}
+
+#[test]
+fn ranks_entries() {
+    let entries: Function = |w, e| unsafe {
+        let (state, size) = (w.p("state"), w.n("state_size") as usize);
+        let (weights, layers) = (w.p("head_weights"), w.p("layer_entries"));
+        lava_ranks_entries(w.p("rank"), state, size, w.p("entries"), weights, layers, w.p("entropies"), e)
+    };
+    let make = |exchanges| {
+        let mut world = ranks_world("lava_ranks_entries", entries, State, exchanges)
+            .arg("entries", Out, &[9u64; 2])
+            .arg("head_weights", Out, &[9f64; 2 * HEADS.1])
+            .arg("layer_entries", Out, &[9u64; 2])
+            .arg("entropies", Out, &[9f64; 2]);
+        // Only where there are no heads.
+        world.find("head_weights").null = LAVA_ERR_NULL;
+        world
+    };
+    check(|| make(EXCHANGES), &[], &RANK);
+    check(|| make(EXCHANGES), &[], &RANKS_STATE);
+    for exchanges in [UNTOUCHED, 0, EXCHANGES - 1] {
+        run_case(&make(exchanges), &case("not decided", &[LAVA_ERR_STATE], "state", |_| {}), &[]).unwrap();
     }
 }
 

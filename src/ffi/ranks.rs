@@ -11,6 +11,7 @@ use super::versioned::{Versioned, check_pointer, read_struct};
 use crate::error::{Error, ErrorKind, Result, ensure};
 use crate::params::Layers;
 use crate::ranks::{self, Part, Ranks};
+use crate::workspace::Carver;
 
 /// Words of the first exchange, whatever the model.
 pub const LAVA_RANKS_HELLO_WORDS: u32 = 97;
@@ -109,8 +110,13 @@ unsafe fn with_rank<T>(
 /// `state` must be NULL or writable over `size` bytes for `'a`, by nobody else.
 unsafe fn reopen<'a>(state: *mut c_void, size: usize) -> Result<Ranks<'a>> {
     // SAFETY: the caller's promise; what a state contains is trusted, as the header says.
-    let ranks = unsafe { Ranks::reopen(&mut crate::workspace::Carver::reopen_raw(state as *mut u8, size)?) };
-    ranks.map_err(|e| if e.kind == ErrorKind::Workspace { e.of(c"state") } else { e })
+    let carver = unsafe { Carver::reopen_raw(state as *mut u8, size) };
+    carver.and_then(|mut carver| Ranks::reopen(&mut carver)).map_err(of_state)
+}
+
+/// An error of the memory of a state names it.
+fn of_state(e: Error) -> Error {
+    if e.argument == c"workspace" { e.of(c"state") } else { e }
 }
 
 /// Bytes of state that a decision needs, and words of its longest exchange.
@@ -163,8 +169,7 @@ pub unsafe extern "C" fn lava_ranks_start(
             with_rank(rank, |part, memory| {
                 memory.writes(state as *mut u8, state_size, c"state").check_layers(part.layers)?;
                 let started = workspace(state, state_size).and_then(|mut c| Ranks::new(part, &mut c));
-                let named = |e: Error| if e.argument == c"workspace" { e.of(c"state") } else { e };
-                started.map(drop).map_err(named)
+                started.map(drop).map_err(of_state)
             })
         })
     }
