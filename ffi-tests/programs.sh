@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the named programs, if they are missing, from Debian's packages of the same names: programs.sh pkg-config cmake
-# WITH names packages that go with them and are not programs.
+# or of other names: programs.sh mpicc=libopenmpi-dev. WITH names packages that go with them and are not programs.
 set -eu
 
 as_root() {
@@ -9,7 +9,7 @@ as_root() {
 
 missing=
 for program in "$@"; do
-    command -v "$program" >/dev/null || missing="$missing $program"
+    command -v "${program%%=*}" >/dev/null || missing="$missing ${program#*=}"
 done
 [ -n "$missing" ] || exit 0
 missing="$missing ${WITH:-}"

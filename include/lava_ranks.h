@@ -26,7 +26,7 @@
  *
  *     hello     65 words       for each bit of a fingerprint how many ranks have it set; how many layers are split
  *     heads     3 H, or 5 H    what each head can and must keep, and under LAVA_LAYERS_ENTROPY two sums (doubles, as their bits)
- *     digits    256 C, 4 times keys of scores by their next 8 bits
+ *     digits    128 C, 4 times of each competition, keys of scores by their next 8 bits, two counts to a word
  *     ties      H              of each head, entries beyond the threshold and at it
  *
  * All are sums of integers, or numbers in a word that all other ranks leave 0: the order of summing does not matter. Digits and ties are

@@ -49,6 +49,11 @@ pub(crate) fn head_sums(head: &[f32]) -> [f64; 2] {
     [lane_sum(head, |s| s * ln(if s > 0.0 { s } else { 1.0 })), lane_sum(head, |s| s)]
 }
 
+/// Whether these can be sums of a head: of fewer than 2³² scores that are 0 or between 2⁻¹⁴⁹ and 2¹²⁸.
+pub(crate) fn are_sums([weighted, mass]: [f64; 2]) -> bool {
+    weighted.abs() < 1e52 && (mass == 0.0 || (1e-46..1e50).contains(&mass))
+}
+
 /// The entropy of `n` live entries, from their heads' sums in order.
 pub(crate) fn of_sums(n: u64, sums: impl Iterator<Item = [f64; 2]>) -> LayerEntropy {
     let [weighted, mass] = sums.fold([0.0; 2], |[w, m], [weighted, mass]| [w + weighted, m + mass]);

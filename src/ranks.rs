@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | hello | for each bit of a fingerprint, how many ranks have it set; how many layers are split | whether all ranks ask for the same |
 //! | heads | for each head of the model what it can and must keep, and the sums of its layer's entropy | shares of layers, promises to heads |
-//! | four digits | for each competition, keys per next 8 bits of the key | a threshold, as [`crate::select`] finds it in one process |
+//! | four digits | for each competition, keys per next 8 bits of the key, two counts to a word | a threshold, as [`crate::select`] finds it in one process |
 //! | ties | for each head, entries beyond the threshold and at it | counts of heads; ties go to the model's lower head |
 //!
 //! All sums are of integers, so their order does not matter. A number of one head (f64 as bits) has a word that all other ranks leave 0: a
@@ -20,7 +20,7 @@
 
 mod part;
 
-use crate::budget::{self, Bounds, MAX_LAYERS, check_weight};
+use crate::budget::{self, Bounds, MAX_LAYERS};
 use crate::entropy;
 use crate::error::{Error, ErrorKind, Result, ensure};
 use crate::params::{HeadFloor, LayerShare, Layers};
@@ -36,9 +36,10 @@ pub const HELLO_WORDS: usize = HEADER + FINGERPRINT_BITS + 1;
 /// Words at the start of each exchange: the number of ranks, then for each error how many report it.
 const HEADER: usize = 32;
 const FINGERPRINT_BITS: usize = 64;
-/// Bits of a key that an exchange settles. More make fewer exchanges of more bytes: 11, as in one process, would make 3 of 16 kB.
+/// Bits of a key that an exchange settles. More make fewer exchanges of more bytes: 11, as in one process, would make 3 of 8 kB.
 const DIGIT_BITS: u32 = 8;
-const BUCKETS: usize = 1 << DIGIT_BITS;
+/// Words of its counts, two to a word: fewer than 2³² entries compete, so that no sum carries from one into the other.
+const DIGIT_WORDS: usize = (1 << DIGIT_BITS) / 2;
 
 /// Words of the state's header.
 const MAGIC: usize = 0;
@@ -95,7 +96,7 @@ fn n_words(phase: u64, n_heads: usize, n_groups: usize, has_entropies: bool) -> 
     match phase {
         HELLO => HELLO_WORDS,
         HEADS => HEADER + n_heads.saturating_mul(words_per_head(has_entropies)),
-        DIGITS..TIES => HEADER + n_groups * BUCKETS,
+        DIGITS..TIES => HEADER + n_groups * DIGIT_WORDS,
         TIES => HEADER + n_heads,
         _ => 0,
     }
@@ -129,6 +130,12 @@ fn low(word: u64) -> u64 {
 
 fn high(word: u64) -> u64 {
     word >> 32
+}
+
+/// One of the counts of a digit.
+fn count_of(words: &[u64], bucket: usize) -> u64 {
+    let word = words[bucket / 2];
+    if bucket.is_multiple_of(2) { low(word) } else { high(word) }
 }
 
 fn no_state() -> Error {
@@ -329,9 +336,10 @@ impl<'a> Ranks<'a> {
             most[l] = b.most[layer.heads.clone()].iter().sum();
             ensure(most[l] <= u32::MAX as u64, ErrorKind::Overflow, c"n_kv_heads").map_err(at)?;
             if part.share == LayerShare::Entropy {
-                let sums = (0..n).map(|h| [of(h)[3], of(h)[4]].map(f64::from_bits));
+                let sums_of = |words: &[u64]| [words[3], words[4]].map(f64::from_bits);
+                none(&|words| !entropy::are_sums(sums_of(words)), ErrorKind::State, c"exchange")?;
+                let sums = (0..n).map(|h| sums_of(of(h)));
                 self.entropies[l] = entropy::of_sums(most[l], sums).entropy;
-                check_weight(self.entropies[l], c"exchange").map_err(at)?;
             }
         }
         let bounds = Bounds { least: &least[..part.n_layers()], most: &most[..part.n_layers()] };
@@ -394,26 +402,30 @@ impl<'a> Ranks<'a> {
     /// Keys of this rank by their next digit.
     fn digits<L: Layers + ?Sized>(&mut self, part: &Part<L>, words: &mut [u64]) {
         let fixed_bits = (self.header[PHASE] - DIGITS) as u32 * DIGIT_BITS;
-        for (g, (group, words)) in part.groups().zip(words.chunks_exact_mut(BUCKETS)).enumerate() {
+        for (g, (group, words)) in part.groups().zip(words.chunks_exact_mut(DIGIT_WORDS)).enumerate() {
             let search = Search { wanted: self.wanted[g], prefix: self.prefix[g], fixed_bits };
             if search.wanted == 0 || group.own().next().is_none() {
                 continue;
             }
             let b = &mut self.buffers.of(group.heads.clone());
             count_left(&group, search, DIGIT_BITS, b);
-            words.iter_mut().zip(&*b.histogram).for_each(|(word, &count)| *word = count as u64);
+            let counts = b.histogram.chunks_exact(2);
+            words
+                .iter_mut()
+                .zip(counts)
+                .for_each(|(word, two_of)| *word = two(two_of[0] as u64, two_of[1] as u64));
         }
     }
 
     fn take_digits(&mut self, words: &[u64]) -> Result<u64> {
         let phase = self.header[PHASE];
         let fixed_bits = (phase - DIGITS) as u32 * DIGIT_BITS;
-        for (g, words) in words.chunks_exact(BUCKETS).enumerate() {
+        for (g, words) in words.chunks_exact(DIGIT_WORDS).enumerate() {
             if self.wanted[g] == 0 {
                 continue;
             }
             let search = Search { wanted: self.wanted[g], prefix: self.prefix[g], fixed_bits };
-            let search = search.settle(DIGIT_BITS, |bucket| words[bucket]).ok_or(not_a_sum())?;
+            let search = search.settle(DIGIT_BITS, |bucket| count_of(words, bucket)).ok_or(not_a_sum())?;
             (self.wanted[g], self.prefix[g]) = (search.wanted, search.prefix);
         }
         Ok(phase + 1)

@@ -2212,7 +2212,7 @@ fn ranks_count() {
     };
     let make = |exchanges| {
         let world = ranks_world("lava_ranks_count", count, State, exchanges);
-        let world = world.arg("exchange", Told, &[9u64; 32 + 256]).number("capacity", 32 + 256);
+        let world = world.arg("exchange", Told, &[9u64; 32 + 128]).number("capacity", 32 + 128);
         world.arg("n_words", Told, &[9u32])
     };
     for exchanges in [0, 1, 2, 5, 6] {
@@ -2246,7 +2246,7 @@ fn ranks_count() {
         *world.element("exchange", 0) = 1f64;
         change(&mut world);
         let exchange =
-            |world: &World| (0..288).map(|i| *world.element::<u64>("exchange", i)).collect::<Vec<_>>();
+            |world: &World| (0..160).map(|i| *world.element::<u64>("exchange", i)).collect::<Vec<_>>();
         let before = exchange(&world);
         assert_eq!(call(|e| count(&world, e)).unwrap_err().status, status);
         assert_eq!((exchange(&world), *world.at::<u32>("n_words")), (before, 9));
@@ -2270,10 +2270,10 @@ fn ranks_round() {
     };
     let make = |exchanges: usize| {
         let world = ranks_world("lava_ranks_round", round, State, exchanges);
-        let mut words = vec![0u64; 32 + 256];
+        let mut words = vec![0u64; 32 + 128];
         let (state, size) = (world.p("state"), world.n("state_size") as usize);
         let (rank, of) = (world.p("rank"), words.as_mut_ptr());
-        let n = number(|n, e| unsafe { lava_ranks_count(rank, state, size, of, 288, n, e) });
+        let n = number(|n, e| unsafe { lava_ranks_count(rank, state, size, of, 160, n, e) });
         let n = n.map_or(97, |n| n as usize);
         world.arg("exchange", In, &words[..n]).number("n_words", n as u64).arg("is_done", Out, &[9u32])
     };
