@@ -15,7 +15,7 @@ LIB  := target/capi/capi/liblava.a
 BIN  := target/examples-c
 LIBS := -lm -lpthread -ldl
 
-.PHONY: run test check-all parts test-neon test-windows bench eval eval-fetch eval-small test-eval lib install uninstall check-tools fmt lint lint-features msrv package doc \
+.PHONY: run ranks test check-all parts test-neon test-windows bench eval eval-fetch eval-small test-eval lib install uninstall check-tools fmt lint lint-features msrv package doc \
 	doc-c unit fuzz fuzz-seed fuzz-quick fuzz-smoke sanitize miri break-sample break-all clean
 
 run: $(BIN)/quickstart
@@ -25,6 +25,14 @@ run: $(BIN)/quickstart
 $(BIN)/%: examples-c/%.c examples-c/*.h include/lava.h include/lava_methods.h include/lava_ranks.h lib
 	@mkdir -p $(BIN)
 	$(CC) $(CFLAGS) -I include $< $(LIB) $(LIBS) -o $@
+
+# One decision of N processes over MPI, 1, 2, 4 or 8. OpenMPI comes from apt if it is not there.
+N ?= 4
+ranks: lib
+	@ffi-tests/programs.sh mpicc=libopenmpi-dev mpirun=openmpi-bin
+	@mkdir -p $(BIN)
+	mpicc $(CFLAGS) -DWITH_MPI -I include examples-c/ranks.c $(LIB) $(LIBS) -o $(BIN)/ranks-mpi
+	mpirun --allow-run-as-root --oversubscribe -n $(N) $(BIN)/ranks-mpi
 
 # The C libraries: target/capi/capi/liblava.a and liblava.so, the latter with the ABI's major version in its SONAME; on macOS
 # liblava.dylib, with it in its install name. FEATURES=cuda adds lava_cuda.h's functions.

@@ -569,6 +569,136 @@ fn exchanges_are_as_large_as_the_header_says() {
     assert!(gathered >= 150 * one.bytes, "{} bytes against {gathered}", one.bytes);
 }
 
+/// Words of each exchange of a decision over `stages` times `n` ranks, each of which keeps what one process keeps.
+fn words_of(model: &[Whole], (stages, n): (usize, usize), asked: Asked) -> Vec<usize> {
+    let want = one_process(model, asked).unwrap();
+    let own = split(model, stages, n);
+    let ranks: Vec<_> = own.iter().map(|own| Rank::new(model, own, asked).unwrap()).collect();
+    let mut words = vec![];
+    decide(&ranks, |rank, _, exchange| words.extend((rank == 0).then_some(exchange.len()))).unwrap();
+    for rank in &ranks {
+        for (l, heads) in rank.kept().iter().enumerate() {
+            assert!(heads[..] == want.2[l][rank.own[l].clone()], "layer {l}, heads {:?}", rank.own[l]);
+        }
+    }
+    words
+}
+
+fn bytes_of(words: &[usize]) -> usize {
+    8 * words.iter().sum::<usize>()
+}
+
+fn with_commas(n: usize) -> String {
+    let digits = n.to_string();
+    let groups: Vec<_> =
+        digits.as_bytes().rchunks(3).rev().map(|g| std::str::from_utf8(g).unwrap()).collect();
+    groups.join(",")
+}
+
+/// Seconds of an all-reduce of these bytes, or of a gathering of as many: a tree's latency, a ring's bytes.
+fn seconds(bytes: usize, n_ranks: usize, (latency, rate): (f64, f64), times_around: f64) -> f64 {
+    let n = n_ranks as f64;
+    times_around * (n.log2().ceil() * latency + (n - 1.0) / n * bytes as f64 / rate)
+}
+
+/// Latency of a message in seconds, bytes per second in each direction.
+const LINKS: [(&str, (f64, f64)); 4] = [
+    ("400 GB/s, 3 µs", (3e-6, 400e9)),
+    ("50 GB/s, 5 µs", (5e-6, 50e9)),
+    ("12.5 GB/s, 10 µs", (10e-6, 12.5e9)),
+    ("1.25 GB/s, 50 µs", (50e-6, 1.25e9)),
+];
+
+/// The tables of docs/ranks.md.
+fn tables() -> String {
+    let mut text = String::new();
+    let mut line = |cells: &[String]| text += &format!("| {} |\n", cells.join(" | "));
+    let ours = |layers, total| Asked { layers, ..asked(total) };
+
+    let head = [
+        "tokens",
+        "all scores",
+        "one layer",
+        "times fewer",
+        "one of 80 layers, by entropy",
+        "one of 80, one sort",
+    ];
+    line(&head.map(str::to_owned));
+    line(&head.map(|_| "---".to_owned()));
+    // Of 80 layers only bytes are wanted, which do not depend on the tokens.
+    let eighty = plain(8, 80, 40);
+    let of_eighty = |layers| bytes_of(&words_of(&eighty, (1, 8), ours(layers, 3000))) as f64 / 80.0;
+    let (by_entropy, one_sort) = (of_eighty(LAVA_LAYERS_ENTROPY), of_eighty(LAVA_LAYERS_GLOBAL));
+    for tokens in [1 << 12, 1 << 15, 1 << 17] {
+        let model = plain(8, 1, tokens);
+        let gathered = 4 * model[0].scores.len();
+        let one = bytes_of(&words_of(&model, (1, 8), ours(LAVA_LAYERS_EQUAL, gathered as u64 / 40)));
+        assert!(tokens < 1 << 15 || gathered >= 50 * one);
+        let times = |bytes: f64| format!("{:.0} ({:.0} times fewer)", bytes, gathered as f64 / bytes);
+        line(&[
+            with_commas(tokens),
+            with_commas(gathered),
+            with_commas(one),
+            format!("{:.0}", gathered as f64 / one as f64),
+            times(by_entropy),
+            times(one_sort),
+        ]);
+    }
+
+    // Tensor-parallel over 8, pipeline over 8.
+    const RANKS: usize = 64;
+    let model = plain(8, 80, 1 << 15);
+    let n_scores: usize = model.iter().map(|layer| layer.scores.len()).sum();
+    let total = n_scores as u64 / 10;
+    let plans = [
+        ("one sort over all layers", words_of(&model, (8, 8), ours(LAVA_LAYERS_GLOBAL, total))),
+        ("layers share by entropy", words_of(&model, (8, 8), ours(LAVA_LAYERS_ENTROPY, total))),
+    ];
+    text += "\n";
+    let mut line = |cells: &[String]| text += &format!("| {} |\n", cells.join(" | "));
+    line(
+        &[&["64 ranks, 80 layers, 8 heads, 32,768 tokens", "exchanges", "bytes"], &LINKS.map(|l| l.0)[..]]
+            .concat()
+            .into_iter()
+            .map(str::to_owned)
+            .collect::<Vec<_>>(),
+    );
+    line(&vec!["---".to_owned(); 3 + LINKS.len()]);
+    let time = |seconds: f64| match seconds {
+        s if s < 1e-3 => format!("{:.0} µs", s * 1e6),
+        s if s < 1.0 => format!("{:.1} ms", s * 1e3),
+        s => format!("{s:.1} s"),
+    };
+    for (what, words) in &plans {
+        let of = |link| time(words.iter().map(|&n| seconds(8 * n, RANKS, link, 2.0)).sum());
+        let start = [what.to_string(), words.len().to_string(), with_commas(bytes_of(words))];
+        line(&[&start[..], &LINKS.map(|(_, link)| of(link))].concat());
+    }
+    let of = |link| time(seconds(4 * n_scores, RANKS, link, 1.0));
+    let start = ["all scores gathered".to_owned(), "1".to_owned(), with_commas(4 * n_scores)];
+    line(&[&start[..], &LINKS.map(|(_, link)| of(link))].concat());
+    text
+}
+
+/// `UPDATE_TABLES=1` writes them anew.
+#[test]
+fn the_tables_of_the_page_are_what_a_decision_costs() {
+    let path = root().join("docs/ranks.md");
+    let page = std::fs::read_to_string(&path).unwrap();
+    let (before, rest) = page.split_once("<!-- tables -->\n").expect("where tables begin");
+    let (old, after) = rest.split_once("<!-- end of tables -->").expect("where tables end");
+    let new = tables();
+    if std::env::var_os("UPDATE_TABLES").is_some() {
+        std::fs::write(&path, format!("{before}<!-- tables -->\n{new}<!-- end of tables -->{after}"))
+            .unwrap();
+        return;
+    }
+    assert!(
+        old == new,
+        "docs/ranks.md is stale: `UPDATE_TABLES=1 cargo test -p ffi-tests --test ranks tables`"
+    );
+}
+
 fn asked(total: u64) -> Asked<'static> {
     Asked { total, layers: LAVA_LAYERS_EQUAL, params: select_params(), weights: None, more_layers: 0 }
 }
