@@ -208,6 +208,25 @@ ROWS = [
      "row as u32", "cascade"),
     ("row counts are of the cache as it was last compacted", "cascade.rs", "if evicted {\n            let held",
      "if layer > 0 {\n            let held", "cascade"),
+    ("ties across ranks go to the lower head of the model", "ranks.rs",
+     "(b.spare[h], b.equal[h]) = (low(word), high(word));", "(b.spare[h], b.equal[h]) = (low(word), if h > 0 { high(word) } else { 0 });",
+     "ranks"),
+    ("a number of one head crosses ranks as its bits", "ranks.rs", "entropy::head_sums(head.scores).map(f64::to_bits)",
+     "entropy::head_sums(head.scores).map(|x| (x as f32 as f64).to_bits())", "ranks"),
+    ("ranks that ask for different things are refused, on every rank", "ranks.rs", "ensure(same, ErrorKind::Shape, c\"rank\")?;",
+     "let _ = same;", "ranks"),
+    ("a head's rank is one", "ranks.rs", "low(word[0]) != 1", "low(word[0]) > 9", "status"),
+    ("a score of one rank that is not finite is named on every rank", "ranks.rs", "(false, _) => IS_NOT_FINITE,", "(false, _) => 0,",
+     "ranks"),
+    ("a rank's error ends the decision on every rank", "ranks.rs", "(1..HEADER).find(|&number| header[number] > 0)",
+     "(1..HEADER).find(|&number| header[number] > HEADER as u64)", "ranks"),
+    ("a rank that is gone is missed", "ranks.rs", "n_ranks == self.header[N_RANKS]", "n_ranks <= self.header[N_RANKS]", "ranks"),
+    ("what is wrong with a rank's arguments is in its exchange", "ffi/ranks.rs",
+     "ranks::refuse(e.kind, slice_mut(exchange, n, c\"exchange\")?)?;", "", "ranks"),
+    ("a state belongs to the rank that it was started with", "ranks.rs",
+     "ensure(self.header[OWN_PRINT] == part.own_print(), ErrorKind::State, c\"rank\")", "Ok(drop(part.own_print()))", "status"),
+    ("while layers follow, what is kept holds all that will be", "ranks/part.rs",
+     "if self.more_layers { Rounding::Up } else { Rounding::Exact }", "Rounding::Exact", "ranks"),
     ("attention's window goes by true positions", "attend.rs",
      "partition_point(end, |row| positions.of(self.head, row) < oldest)", "oldest as usize", "attend"),
     ("positions beyond 2^32 do not wrap", "attend.rs", "None => self.n_base as u64 + (row - kept.len()) as u64,",
@@ -292,7 +311,8 @@ def missing(rows):
 
 def copy_project(with_kernels):
     COPY.mkdir(parents=True, exist_ok=True)
-    for name in ("src", "ffi-tests", "include", "tests", "examples-c", "cuda", "Cargo.toml", "Cargo.lock", "build.rs", "Makefile"):
+    for name in ("src", "ffi-tests", "include", "tests", "examples-c", "cuda", "docs", "eval/model", "Cargo.toml", "Cargo.lock", "build.rs",
+                 "Makefile"):
         old = COPY / name
         if old.is_dir():
             shutil.rmtree(old)

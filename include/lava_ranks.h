@@ -132,8 +132,8 @@ lava_status lava_ranks_count(const lava_rank *rank, void *state, size_t state_si
 ///     others are the same on every rank that takes in the same sums, and end the decision: NONFINITE and ARGUMENT of scores (negative,
 ///     under LAVA_LAYERS_ENTROPY), naming layer and head; BUDGET (what is protected exceeds the total); SHAPE of rank (ranks ask for
 ///     different things), of first_head (a head is no rank's, or several ranks'), of shapes (ranks differ in a layer's sizes or in its
-///     mask); OVERFLOW (2^32 entries that compete); STATE of exchange (no sum of what these ranks have counted); and what a rank has
-///     reported, as an error of rank.
+///     mask); OVERFLOW (2^32 entries that compete); STATE of exchange (no sum of what these ranks have counted; where only what a rank has tells, that
+///     rank alone); and what a rank has reported, as an error of rank.
 lava_status lava_ranks_round(const lava_rank *rank, void *state, size_t state_size, const uint64_t *exchange,
     uint32_t n_words, uint32_t *is_done, lava_error *error);
 

@@ -369,7 +369,15 @@ impl<'a> Ranks<'a> {
             let n_entries = self.asked[g];
             if is_whole {
                 // No other rank has heads of a layer that this one has: it decides by itself.
-                if group.own().next().is_some() {
+                let mut n_own = 0;
+                for (h, head) in group.own() {
+                    n_own += 1;
+                    let counted =
+                        b.least[h] == least(&head, &group.params) && b.most[h] == head.capacity as u64;
+                    ensure(counted, ErrorKind::State, c"exchange")?;
+                }
+                ensure(n_own == 0 || n_own == group.heads.len(), ErrorKind::State, c"exchange")?;
+                if n_own > 0 {
                     plan(&group, &group.params, n_entries, part.rounding(), b);
                 }
                 continue;

@@ -1,8 +1,9 @@
 /*
- * Every function of lava.h and lava_methods.h once, over memory from malloc of exactly the size that the headers ask for, so that a
+ * Every function of lava.h, lava_methods.h and lava_ranks.h once, over memory from malloc of exactly the size that the headers ask for, so that a
  * sanitizer or valgrind notices a byte too much. Exits with 0, or says which check failed.
  */
 #include <lava_methods.h>
+#include <lava_ranks.h>
 
 #include <math.h>
 #include <stdio.h>
@@ -231,6 +232,72 @@ static void one_layer(lava_dtype dtype, const lava_shape *layer, const lava_scor
 }
 
 /* Layers that differ: what each keeps, at once and in cascades. The last stands for a layer that takes no part. */
+/* Two ranks, of one head and of the others, keep in each layer what one process keeps in it; then one refuses. */
+static void ranks(const lava_shape shapes[LAYERS + 1], const float *all, uint64_t total, int mode, const uint64_t *entries) {
+    enum { RANKS = 2, N = LAYERS + 1 };
+    lava_rank *rank[RANKS];
+    lava_shape *own[RANKS];
+    uint32_t *heads[RANKS], *first[RANKS], *n_words[RANKS], *is_done = allocate(4);
+    float *scores[RANKS];
+    void *state[RANKS];
+    size_t size;
+    for (uint32_t r = 0; r < RANKS; r++) {
+        own[r] = allocate(N * sizeof(lava_shape)), heads[r] = allocate(N * 4), first[r] = allocate(N * 4), n_words[r] = allocate(4);
+        const uint32_t n_own = r == 0 ? 1 : HEADS - 1;
+        scores[r] = allocate(LAYERS * n_own * PREFIX * sizeof(float));
+        for (uint32_t l = 0; l < N; l++) {
+            own[r][l] = shapes[l];
+            heads[r][l] = shapes[l].n_kv_heads;
+            first[r][l] = r;
+            if (shapes[l].n_kv_heads == 0) continue;
+            own[r][l].n_q_heads = n_own * (Q_HEADS / HEADS);
+            own[r][l].n_kv_heads = n_own;
+            memcpy(scores[r] + l * n_own * PREFIX, all + l * ENTRIES + r * PREFIX, n_own * PREFIX * sizeof(float));
+        }
+        rank[r] = allocate(sizeof(lava_rank));
+        *rank[r] = lava_rank_init(N, own[r], heads[r], first[r], scores[r], total);
+        rank[r]->layers = mode;
+        OK(lava_ranks_size(rank[r], &size, n_words[r], &error));
+        state[r] = allocate(size);
+    }
+    const uint32_t capacity = *n_words[0];
+    for (int refused = 0; refused < 2; refused++) {
+        for (uint32_t r = 0; r < RANKS; r++) OK(lava_ranks_start(rank[r], state[r], size, &error));
+        for (*is_done = 0; !*is_done;) {
+            uint64_t *exchange[RANKS];
+            for (uint32_t r = 0; r < RANKS; r++) {
+                exchange[r] = allocate(capacity * sizeof(uint64_t));
+                OK(lava_ranks_count(rank[r], state[r], size, exchange[r], capacity, n_words[r], &error));
+            }
+            if (refused) OK(lava_ranks_refuse(LAVA_ERR_WORKSPACE, exchange[0], *n_words[0], &error));
+            uint64_t *sums = allocate(*n_words[0] * sizeof(uint64_t));
+            for (uint32_t i = 0; i < *n_words[0]; i++) sums[i] = exchange[0][i] + exchange[1][i];
+            for (uint32_t r = 0; r < RANKS; r++) {
+                lava_status status = lava_ranks_round(rank[r], state[r], size, sums, *n_words[r], is_done, NULL);
+                CHECK(status == (refused ? LAVA_ERR_WORKSPACE : LAVA_OK));
+                free(exchange[r]);
+            }
+            free(sums);
+            if (refused) break;
+        }
+        uint64_t kept[N] = {0};
+        for (uint32_t r = 0; r < RANKS && !refused; r++) {
+            const uint32_t n_own = r == 0 ? 1 : HEADS - 1;
+            uint64_t *mine = allocate(N * 8), *layers = allocate(N * 8);
+            double *weights = allocate(LAYERS * n_own * sizeof(double)), *entropies = allocate(N * sizeof(double));
+            OK(lava_ranks_entries(rank[r], state[r], size, mine, weights, layers, entropies, &error));
+            for (uint32_t l = 0; l < N; l++) kept[l] += mine[l];
+            CHECK(memcmp(layers, entries, N * 8) == 0);
+            free(mine), free(layers), free(weights), free(entropies);
+        }
+        CHECK(refused || memcmp(kept, entries, N * 8) == 0);
+    }
+    for (uint32_t r = 0; r < RANKS; r++) {
+        free(rank[r]), free(own[r]), free(heads[r]), free(first[r]), free(n_words[r]), free(scores[r]), free(state[r]);
+    }
+    free(is_done);
+}
+
 static void model(const lava_shape shapes[LAYERS + 1], float *const scores[LAYERS]) {
     const lava_select_params params = lava_select_params_lava();
     const lava_cascade_params by_entropy = lava_cascade_params_lava();
@@ -273,6 +340,7 @@ static void model(const lava_shape shapes[LAYERS + 1], float *const scores[LAYER
     uint64_t sum = 0;
     for (int l = 0; l <= LAYERS; l++) sum += entries[l];
     CHECK(sum == *total && head_weights[0] + head_weights[1] <= (double) entries[0]);
+    ranks(shapes, all, *total, LAVA_LAYERS_GLOBAL, entries);
     OK(lava_pyramid_weights(LAYERS, *budget - WINDOW, TOKENS - WINDOW, 20, weights, &error));
     for (int mode = LAVA_LAYERS_EQUAL; mode <= LAVA_LAYERS_GLOBAL; mode++) {
         lava_select_params by = params;

@@ -4,6 +4,7 @@
 
 use crate::choices::Choices;
 use crate::memory::{Block, POISON};
+use crate::ranks;
 use crate::score::{c_shape, no_error};
 use crate::select_compact::{Layer, Options, select};
 use crate::tensors::side;
@@ -228,6 +229,18 @@ pub fn run(data: &[u8]) {
         assert_eq!(status, LAVA_ERR_STATE, "complete");
     }
     all_at_once(c, &case, &state);
+    let asked = ranks::Asked {
+        layers: &case.layers,
+        params: case.options.c(),
+        total: case.total,
+        share: case.share as i32,
+        weights: (case.share == LayerShare::Weights).then_some(&case.weights),
+    };
+    ranks::check(c, &asked, |l| {
+        let shape = case.layers[l].shape();
+        let counts = get(&state, l, shape.n_kv_heads).cu;
+        counts.windows(2).map(|cu| (cu[1] - cu[0]) as u64 - shape.window_rows() as u64).collect()
+    });
 }
 
 /// The same from all layers together.

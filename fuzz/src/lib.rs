@@ -6,7 +6,7 @@
 //! | [`abi`] | any arguments to any function: a documented status, and no byte written that the header does not allow |
 //! | [`score`] | every backend's scores against the f64 reference, and the C function's, in any split |
 //! | [`select_compact`] | selection, entropy, budgets and compaction against sorting and exact integers |
-//! | [`cascade`] | layer by layer the same bits as all at once, with states that are copied, dropped and started again |
+//! | [`cascade`] | layer by layer the same bits as all at once, with states that are copied, dropped and started again; and by ranks ([`ranks`]) |
 //! | [`attend`] | every backend's attention against the f64 reference, and the C function's, in any split |
 //!
 //! A case that has found something becomes a seed by `make fuzz-seed` ([`seeds`]).
@@ -18,6 +18,7 @@ pub mod attend;
 pub mod cascade;
 pub mod choices;
 pub mod memory;
+pub mod ranks;
 pub mod score;
 pub mod seeds;
 pub mod select_compact;

@@ -238,8 +238,8 @@ pub unsafe extern "C" fn lava_ranks_count(
 ///     others are the same on every rank that takes in the same sums, and end the decision: NONFINITE and ARGUMENT of scores (negative,
 ///     under LAVA_LAYERS_ENTROPY), naming layer and head; BUDGET (what is protected exceeds the total); SHAPE of rank (ranks ask for
 ///     different things), of first_head (a head is no rank's, or several ranks'), of shapes (ranks differ in a layer's sizes or in its
-///     mask); OVERFLOW (2^32 entries that compete); STATE of exchange (no sum of what these ranks have counted); and what a rank has
-///     reported, as an error of rank.
+///     mask); OVERFLOW (2^32 entries that compete); STATE of exchange (no sum of what these ranks have counted; where only what a rank has tells, that
+///     rank alone); and what a rank has reported, as an error of rank.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_ranks_round(
     rank: *const lava_rank,

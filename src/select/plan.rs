@@ -242,13 +242,8 @@ pub(crate) fn plan<E: Entries>(
     }
     match params.head_weights {
         Some(weights) => {
-            budget::water_fill(
-                |h| weights[h],
-                Bounds { least: b.least, most: b.most },
-                n_entries,
-                rounding,
-                b.counts,
-            );
+            let bounds = Bounds { least: b.least, most: b.most };
+            budget::water_fill(|h| weights[h], bounds, n_entries, rounding, b.counts);
         }
         None => {
             compete(entries, params, n_entries, rounding, b);
