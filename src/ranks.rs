@@ -2,8 +2,8 @@
 //!
 //! A rank writes what it counts into a buffer of u64, the engine's all-reduce sums these buffers over all ranks, and each rank takes the
 //! sums in: [`Ranks::count`], the engine, [`Ranks::round`], until that says that it is decided. Nothing here communicates. Then each rank
-//! has for each of its heads how many entries it keeps, as [`crate::select::global_entries`] gives them, and [`crate::select::select`] keeps them: the
-//! same entries, to the bit, as one process with all scores would.
+//! has for each of its heads how many entries it keeps, as [`crate::select::global_entries`] gives them, and [`crate::select::select`]
+//! keeps them: exactly the entries that one process with all scores would keep.
 //!
 //! | exchange | words after the header | sums say |
 //! |---|---|---|
@@ -30,7 +30,7 @@ use part::{Group, Print, shape_print};
 
 pub use part::Part;
 
-/// Words of the first exchange, whatever the model: [`HEADER`], a fingerprint's bits, and how many layers are split.
+/// Words of the first exchange, whatever the model: a header, a fingerprint's bits, and how many layers are split.
 pub const HELLO_WORDS: usize = HEADER + FINGERPRINT_BITS + 1;
 
 /// Words at the start of each exchange: the number of ranks, then for each error how many report it.

@@ -210,8 +210,11 @@ fn keep(shape: &Shape, select: &SelectParams, scores: &[f32], n: u64) -> (Vec<u3
     (kept, cu)
 }
 
+/// Each layer's entries and entropy, and each head's kept positions.
+type OfOne = (Vec<u64>, Vec<f64>, Vec<Vec<Vec<u32>>>);
+
 /// What one process decides: each layer's entries, and each head's kept positions.
-fn one_process(model: &[Layer], rules: Rules) -> Result<(Vec<u64>, Vec<f64>, Vec<Vec<Vec<u32>>>)> {
+fn one_process(model: &[Layer], rules: Rules) -> Result<OfOne> {
     let held = Held::new(model, |l| 0..model[l].heads.len());
     let shapes = held.shapes();
     let n_heads: usize = model.iter().map(|layer| layer.heads.len()).sum();

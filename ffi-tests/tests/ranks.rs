@@ -203,8 +203,11 @@ fn decide(ranks: &[Rank], mut spoil: impl FnMut(usize, usize, &mut [u64])) -> Ou
     }
 }
 
+/// Each layer's entries and entropy, and each head's kept positions.
+type OfOne = (Vec<u64>, Vec<f64>, Vec<Vec<Vec<u32>>>);
+
 /// What one process keeps of each head, and each layer's entropy.
-fn one_process(model: &[Whole], asked: Asked) -> Outcome<(Vec<u64>, Vec<f64>, Vec<Vec<Vec<u32>>>)> {
+fn one_process(model: &[Whole], asked: Asked) -> Outcome<OfOne> {
     let shapes: Vec<_> = model.iter().map(|layer| layer.shape()).collect();
     let mut entropies = vec![0.0; model.len()];
     let mut head_weights: Option<Vec<f64>> = None;

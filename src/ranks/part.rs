@@ -89,10 +89,9 @@ impl<'a, L: Layers + ?Sized> Part<'a, L> {
         ensure(self.weights.is_some() == by_weights, ErrorKind::Argument, c"weights")?;
         if let Some(weights) = self.weights {
             ensure(weights.len() >= n, ErrorKind::BufferSize, c"weights")?;
-            let taking_part = (0..n).filter(|&l| self.n_kv_heads[l] > 0);
-            taking_part
-                .map(|l| check_weight(weights[l], c"weights").map_err(|e| e.at_layer(l as u32)))
-                .collect::<Result<()>>()?;
+            for l in (0..n).filter(|&l| self.n_kv_heads[l] > 0) {
+                check_weight(weights[l], c"weights").map_err(|e| e.at_layer(l as u32))?;
+            }
         }
         ensure(self.scores.len() as u64 >= self.layers.n_scores(), ErrorKind::BufferSize, c"scores")
     }
@@ -106,8 +105,9 @@ impl<'a, L: Layers + ?Sized> Part<'a, L> {
         let alpha = if s.head_floor == HeadFloor::None { 0.0 } else { s.alpha };
         p.add(s.head_floor as u64).add(alpha.to_bits()).add(s.head_min as u64).add(s.n_sink as u64);
         p.add(s.protected_mask.is_some() as u64).add(s.head_weights.is_some() as u64);
-        s.head_weights.map(|all| all[..self.n_heads() as usize].iter().for_each(|w| _ = p.add(w.to_bits())));
-        self.weights.map(|all| all[..self.n_layers()].iter().for_each(|w| _ = p.add(w.to_bits())));
+        let heads = s.head_weights.map_or(&[][..], |all| &all[..self.n_heads() as usize]);
+        let layers = self.weights.map_or(&[][..], |all| &all[..self.n_layers()]);
+        heads.iter().chain(layers).for_each(|weight| _ = p.add(weight.to_bits()));
         p.0
     }
 
