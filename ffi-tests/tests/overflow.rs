@@ -85,13 +85,38 @@ fn shapes_up_to_the_limit_are_counted_exactly() {
     }
 }
 
+/// Words of the longest exchange of a rank that has all of so many layers.
+fn ranks_words(shape: &lava_shape, n_layers: usize) -> Outcome<u32> {
+    let (heads, first) = (vec![shape.n_kv_heads; n_layers], vec![0u32; n_layers]);
+    // Where they are, which is not looked at.
+    let scores = [0f32; 1];
+    let (heads, first, scores) = (heads.as_ptr(), first.as_ptr(), scores.as_ptr());
+    let rank = unsafe { lava_rank_init(n_layers as u32, shape, heads, first, scores, 1) };
+    let rank = lava_rank { n_shapes: 1, layers: LAVA_LAYERS_EQUAL, ..rank };
+    let mut size = 0;
+    number(|words, e| unsafe { lava_ranks_size(&rank, &mut size, words, e) })
+}
+
+/// Heads are not gone through to say how large an exchange is, and more words than 32 bits hold are refused.
+#[test]
+fn exchanges_of_billions_of_heads_are_sized_at_once() {
+    let of = |heads: usize| ranks_words(&shape(1, (heads, heads), (1, 1), 1), 1);
+    assert_eq!(of(1 << 20), Ok(32 + 3 * (1 << 20)));
+    assert_eq!(of((ALL - 32) / 3), Ok(32 + 3 * ((ALL - 32) / 3) as u32));
+    let failure = of((ALL - 32) / 3 + 1).unwrap_err();
+    assert_eq!((failure.status, failure.argument.as_str()), (LAVA_ERR_OVERFLOW, "n_kv_heads"));
+    let time_of = |heads| time(|| drop(of(heads)));
+    let (few, many) = (time_of(1 << 20), time_of(ALL));
+    assert!(many < few * 700 + Duration::from_micros(50), "{many:?} against {few:?}");
+}
+
 /// What a function returns for a shape.
 type Answer = fn(&lava_shape) -> Outcome<()>;
 
 /// Products beyond 32 and beyond 64 bits, in every function that takes a shape: no pointer is followed.
 #[test]
 fn shapes_beyond_the_limit_are_refused_by_every_function() {
-    let functions: [(&str, Answer); 15] = [
+    let functions: [(&str, Answer); 16] = [
         ("total_entries", |s| {
             number(|n, e| unsafe { lava_total_entries(s, 1, 1024, ALL as u32, n, e) }).map(drop)
         }),
@@ -132,6 +157,7 @@ fn shapes_beyond_the_limit_are_refused_by_every_function() {
             let (none, state) = (nothing(), nothing());
             call(|e| unsafe { lava_cascade_init(s, 1, 1024, u64::MAX, nothing(), none, state, 0, e) })
         }),
+        ("ranks_size", |s| ranks_words(s, 1024).map(drop)),
         ("cascade_push", |s| {
             call(|e| unsafe { lava_cascade_push(nothing(), 0, s, nothing(), nothing(), e) })
         }),
