@@ -233,13 +233,13 @@ pub unsafe extern "C" fn lava_ranks_count(
 /// exchange: the sums.
 /// n_words: how many there are, as lava_ranks_count has said.
 /// is_done: receives 1 if all is decided, and 0 if there is another exchange; untouched on error.
-/// Errors: what lava_ranks_size returns, WORKSPACE, and STATE where the state is not started or another rank's, BUFFER_SIZE: of this rank
-///     alone; the state is unchanged, and if it cannot go on the others must hear of it by lava_ranks_refuse in the next exchange. All
+/// Errors: of this rank alone, whose state is then unchanged, so that it can be called again with the same sums: what lava_ranks_size
+///     returns, WORKSPACE, BUFFER_SIZE, STATE of state (not started, or ended) and of rank (another than it was started with). All
 ///     others are the same on every rank that takes in the same sums, and end the decision: NONFINITE and ARGUMENT of scores (negative,
 ///     under LAVA_LAYERS_ENTROPY), naming layer and head; BUDGET (what is protected exceeds the total); SHAPE of rank (ranks ask for
 ///     different things), of first_head (a head is no rank's, or several ranks'), of shapes (ranks differ in a layer's sizes or in its
-///     mask); OVERFLOW (2^32 entries that compete); STATE of exchange (no sum of what these ranks have counted; where only what a rank has tells, that
-///     rank alone); and what a rank has reported, as an error of rank.
+///     mask); OVERFLOW (2^32 entries that compete); STATE of exchange (no sum of what these ranks have counted; where only what one
+///     rank has tells, of that rank alone); and what a rank has reported, as an error of rank.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lava_ranks_round(
     rank: *const lava_rank,
