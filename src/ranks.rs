@@ -24,7 +24,7 @@ use crate::budget::{self, Bounds, MAX_LAYERS};
 use crate::entropy;
 use crate::error::{Error, ErrorKind, Result, ensure};
 use crate::params::{HeadFloor, LayerShare, Layers};
-use crate::select::{Buffers, Cut, Promise, Search, best, count_left, least, mix, plan, stand, win};
+use crate::select::{Buffers, Cut, Promise, Scored, Search, best, count_left, least, mix, plan, stand, win};
 use crate::workspace::{Carver, size_of_carve};
 use part::{Group, Print, shape_print};
 
@@ -378,7 +378,10 @@ impl<'a> Ranks<'a> {
                 }
                 ensure(n_own == 0 || n_own == group.heads.len(), ErrorKind::State, c"exchange")?;
                 if n_own > 0 {
-                    plan(&group, &group.params, n_entries, part.rounding(), b);
+                    // As one layer: another kind of entries would be another copy of all that selection is.
+                    let shape = part.layers.layer(g);
+                    let entries = Scored::layer(&shape, group.scores, &group.params);
+                    plan(&entries, &group.params, n_entries, part.rounding(), b);
                 }
                 continue;
             }

@@ -170,7 +170,7 @@ pub(super) struct Group<'s, 'a, L: ?Sized> {
     /// Which heads of the model.
     pub heads: Range<usize>,
     /// From the first layer's on.
-    scores: &'a [f32],
+    pub scores: &'a [f32],
     pub params: SelectParams<'a>,
 }
 
