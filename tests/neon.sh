@@ -85,7 +85,7 @@ export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$qemu"
 export BINDGEN_EXTRA_CLANG_ARGS_aarch64_unknown_linux_gnu="-isystem $libc/include"
 echo "aarch64 by $("$RUSTC" --version)"
 
-"$cargo" test --target $target --package lava-kv --features rayon --lib --test scoring --test decisions
+"$cargo" test --target $target --package lava-kv --features rayon --lib --test scoring --test decisions --test ranks
 
 # The conformance tests, without those that build for the machine they run on.
 set --

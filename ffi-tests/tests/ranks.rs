@@ -1,10 +1,10 @@
 //! Ranks that decide together keep what one process keeps, bit for bit, through the C ABI: on a real model's cache with every scorer and
 //! every way of sharing, and on random layers that differ. What goes wrong on one rank is known on all.
 
-use ffi_tests::library::root;
 use ffi_tests::*;
 use safetensors::SafeTensors;
 use std::ops::Range;
+use std::path::Path;
 use std::ptr::null;
 
 /// A layer of the whole model with its scores.
@@ -358,7 +358,8 @@ impl Capture {
 }
 
 fn capture() -> Capture {
-    Capture(std::fs::read(root().join("eval/model/captures.safetensors")).unwrap())
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../eval/model/captures.safetensors");
+    Capture(std::fs::read(path).unwrap())
 }
 
 /// Presets of lava.h and lava_methods.h, each with its window.
@@ -686,7 +687,7 @@ fn tables() -> String {
 /// `UPDATE_TABLES=1` writes them anew.
 #[test]
 fn the_tables_of_the_page_are_what_a_decision_costs() {
-    let path = root().join("docs/ranks.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/ranks.md");
     let page = std::fs::read_to_string(&path).unwrap();
     let (before, rest) = page.split_once("<!-- tables -->\n").expect("where tables begin");
     let (old, after) = rest.split_once("<!-- end of tables -->").expect("where tables end");
