@@ -388,7 +388,11 @@ fn allocators() -> Vec<lava_select_params> {
     let minimum = lava_select_params { head_min: 3, n_sink: 4, ..select_params() };
     unsafe {
         let presets = [lava_select_params_default(), lava_select_params_lava(), lava_select_params_equal()];
-        let others = [lava_select_params_lava_released(), lava_select_params_ask_again(), minimum];
+        let others = [
+            lava_select_params_lava_released(),
+            lava_select_params { alpha: 0.7, ..lava_select_params_default() },
+            minimum,
+        ];
         [presets, others].concat()
     }
 }
