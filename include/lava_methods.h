@@ -228,9 +228,9 @@ lava_status lava_score_keys(const lava_shape *shape, const lava_tensor *k, uint3
 
 /// Norms of values as they meet the residual stream, for weights of your own: multiply a score by its entry's norm before you select.
 ///
-///     norms[i] = sqrt((v[i] - o)' G (v[i] - o))      which is |(v[i] - o) W| if G = W W'
+///     norms[i] = sqrt((v[i] - o)^T G (v[i] - o))      which is |(v[i] - o) W| if G = W W^T
 ///
-/// gram: f32 [n_kv_heads, head_dim_v, head_dim_v], symmetric, the mean of W W' over the group's query heads, W [head_dim_v, n_embd] being
+/// gram: f32 [n_kv_heads, head_dim_v, head_dim_v], symmetric, the mean of W W^T over the group's query heads, W [head_dim_v, n_embd] being
 ///     the query head's rows of the output matrix: computed once for a model. May be NULL: the unit matrix, so the L2 norm of v[i] - o.
 /// centre: f32 [n_kv_heads, head_dim_v], o: the attention's mean output, say, so that what is like it counts for nothing. May be NULL: 0.
 /// v, part, n_parts: as in lava_score.
@@ -258,8 +258,8 @@ lava_status lava_query_statistics(const lava_shape *shape, uint32_t n_rows, cons
 /// Scores a layer's prefix by the attention that queries are expected to pay which are normally distributed (Expected Attention, arXiv
 /// 2510.00636; there 0.02 is added and the sum multiplied by lava_value_norms' L2 norm, and 4 sinks are kept).
 ///
-///     z[h, i]      = s * mean[h] . k[i] + s^2 / 2 * k[i]' covariance[h] k[i]
-///     scores[g, i] = mean over the group's query heads of softmax over the live prefix of z[h]
+///     z[h, i]      = s * mean[h] . k[i] + s^2 / 2 * k[i]^T covariance[h] k[i]
+///     scores[g, i] = mean over the query heads of a group of softmax over the live prefix of z[h]
 ///
 /// scale: s, above 0; 0 means 1 / sqrt(head_dim_k).
 /// mean: f64 [n_q_heads, head_dim_k], from lava_query_statistics.

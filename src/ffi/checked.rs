@@ -266,9 +266,11 @@ pub(super) unsafe fn rope<'a>(
     let n_rot = n_rot as usize;
     ensure(n_rot.is_multiple_of(2), ErrorKind::Argument, c"n_rot")?;
     ensure(n_rot <= shape.head_dim_k, ErrorKind::Shape, c"n_rot")?;
-    // SAFETY: the caller's promise.
-    let frequencies =
-        if n_rot == 0 { &[] } else { unsafe { slice(frequencies, n_rot / 2, c"frequencies")? } };
+    let frequencies = match n_rot {
+        0 => &[],
+        // SAFETY: the caller's promise.
+        _ => unsafe { slice(frequencies, n_rot / 2, c"frequencies")? },
+    };
     let style = choose(style, &[RopeStyle::Pairs, RopeStyle::Halves], c"style")?;
     Ok(Rope { frequencies, style, magnitude: if magnitude == 0.0 { 1.0 } else { magnitude } })
 }

@@ -65,13 +65,7 @@ pub fn score_keys(shape: &Shape, k: &Tensor, part: usize, n_parts: usize, scores
             let length = libm::sqrt(squares(row) * of_sum);
             // Rounding may make a cosine a little more than 1.
             let unlike = 1.0 - dot / length;
-            *score = if length == 0.0 {
-                0.0
-            } else if unlike < 0.0 {
-                0.0
-            } else {
-                unlike as f32
-            };
+            *score = if length == 0.0 || unlike < 0.0 { 0.0 } else { unlike as f32 };
         }
         Ok(())
     })
@@ -202,7 +196,8 @@ pub fn query_statistics(
     for h in 0..heads {
         let mean = &mut out.mean[h * d..(h + 1) * d];
         let covariance = &mut out.covariance[h * d * d..(h + 1) * d * d];
-        (mean.fill(0.0), covariance.fill(0.0));
+        mean.fill(0.0);
+        covariance.fill(0.0);
         for j in 0..n_rows {
             q.widen(h, j, row);
             mean.iter_mut().zip(row.iter()).for_each(|(m, &x)| *m += x as f64 / n_rows as f64);
