@@ -102,7 +102,7 @@ typedef struct lava_score_args {
     uint32_t n_sequences;
     /** The longest sequence's n_tokens. */
     uint32_t max_tokens;
-    /** Keys of a range, a multiple of LAVA_SCORE_KEYS, for tests; 0: as many as lava_score_keys says. */
+    /** Keys of a range, a multiple of LAVA_SCORE_KEYS, for tests; 0: as many as lava_score_range_keys says. */
     uint32_t keys_per_range;
     /** A block's warps: row_warps (a power of two) that share the rows, for each of key_split shares of the keys of a tile. */
     uint32_t row_warps;
@@ -140,18 +140,18 @@ LAVA_PLAN uint32_t lava_score_rows(const lava_score_args *a) {
  * Keys of one of a sequence's ranges: about 64 ranges, since with a few heads that is enough blocks for any GPU, of at least 4 steps and at
  * most 16. It depends on the sequence alone, and so do the bits of its scores.
  */
-LAVA_PLAN uint32_t lava_score_keys(const lava_score_args *a, uint32_t n_tokens) {
+LAVA_PLAN uint32_t lava_score_range_keys(const lava_score_args *a, uint32_t n_tokens) {
     const uint32_t steps = (uint32_t) (((uint64_t) n_tokens + 64 * LAVA_SCORE_KEYS - 1) / (64 * LAVA_SCORE_KEYS));
     if (a->keys_per_range != 0) return a->keys_per_range;
     return (steps < 4 ? 4 : steps > 16 ? 16 : steps) * LAVA_SCORE_KEYS;
 }
 
 /** No sequence of a launch has a longer range. */
-LAVA_PLAN uint32_t lava_score_most_keys(const lava_score_args *a) { return lava_score_keys(a, a->max_tokens); }
+LAVA_PLAN uint32_t lava_score_most_keys(const lava_score_args *a) { return lava_score_range_keys(a, a->max_tokens); }
 
 /** Ranges of a sequence. */
 LAVA_PLAN uint32_t lava_score_ranges_of(const lava_score_args *a, uint32_t n_tokens) {
-    const uint32_t keys = lava_score_keys(a, n_tokens);
+    const uint32_t keys = lava_score_range_keys(a, n_tokens);
     return (uint32_t) (((uint64_t) n_tokens + keys - 1) / keys);
 }
 

@@ -57,7 +57,7 @@ struct Range : Head {
     uint32_t number, first, end;
 
     __device__ Range(const Head &head, uint32_t number, uint32_t n_keys) : Head(head), number(number) {
-        const uint32_t keys = lava_score_keys(&args, n_tokens()), before = n_keys / keys;
+        const uint32_t keys = lava_score_range_keys(&args, n_tokens()), before = n_keys / keys;
         first = number <= before ? number * keys : n_keys;
         end = number < before ? first + keys : n_keys;
     }
