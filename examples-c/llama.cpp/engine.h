@@ -130,7 +130,7 @@ struct engine {
     void open(size_t n_prompt, size_t n_later) {
         size_t n_tokens = n_prompt + n_later;
         static const std::map<std::string, ggml_type> types = {
-            {"f16", GGML_TYPE_F16}, {"bf16", GGML_TYPE_BF16}, {"f32", GGML_TYPE_F32}, {"q8_0", GGML_TYPE_Q8_0}};
+            {"f16", GGML_TYPE_F16}, {"bf16", GGML_TYPE_BF16}, {"f32", GGML_TYPE_F32}, {"q8_0", GGML_TYPE_Q8_0}, {"q4_0", GGML_TYPE_Q4_0}};
         llama_context_params params = llama_context_default_params();
         params.n_ctx = (uint32_t) (o.n_ctx > 0 ? (size_t) o.n_ctx : n_tokens);
         params.n_batch = params.n_ubatch = (uint32_t) o.n_ubatch;

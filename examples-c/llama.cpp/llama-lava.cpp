@@ -11,6 +11,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include <cstring>
+
 using json = nlohmann::ordered_json;
 
 static std::string megabytes(size_t bytes) {
@@ -25,12 +27,13 @@ static double median(std::vector<double> x) {
     return x[x.size() / 2];
 }
 
-/* llama.cpp's errors always, the rest with --verbose. */
+/* llama.cpp's errors and the patch's warnings always, the rest with --verbose. */
 static void log_line(ggml_log_level level, const char *text, void *verbose) {
-    if (level == GGML_LOG_LEVEL_ERROR || *(const bool *) verbose) fputs(text, stderr);
+    bool warns = level == GGML_LOG_LEVEL_WARN && strncmp(text, "lava: ", 6) == 0;
+    if (level == GGML_LOG_LEVEL_ERROR || warns || *(const bool *) verbose) fputs(text, stderr);
 }
 
-/* What each layer and head holds right after the prompt's compression. */
+/* What each layer and head holds right after the first compression. */
 struct kept_rows {
     std::vector<double> entropy;
     std::vector<std::vector<uint32_t>> positions, cu;  /* per layer, head after head */
@@ -82,13 +85,16 @@ struct kept_rows {
 };
 
 /* The line of what was kept and saved, and the same for --json. */
-static json report_kept(const kept_rows &kept, const llama_lava_info &info, size_t n_prompt, double prefill_ms) {
-    fprintf(stderr, "kept %.0f of %zu tokens per head on average (%.1f%%; heads from %u to %u): K+V %s -> %s, %.1f%% saved; "
-            "compressed in %.1f ms, %.1f%% of the prefill's %.0f ms\n",
+static json report_kept(const kept_rows &kept, const llama_lava_info &info, size_t n_ctx, double prefill_ms) {
+    size_t n_prompt = info.n_tokens;
+    /* of the tokens there are: room for later ones, in either cache, is nothing that eviction saves */
+    double before = (double) info.kv_bytes_dense / (double) n_ctx * (double) n_prompt;
+    double saved = 1 - (double) info.kv_bytes_used / before;
+    fprintf(stderr, "kept %.0f of %zu tokens per head on average (%.1f%%; heads from %u to %u): K+V %s -> %s, %.1f%% saved "
+            "(%s with room for new tokens); compressed in %.1f ms, %.1f%% of the prefill's %.0f ms\n",
             kept.per_head(), n_prompt, 100 * kept.per_head() / (double) n_prompt, kept.least, kept.most,
-            megabytes(info.kv_bytes_dense).c_str(), megabytes(info.kv_bytes).c_str(),
-            100 * (1 - (double) info.kv_bytes / (double) info.kv_bytes_dense), info.t_compress_ms,
-            100 * info.t_compress_ms / prefill_ms, prefill_ms);
+            megabytes((size_t) before).c_str(), megabytes(info.kv_bytes_used).c_str(), 100 * saved,
+            megabytes(info.kv_bytes).c_str(), info.t_compress_ms, 100 * info.t_compress_ms / prefill_ms, prefill_ms);
     json layers = json::array();
     for (size_t l = 0; l < kept.cu.size(); l++) {
         std::vector<uint32_t> counts;
@@ -98,7 +104,7 @@ static json report_kept(const kept_rows &kept, const llama_lava_info &info, size
     return {{"per_head", kept.per_head()}, {"rows", kept.rows}, {"rows_dense", kept.heads * n_prompt},
             {"evicted_share", kept.evicted_share}, {"compress_ms", info.t_compress_ms}, {"score_ms", info.t_score_ms},
             {"kv_bytes_dense", info.kv_bytes_dense}, {"kv_bytes", info.kv_bytes}, {"kv_bytes_used", info.kv_bytes_used},
-            {"kv_bytes_peak", info.kv_bytes_peak}, {"layers", layers}};
+            {"kv_bytes_peak", info.kv_bytes_peak}, {"saved", saved}, {"layers", layers}};
 }
 
 static void run(const options &o) {
@@ -109,6 +115,10 @@ static void run(const options &o) {
     size_t n_later = (size_t) o.n_predict * std::max<size_t>(1, o.turns.size());
     for (const std::string &text : o.turns) n_later += turns.emplace_back(e.tokenize(text, false)).size();
     e.open(prompt.size(), n_later);
+    int32_t n_trained = llama_model_n_ctx_train(e.model.get());
+    if (prompt.size() + n_later > (size_t) n_trained)
+        fprintf(stderr, "warning: the texts and answers are up to %zu tokens, and this model was trained on %d: beyond those it answers badly, "
+                "compressed or not\n", prompt.size() + n_later, n_trained);
 
     size_t n_done = e.prompt_cache(prompt);
     e.feed({prompt.begin() + (long) n_done, prompt.end()}, !o.stock);
@@ -119,18 +129,20 @@ static void run(const options &o) {
 
     json result = {{"model", o.model}, {"n_prompt", prompt.size()}, {"n_loaded", e.n_loaded}, {"n_ctx", llama_n_ctx(e.context.get())},
                    {"n_threads", llama_n_threads(e.context.get())}, {"kv_type", o.kv_type}, {"flash_attn", o.flash_attn}};
-    bool compressed = !o.stock && llama_lava_last_result(e.context.get()) == 0;
-    result["compressed"] = compressed;
-    if (compressed) {
+    result["compressed"] = false;
+    auto report = [&] {  /* of the first compression, which may be that of a later text */
         llama_lava_info info = llama_lava_get_info(e.context.get());
+        if (!info.compressed || result["compressed"] == true) return;
         kept_rows kept(e.context.get(), llama_model_n_layer(e.model.get()));
-        prefill_ms -= info.t_compress_ms;
-        result["kept"] = report_kept(kept, info, prompt.size(), prefill_ms);
-        if (!o.kv_map.empty()) kept.draw(o, (uint32_t) prompt.size());
-    } else if (!o.stock) {
-        fprintf(stderr, "the prompt's %zu tokens are no more than the window of %ld, which is always kept: nothing was compressed\n",
-                prompt.size(), o.window);
-    }
+        result["compressed"] = true;
+        result["kept"] = report_kept(kept, info, llama_n_ctx(e.context.get()), e.feed_ms - info.t_compress_ms);
+        if (!o.kv_map.empty()) kept.draw(o, info.n_tokens);
+    };
+    if (!o.stock) report();
+    if (result["compressed"] == true) prefill_ms -= llama_lava_get_info(e.context.get()).t_compress_ms;
+    else if (!o.stock)
+        fprintf(stderr, "the prompt's %zu tokens are no more than the window of %ld, which is always kept: nothing was compressed%s\n",
+                prompt.size(), o.window, o.recompress ? " yet" : "; with --recompress it is, as soon as later texts are enough");
 
     auto show = [&o](const std::string &text) {
         if (o.json) return;
@@ -142,8 +154,9 @@ static void run(const options &o) {
     for (size_t i = 0; i < turns.size(); i++) {
         show(o.turns[i]);
         e.pending.insert(e.pending.end(), turns[i].begin(), turns[i].end());
-        e.feed(e.pending, o.recompress && compressed);
+        e.feed(e.pending, o.recompress && !o.stock);
         e.pending.clear();
+        if (!o.stock) report();
         result["turns"].push_back({{"text", o.turns[i]}, {"answer", e.generate(show)}});
     }
     show("\n");

@@ -135,7 +135,7 @@ inline bool parse_options(int argc, char **argv, options &o) {
         {0, "compress-above", "N", "compress again when heads hold more than N rows on average", integer(o.compress_above, "compress-above", 0)},
         {0, "attn", "MODE", "over the kept rows: auto, ragged (CPU), padded (any backend), per-head (for tests) (auto)",
          choice(o.attn, "attn", {"auto", "ragged", "padded", "per-head"})},
-        {0, "kv-type", "TYPE", "of the cache: f16, bf16, f32, q8_0 (f16)", choice(o.kv_type, "kv-type", {"f16", "bf16", "f32", "q8_0"})},
+        {0, "kv-type", "TYPE", "of the cache: f16, bf16, f32, q8_0, q4_0 (f16)", choice(o.kv_type, "kv-type", {"f16", "bf16", "f32", "q8_0", "q4_0"})},
         {0, "flash-attn", "on|off", "llama.cpp's flash attention (on)", choice(flash_attn, "flash-attn", {"on", "off"})},
         {'t', "threads", "N", "threads (all cores)", integer(o.n_threads, "threads", 1)},
         {'c', "ctx-size", "N", "context (what the texts and answers need)", integer(o.n_ctx, "ctx-size", 1)},

@@ -59,7 +59,7 @@ class Errors(unittest.TestCase):
 
     def test_others(self) -> None:
         self.refused("prompt is missing or empty", "--stock", text="")
-        self.refused("is one of f16, bf16, f32, q8_0", "--stock", "--kv-type", "q2")
+        self.refused("is one of f16, bf16, f32, q8_0, q4_0", "--stock", "--kv-type", "q2")
         self.refused("-c 100 is too small", "--stock", "-c", "100")
         self.refused("cannot make a context", "--stock", "--kv-type", "q8_0", "--flash-attn", "off")
         self.refused("--stock runs it as it is", "--kv-ratio", "0.5", "--kv-type", "q8_0", "--attn", "ragged")
@@ -152,6 +152,26 @@ class Output(unittest.TestCase):
         later = described("--kv-budget", "100", "-n", "4", "--recompress", "--ask", " and then the L=w river" * 4, "--ask", "?L=")
         self.assertEqual(later["n_compress"], 3)
 
+    def test_a_first_text_within_the_window_is_compressed_with_a_later_one(self) -> None:
+        later = described("--kv-budget", "100", "-n", "4", "--recompress", "--ask", PROMPT.text[:200], "--ask", "?L=", text="hello")
+        self.assertEqual(later["n_compress"], 2)
+        self.assertEqual(later["kept"]["per_head"], 100)
+
+    def test_saved_counts_no_room(self) -> None:
+        for n in ("0", "4", "300"):
+            self.assertEqual(described("--kv-ratio", "1", "-n", n, text=PROMPT.text[:300])["kept"]["saved"], 0)
+        self.assertIn(" 0.0% saved", run("--kv-ratio", "1", "-n", "4").stderr)
+        half = described("--kv-ratio", "0.5", "-n", "4")["kept"]
+        self.assertAlmostEqual(half["saved"], 0.5)
+
+    def test_a_text_beyond_the_trained_context_is_warned_of(self) -> None:
+        long = (PROMPT.text * 5)[:4200]
+        self.assertIn("trained on 4096", run("--kv-ratio", "0.1", "-n", "0", text=long).stderr)
+        self.assertNotIn("trained on", run("--kv-ratio", "0.1", "-n", "0").stderr)
+
+    def test_padding_that_costs_more_than_q8_0_saves_is_told(self) -> None:
+        self.assertIn("in F16, which needs no padding", run("--kv-ratio", "0.2", "-n", "4", "--kv-type", "q8_0", text=PROMPT.text[:500]).stderr)
+
     def test_the_prompt_cache_changes_nothing(self) -> None:
         options = ("--kv-ratio", "0.2", "-n", "8", "-t", "1", "-ub", "256", "--ignore-eos")
         plain = without_times(described(*options))
@@ -193,8 +213,8 @@ class Output(unittest.TestCase):
 
 class Recall(unittest.TestCase):
     def test_every_cache_type_and_way_of_attention_answers(self) -> None:
-        for kv_type in ("f16", "bf16", "f32", "q8_0"):
-            for flash_attn in ("on", "off") if kv_type != "q8_0" else ("on",):
+        for kv_type in ("f16", "bf16", "f32", "q8_0", "q4_0"):
+            for flash_attn in ("on", "off") if kv_type[0] != "q" else ("on",):
                 for attn in ("auto", "padded", "per-head"):
                     with self.subTest(kv_type=kv_type, flash_attn=flash_attn, attn=attn):
                         self.assertEqual(share(PROGRAM, MODEL, [PROMPT], "--kv-ratio", "0.2", "--kv-type", kv_type,

@@ -122,9 +122,6 @@ static void refusals_of_parameters() {
     ctx = open(model.get(), o);
     refused(some_params(), -2, "two sequences", "more than one sequence");
     o = {};
-    o.type_k = GGML_TYPE_Q4_0;
-    ctx = open(model.get(), o);
-    refused(some_params(), -2, "q4_0 keys", "quantized");
     o.type_k = GGML_TYPE_Q8_0;
     ctx = open(model.get(), o);
     p = some_params(), p.attn = LLAMA_LAVA_ATTN_RAGGED;
@@ -528,8 +525,8 @@ static void again() {
     }
     check(most <= (100 + 20) * 6 && llama_lava_get_info(long_prompt.get()).n_compress > 4, "300 tokens in chunks of 20: at most %d rows per head", (int) (most / 6));
 
-    // q8_0 and padded attention again and again
-    for (ggml_type type : { GGML_TYPE_Q8_0, GGML_TYPE_BF16 }) {
+    // quantised rows and padded attention again and again
+    for (ggml_type type : { GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_BF16 }) {
         options q;
         q.type_k = q.type_v = type;
         llama_lava_params pp = some_params();
@@ -547,6 +544,19 @@ static void again() {
             for (const auto & head : layer) sinks = sinks && head[0] == 0 && head[2] == 2;
         const llama_lava_info i = llama_lava_get_info(many.get());
         check(finite && sinks && i.n_compress >= 5 && i.n_rows <= 91 * 6, "%s: compressed %u times while decoding, sinks and floors kept", ggml_type_name(type), i.n_compress);
+    }
+
+    // padding that costs more than the type saves is told
+    options q;
+    q.type_k = q.type_v = GGML_TYPE_Q8_0;
+    for (double ratio : { 0.2, 1.0 }) {
+        llama_lava_params pp = llama_lava_default_params();
+        pp.ratio = ratio;
+        pp.n_reserve = 3;
+        log_text.clear();
+        context_ptr ctx = compressed(pp, q);
+        const bool told = log_text.find("needs no padding") != std::string::npos;
+        check(told == (ratio < 1), "q8_0, %.0f%% kept: %s", 100 * ratio, told ? "F16 would be smaller, and that is said" : "smaller than F16");
     }
 }
 

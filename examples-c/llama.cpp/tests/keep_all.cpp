@@ -15,8 +15,8 @@ int main(int argc, char ** argv) {
     const char * names[] = { "auto", "ragged", "padded", "per head" };
 
     for (bool flash : { true, false }) {
-        for (ggml_type type : { GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_F32, GGML_TYPE_Q8_0 }) {
-            if (type == GGML_TYPE_Q8_0 && !flash) continue;  // llama.cpp quantises V with flash attention only
+        for (ggml_type type : { GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_F32, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }) {
+            if (ggml_is_quantized(type) && !flash) continue;  // llama.cpp quantises V with flash attention only
             options o;
             o.flash = flash;
             o.type_k = o.type_v = type;
@@ -24,7 +24,7 @@ int main(int argc, char ** argv) {
             const floats prompt = logits_after(stock.get(), tokens.data(), n_prompt);
             const floats want = steps(stock.get(), tokens, n_prompt, n_steps);
             for (int mode : { LLAMA_LAVA_ATTN_RAGGED, LLAMA_LAVA_ATTN_PADDED, LLAMA_LAVA_ATTN_PER_HEAD }) {
-                if (type == GGML_TYPE_Q8_0 && mode == LLAMA_LAVA_ATTN_RAGGED) continue;
+                if (ggml_is_quantized(type) && mode == LLAMA_LAVA_ATTN_RAGGED) continue;
                 context_ptr ctx = open(model.get(), o);
                 llama_lava_params params = llama_lava_default_params();
                 params.ratio = 1;
