@@ -60,7 +60,7 @@ def text(n_tokens: int) -> Path:
 
 
 def run(n_tokens: int, *options: str, n_new: int = N_NEW) -> dict:
-    command = [PROGRAM, "-m", model(layers(n_tokens)), "-p", text(n_tokens), "-n", n_new, "-t", THREADS, "--ignore-eos", "--json"]
+    command = [PROGRAM, "-m", model(layers(n_tokens)), "-f", text(n_tokens), "-n", n_new, "-t", THREADS, "--ignore-eos", "--json"]
     r = subprocess.run([str(c) for c in [*command, *options]], capture_output=True, text=True)
     if r.returncode:
         sys.exit(r.stderr)
@@ -138,7 +138,7 @@ def kinds(say: Record, n: int = 4096) -> None:
     for kv_type, ways in {"f16": ("ragged", "padded"), "f32": ("ragged",), "q8_0": ("padded",)}.items():
         cache = HOME / f"prefill-{n}-{kv_type}"
         cache.unlink(missing_ok=True)
-        common = ("--kv-type", kv_type, "--prompt-cache", str(cache))
+        common = ("-ctk", kv_type, "-ctv", kv_type, "--prompt-cache", str(cache))
         run(n, "--stock", *common, n_new=0)
         stock = run(n, "--stock", *common)["decode_ms"]
         for attn in ways:

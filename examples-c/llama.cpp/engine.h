@@ -4,10 +4,10 @@
 #ifndef ENGINE_H
 #define ENGINE_H
 
-#include "lava_methods.h"
 #include "llama-cpp.h"
 
 #include "options.h"
+#include "presets.h"
 
 #include <malloc.h>
 #include <unistd.h>
@@ -60,6 +60,8 @@ struct engine {
     std::vector<llama_token> pending;   /* sampled, not decoded yet */
     std::vector<double> decode_ms;      /* of each call with one token */
     double feed_ms = 0;                 /* of all calls */
+    std::vector<std::pair<std::string, std::string>> messages;  /* of -cnv: role and text */
+    std::string chat, answer;           /* the template's text up to the last answer, and that answer */
     size_t n_loaded = 0;                /* tokens that came from --prompt-cache */
     lava_score_params score = lava_score_params_default();
     lava_select_params select = lava_select_params_default();
@@ -70,6 +72,7 @@ struct engine {
     void load() {
         if (!std::ifstream(o.model)) throw usage_error("cannot read the model " + o.model);
         llama_model_params params = llama_model_default_params();
+        if (o.n_gpu_layers >= 0) params.n_gpu_layers = (int32_t) o.n_gpu_layers;
         model.reset(llama_model_load_from_file(o.model.c_str(), params));
         if (!model) throw usage_error(o.model + " is not a model that this llama.cpp can load (see above)");
         vocab = llama_model_get_vocab(model.get());
@@ -92,6 +95,32 @@ struct engine {
         return tokens;
     }
 
+    /*
+     * The next turn as the model's chat template has it: what is new since the text before, which ends with the last answer.
+     * Without -cnv the text itself.
+     */
+    std::string in_template(const std::string &text) {
+        if (!o.conversation) return text;
+        const char *form = llama_model_chat_template(model.get(), nullptr);
+        if (messages.empty() && !o.system_prompt.empty()) messages.emplace_back("system", o.system_prompt);
+        if (!messages.empty() && messages.back().first == "user") messages.emplace_back("assistant", answer);
+        auto written = [&](bool open_answer) {
+            std::vector<llama_chat_message> list;
+            for (const auto &[role, content] : messages) list.push_back({role.c_str(), content.c_str()});
+            int32_t n = form == nullptr ? -1 : llama_chat_apply_template(form, list.data(), list.size(), open_answer, nullptr, 0);
+            if (n < 0) throw usage_error(o.model + " has no chat template that llama.cpp knows without jinja; leave -cnv out");
+            std::string whole((size_t) n, '\0');
+            llama_chat_apply_template(form, list.data(), list.size(), open_answer, whole.data(), n);
+            return whole;
+        };
+        std::string held = chat + answer;
+        if (!messages.empty() && messages.back().first == "assistant" && written(false).compare(0, held.size(), held) != 0)
+            held = written(false);  /* a template that writes answers in another way */
+        messages.emplace_back("user", text);
+        chat = written(true);
+        return chat.substr(std::min(held.size(), chat.size()));
+    }
+
     std::string piece(llama_token token) const {
         char text[256];
         int32_t n = llama_token_to_piece(vocab, token, text, sizeof(text), 0, false);
@@ -104,17 +133,19 @@ struct engine {
             {"auto", LLAMA_LAVA_ATTN_AUTO}, {"ragged", LLAMA_LAVA_ATTN_RAGGED},
             {"padded", LLAMA_LAVA_ATTN_PADDED}, {"per-head", LLAMA_LAVA_ATTN_PER_HEAD}};
         llama_lava_params params = llama_lava_default_params();
-        if (o.preset == "snapkv") {
-            score = lava_score_params_snapkv();
-            select = lava_select_params_equal();
-            params.layers = LAVA_LAYERS_EQUAL;
-        } else if (o.preset != "default") {
-            score = lava_score_params_lava();
-            select = o.preset == "lava" ? lava_select_params_lava() : lava_select_params_lava_released();
-            params.layers = LAVA_LAYERS_ENTROPY;
+        static const std::map<std::string, int32_t> shares = {
+            {"global", LAVA_LAYERS_GLOBAL}, {"entropy", LAVA_LAYERS_ENTROPY}, {"equal", LAVA_LAYERS_EQUAL}};
+        for (const preset &one : presets()) {
+            if (o.preset != one.name) continue;
+            score = one.score;
+            select = one.select;
+            params.layers = one.layers;
         }
         if (o.n_sink >= 0) select.n_sink = (uint32_t) o.n_sink;
-        if (o.equal_layers) params.layers = LAVA_LAYERS_EQUAL;
+        if (o.alpha >= 0) select.alpha = o.alpha;
+        if (o.smoothing >= 0) score.smoothing = (float) o.smoothing;
+        if (o.pool_kernel > 0) score.pool_kernel = (uint32_t) o.pool_kernel;
+        if (!o.layers.empty()) params.layers = shares.at(o.layers);
         params.score = &score;
         params.select = &select;
         params.budget = (uint32_t) o.budget;
@@ -126,18 +157,23 @@ struct engine {
         return params;
     }
 
+    uint32_t n_trained() const { return (uint32_t) llama_model_n_ctx_train(model.get()); }
+
     /* A context for n_prompt tokens and n_later more. */
     void open(size_t n_prompt, size_t n_later) {
         size_t n_tokens = n_prompt + n_later;
         static const std::map<std::string, ggml_type> types = {
             {"f16", GGML_TYPE_F16}, {"bf16", GGML_TYPE_BF16}, {"f32", GGML_TYPE_F32}, {"q8_0", GGML_TYPE_Q8_0}, {"q4_0", GGML_TYPE_Q4_0}};
         llama_context_params params = llama_context_default_params();
-        params.n_ctx = (uint32_t) (o.n_ctx > 0 ? (size_t) o.n_ctx : n_tokens);
+        bool unknown = o.n_ctx < 0 && (o.interactive || o.n_predict < 0);  /* how much will come: what the model was trained on, then */
+        params.n_ctx = unknown ? std::max(n_trained(), (uint32_t) n_tokens) : o.n_ctx >= 0 ? (uint32_t) o.n_ctx : (uint32_t) n_tokens;
         params.n_batch = params.n_ubatch = (uint32_t) o.n_ubatch;
         params.n_threads = params.n_threads_batch =
             (int32_t) (o.n_threads > 0 ? o.n_threads : std::max(1u, std::thread::hardware_concurrency()));
-        params.flash_attn_type = o.flash_attn ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
-        params.type_k = params.type_v = types.at(o.kv_type);
+        params.flash_attn_type = o.flash_attn == "on" ? LLAMA_FLASH_ATTN_TYPE_ENABLED :
+                                 o.flash_attn == "off" ? LLAMA_FLASH_ATTN_TYPE_DISABLED : LLAMA_FLASH_ATTN_TYPE_AUTO;
+        params.type_k = types.at(o.type_k);
+        params.type_v = types.at(o.type_v);
         params.no_perf = true;
         llama_lava_params lava = lava_params(n_later);
         if (!o.stock) params.lava = &lava;
@@ -152,8 +188,14 @@ struct engine {
         rss["context"] = process_memory("VmRSS");
 
         sampler.reset(llama_sampler_chain_init(llama_sampler_chain_default_params()));
-        if (o.temperature > 0) llama_sampler_chain_add(sampler.get(), llama_sampler_init_temp((float) o.temperature));
-        llama_sampler_chain_add(sampler.get(), o.temperature > 0 ? llama_sampler_init_dist((uint32_t) o.seed) : llama_sampler_init_greedy());
+        auto add = [this](llama_sampler *one) { llama_sampler_chain_add(sampler.get(), one); };
+        if (o.temperature > 0) {
+            if (o.top_k > 0) add(llama_sampler_init_top_k((int32_t) o.top_k));
+            if (o.top_p < 1) add(llama_sampler_init_top_p((float) o.top_p, 1));
+            if (o.min_p > 0) add(llama_sampler_init_min_p((float) o.min_p, 1));
+            add(llama_sampler_init_temp((float) o.temperature));
+        }
+        add(o.temperature > 0 ? llama_sampler_init_dist(o.seed < 0 ? LLAMA_DEFAULT_SEED : (uint32_t) o.seed) : llama_sampler_init_greedy());
     }
 
     /*
@@ -201,7 +243,9 @@ struct engine {
     /* Generates up to n tokens; the last one sampled waits until there is more to decode. */
     std::string generate(const std::function<void(const std::string &)> &show) {
         std::string text;
-        for (long i = 0; i < o.n_predict; i++) {
+        for (long i = 0; o.n_predict < 0 || i < o.n_predict; i++) {
+            llama_pos n_held = llama_memory_seq_pos_max(llama_get_memory(context.get()), 0) + 1;
+            if (o.n_predict < 0 && (size_t) n_held + pending.size() >= llama_n_ctx(context.get())) break;
             if (!pending.empty()) {
                 feed(pending, false);
                 pending.clear();
@@ -212,6 +256,7 @@ struct engine {
             show(piece(token));
             pending.push_back(token);
         }
+        answer = text;
         return text;
     }
 };

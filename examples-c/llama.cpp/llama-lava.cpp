@@ -1,9 +1,9 @@
 /*
  * llama-lava: reads a prompt, compresses its KV cache per layer and head, and generates from what is left.
  *
- *     llama-lava -m model.gguf -p prompt.txt --kv-budget 1024
+ *     llama-lava -m model.gguf -f prompt.txt --kv-budget 1024
  *
- * options.h is its command line, engine.h the model at work: the shortest complete use of what lava.patch adds to llama.h.
+ * options.h is its command line, presets.h what can be asked for by name, engine.h the model at work: the shortest complete use of what lava.patch adds to llama.h.
  * Here is what it reports. The text goes to stdout, everything about it to stderr; with --json one object on stdout says all.
  */
 #include "engine.h"
@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include <cstring>
+#include <iostream>
 
 using json = nlohmann::ordered_json;
 
@@ -107,18 +108,32 @@ static json report_kept(const kept_rows &kept, const llama_lava_info &info, size
             {"kv_bytes_peak", info.kv_bytes_peak}, {"saved", saved}, {"layers", layers}};
 }
 
+/* What is typed next; a sign is shown only to people. */
+static bool next_line(std::string &line) {
+    do {
+        if (isatty(STDIN_FILENO)) fputs("\n> ", stderr);
+        if (!std::getline(std::cin, line)) return false;
+    } while (line.empty());
+    return true;
+}
+
 static void run(const options &o) {
     engine e(o);
     e.load();
-    std::vector<llama_token> prompt = e.tokenize(o.prompt, true);
-    std::vector<std::vector<llama_token>> turns;
-    size_t n_later = (size_t) o.n_predict * std::max<size_t>(1, o.turns.size());
-    for (const std::string &text : o.turns) n_later += turns.emplace_back(e.tokenize(text, false)).size();
+    std::string first = o.prompt;
+    if (first.empty() && !next_line(first)) return;
+    std::vector<llama_token> prompt = e.tokenize(e.in_template(first), true);
+    /* what a chat template puts around a text: no more than around the first, and that is short */
+    size_t around = o.conversation ? prompt.size() - std::min(prompt.size(), e.tokenize(first, false).size()) + 8 : 0;
+    /* with -cnv the prompt is a turn of its own, which is answered before the next */
+    bool answered = o.turns.empty() || o.conversation;
+    size_t n_later = (size_t) std::max(0l, o.n_predict) * (o.turns.size() + answered);
+    for (const std::string &text : o.turns) n_later += e.tokenize(text, false).size() + around;
     e.open(prompt.size(), n_later);
-    int32_t n_trained = llama_model_n_ctx_train(e.model.get());
-    if (prompt.size() + n_later > (size_t) n_trained)
-        fprintf(stderr, "warning: the texts and answers are up to %zu tokens, and this model was trained on %d: beyond those it answers badly, "
-                "compressed or not\n", prompt.size() + n_later, n_trained);
+    size_t n_most = std::max(prompt.size() + n_later, o.n_predict < 0 || o.interactive ? llama_n_ctx(e.context.get()) : (size_t) 0);
+    if (n_most > e.n_trained())
+        fprintf(stderr, "warning: the texts and answers are up to %zu tokens, and this model was trained on %u: beyond those it answers badly, "
+                "compressed or not\n", n_most, e.n_trained());
 
     size_t n_done = e.prompt_cache(prompt);
     e.feed({prompt.begin() + (long) n_done, prompt.end()}, !o.stock);
@@ -128,7 +143,7 @@ static void run(const options &o) {
     double prefill_ms = e.feed_ms;
 
     json result = {{"model", o.model}, {"n_prompt", prompt.size()}, {"n_loaded", e.n_loaded}, {"n_ctx", llama_n_ctx(e.context.get())},
-                   {"n_threads", llama_n_threads(e.context.get())}, {"kv_type", o.kv_type}, {"flash_attn", o.flash_attn}};
+                   {"n_threads", llama_n_threads(e.context.get())}, {"type_k", o.type_k}, {"type_v", o.type_v}, {"flash_attn", o.flash_attn}};
     result["compressed"] = false;
     auto report = [&] {  /* of the first compression, which may be that of a later text */
         llama_lava_info info = llama_lava_get_info(e.context.get());
@@ -150,16 +165,24 @@ static void run(const options &o) {
         fflush(stdout);
     };
     result["turns"] = json::array();
-    if (turns.empty()) result["turns"].push_back({{"text", ""}, {"answer", e.generate(show)}});
-    for (size_t i = 0; i < turns.size(); i++) {
-        show(o.turns[i]);
-        e.pending.insert(e.pending.end(), turns[i].begin(), turns[i].end());
+    if (answered) result["turns"].push_back({{"text", ""}, {"answer", e.generate(show)}});
+    auto take = [&](const std::string &text) {
+        std::vector<llama_token> tokens = e.tokenize(e.in_template(text), false);
+        e.pending.insert(e.pending.end(), tokens.begin(), tokens.end());
         e.feed(e.pending, o.recompress && !o.stock);
         e.pending.clear();
         if (!o.stock) report();
-        result["turns"].push_back({{"text", o.turns[i]}, {"answer", e.generate(show)}});
+        result["turns"].push_back({{"text", text}, {"answer", e.generate(show)}});
+    };
+    for (const std::string &text : o.turns) {
+        show(o.conversation ? "\n\n> " + text + "\n" : text);
+        take(text);
     }
     show("\n");
+    for (std::string line; o.interactive && next_line(line);) {
+        take(line);
+        show("\n");
+    }
 
     double ms = median(e.decode_ms);
     if (!e.decode_ms.empty())
@@ -179,7 +202,7 @@ static void run(const options &o) {
 int main(int argc, char **argv) {
     options o;
     try {
-        if (!parse_options(argc, argv, o)) return 0;
+        if (!parse_options(argc, argv, o, preset_names(), lava_version_string())) return 0;
         llama_log_set(log_line, &o.verbose);
         llama_backend_init();
         run(o);

@@ -55,7 +55,7 @@ def prompt(n_tokens: int, n_facts: int, n_questions: int, known: bool, index: in
 
 def command(program: Path, model: Path, text: Path, p: Prompt, *options: str) -> list[str]:
     asked = [word for q in p.questions for word in ("--ask", q)]
-    return [str(program), "-m", str(model), "-p", str(text), "-n", "1", *options, *asked]
+    return [str(program), "-m", str(model), "-f", str(text), "-n", "1", *options, *asked]
 
 
 def llama_lava(program: Path, model: Path, p: Prompt, *options: str) -> dict:

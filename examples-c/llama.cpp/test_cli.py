@@ -16,7 +16,7 @@ PROMPT = prompt(1024, 36, 8, True, 0)
 
 
 def run(*options: str, text: str = PROMPT.text, model: Path = MODEL) -> subprocess.CompletedProcess:
-    return subprocess.run([PROGRAM, "-m", model, "-p", "-", *options], input=text, capture_output=True, text=True)
+    return subprocess.run([PROGRAM, "-m", model, "-f", "-", *options], input=text, capture_output=True, text=True)
 
 
 def described(*options: str, text: str = PROMPT.text) -> dict:
@@ -59,12 +59,20 @@ class Errors(unittest.TestCase):
 
     def test_others(self) -> None:
         self.refused("prompt is missing or empty", "--stock", text="")
-        self.refused("is one of f16, bf16, f32, q8_0, q4_0", "--stock", "--kv-type", "q2")
+        self.refused("is one of f16, bf16, f32, q8_0, q4_0", "--stock", "-ctk", "q2")
         self.refused("-c 100 is too small", "--stock", "-c", "100")
-        self.refused("cannot make a context", "--stock", "--kv-type", "q8_0", "--flash-attn", "off")
-        self.refused("--stock runs it as it is", "--kv-ratio", "0.5", "--kv-type", "q8_0", "--attn", "ragged")
-        self.refused("see --help", "--no-such-option")
+        self.refused("cannot make a context", "--stock", "-ctk", "q8_0", "-ctv", "q8_0", "-fa", "off")
+        self.refused("--stock runs it as it is", "--kv-ratio", "0.5", "-ctk", "q8_0", "--attn", "ragged")
         self.refused("give --kv-map another path", "--kv-ratio", "0.5", "-n", "0", "--kv-map", "/nowhere/kept.svg")
+
+    def test_an_unknown_option_is_named_and_never_taken_apart(self) -> None:
+        for name in ("--no-such-option", "-mt", "-kv", "--kv", "--kv-ratio=0.5", "-fitt", "--mirostat", "-b"):
+            self.refused(f"unknown option {name};", "--stock", name)
+        self.refused("unexpected argument 'text'", "--stock", "text")
+        self.refused("-n needs a value", "--stock", "-n")
+        self.refused("-f FILE, not both", "--stock", "-p", "text")
+        self.refused("give -cnv too", "--stock", "-sys", "be brief")
+        self.refused("has no chat template", "--stock", "-cnv", "-st")
 
     def test_a_patch_that_does_not_apply_is_fatal_and_leaves_the_source(self) -> None:
         patched = ROOT / "target/llama.cpp/src/src/llama-kv-cache.cpp"
@@ -100,14 +108,34 @@ class Output(unittest.TestCase):
             self.assertEqual(r["kept"]["per_head"], max(36, r["n_prompt"] // 5))
 
     def test_presets(self) -> None:
+        names = run("--help").stdout.split("what is kept: ")[1].split(" (default)")[0].split(", ")
+        self.assertEqual(len(names), 12)
         kept = {}
-        for preset in ("default", "lava", "lava-released", "snapkv"):
+        for preset in names:
             layers = described("-n", "0", "--kv-budget", "100", "--preset", preset)["kept"]["layers"]
             kept[preset] = [layer["kept"] for layer in layers]
-            self.assertEqual(sum(map(sum, kept[preset])), 8 * 100)
-        self.assertEqual(kept["snapkv"], [[100, 100]] * 4)
-        self.assertEqual(len({str(counts) for counts in kept.values()}), 4)
+            self.assertEqual(sum(map(sum, kept[preset])), 8 * 100, preset)
+        for preset in ("snapkv", "streaming", "vatp", "caote", "rest-kv", "sage-kv"):
+            self.assertEqual(kept[preset], [[100, 100]] * 4, preset)
+        self.assertEqual(len({str(counts) for counts in kept.values()}), 7)
         self.assertEqual(run("-n", "8", "--kv-budget", "100").stdout, run("-n", "8", "--kv-budget", "100", "--preset", "default").stdout)
+        self.assertIn("is one of default, squares", run("--kv-ratio", "1", "--preset", "best").stderr)
+
+    def test_streaming_keeps_the_newest(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "kept.svg"
+            run("-n", "0", "--kv-budget", "100", "--preset", "streaming", "--kv-map", str(path))
+            self.assertIn("preset streaming", path.read_text())
+
+    def test_what_a_preset_has_can_be_set_by_itself(self) -> None:
+        def kept(*options: str) -> str:
+            return str([layer["kept"] for layer in described("-n", "0", "--kv-budget", "100", *options)["kept"]["layers"]])
+
+        free = ("--alpha", "0.1")  # else the floor hides what the others do
+        usual = kept(*free)
+        for options in (("--smooth", "9"), ("--pool", "1"), ("--alpha", "0.7"), ("--sink", "50"), ("--layers", "equal")):
+            self.assertNotEqual(usual, kept(*free, *options), options)
+        self.assertEqual(kept(), kept("--smooth", "0.5", "--pool", "6", "--alpha", "0.7", "--sink", "4", "--layers", "global"))
 
     def test_kept_all_answers_like_stock(self) -> None:
         ask = [x for q in PROMPT.questions for x in ("--ask", q)]
@@ -136,10 +164,45 @@ class Output(unittest.TestCase):
 
     def test_sampling_follows_the_seed(self) -> None:
         def text(seed: int) -> str:
-            return run("--kv-ratio", "0.2", "--temp", "2", "--seed", str(seed), "-n", "40", "--ignore-eos", "-t", "1").stdout
+            return run("--kv-ratio", "0.2", "--temp", "2", "-s", str(seed), "-n", "40", "--ignore-eos", "-t", "1").stdout
 
         self.assertEqual(text(1), text(1))
         self.assertNotEqual(text(1), text(2))
+
+    def test_the_prompt_as_text_and_as_file_as_llama_cpp_has_them(self) -> None:
+        def read(*options: str) -> list:
+            r = subprocess.run([PROGRAM, "-m", MODEL, "--stock", "-n", "4", "--json", *options], capture_output=True, text=True)
+            self.assertEqual(r.returncode, 0, r.stderr)
+            result = json.loads(r.stdout)
+            return [result["n_prompt"], result["turns"]]
+
+        with tempfile.NamedTemporaryFile("w") as f:
+            f.write("the K=v\nriver\n")
+            f.flush()
+            self.assertEqual(read("-f", f.name), read("-p", "the K=v\\nriver"))
+            self.assertEqual(read("-f", f.name), read("-p", "the K=v\\x0ariver"))
+            self.assertNotEqual(read("-f", f.name), read("--no-escape", "-p", "the K=v\\nriver"))
+            r = subprocess.run([PROGRAM, "-m", MODEL, "--stock", "-n", "0", "-p", f.name], capture_output=True, text=True)
+            self.assertIn("-f reads it", r.stderr)
+
+    def test_names_of_llama_cpp(self) -> None:
+        r = described("--kv-ratio", "0.5", "-n", "3", "-c", "2000", "-t", "1", "-ub", "128", "-ngl", "0", "-ctk", "f32", "-ctv", "bf16", "-fa", "off",
+                      "--temp", "0.1", "--top-k", "1", "--top-p", "0.9", "--min-p", "0.1", "-s", "7", "--n-predict", "3")
+        self.assertEqual((r["type_k"], r["type_v"], r["flash_attn"], r["n_threads"]), ("f32", "bf16", "off", 1))
+        self.assertGreaterEqual(r["n_ctx"], 2000)
+        self.assertRegex(run("--version").stdout, r"^llama-lava \d+\.\d+\.\d+")
+        greedy = run("--kv-ratio", "0.5", "-n", "8", "--ignore-eos").stdout
+        self.assertEqual(greedy, run("--kv-ratio", "0.5", "-n", "8", "--ignore-eos", "--temp", "2", "--top-k", "1").stdout)
+
+    def test_interactive_takes_lines_until_there_are_none(self) -> None:
+        r = subprocess.run([PROGRAM, "-m", MODEL, "-p", PROMPT.text, "--no-escape", "--kv-ratio", "0.5", "-n", "1", "-i"],
+                           input="".join(q + "\n" for q in PROMPT.questions[:3]), capture_output=True, text=True)
+        self.assertEqual(r.returncode, 0, r.stderr)
+        self.assertEqual([line[:1] for line in r.stdout.splitlines()[-3:]], PROMPT.answers[:3])
+
+    def test_generating_to_the_end_of_the_context(self) -> None:
+        r = described("--kv-ratio", "0.5", "-n", "-1", "-c", "256", "--ignore-eos", text=PROMPT.text[:100])
+        self.assertEqual(r["n_prompt"] + r["n_decode"] + 1, r["n_ctx"])  # the last token is not decoded
 
     def test_turns_from_files_and_from_the_command_line(self) -> None:
         with tempfile.NamedTemporaryFile("w") as f:
@@ -170,7 +233,7 @@ class Output(unittest.TestCase):
         self.assertNotIn("trained on", run("--kv-ratio", "0.1", "-n", "0").stderr)
 
     def test_padding_that_costs_more_than_q8_0_saves_is_told(self) -> None:
-        self.assertIn("in F16, which needs no padding", run("--kv-ratio", "0.2", "-n", "4", "--kv-type", "q8_0", text=PROMPT.text[:500]).stderr)
+        self.assertIn("in F16, which needs no padding", run("--kv-ratio", "0.2", "-n", "4", "-ctk", "q8_0", "-ctv", "q8_0", text=PROMPT.text[:500]).stderr)
 
     def test_the_prompt_cache_changes_nothing(self) -> None:
         options = ("--kv-ratio", "0.2", "-n", "8", "-t", "1", "-ub", "256", "--ignore-eos")
@@ -203,7 +266,7 @@ class Output(unittest.TestCase):
         p = prompt(4096, 36, 8, True, 0)
 
         def held(ratio: str) -> int:
-            rss = described("-n", "1", "--kv-ratio", ratio, "--kv-type", "f32", text=p.text)["rss"]
+            rss = described("-n", "1", "--kv-ratio", ratio, "-ctk", "f32", "-ctv", "f32", text=p.text)["rss"]
             return rss["end"] - rss["cleared"]
 
         full, fifth = held("1"), held("0.2")
@@ -217,8 +280,8 @@ class Recall(unittest.TestCase):
             for flash_attn in ("on", "off") if kv_type[0] != "q" else ("on",):
                 for attn in ("auto", "padded", "per-head"):
                     with self.subTest(kv_type=kv_type, flash_attn=flash_attn, attn=attn):
-                        self.assertEqual(share(PROGRAM, MODEL, [PROMPT], "--kv-ratio", "0.2", "--kv-type", kv_type,
-                                               "--flash-attn", flash_attn, "--attn", attn), 1)
+                        self.assertEqual(share(PROGRAM, MODEL, [PROMPT], "--kv-ratio", "0.2", "-ctk", kv_type, "-ctv", kv_type,
+                                               "-fa", flash_attn, "--attn", attn), 1)
 
     def test_a_fifth_of_the_cache_answers_like_all_of_it(self) -> None:
         """At least 95% of it, on a small sample; `make bench-llama` has the large one."""
