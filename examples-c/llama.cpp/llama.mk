@@ -7,14 +7,14 @@ L_CONFIGURE = $(L_HOME)/cmake --log-level=WARNING -Wno-dev -S $(LLAMA) -B $(L_HO
 # As a make of its own, which does not tell of every folder that it enters, and which shows what a failed test printed.
 L_BUILD = env -u MAKELEVEL -u MAKEFLAGS CTEST_OUTPUT_ON_FAILURE=1 $(L_HOME)/cmake --build $(L_HOME)/$(1)
 
-.PHONY: llama test-llama test-llama-asan bench-llama llama-fetch llama-build
+.PHONY: llama test-llama test-llama-asan bench-llama llama-fetch llama-model llama-build
 
 # From nothing to answers: the trained model reads a prompt that ends in questions, keeps a fifth of it, and is asked again.
 llama: llama-build $(L_HOME)/recall.gguf
 	@$(PYTHON) $(LLAMA)/recall.py show
 
-# What the command line promises, then what the patch does (tests/).
-test-llama: llama-build $(L_HOME)/recall.gguf
+# What the command line promises, also with a published model, then what the patch does (tests/).
+test-llama: llama-build llama-model $(L_HOME)/recall.gguf
 	@$(PYTHON) $(LLAMA)/test_cli.py
 	@$(call L_BUILD,build) --target test
 
@@ -33,6 +33,10 @@ bench-llama: llama-build $(L_HOME)/recall.gguf
 
 llama-fetch: check-tools
 	@CARGO=$(CARGO) $(LLAMA)/fetch.sh
+
+# SmolLM2-135M-Instruct, 92 MB, once, its sum checked.
+llama-model: check-tools
+	@eval/fetch.sh model
 
 # Four minutes of CPU the first time; then only what has changed.
 llama-build: llama-fetch lib

@@ -274,6 +274,52 @@ class Output(unittest.TestCase):
         self.assertLess(fifth, 0.3 * full)
 
 
+class Published(unittest.TestCase):
+    """The published model: quantised weights, 30 layers of 9 query and 3 KV heads, a chat template. What it reads is the library's guide."""
+
+    MODEL = ROOT / "target/published/model.gguf"
+    TEXT = (ROOT / "include/GUIDE.md").read_text()[:2500]
+
+    def answers(self, *options: str, text: str = TEXT) -> dict:
+        r = run("--json", "-t", "2", *options, text=text, model=self.MODEL)
+        self.assertEqual(r.returncode, 0, r.stderr)
+        return json.loads(r.stdout)
+
+    def test_everything_kept_is_stock(self) -> None:
+        # numbers, each of which is sure: elsewhere the rounding of quantised weights may tip a close choice of the next token
+        counted = ", ".join(map(str, range(1, 90))) + ","
+        stock = self.answers("--stock", "-n", "24", text=counted)["turns"]
+        self.assertEqual(stock[0]["answer"], " 90, 91, 92, 93, 94, 95,")
+        for options in (("--attn", "ragged"), ("--attn", "padded"), ("-fa", "off"), ("-ctk", "q8_0", "-ctv", "q8_0"), ("-ctk", "q4_0", "-ctv", "q4_0")):
+            packed = self.answers("--kv-ratio", "1", "-n", "24", *options, text=counted)
+            self.assertEqual(packed["kept"]["saved"], 0)
+            self.assertEqual(packed["turns"], stock, options)
+        fifth = self.answers("--kv-ratio", "0.2", "-n", "24", text=counted)
+        self.assertAlmostEqual(fifth["kept"]["saved"], 0.8, delta=0.01)
+        self.assertEqual(fifth["turns"], stock)
+
+    def test_a_fifth_kept(self) -> None:
+        r = self.answers("--kv-ratio", "0.2", "-n", "24", "--ignore-eos")
+        counts = [n for layer in r["kept"]["layers"] for n in layer["kept"]]
+        self.assertEqual(len(counts), 30 * 3)
+        self.assertEqual(sum(counts), 90 * (r["n_prompt"] // 5))
+        self.assertAlmostEqual(r["kept"]["saved"], 0.8, delta=0.002)
+        self.assertEqual(r["n_decode"], 23)
+        self.assertGreater(len(r["turns"][0]["answer"]), 24)
+
+    def test_a_conversation(self) -> None:
+        r = self.answers("-cnv", "--kv-ratio", "0.5", "-n", "24", "--recompress", "--ask", "What is the capital of Italy?",
+                         text="What is the capital of France? Answer with one sentence.")
+        self.assertEqual(["Paris" in r["turns"][0]["answer"], "Rome" in r["turns"][1]["answer"]], [True, True])
+        self.assertNotIn("<|im_", str(r["turns"]))
+        self.assertTrue(r["compressed"])
+
+    def test_more_heads_than_the_graph_has_room_for_are_refused(self) -> None:
+        r = run("--kv-ratio", "0.2", "--attn", "per-head", text=self.TEXT, model=self.MODEL)
+        self.assertEqual(r.returncode, 2, r.stderr)
+        self.assertIn("so many heads", r.stderr)
+
+
 class Recall(unittest.TestCase):
     def test_every_cache_type_and_way_of_attention_answers(self) -> None:
         for kv_type in ("f16", "bf16", "f32", "q8_0", "q4_0"):
