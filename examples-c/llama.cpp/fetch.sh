@@ -40,6 +40,21 @@ pip() {
     mv "$folder.part" "$folder"
 }
 
+# --- what is missing, told before anything is brought ---
+
+missing=
+lacks() { missing="$missing
+  - $1"; }
+command -v patch >/dev/null || lacks "patch, from Debian, installed for the whole system"
+command -v cmake >/dev/null || [ -x "$home/cmake" ] || lacks "CMake, from Debian for the whole system; where that may not be, from PyPI into target/llama.cpp"
+[ "$(cat "$home/python/.requirements" 2>/dev/null)" = "$(cat "$here/requirements.txt")" ] || {
+    python3 -m pip --version >/dev/null 2>&1 || lacks "pip, from Debian, installed for the whole system"
+    lacks "$(echo $(cat "$here/requirements.txt")) and what they need, from PyPI into target/llama.cpp/python"
+}
+[ -n "${LLAMA_CPP_DIR:-}" ] || [ -e "$home/pinned-$version/.complete" ] ||
+    lacks "llama-cpp-sys-2 $version, 6 MB, and the crates it names, from crates.io into cargo's cache and target/llama.cpp"
+[ -z "$missing" ] || say "will bring what is missing:$missing"
+
 # --- tools ---
 
 command -v patch >/dev/null || debian patch || fail "patch is missing; install it"

@@ -9,9 +9,10 @@ L_BUILD = env -u MAKELEVEL -u MAKEFLAGS CTEST_OUTPUT_ON_FAILURE=1 $(L_HOME)/cmak
 
 .PHONY: llama test-llama test-llama-asan bench-llama llama-fetch llama-model llama-build
 
-# From nothing to answers: the trained model reads a prompt that ends in questions, keeps a fifth of it, and is asked again.
-llama: llama-build $(L_HOME)/recall.gguf
-	@$(PYTHON) $(LLAMA)/recall.py show
+# From nothing to answers: a published model sums up a long text from all of its cache, half and a fifth, and is asked about it.
+# `recall.py show` has the trained model, whose answers are right or wrong.
+llama: llama-build llama-model
+	@$(PYTHON) $(LLAMA)/show.py
 
 # What the command line promises, also with a published model, then what the patch does (tests/).
 test-llama: llama-build llama-model $(L_HOME)/recall.gguf
@@ -40,8 +41,9 @@ llama-model: check-tools
 
 # Four minutes of CPU the first time; then only what has changed.
 llama-build: llama-fetch lib
-	@$(call L_CONFIGURE,build)
-	@$(call L_BUILD,build) --parallel $(JOBS)
+	@echo "building llama.cpp and llama-lava (four minutes of CPU, the first time); log: $(L_HOME)/build.log"
+	@{ $(call L_CONFIGURE,build) && $(call L_BUILD,build) --parallel $(JOBS); } >$(L_HOME)/build.log 2>&1 || \
+		{ tail -n 40 $(L_HOME)/build.log; exit 1; }
 
 $(L_HOME)/%.gguf: eval/model/%.safetensors $(LLAMA)/gguf_model.py | llama-fetch
 	@$(PYTHON) $(LLAMA)/gguf_model.py $* $@

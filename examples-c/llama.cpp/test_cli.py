@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
+import sys
 import tempfile
 import unittest
 import xml.etree.ElementTree as ET
@@ -85,6 +88,25 @@ class Errors(unittest.TestCase):
         self.assertNotEqual(r.returncode, 0)
         self.assertIn("does not apply", r.stderr)
         self.assertEqual(patched.read_bytes(), before)
+
+    def test_what_will_be_brought_is_told_first(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:  # a project of its own, in which nothing was fetched, and no network
+            here = Path(folder) / "examples-c/llama.cpp"
+            here.mkdir(parents=True)
+            for name in ("fetch.sh", "requirements.txt"):
+                shutil.copy(Path(__file__).parent / name, here)
+            tools = Path(folder) / "tools"
+            tools.mkdir()
+            for name, does in {"cmake": "exit 0", "patch": "exit 0", "python3": 'case "$*" in *--version) exit 0;; esac; exit 1'}.items():
+                (tools / name).write_text(f"#!/bin/sh\n{does}\n")
+                (tools / name).chmod(0o755)
+            r = subprocess.run([here / "fetch.sh"], env=os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "CARGO": "false"},
+                               capture_output=True, text=True)
+        self.assertNotEqual(r.returncode, 0)
+        said = r.stderr.splitlines()
+        self.assertIn("will bring what is missing", said[0])
+        self.assertIn("gguf", said[1])
+        self.assertIn("llama-cpp-sys-2", said[2])
 
 
 class Output(unittest.TestCase):
@@ -313,6 +335,16 @@ class Published(unittest.TestCase):
         self.assertEqual(["Paris" in r["turns"][0]["answer"], "Rome" in r["turns"][1]["answer"]], [True, True])
         self.assertNotIn("<|im_", str(r["turns"]))
         self.assertTrue(r["compressed"])
+
+    def test_what_make_llama_shows_is_a_page(self) -> None:
+        r = subprocess.run([sys.executable, Path(__file__).parent / "show.py", "--characters", "1500"], capture_output=True, text=True)
+        self.assertEqual(r.returncode, 0, r.stderr)
+        self.assertLess(len(r.stdout.splitlines()), 60)
+        held = [float(x) for x in re.findall(r"tokens a second, ([0-9.]+) MB", r.stdout)]
+        self.assertEqual(len(held), 4)
+        for is_, due in zip(held, (1, 1, 0.5, 0.2)):
+            self.assertAlmostEqual(is_ / held[0], due, delta=0.02)
+        self.assertEqual(r.stdout.count("  sums up: "), 4)
 
     def test_more_heads_than_the_graph_has_room_for_are_refused(self) -> None:
         r = run("--kv-ratio", "0.2", "--attn", "per-head", text=self.TEXT, model=self.MODEL)
