@@ -28,8 +28,8 @@ test-llama-asan: llama-fetch lib $(L_HOME)/recall.gguf
 	@echo leak:ggml_backend_rpc >$(L_HOME)/leaks  # its list of servers, which it never frees
 	@LSAN_OPTIONS=suppressions=$(CURDIR)/$(L_HOME)/leaks:print_suppressions=0 $(call L_BUILD,build-asan) --target test
 
-# Half an hour. RECORD=file keeps the tables.
-bench-llama: llama-build $(L_HOME)/recall.gguf
+# Forty minutes. RECORD=file keeps the tables.
+bench-llama: llama-build llama-model $(L_HOME)/recall.gguf
 	@$(PYTHON) $(LLAMA)/bench.py $(if $(RECORD),--record $(RECORD))
 
 llama-fetch: check-tools
