@@ -157,7 +157,7 @@ class Output(unittest.TestCase):
         usual = kept(*free)
         for options in (("--smooth", "9"), ("--pool", "1"), ("--alpha", "0.7"), ("--sink", "50"), ("--layers", "equal")):
             self.assertNotEqual(usual, kept(*free, *options), options)
-        self.assertEqual(kept(), kept("--smooth", "0.5", "--pool", "6", "--alpha", "0.7", "--sink", "4", "--layers", "global"))
+        self.assertEqual(kept(), kept("--smooth", "0.5", "--pool", "6", "--alpha", "0.2", "--sink", "4", "--layers", "global"))
 
     def test_kept_all_answers_like_stock(self) -> None:
         ask = [x for q in PROMPT.questions for x in ("--ask", q)]
