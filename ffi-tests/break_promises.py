@@ -109,7 +109,7 @@ ROWS = [
      "b.exact_weight[j] + sink.map_or(0.0, |sink| libm::exp2(sink as f64 - max));",
      "b.exact_weight[j] + sink.map_or(0.0, |_| 0.0);", "score"),
     ("further queries are joined by maximum", "score.rs", "*s = if x > *s { x } else { *s };", "*s = x;", "ask_again"),
-    ("further queries see what one at n_tokens sees", "score/task.rs", "return 0..n;", "return 0..n - 1;", "ask_again"),
+    ("further queries see what one at n_tokens sees", "score/task.rs", "return 0..n,", "return 0..n - 1,", "ask_again"),
     ("queries at positions see what is before them", "score/task.rs", "return before(row)..end", "return 0..end", "ask_again"),
     ("queries at positions see as far back as the window", "score/task.rs", "before(row.saturating_add(keys))",
      "before(row.saturating_add(keys + 1))", "ask_again"),
