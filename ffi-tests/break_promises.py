@@ -114,6 +114,7 @@ ROWS = [
     ("queries at positions see as far back as the window", "score/task.rs", "before(row.saturating_add(keys))",
      "before(row.saturating_add(keys + 1))", "ask_again"),
     ("keys are unlike the mean of unit keys", "score/keys.rs", "*s += x as f64 / length", "*s += x as f64", "keys"),
+    ("a key of zeros has the score 0", "score/keys.rs", "if length == 0.0 || unlike < 0.0", "if unlike < 0.0", "keys"),
     ("norms by a form count what is above the diagonal twice", "score/keys.rs", "+ 2.0 * above", "+ above", "keys"),
     ("norms are of values less the centre", "score/keys.rs", "*x -= o", "*x += o", "keys"),
     ("expected attention counts how queries scatter", "score/keys.rs", "0.5 * scale * scale * scatter", "0.5 * scale * scatter", "keys"),

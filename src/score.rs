@@ -159,15 +159,14 @@ pub fn score_queries_at(
     score_by(Queries::At(positions), backend, shape, params, inputs, part, n_parts, workspace, scores)
 }
 
-/// That positions ascend, and that each query sees a row of a head.
-fn check_positions(shape: &Shape, positions: &[u32], head: usize) -> Result<()> {
+/// That each query sees a row of a head.
+fn check_seen(shape: &Shape, positions: &[u32], head: usize) -> Result<()> {
     let sees = |&p: &u32| {
         let oldest = shape.sliding_window.map_or(0, |keys| (p as usize + 1).saturating_sub(keys));
         let row = shape.first_row_at(head, oldest);
         row < shape.rows(head) && shape.position(head, row) <= p as usize
     };
-    let ascend = positions.is_sorted() && positions.last().is_none_or(|&p| p as usize <= shape.n_tokens);
-    ensure(ascend && positions.iter().all(sees), ErrorKind::Argument, c"positions")
+    ensure(positions.iter().all(sees), ErrorKind::Argument, c"positions")
 }
 
 #[expect(clippy::too_many_arguments, reason = "those of the functions above")]
@@ -187,8 +186,10 @@ fn score_by(
     let at_layer = |e: crate::Error| e.at_layer(shape.layer);
     check_inputs(shape, params, queries, inputs).map_err(at_layer)?;
     if let Queries::At(positions) = queries {
+        let ascend = positions.is_sorted() && positions.last().is_none_or(|&p| p as usize <= shape.n_tokens);
+        ensure(ascend, ErrorKind::Argument, c"positions").map_err(at_layer)?;
         for head in heads.clone() {
-            check_positions(shape, positions, head).map_err(|e| at_layer(e.at_head(head)))?;
+            check_seen(shape, positions, head).map_err(|e| at_layer(e.at_head(head)))?;
         }
     }
     let first = shape.first_score(heads.start);

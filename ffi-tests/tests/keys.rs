@@ -102,6 +102,17 @@ fn keys_that_are_unlike_the_others() {
     }
 }
 
+/// A key of zeros is unlike nothing; one that is turned away from all others is as unlike as can be.
+#[test]
+fn keys_of_zeros_and_of_the_other_direction() {
+    let shape = shape(6, (1, 1), (2, 2), 1);
+    let mut keys = Grid { rows: 6, heads: 1, dim: 2, values: vec![1.0; 12] };
+    (0..2).for_each(|c| (keys.set(1, 0, c, 0.0), keys.set(3, 0, c, -2.0)).0);
+    let (laid, scores) = (keys.lay(), Memory::new(4 * 5));
+    call(|e| unsafe { lava_score_keys(&shape, &laid.tensor(), 0, 1, scores.ptr(), e) }).unwrap();
+    assert_eq!(scores.to_vec::<f32>(), [0.0, 0.0, 0.0, 2.0, 0.0]);
+}
+
 #[test]
 fn norms_by_a_form_and_from_a_centre() {
     let d = DIMS.1;
