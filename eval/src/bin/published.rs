@@ -201,9 +201,10 @@ fn main() -> Result<()> {
     }
     if let Some(readme) = &args.readme {
         let marker = match (args.model, half) {
-            (Published::Gemma, _) => "gemma",
-            (_, Half::Choosing) => "choosing",
-            (_, Half::Reporting) => "published",
+            (Published::Gemma, Half::Choosing) => "choosing-gemma",
+            (Published::Gemma, Half::Reporting) => "gemma",
+            (Published::Smollm2, Half::Choosing) => "choosing",
+            (Published::Smollm2, Half::Reporting) => "published",
         };
         let text = fs::read_to_string(readme)?;
         let page = format!("{page}Seed {seed}, the {name} half of each book.\n");
